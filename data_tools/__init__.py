@@ -1,0 +1,1 @@
+"""Raw image archives -> checked TFRecord data sets in TFDS's own layout."""
