@@ -1,0 +1,129 @@
+"""The command line: absl flags, and the config that they name."""
+
+from __future__ import annotations
+
+import typing
+
+from absl import flags
+
+from flags.config import Config, parse_settings, validate
+from flags.errors import UserError
+from flags.presets import DEFAULT_DATASET, general_preset, preset
+
+MODES = ("train", "sample", "describe")
+STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_string(
+    "dataset", None,
+    "The data set, which also picks the preset: emoji64 (the default), lsun_church, imagenet256, ffhq1024, "
+    "tfds:NAME, or folder:PATH for a data set made by data_tools.",
+)  # fmt: skip
+flags.DEFINE_string("run_dir", None, "The run's folder; runs/<dataset> by default.")
+flags.DEFINE_string("data_dir", "data", "Where named data sets lie.")
+flags.DEFINE_integer("seed", None, "Seed of everything random; 0 by default.", lower_bound=0)
+flags.DEFINE_enum("strategy", "auto", STRATEGIES, "Where to compute.")
+flags.DEFINE_integer("patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", lower_bound=1)
+flags.DEFINE_enum("split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
+flags.DEFINE_string("prediction", None, "What the network predicts: x, eps or v.")
+flags.DEFINE_integer("train_steps", None, "Steps to train, in all.", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "Images a step, over all replicas.", lower_bound=1)
+flags.DEFINE_multi_string("set", [], "Any other field of the config, as key=value; repeatable.")
+
+flags.DEFINE_integer("num_samples", 16, "Images to draw.", lower_bound=1)
+flags.DEFINE_integer("sample_batch_size", 16, "Images to draw at a time.", lower_bound=1)
+flags.DEFINE_string("steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20.")
+flags.DEFINE_float("guidance", 1.0, "Weight w of classifier-free guidance; 1 is without.")
+flags.DEFINE_list("labels", None, "Labels to draw, numbers or names, in turn; by default all classes.")
+flags.DEFINE_string("out", None, "Folder for the samples; <run_dir>/samples by default.")
+flags.DEFINE_bool("save_pngs", False, "Write one PNG for each sample too.")
+
+
+class DataInfo(typing.Protocol):
+    """What the config takes from a data set that is not one of the named presets."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    label_names: tuple[str, ...]
+
+
+def dataset_name() -> str:
+    """The data set that was asked for, or the default."""
+    return FLAGS.dataset or DEFAULT_DATASET
+
+
+def is_named(dataset: str) -> bool:
+    """Whether the data set has a preset of its own; others tell their shape themselves."""
+    return not dataset.startswith(("tfds:", "folder:"))
+
+
+def run_dir() -> str:
+    """The run's folder."""
+    if FLAGS.run_dir:
+        return FLAGS.run_dir
+    name = dataset_name().rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
+
+
+def config_from_flags(info: DataInfo | None = None) -> Config:
+    """The validated config of the command line; `info` describes a data set without a preset.
+
+    Raises:
+      UserError: something cannot work.
+    """
+    dataset = dataset_name()
+    if is_named(dataset):
+        config = preset(dataset, FLAGS.patch_size, FLAGS.split)
+    else:
+        config = general_preset(
+            dataset, info.image_shape, info.num_classes, info.label_names, FLAGS.patch_size
+        )
+    shortcuts = {
+        "seed": FLAGS.seed,
+        "diffusion.prediction": FLAGS.prediction,
+        "training.steps": FLAGS.train_steps,
+        "training.batch_size": FLAGS.batch_size,
+    }
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    return validate(config.replace({**given, **parse_settings(FLAGS.set)}))
+
+
+def sampling_sections(num_timesteps: int) -> tuple[int, ...]:
+    """`--steps` as the number of steps in each section of the process.
+
+    Raises:
+      UserError: not numbers, or more steps than the process has.
+    """
+    try:
+        sections = tuple(int(part) for part in FLAGS.steps.split(","))
+    except ValueError as error:
+        raise UserError(f"--steps={FLAGS.steps}: write a number, or one for each section: 90,60,60,20,20") from error
+    largest = num_timesteps // len(sections)
+    if not sections or min(sections) < 1 or max(sections) > largest:
+        raise UserError(
+            f"--steps={FLAGS.steps}: the process has {num_timesteps} steps, so use 1 to {largest} in each of "
+            f"{len(sections)} section{'s' if len(sections) > 1 else ''}"
+        )
+    return sections
+
+
+def sampling_labels(config: Config) -> list[int] | None:
+    """`--labels` as class numbers, or None for all classes in turn.
+
+    Raises:
+      UserError: an unknown name, a number out of range, or a model without classes.
+    """
+    if not FLAGS.labels:
+        return None
+    if config.network.class_conditioning == "none":
+        raise UserError("--labels: this model has no classes; leave the flag out")
+    names = {name.lower(): number for number, name in enumerate(config.data.label_names)}
+    labels = []
+    for text in FLAGS.labels:
+        number = names.get(text.strip().lower(), text)
+        if not str(number).strip().isdigit() or int(number) >= config.data.num_classes:
+            known = f"0 to {config.data.num_classes - 1}" + (f" or {', '.join(config.data.label_names)}" if names else "")
+            raise UserError(f"--labels: there is no class {text!r}; use {known}")
+        labels.append(int(number))
+    return labels

@@ -1,0 +1,1 @@
+"""Samplers: plain functions from noise to images, given a denoiser."""

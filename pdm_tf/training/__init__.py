@@ -1,0 +1,1 @@
+"""Training: the Keras model, its loop, averages and checkpoints."""

@@ -1,0 +1,135 @@
+"""Checkpoints that are whole or not there, and that are checked before they are believed.
+
+A checkpoint is a folder `checkpoints/step_00001000` with TensorFlow's files and a `manifest.json` that holds
+the size and SHA-256 of each of them and of the averages `ema/step_00001000.npz`. It is written under another
+name and renamed when all is on the disk, so a kill or a full disk leaves the one before it as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+from absl import logging
+
+from flags.errors import UserError
+from pdm_tf.atomic import disk_errors, sync
+from pdm_tf.training.ema import ExponentialMovingAverage
+
+MANIFEST = "manifest.json"
+
+
+class Checkpoints:
+    """The checkpoints and averages of a run folder."""
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        state: tf.train.Checkpoint,
+        ema: ExponentialMovingAverage,
+        keep: int = 2,
+    ):
+        """`state` is what is saved beside the averages; the newest `keep` checkpoints stay."""
+        self.run_dir = Path(run_dir)
+        self.state = state
+        self.ema = ema
+        self.keep = keep
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint of `step` and removes those beyond the newest `keep`.
+
+        Raises:
+          UserError: the disk is full; earlier checkpoints are as they were.
+        """
+        final = self._folder(step)
+        partial = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            with disk_errors(final):
+                self.ema.save(self._ema_file(step))
+                partial.mkdir(parents=True)
+                self._write_state(partial / "state")
+                self._write_manifest(partial, step)
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+                sync(final.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._prune()
+
+    def restore_newest(self) -> int | None:
+        """Restores the newest whole checkpoint and returns its step; None if there is no checkpoint at all.
+
+        Raises:
+          UserError: there are checkpoints and none of them is usable.
+        """
+        folders = sorted((self.run_dir / "checkpoints").glob("step_*"), reverse=True)
+        for folder in folders:
+            problem = self._problem(folder)
+            if problem is None:
+                step = int(folder.name.partition("_")[2])
+                self.state.read(str(folder / "state")).assert_existing_objects_matched()
+                self.ema.load(self._ema_file(step))
+                return step
+            logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
+        if folders:
+            raise UserError(
+                f"none of the {len(folders)} checkpoints in {self.run_dir}/checkpoints is usable: restore them from a copy, "
+                "or delete the folder to start again from nothing"
+            )
+        return None
+
+    def _write_state(self, prefix: Path) -> None:
+        try:
+            self.state.write(str(prefix))
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(f"no space left on the disk of {prefix.parent}: free some and run the command again") from error
+
+    def _write_manifest(self, folder: Path, step: int) -> None:
+        files = [*sorted(folder.iterdir()), self._ema_file(step)]
+        manifest = {"step": step, "files": {self._relative(f, folder): _fingerprint(f) for f in files}}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for file in folder.iterdir():
+            sync(file)
+        sync(folder)
+
+    def _problem(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint, or None."""
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            files = dict(manifest["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{MANIFEST} is missing or not readable"
+        for name, expected in files.items():
+            path = self.run_dir / name if name.startswith("ema/") else folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _fingerprint(path) != expected:
+                return f"{name} is not what was written"
+        return None
+
+    def _relative(self, file: Path, folder: Path) -> str:
+        return file.name if file.parent == folder else str(file.relative_to(self.run_dir))
+
+    def _folder(self, step: int) -> Path:
+        return self.run_dir / "checkpoints" / f"step_{step:08d}"
+
+    def _ema_file(self, step: int) -> Path:
+        return self.run_dir / "ema" / f"step_{step:08d}.npz"
+
+    def _prune(self) -> None:
+        folders = sorted((self.run_dir / "checkpoints").glob("step_*"))
+        for folder in folders[: -self.keep]:
+            shutil.rmtree(folder)
+            (self.run_dir / "ema" / f"{folder.name}.npz").unlink(missing_ok=True)
+
+
+def _fingerprint(path: Path) -> dict:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

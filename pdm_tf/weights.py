@@ -1,0 +1,61 @@
+"""Network weights as one .npz file: arrays by variable name, no pickle, no framework."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.atomic import atomic_file
+
+
+def variable_names(variables: Sequence[tf.Variable]) -> list[str]:
+    """The variables' names without TensorFlow's output suffix, such as "unet/conv_in/kernel"."""
+    names = [variable.name.split(":")[0] for variable in variables]
+    assert len(set(names)) == len(names), "layers of one network must have different names"
+    return names
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays to `path` atomically."""
+    with atomic_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads named arrays; every byte is checked against the file's own checksums.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it or delete it") from error
+
+
+def assign_arrays(
+    variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
+) -> None:
+    """Gives each variable the array of its name; float16 files are widened.
+
+    Raises:
+      UserError: `arrays` (from the file `where`) are those of another network.
+    """
+    names = variable_names(variables)
+    missing = [name for name in names if name not in arrays]
+    if missing or len(arrays) != len(names):
+        odd = missing or sorted(set(arrays) - set(names))
+        raise UserError(f"{where} holds the weights of another network ({len(odd)} differ, such as {odd[0]})")
+    for name, variable in zip(names, variables):
+        value = arrays[name]
+        if tuple(variable.shape) != value.shape:
+            raise UserError(f"{where}: {name} is {value.shape}, and the network's is {tuple(variable.shape)}")
+        variable.assign(value.astype(variable.dtype.as_numpy_dtype))
