@@ -1,0 +1,14 @@
+"""TFRecord data sets in TFDS layout -> batches of images in [-1, 1] and labels."""
+
+from pdm_tf.data.damage import naming_shards
+from pdm_tf.data.info import DatasetInfo, Split, describe_directory, find_dataset
+from pdm_tf.data.pipeline import load_batches
+
+__all__ = [
+    "DatasetInfo",
+    "Split",
+    "describe_directory",
+    "find_dataset",
+    "load_batches",
+    "naming_shards",
+]
