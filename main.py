@@ -30,6 +30,7 @@ def train():
 
     run_dir = definitions.run_dir()
     info = data.find_dataset(config.data.dataset, FLAGS.data_dir)
+    config = config.replace({"data.label_names": info.label_names})
     where = strategy.make_strategy(FLAGS.strategy)
     config = loop.resolve(config, run_dir, where)
     print(config.to_json(), end="", flush=True)
@@ -50,12 +51,18 @@ def sample():
 
     run_dir = definitions.run_dir()
     config, denoiser = load_denoiser(run_dir)
-    labels = definitions.sampling_labels(config) or cycled_labels(denoiser, config.data.num_classes or 1)
+    labels = definitions.sampling_labels(config) or cycled_labels(
+        denoiser, config.data.num_classes or 1
+    )
     sections = definitions.sampling_sections(config.diffusion.num_timesteps)
     if FLAGS.guidance != 1.0 and not denoiser.conditional:
-        raise UserError(f"--guidance={FLAGS.guidance:g}: {run_dir} has no classes to guide with; leave the flag out")
+        raise UserError(
+            f"--guidance={FLAGS.guidance:g}: {run_dir} has no classes to guide with; leave the flag out"
+        )
     sampler = Sampler(denoiser, sections=sections, guidance=FLAGS.guidance)
-    images, labels = draw(sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels)
+    images, labels = draw(
+        sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels
+    )
     images = to_uint8(images)
     out = FLAGS.out or f"{run_dir}/samples"
     write_samples(f"{out}/samples.npz", images, labels if denoiser.conditional else None)
@@ -101,10 +108,15 @@ def parse_flags(arguments):
     try:
         rest = FLAGS(arguments)
         if len(rest) > 1:
-            raise absl_flags.Error(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+            raise absl_flags.Error(
+                f"unexpected argument {rest[1]!r}; flags are written --name=value"
+            )
         return rest
     except absl_flags.Error as error:
-        print(f"error: {' '.join(str(error).split())} (python main.py --help lists the flags)", file=sys.stderr)
+        print(
+            f"error: {' '.join(str(error).split())} (python main.py --help lists the flags)",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -25,7 +25,9 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 class DataConfig:
     """Which images a run learns from."""
 
-    dataset: str = "emoji64"  # emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME or folder:PATH
+    dataset: str = (
+        "emoji64"  # emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME or folder:PATH
+    )
     image_shape: tuple[int, int, int] = (64, 64, 3)  # height, width, channels
     num_classes: int = 0  # 0: the data have no labels
     label_names: tuple[str, ...] = ()
@@ -117,7 +119,9 @@ class Config:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not valid JSON ({error}); restore it or start a new run") from error
+            raise UserError(
+                f"{where} is not valid JSON ({error}); restore it or start a new run"
+            ) from error
         return _from_dict(Config, values, where)
 
     def replace(self, settings: dict[str, typing.Any]) -> Config:
@@ -144,10 +148,15 @@ def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"--set={assignment}: write --set=key=value, such as --set=optimizer.learning_rate=1e-4")
+            raise UserError(
+                f"--set={assignment}: write --set=key=value, such as --set=optimizer.learning_rate=1e-4"
+            )
         if key not in types:
-            close = difflib.get_close_matches(key, types, n=1, cutoff=0.4)
-            advice = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(types)}"
+            begun = [known for known in types if known.startswith(key)]
+            close = begun or difflib.get_close_matches(key, types, n=1, cutoff=0.4)
+            advice = (
+                f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(types)}"
+            )
             raise UserError(f"--set: there is no setting {key!r}{advice}")
         settings[key] = _parse(text, types[key], f"--set={key}")
     return settings
@@ -177,7 +186,10 @@ def _validate_choices(config: Config) -> None:
         "training.precision": PRECISIONS,
     }
     for key, allowed in choices.items():
-        _require(_get(config, key) in allowed, f"{key}={_get(config, key)}: use one of {', '.join(allowed)}")
+        _require(
+            _get(config, key) in allowed,
+            f"{key}={_get(config, key)}: use one of {', '.join(allowed)}",
+        )
     positive = (
         "network.patch_size network.base_channels network.blocks_per_level network.head_channels "
         "diffusion.num_timesteps optimizer.learning_rate training.batch_size training.steps "
@@ -188,17 +200,33 @@ def _validate_choices(config: Config) -> None:
         _require(_get(config, key) > 0, f"{key}={_get(config, key)}: use a number above 0")
     for key in ("optimizer.warmup_steps", "optimizer.clip_norm", "data.num_classes", "seed"):
         _require(_get(config, key) >= 0, f"{key}={_get(config, key)}: use 0 or more")
-    for key in ("network.dropout", "diffusion.label_dropout", "optimizer.beta_1", "optimizer.beta_2"):
-        _require(0 <= _get(config, key) < 1, f"{key}={_get(config, key)}: use a number from 0 up to 1")
-    _require(0 <= config.training.ema_decay < 1, f"training.ema_decay={config.training.ema_decay}: use a number from 0 up to 1")
+    for key in (
+        "network.dropout",
+        "diffusion.label_dropout",
+        "optimizer.beta_1",
+        "optimizer.beta_2",
+    ):
+        _require(
+            0 <= _get(config, key) < 1, f"{key}={_get(config, key)}: use a number from 0 up to 1"
+        )
+    _require(
+        0 <= config.training.ema_decay < 1,
+        f"training.ema_decay={config.training.ema_decay}: use a number from 0 up to 1",
+    )
     _require(config.seed < 2**31, f"seed={config.seed}: use a number below 2147483648")
 
 
 def _validate_network(config: Config) -> None:
     network, (height, width, channels) = config.network, config.data.image_shape
-    _require(min(height, width, channels) > 0, f"data.image_shape={config.data.image_shape}: use positive numbers")
+    _require(
+        min(height, width, channels) > 0,
+        f"data.image_shape={config.data.image_shape}: use positive numbers",
+    )
     levels = len(network.channel_multipliers)
-    _require(levels > 0, "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2")
+    _require(
+        levels > 0,
+        "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2",
+    )
     factor = network.patch_size * 2 ** (levels - 1)
     for side, size in (("height", height), ("width", width)):
         nearest = max(factor, round(size / factor) * factor)
@@ -307,7 +335,10 @@ def _convert(value: typing.Any, kind: typing.Any, where: str) -> typing.Any:
         _require(isinstance(value, list), f"{where}: use a list")
         if kinds[-1] is not Ellipsis:
             _require(len(value) == len(kinds), f"{where}: use {len(kinds)} values")
-        parts = [_parse(v, kinds[0], where) if isinstance(v, str) else _convert(v, kinds[0], where) for v in value]
+        parts = [
+            _parse(v, kinds[0], where) if isinstance(v, str) else _convert(v, kinds[0], where)
+            for v in value
+        ]
         return tuple(parts)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -324,9 +355,16 @@ def _from_dict(cls: type, values: typing.Any, where: str) -> typing.Any:
     _require(isinstance(values, dict), f"{where}: expected an object with keys")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
-    _require(not unknown, f"{where}: unknown key {', '.join(unknown)}; it was written by another version of pdm_tf")
+    _require(
+        not unknown,
+        f"{where}: unknown key {', '.join(unknown)}; it was written by another version of pdm_tf",
+    )
     made = {}
     for name, value in values.items():
         kind, place = hints[name], f"{where}: {name}"
-        made[name] = _from_dict(kind, value, place) if dataclasses.is_dataclass(kind) else _convert(value, kind, place)
+        made[name] = (
+            _from_dict(kind, value, place)
+            if dataclasses.is_dataclass(kind)
+            else _convert(value, kind, place)
+        )
     return cls(**made)

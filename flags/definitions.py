@@ -24,8 +24,12 @@ flags.DEFINE_string("run_dir", None, "The run's folder; runs/<dataset> by defaul
 flags.DEFINE_string("data_dir", "data", "Where named data sets lie.")
 flags.DEFINE_integer("seed", None, "Seed of everything random; 0 by default.", lower_bound=0)
 flags.DEFINE_enum("strategy", "auto", STRATEGIES, "Where to compute.")
-flags.DEFINE_integer("patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", lower_bound=1)
-flags.DEFINE_enum("split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
+flags.DEFINE_integer(
+    "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", lower_bound=1
+)
+flags.DEFINE_enum(
+    "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default."
+)
 flags.DEFINE_string("prediction", None, "What the network predicts: x, eps or v.")
 flags.DEFINE_integer("train_steps", None, "Steps to train, in all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Images a step, over all replicas.", lower_bound=1)
@@ -33,9 +37,13 @@ flags.DEFINE_multi_string("set", [], "Any other field of the config, as key=valu
 
 flags.DEFINE_integer("num_samples", 16, "Images to draw.", lower_bound=1)
 flags.DEFINE_integer("sample_batch_size", 16, "Images to draw at a time.", lower_bound=1)
-flags.DEFINE_string("steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20.")
+flags.DEFINE_string(
+    "steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20."
+)
 flags.DEFINE_float("guidance", 1.0, "Weight w of classifier-free guidance; 1 is without.")
-flags.DEFINE_list("labels", None, "Labels to draw, numbers or names, in turn; by default all classes.")
+flags.DEFINE_list(
+    "labels", None, "Labels to draw, numbers or names, in turn; by default all classes."
+)
 flags.DEFINE_string("out", None, "Folder for the samples; <run_dir>/samples by default.")
 flags.DEFINE_bool("save_pngs", False, "Write one PNG for each sample too.")
 
@@ -98,7 +106,9 @@ def sampling_sections(num_timesteps: int) -> tuple[int, ...]:
     try:
         sections = tuple(int(part) for part in FLAGS.steps.split(","))
     except ValueError as error:
-        raise UserError(f"--steps={FLAGS.steps}: write a number, or one for each section: 90,60,60,20,20") from error
+        raise UserError(
+            f"--steps={FLAGS.steps}: write a number, or one for each section: 90,60,60,20,20"
+        ) from error
     largest = num_timesteps // len(sections)
     if not sections or min(sections) < 1 or max(sections) > largest:
         raise UserError(
@@ -123,7 +133,9 @@ def sampling_labels(config: Config) -> list[int] | None:
     for text in FLAGS.labels:
         number = names.get(text.strip().lower(), text)
         if not str(number).strip().isdigit() or int(number) >= config.data.num_classes:
-            known = f"0 to {config.data.num_classes - 1}" + (f" or {', '.join(config.data.label_names)}" if names else "")
+            known = f"0 to {config.data.num_classes - 1}" + (
+                f" or {', '.join(config.data.label_names)}" if names else ""
+            )
             raise UserError(f"--labels: there is no class {text!r}; use {known}")
         labels.append(int(number))
     return labels

@@ -28,7 +28,11 @@ class Denoiser:
         self.conditional = network.class_conditioning != "none"
 
     def __call__(
-        self, z: tf.Tensor, t: tf.Tensor, labels: tf.Tensor | None, dropout_key: tf.Tensor | None = None
+        self,
+        z: tf.Tensor,
+        t: tf.Tensor,
+        labels: tf.Tensor | None,
+        dropout_key: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """z float32 (B, H, W, C), t int32 (B,), labels int32 (B,) -> x_theta and u, float32 (B, H, W, C).
 
@@ -62,7 +66,9 @@ def read_config(run_dir: str | os.PathLike) -> Config:
     """
     path = Path(run_dir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{run_dir} holds no run (no config.json): train one with --mode=train --run_dir={run_dir}")
+        raise UserError(
+            f"{run_dir} holds no run (no config.json): train one with --mode=train --run_dir={run_dir}"
+        )
     return Config.from_json(path.read_text(), str(path))
 
 
@@ -74,7 +80,9 @@ def newest_ema(run_dir: str | os.PathLike) -> Path:
     """
     files = sorted((Path(run_dir) / "ema").glob("step_*.npz"))
     if not files:
-        raise UserError(f"{run_dir}/ema holds no weights yet: train until the first checkpoint is written")
+        raise UserError(
+            f"{run_dir}/ema holds no weights yet: train until the first checkpoint is written"
+        )
     return files[-1]
 
 

@@ -20,7 +20,9 @@ def stream(seed: tf.Tensor | int, purpose: str, *indices: tf.Tensor | int) -> tf
       purpose: what the numbers are for; different purposes never share numbers.
       *indices: integer scalars, such as a step or an image's index.
     """
-    key = tf.stack([tf.cast(seed, tf.int32), tf.constant(zlib.crc32(purpose.encode()) & 0x7FFFFFFF, tf.int32)])
+    key = tf.stack(
+        [tf.cast(seed, tf.int32), tf.constant(zlib.crc32(purpose.encode()) & 0x7FFFFFFF, tf.int32)]
+    )
     for index in indices:
         key = tf.random.experimental.stateless_fold_in(key, tf.cast(index, tf.int32))
     return key
@@ -38,9 +40,18 @@ def draw_each(
       signature: the tf.TensorSpec(s) of what `draw` returns.
     """
     fold_in = tf.random.experimental.stateless_fold_in
-    return tf.map_fn(lambda index: draw(fold_in(key, index)), tf.cast(indices, tf.int32), fn_output_signature=signature)
+    return tf.map_fn(
+        lambda index: draw(fold_in(key, index)),
+        tf.cast(indices, tf.int32),
+        fn_output_signature=signature,
+    )
 
 
 def normal_each(key: tf.Tensor, indices: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
     """Standard normal noise, float32 (B, *shape), one stream an image."""
-    return draw_each(key, indices, lambda k: tf.random.stateless_normal(shape, k), tf.TensorSpec(shape, tf.float32))
+    return draw_each(
+        key,
+        indices,
+        lambda k: tf.random.stateless_normal(shape, k),
+        tf.TensorSpec(shape, tf.float32),
+    )

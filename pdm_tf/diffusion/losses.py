@@ -8,7 +8,12 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.diffusion.process import gaussian_kl, learned_log_variance, posterior_log_variance, posterior_mean
+from pdm_tf.diffusion.process import (
+    gaussian_kl,
+    learned_log_variance,
+    posterior_log_variance,
+    posterior_mean,
+)
 from pdm_tf.diffusion.schedules import NoiseSchedule, at
 
 MIN_SNR_GAMMA = 5.0
@@ -48,7 +53,12 @@ def simple_loss(x: tf.Tensor, pred_x: tf.Tensor, weights: np.ndarray, i: tf.Tens
 
 
 def vlb_loss(
-    x: tf.Tensor, z: tf.Tensor, pred_x: tf.Tensor, u: tf.Tensor, schedule: NoiseSchedule, i: tf.Tensor
+    x: tf.Tensor,
+    z: tf.Tensor,
+    pred_x: tf.Tensor,
+    u: tf.Tensor,
+    schedule: NoiseSchedule,
+    i: tf.Tensor,
 ) -> tf.Tensor:
     """L_vlb = KL(q(z_s | z_t, x) || p_theta(z_s | z_t)), summed over H, W and C, in nats. Returns (B,).
 

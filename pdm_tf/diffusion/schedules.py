@@ -105,7 +105,9 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
     Raises:
       ValueError: a section asks for fewer than 1 step or for more than it has.
     """
-    starts = np.array([len(part) for part in np.array_split(np.arange(num_timesteps), len(sections))])
+    starts = np.array(
+        [len(part) for part in np.array_split(np.arange(num_timesteps), len(sections))]
+    )
     kept, start = [], 0
     for size, count in zip(starts, sections):
         if not 1 <= count <= size:

@@ -35,7 +35,9 @@ class GroupNorm(GroupNormalization):
         x = tf.cast(inputs, tf.float32)
         spatial = list(range(1, x.shape.rank - 1))
         mean = self._group_mean(tf.reduce_mean(x, spatial, keepdims=True))
-        variance = self._group_mean(tf.reduce_mean(tf.math.squared_difference(x, mean), spatial, keepdims=True))
+        variance = self._group_mean(
+            tf.reduce_mean(tf.math.squared_difference(x, mean), spatial, keepdims=True)
+        )
         gain = tf.math.rsqrt(variance + self.epsilon)
         if self.scale:
             gain *= tf.cast(self.gamma, tf.float32)
@@ -45,7 +47,10 @@ class GroupNorm(GroupNormalization):
         if scale is not None:
             broadcast = [-1] + [1] * len(spatial) + [x.shape[-1]]
             one_plus_scale = 1.0 + tf.reshape(scale, broadcast)
-            gain, offset = gain * one_plus_scale, offset * one_plus_scale + tf.reshape(shift, broadcast)
+            gain, offset = (
+                gain * one_plus_scale,
+                offset * one_plus_scale + tf.reshape(shift, broadcast),
+            )
         return tf.cast(x * gain + offset, self.compute_dtype)
 
     def _group_mean(self, channel_mean: tf.Tensor) -> tf.Tensor:

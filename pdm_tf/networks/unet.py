@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from pdm_tf.networks.group_norm import GroupNorm
-from pdm_tf.networks.layers import ResBlock, SelfAttention, position_encoding, timestep_features, upsample
+from pdm_tf.networks.layers import (
+    ResBlock,
+    SelfAttention,
+    position_encoding,
+    timestep_features,
+    upsample,
+)
 from pdm_tf.patching import ImageToPatches, PatchesToImage
 
 
@@ -96,11 +102,13 @@ class UNet(tf.keras.Model):
         self.norm_out = GroupNorm(32, name="norm_out")
         self.conv_out = conv(values, 3, padding="same", kernel_initializer="zeros", name="conv_out")
         self.to_image = PatchesToImage(patch_size, name="to_image")
-        self.variance_t = tf.keras.layers.Dense(2 * c, name="variance_t")
+        self.variance_t = tf.keras.layers.Dense(c + self.widths[0], name="variance_t")
         self.variance_conv = conv(
             c, 3, padding="same", activation="swish", dtype=self.policy, name="variance_conv"
         )
-        self.variance_out = conv(values, 3, padding="same", activation="sigmoid", name="variance_out")
+        self.variance_out = conv(
+            values, 3, padding="same", activation="sigmoid", name="variance_out"
+        )
 
     def _block(self, width: int, name: str, **kwargs) -> ResBlock:
         gated = self.class_conditioning == "gate"
@@ -112,7 +120,9 @@ class UNet(tf.keras.Model):
         return SelfAttention(self.head_channels, dtype=self.policy, name=name)
 
     def _resample_conv(self, width: int, stride: int, name: str) -> tf.keras.layers.Layer:
-        return tf.keras.layers.Conv2D(width, 3, stride, padding="same", dtype=self.policy, name=name)
+        return tf.keras.layers.Conv2D(
+            width, 3, stride, padding="same", dtype=self.policy, name=name
+        )
 
     def _make_encoder(self):
         """Per level: (block, attention or None) pairs, then the convolution down to the next level's width."""
@@ -120,7 +130,9 @@ class UNet(tf.keras.Model):
         for level, width in enumerate(self.widths):
             for b in range(self.blocks_per_level):
                 name = f"encoder{level}_{b}"
-                self.encoder.append((self._block(width, name), self._attention(level, f"{name}_attention")))
+                self.encoder.append(
+                    (self._block(width, name), self._attention(level, f"{name}_attention"))
+                )
             if level + 1 < len(self.widths):
                 self.down.append(self._resample_conv(self.widths[level + 1], 2, f"down{level}"))
         self.middle_in = self._block(self.widths[-1], "middle_in")
@@ -216,5 +228,9 @@ def _count_keys(dropout_key: tf.Tensor | None):
     """An endless series of keys, one for each block; of None without a key."""
     block = 0
     while True:
-        yield None if dropout_key is None else tf.random.experimental.stateless_fold_in(dropout_key, block)
+        yield (
+            None
+            if dropout_key is None
+            else tf.random.experimental.stateless_fold_in(dropout_key, block)
+        )
         block += 1

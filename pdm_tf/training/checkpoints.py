@@ -74,7 +74,9 @@ class Checkpoints:
                 self.state.read(str(folder / "state")).assert_existing_objects_matched()
                 self.ema.load(self._ema_file(step))
                 return step
-            logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
+            logging.error(
+                "checkpoint %s is damaged (%s); trying the one before it", folder, problem
+            )
         if folders:
             raise UserError(
                 f"none of the {len(folders)} checkpoints in {self.run_dir}/checkpoints is usable: restore them from a copy, "
@@ -86,11 +88,16 @@ class Checkpoints:
         try:
             self.state.write(str(prefix))
         except tf.errors.ResourceExhaustedError as error:
-            raise UserError(f"no space left on the disk of {prefix.parent}: free some and run the command again") from error
+            raise UserError(
+                f"no space left on the disk of {prefix.parent}: free some and run the command again"
+            ) from error
 
     def _write_manifest(self, folder: Path, step: int) -> None:
         files = [*sorted(folder.iterdir()), self._ema_file(step)]
-        manifest = {"step": step, "files": {self._relative(f, folder): _fingerprint(f) for f in files}}
+        manifest = {
+            "step": step,
+            "files": {self._relative(f, folder): _fingerprint(f) for f in files},
+        }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for file in folder.iterdir():
             sync(file)

@@ -52,7 +52,9 @@ class PatchedDiffusion(tf.keras.Model):
         name: str = "patched_diffusion",
     ):
         super().__init__(name=name)
-        self._config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "network")}
+        self._config = {
+            k: v for k, v in locals().items() if k not in ("self", "__class__", "network")
+        }
         self.network = network
         self.schedule = linear_schedule(num_timesteps, beta_start, beta_end)
         self.denoiser = Denoiser(network, self.schedule, prediction)
@@ -65,7 +67,12 @@ class PatchedDiffusion(tf.keras.Model):
             0, trainable=False, dtype=tf.int64, name="step",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )  # fmt: skip
-        names = ["loss", "simple_loss", "vlb_loss", *(f"mse_quarter{q + 1}" for q in range(QUARTERS))]
+        names = [
+            "loss",
+            "simple_loss",
+            "vlb_loss",
+            *(f"mse_quarter{q + 1}" for q in range(QUARTERS)),
+        ]
         self._means = {n: tf.keras.metrics.Mean(n) for n in names}
         self._gradient_norm = tf.keras.metrics.Mean("gradient_norm")
         self.built = True
@@ -126,7 +133,15 @@ class PatchedDiffusion(tf.keras.Model):
         t, eps, _ = self._draw(key, context.replica_id_in_sync_group, x, labels)
         return self._update_means(self.losses_of(x, labels, t, eps), t)
 
-    def sample(self, num_images: int, *, steps: int = 250, guidance: float = 1.0, labels=None, seed: int = 0):
+    def sample(
+        self,
+        num_images: int,
+        *,
+        steps: int = 250,
+        guidance: float = 1.0,
+        labels=None,
+        seed: int = 0,
+    ):
         """Draws images by ancestral sampling, float32 (num_images, H, W, C) in [-1, 1].
 
         Args:

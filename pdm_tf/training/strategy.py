@@ -27,11 +27,15 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if name == "mirrored":
         if not tf.config.list_physical_devices("GPU"):
-            raise UserError("--strategy=mirrored: this machine has no GPU that TensorFlow sees; use --strategy=cpu")
+            raise UserError(
+                "--strategy=mirrored: this machine has no GPU that TensorFlow sees; use --strategy=cpu"
+            )
         return tf.distribute.MirroredStrategy()
     if name == "multi_worker":
         if not os.environ.get("TF_CONFIG"):
-            raise UserError("--strategy=multi_worker: set TF_CONFIG to the cluster's JSON on every worker first")
+            raise UserError(
+                "--strategy=multi_worker: set TF_CONFIG to the cluster's JSON on every worker first"
+            )
         return tf.distribute.MultiWorkerMirroredStrategy()
     return _tpu()
 
@@ -51,7 +55,9 @@ def _tpu() -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--strategy=tpu: no TPU could be reached ({reason}); set TPU_NAME, or use --strategy=cpu") from error
+        raise UserError(
+            f"--strategy=tpu: no TPU could be reached ({reason}); set TPU_NAME, or use --strategy=cpu"
+        ) from error
     return tf.distribute.TPUStrategy(resolver)
 
 
