@@ -5,18 +5,19 @@ import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
     sys.exit(
-        f"pdm_tf runs on Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 has no others); this is {sys.version.split()[0]}. "
-        "Install one (for instance: uv python install 3.11, or pyenv install 3.11) and run make setup PYTHON=python3.11."
+        f"pdm_tf runs on Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 has no others); this is "
+        f"{sys.version.split()[0]}. Install one, for instance with `pyenv install 3.11` or `uv python install "
+        "3.11`, then run `make setup PYTHON=/path/to/python3.11`."
     )
 # TensorFlow's start-up chatter on stderr buries the program's own lines; its exceptions still arrive.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, logging  # noqa: E402
-from absl import flags as absl_flags  # noqa: E402
+from absl import app, logging
+from absl import flags as absl_flags
 
-from flags import definitions  # noqa: E402
-from flags.definitions import FLAGS  # noqa: E402
-from flags.errors import UserError  # noqa: E402
+from flags import definitions
+from flags.definitions import FLAGS
+from flags.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # "temporary failure": run the same command again
@@ -51,18 +52,14 @@ def sample():
 
     run_dir = definitions.run_dir()
     config, denoiser = load_denoiser(run_dir)
-    labels = definitions.sampling_labels(config) or cycled_labels(
-        denoiser, config.data.num_classes or 1
-    )
+    labels = definitions.sampling_labels(config) or cycled_labels(denoiser, config.data.num_classes or 1)
     sections = definitions.sampling_sections(config.diffusion.num_timesteps)
     if FLAGS.guidance != 1.0 and not denoiser.conditional:
         raise UserError(
             f"--guidance={FLAGS.guidance:g}: {run_dir} has no classes to guide with; leave the flag out"
         )
     sampler = Sampler(denoiser, sections=sections, guidance=FLAGS.guidance)
-    images, labels = draw(
-        sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels
-    )
+    images, labels = draw(sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels)
     images = to_uint8(images)
     out = FLAGS.out or f"{run_dir}/samples"
     write_samples(f"{out}/samples.npz", images, labels if denoiser.conditional else None)
@@ -108,9 +105,7 @@ def parse_flags(arguments):
     try:
         rest = FLAGS(arguments)
         if len(rest) > 1:
-            raise absl_flags.Error(
-                f"unexpected argument {rest[1]!r}; flags are written --name=value"
-            )
+            raise absl_flags.Error(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         return rest
     except absl_flags.Error as error:
         print(

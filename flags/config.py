@@ -25,9 +25,7 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 class DataConfig:
     """Which images a run learns from."""
 
-    dataset: str = (
-        "emoji64"  # emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME or folder:PATH
-    )
+    dataset: str = "emoji64"  # emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME or folder:PATH
     image_shape: tuple[int, int, int] = (64, 64, 3)  # height, width, channels
     num_classes: int = 0  # 0: the data have no labels
     label_names: tuple[str, ...] = ()
@@ -119,9 +117,7 @@ class Config:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{where} is not valid JSON ({error}); restore it or start a new run"
-            ) from error
+            raise UserError(f"{where} is not valid JSON ({error}); restore it or start a new run") from error
         return _from_dict(Config, values, where)
 
     def replace(self, settings: dict[str, typing.Any]) -> Config:
@@ -154,9 +150,7 @@ def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:
         if key not in types:
             begun = [known for known in types if known.startswith(key)]
             close = begun or difflib.get_close_matches(key, types, n=1, cutoff=0.4)
-            advice = (
-                f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(types)}"
-            )
+            advice = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(types)}"
             raise UserError(f"--set: there is no setting {key!r}{advice}")
         settings[key] = _parse(text, types[key], f"--set={key}")
     return settings
@@ -206,9 +200,7 @@ def _validate_choices(config: Config) -> None:
         "optimizer.beta_1",
         "optimizer.beta_2",
     ):
-        _require(
-            0 <= _get(config, key) < 1, f"{key}={_get(config, key)}: use a number from 0 up to 1"
-        )
+        _require(0 <= _get(config, key) < 1, f"{key}={_get(config, key)}: use a number from 0 up to 1")
     _require(
         0 <= config.training.ema_decay < 1,
         f"training.ema_decay={config.training.ema_decay}: use a number from 0 up to 1",
@@ -232,15 +224,16 @@ def _validate_network(config: Config) -> None:
         nearest = max(factor, round(size / factor) * factor)
         _require(
             size % factor == 0,
-            f"image {side} {size} does not divide by patch_size * 2^(levels - 1) = {network.patch_size} * {2 ** (levels - 1)} "
-            f"= {factor}: resize to {nearest}, or use a smaller network.patch_size or fewer network.channel_multipliers",
+            f"image {side} {size} does not divide by patch_size * 2^(levels - 1) = "
+            f"{network.patch_size} * {2 ** (levels - 1)} = {factor}: resize to {nearest}, or use a smaller "
+            "network.patch_size or fewer network.channel_multipliers",
         )
     _validate_widths(network, max(height, width) // network.patch_size)
     conditional = network.class_conditioning != "none"
     _require(
         not conditional or config.data.num_classes > 0,
-        f"network.class_conditioning={network.class_conditioning} needs labels, and {config.data.dataset} has none: "
-        "use network.class_conditioning=none",
+        f"network.class_conditioning={network.class_conditioning} needs labels, and {config.data.dataset} "
+        "has none: use network.class_conditioning=none",
     )
 
 
@@ -265,7 +258,8 @@ def _validate_diffusion(config: Config) -> None:
     d = config.diffusion
     _require(
         0 < d.beta_start < d.beta_end < 1,
-        f"diffusion.beta_start={d.beta_start}, diffusion.beta_end={d.beta_end}: they must satisfy 0 < beta_start < beta_end < 1",
+        f"diffusion.beta_start={d.beta_start}, diffusion.beta_end={d.beta_end}: they must satisfy "
+        "0 < beta_start < beta_end < 1",
     )
     _require(
         0 <= d.t_start < d.t_stop <= d.num_timesteps,
@@ -274,7 +268,8 @@ def _validate_diffusion(config: Config) -> None:
     )
     _require(
         config.training.sample_steps <= d.num_timesteps,
-        f"training.sample_steps={config.training.sample_steps} is more than diffusion.num_timesteps={d.num_timesteps}",
+        f"training.sample_steps={config.training.sample_steps} is more than "
+        f"diffusion.num_timesteps={d.num_timesteps}",
     )
 
 
@@ -336,8 +331,7 @@ def _convert(value: typing.Any, kind: typing.Any, where: str) -> typing.Any:
         if kinds[-1] is not Ellipsis:
             _require(len(value) == len(kinds), f"{where}: use {len(kinds)} values")
         parts = [
-            _parse(v, kinds[0], where) if isinstance(v, str) else _convert(v, kinds[0], where)
-            for v in value
+            _parse(v, kinds[0], where) if isinstance(v, str) else _convert(v, kinds[0], where) for v in value
         ]
         return tuple(parts)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -363,8 +357,6 @@ def _from_dict(cls: type, values: typing.Any, where: str) -> typing.Any:
     for name, value in values.items():
         kind, place = hints[name], f"{where}: {name}"
         made[name] = (
-            _from_dict(kind, value, place)
-            if dataclasses.is_dataclass(kind)
-            else _convert(value, kind, place)
+            _from_dict(kind, value, place) if dataclasses.is_dataclass(kind) else _convert(value, kind, place)
         )
     return cls(**made)

@@ -24,12 +24,8 @@ flags.DEFINE_string("run_dir", None, "The run's folder; runs/<dataset> by defaul
 flags.DEFINE_string("data_dir", "data", "Where named data sets lie.")
 flags.DEFINE_integer("seed", None, "Seed of everything random; 0 by default.", lower_bound=0)
 flags.DEFINE_enum("strategy", "auto", STRATEGIES, "Where to compute.")
-flags.DEFINE_integer(
-    "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", lower_bound=1
-)
-flags.DEFINE_enum(
-    "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default."
-)
+flags.DEFINE_integer("patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", lower_bound=1)
+flags.DEFINE_enum("split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
 flags.DEFINE_string("prediction", None, "What the network predicts: x, eps or v.")
 flags.DEFINE_integer("train_steps", None, "Steps to train, in all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Images a step, over all replicas.", lower_bound=1)
@@ -37,13 +33,9 @@ flags.DEFINE_multi_string("set", [], "Any other field of the config, as key=valu
 
 flags.DEFINE_integer("num_samples", 16, "Images to draw.", lower_bound=1)
 flags.DEFINE_integer("sample_batch_size", 16, "Images to draw at a time.", lower_bound=1)
-flags.DEFINE_string(
-    "steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20."
-)
+flags.DEFINE_string("steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20.")
 flags.DEFINE_float("guidance", 1.0, "Weight w of classifier-free guidance; 1 is without.")
-flags.DEFINE_list(
-    "labels", None, "Labels to draw, numbers or names, in turn; by default all classes."
-)
+flags.DEFINE_list("labels", None, "Labels to draw, numbers or names, in turn; by default all classes.")
 flags.DEFINE_string("out", None, "Folder for the samples; <run_dir>/samples by default.")
 flags.DEFINE_bool("save_pngs", False, "Write one PNG for each sample too.")
 

@@ -104,9 +104,7 @@ def preset(dataset: str, patch_size: int | None = None, split: str | None = None
     variant = {"lsun_church": f"P={patch_size or 4}", "imagenet256": split or "low"}.get(dataset)
     rows = [row for row in _PAPER if row.dataset == dataset]
     if not rows:
-        raise UserError(
-            f"--dataset={dataset}: use emoji64, {', '.join(_DATA)}, tfds:NAME or folder:PATH"
-        )
+        raise UserError(f"--dataset={dataset}: use emoji64, {', '.join(_DATA)}, tfds:NAME or folder:PATH")
     for row in rows:
         if row.variant == variant:
             return _with_patch_size(_from_row(row), patch_size)
@@ -129,9 +127,7 @@ def general_preset(
     height, width, _ = image_shape
     shorter = min(height, width)
     if patch_size is None:
-        fitting = [
-            p for p in (8, 4, 2, 1) if height % p == 0 and width % p == 0 and shorter // p >= 32
-        ]
+        fitting = [p for p in (8, 4, 2, 1) if height % p == 0 and width % p == 0 and shorter // p >= 32]
         patch_size = 4 if 4 in fitting and shorter <= 256 else (fitting or [1])[0]
     grid_height, grid_width = height // patch_size, width // patch_size
     levels = 1
@@ -164,12 +160,8 @@ def _from_row(row: _Row) -> Config:
             blocks_per_level=row.blocks,
             class_conditioning="gate" if data.num_classes else "none",
         ),
-        diffusion=DiffusionConfig(
-            beta_end=row.beta_end, t_start=row.t_range[0], t_stop=row.t_range[1]
-        ),
-        optimizer=OptimizerConfig(
-            row.learning_rate, row.beta_1, row.beta_2, warmup_steps=row.warmup_steps
-        ),
+        diffusion=DiffusionConfig(beta_end=row.beta_end, t_start=row.t_range[0], t_stop=row.t_range[1]),
+        optimizer=OptimizerConfig(row.learning_rate, row.beta_1, row.beta_2, warmup_steps=row.warmup_steps),
         training=TrainingConfig(batch_size=row.batch_size, steps=row.steps),
     )
 

@@ -44,9 +44,7 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
                 f"no space left on the disk of {path}: free some and run the command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"cannot write {path} ({error.strerror}): choose another place"
-            ) from error
+            raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
         raise
 
 

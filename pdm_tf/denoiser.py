@@ -17,7 +17,7 @@ from pdm_tf.weights import assign_arrays, read_arrays
 
 
 class Denoiser:
-    """Predicts x, whatever its network predicts, and u, the place of the variance between b_tilde and beta."""
+    """Predicts x, whatever its network predicts, and u, the variance's place between b_tilde and beta."""
 
     def __init__(self, network: tf.keras.Model, schedule: NoiseSchedule, prediction: str = "x"):
         self.network = network
@@ -80,9 +80,7 @@ def newest_ema(run_dir: str | os.PathLike) -> Path:
     """
     files = sorted((Path(run_dir) / "ema").glob("step_*.npz"))
     if not files:
-        raise UserError(
-            f"{run_dir}/ema holds no weights yet: train until the first checkpoint is written"
-        )
+        raise UserError(f"{run_dir}/ema holds no weights yet: train until the first checkpoint is written")
     return files[-1]
 
 

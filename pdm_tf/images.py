@@ -13,9 +13,7 @@ from pdm_tf.atomic import atomic_file
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Float images in [-1, 1] -> uint8 0..255, rounded to the nearest level; values beyond are clipped."""
-    return np.clip(np.round((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(
-        np.uint8
-    )
+    return np.clip(np.round((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
@@ -27,9 +25,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> 
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    grid = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8
-    )
+    grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         grid[top : top + height, left : left + width] = image

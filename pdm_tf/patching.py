@@ -50,9 +50,7 @@ class ImageToPatches(_PatchLayer):
         """Any dtype that `tf.image.extract_patches` takes."""
         for side, size in zip(("height", "width"), image.shape[1:3]):
             if size is not None and size % self.patch_size:
-                raise UserError(
-                    f"image {side} {size} does not divide by patch_size={self.patch_size}"
-                )
+                raise UserError(f"image {side} {size} does not divide by patch_size={self.patch_size}")
         return _extract(image, self.patch_size)
 
     def compute_output_shape(self, input_shape):

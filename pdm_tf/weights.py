@@ -53,13 +53,9 @@ def assign_arrays(
     missing = [name for name in names if name not in arrays]
     if missing or len(arrays) != len(names):
         odd = missing or sorted(set(arrays) - set(names))
-        raise UserError(
-            f"{where} holds the weights of another network ({len(odd)} differ, such as {odd[0]})"
-        )
+        raise UserError(f"{where} holds the weights of another network ({len(odd)} differ, such as {odd[0]})")
     for name, variable in zip(names, variables):
         value = arrays[name]
         if tuple(variable.shape) != value.shape:
-            raise UserError(
-                f"{where}: {name} is {value.shape}, and the network's is {tuple(variable.shape)}"
-            )
+            raise UserError(f"{where}: {name} is {value.shape}, and the network's is {tuple(variable.shape)}")
         variable.assign(value.astype(variable.dtype.as_numpy_dtype))

@@ -1,4 +1,4 @@
-"""The house's rules: who may import whom. They are read from the source, so nothing is imported to check them."""
+"""The house's rules: who may import whom. They are read from the source: nothing is imported to check them."""
 
 import ast
 from pathlib import Path

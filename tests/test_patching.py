@@ -8,10 +8,7 @@ from flags.errors import UserError
 from pdm_tf.patching import ImageToPatches, PatchesToImage
 
 SIZES = [
-    (p, h * p, w * p, c)
-    for p in (1, 2, 4, 8)
-    for h, w in ((3, 3), (2, 5), (4, 1))
-    for c in (1, 2, 3, 4)
+    (p, h * p, w * p, c) for p in (1, 2, 4, 8) for h, w in ((3, 3), (2, 5), (4, 1)) for c in (1, 2, 3, 4)
 ]
 
 
@@ -74,9 +71,7 @@ def test_gradient_equals_tensorflows_own():
 def test_layers_are_serialisable(layer):
     again = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(layer))
     assert type(again) is type(layer) and again.patch_size == 4 and again.name == layer.name
-    assert layer.compute_output_shape((None, 8, 12, 16)) == again.compute_output_shape(
-        (None, 8, 12, 16)
-    )
+    assert layer.compute_output_shape((None, 8, 12, 16)) == again.compute_output_shape((None, 8, 12, 16))
 
 
 def test_layers_in_a_saved_keras_model(tmp_path):

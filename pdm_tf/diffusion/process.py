@@ -19,9 +19,9 @@ def diffuse(x: tf.Tensor, eps: tf.Tensor, schedule: NoiseSchedule, i: tf.Tensor)
 
 
 def posterior_mean(z: tf.Tensor, x: tf.Tensor, schedule: NoiseSchedule, i: tf.Tensor) -> tf.Tensor:
-    """Mean of q(z_s | z_t, x), s the kept step before t: (z - beta (z - sqrt(alpha) x)/(1 - alpha)) / sqrt(1 - beta).
+    """Mean of q(z_s | z_t, x): (z - beta (z - sqrt(alpha) x) / (1 - alpha)) / sqrt(1 - beta).
 
-    At the first step, where z_s is the data, it is x.
+    s is the kept step before t. At the first step, where z_s is the data, it is x.
     """
     noise = (z - at(schedule.signal_rate, i, z.dtype) * x) * at(
         schedule.beta / (1.0 - schedule.alpha), i, z.dtype
@@ -29,18 +29,14 @@ def posterior_mean(z: tf.Tensor, x: tf.Tensor, schedule: NoiseSchedule, i: tf.Te
     return (z - noise) * at((1.0 - schedule.beta) ** -0.5, i, z.dtype)
 
 
-def posterior_log_variance(
-    schedule: NoiseSchedule, i: tf.Tensor, dtype: tf.DType = tf.float32
-) -> tf.Tensor:
+def posterior_log_variance(schedule: NoiseSchedule, i: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
     """log b_tilde, the log variance of q(z_s | z_t, x)."""
     return at(schedule.log_beta_tilde, i, dtype)
 
 
 def learned_log_variance(u: tf.Tensor, schedule: NoiseSchedule, i: tf.Tensor) -> tf.Tensor:
-    """log sigma^2 = u log b_tilde + (1 - u) log beta, with u in [0, 1] from the variance head (Appendix C)."""
-    return u * at(schedule.log_beta_tilde, i, u.dtype) + (1.0 - u) * at(
-        schedule.log_beta, i, u.dtype
-    )
+    """log sigma^2 = u log b_tilde + (1 - u) log beta, u in [0, 1] from the variance head (Appendix C)."""
+    return u * at(schedule.log_beta_tilde, i, u.dtype) + (1.0 - u) * at(schedule.log_beta, i, u.dtype)
 
 
 def gaussian_kl(
@@ -64,9 +60,7 @@ def prior_kl(x: tf.Tensor, schedule: NoiseSchedule) -> tf.Tensor:
     return gaussian_kl(mean, log_variance, tf.zeros_like(x), tf.zeros_like(x))
 
 
-def discretized_gaussian_log_likelihood(
-    x: tf.Tensor, mean: tf.Tensor, log_variance: tf.Tensor
-) -> tf.Tensor:
+def discretized_gaussian_log_likelihood(x: tf.Tensor, mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
     """log p(x) of 8-bit data under a Gaussian rounded to the 256 levels of [-1, 1], elementwise, in nats.
 
     The decoder of the last reverse step. Levels are 2/255 apart; the first and last take the tails.
@@ -77,9 +71,7 @@ def discretized_gaussian_log_likelihood(
     # Mirrored onto the lower tail, where the difference of two CDFs does not cancel against 1.
     flip = tf.where(above + below > 0.0, -tf.ones_like(x), tf.ones_like(x))
     inner = tf.abs(_normal_cdf(flip * above) - _normal_cdf(flip * below))
-    probability = tf.where(
-        x < -0.999, _normal_cdf(above), tf.where(x > 0.999, _normal_cdf(-below), inner)
-    )
+    probability = tf.where(x < -0.999, _normal_cdf(above), tf.where(x > 0.999, _normal_cdf(-below), inner))
     return tf.math.log(tf.maximum(probability, 1e-12))
 
 

@@ -45,7 +45,7 @@ class NoiseSchedule:
 
     @cached_property
     def beta_tilde(self) -> np.ndarray:
-        """b_tilde = beta (1 - alpha_s) / (1 - alpha_t), the variance of q(z_s | z_t, x); 0 at the first step."""
+        """b_tilde = beta (1 - alpha_s) / (1 - alpha_t), the variance of q(z_s | z_t, x); its first is 0."""
         return self.beta * (1.0 - self.alpha_before) / (1.0 - self.alpha)
 
     @cached_property
@@ -105,9 +105,7 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
     Raises:
       ValueError: a section asks for fewer than 1 step or for more than it has.
     """
-    starts = np.array(
-        [len(part) for part in np.array_split(np.arange(num_timesteps), len(sections))]
-    )
+    starts = np.array([len(part) for part in np.array_split(np.arange(num_timesteps), len(sections))])
     kept, start = [], 0
     for size, count in zip(starts, sections):
         if not 1 <= count <= size:

@@ -90,9 +90,7 @@ class ResBlock(tf.keras.layers.Layer):
     def build(self, input_shape):
         """Adds the shortcut's projection where one is needed."""
         if self.project_shortcut or input_shape[-1] != self.channels:
-            self.shortcut = tf.keras.layers.Dense(
-                self.channels, dtype=self.dtype_policy, name="shortcut"
-            )
+            self.shortcut = tf.keras.layers.Dense(self.channels, dtype=self.dtype_policy, name="shortcut")
         super().build(input_shape)
 
     def call(
@@ -135,9 +133,7 @@ class SelfAttention(tf.keras.layers.Layer):
         """Creates the projections for `input_shape`'s channels, which must divide by `head_channels`."""
         channels, policy = input_shape[-1], self.dtype_policy
         self.norm = GroupNorm(32, dtype=policy, name="norm")
-        self.query_key_value = tf.keras.layers.Dense(
-            3 * channels, dtype=policy, name="query_key_value"
-        )
+        self.query_key_value = tf.keras.layers.Dense(3 * channels, dtype=policy, name="query_key_value")
         self.project = tf.keras.layers.Dense(
             channels, kernel_initializer="zeros", dtype=policy, name="project"
         )
@@ -152,9 +148,7 @@ class SelfAttention(tf.keras.layers.Layer):
             part = tf.reshape(part, [-1, positions, heads, self.head_channels])
             return tf.transpose(part, [0, 2, 1, 3])
 
-        query, key, value = map(
-            split_heads, tf.split(self.query_key_value(self.norm(x)), 3, axis=-1)
-        )
+        query, key, value = map(split_heads, tf.split(self.query_key_value(self.norm(x)), 3, axis=-1))
         scale = self.head_channels**-0.25
         logits = tf.matmul(query * scale, key * scale, transpose_b=True)
         weights = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)

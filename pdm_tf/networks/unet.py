@@ -106,9 +106,7 @@ class UNet(tf.keras.Model):
         self.variance_conv = conv(
             c, 3, padding="same", activation="swish", dtype=self.policy, name="variance_conv"
         )
-        self.variance_out = conv(
-            values, 3, padding="same", activation="sigmoid", name="variance_out"
-        )
+        self.variance_out = conv(values, 3, padding="same", activation="sigmoid", name="variance_out")
 
     def _block(self, width: int, name: str, **kwargs) -> ResBlock:
         gated = self.class_conditioning == "gate"
@@ -120,29 +118,23 @@ class UNet(tf.keras.Model):
         return SelfAttention(self.head_channels, dtype=self.policy, name=name)
 
     def _resample_conv(self, width: int, stride: int, name: str) -> tf.keras.layers.Layer:
-        return tf.keras.layers.Conv2D(
-            width, 3, stride, padding="same", dtype=self.policy, name=name
-        )
+        return tf.keras.layers.Conv2D(width, 3, stride, padding="same", dtype=self.policy, name=name)
 
     def _make_encoder(self):
-        """Per level: (block, attention or None) pairs, then the convolution down to the next level's width."""
+        """Per level: (block, attention or None) pairs, then the convolution to the next level's width."""
         self.encoder, self.down = [], []
         for level, width in enumerate(self.widths):
             for b in range(self.blocks_per_level):
                 name = f"encoder{level}_{b}"
-                self.encoder.append(
-                    (self._block(width, name), self._attention(level, f"{name}_attention"))
-                )
+                self.encoder.append((self._block(width, name), self._attention(level, f"{name}_attention")))
             if level + 1 < len(self.widths):
                 self.down.append(self._resample_conv(self.widths[level + 1], 2, f"down{level}"))
         self.middle_in = self._block(self.widths[-1], "middle_in")
-        self.middle_attention = SelfAttention(
-            self.head_channels, dtype=self.policy, name="middle_attention"
-        )
+        self.middle_attention = SelfAttention(self.head_channels, dtype=self.policy, name="middle_attention")
         self.middle_out = self._block(self.widths[-1], "middle_out")
 
     def _make_decoder(self):
-        """Per level, coarsest first: (block, attention or None) pairs, then the convolution to the finer width."""
+        """Per level from the coarsest: (block, attention or None) pairs, then the convolution to the finer."""
         self.decoder, self.up = [], []
         for level, width in reversed(list(enumerate(self.widths))):
             for b in range(self.blocks_per_level + 1):
@@ -228,9 +220,5 @@ def _count_keys(dropout_key: tf.Tensor | None):
     """An endless series of keys, one for each block; of None without a key."""
     block = 0
     while True:
-        yield (
-            None
-            if dropout_key is None
-            else tf.random.experimental.stateless_fold_in(dropout_key, block)
-        )
+        yield (None if dropout_key is None else tf.random.experimental.stateless_fold_in(dropout_key, block))
         block += 1

@@ -35,7 +35,5 @@ def ancestral(
         return i - 1, tf.where(i > 0, earlier, pred_x)
 
     steps = len(schedule)
-    _, x = tf.while_loop(
-        lambda i, z: i >= 0, step, [tf.constant(steps - 1), z], maximum_iterations=steps
-    )
+    _, x = tf.while_loop(lambda i, z: i >= 0, step, [tf.constant(steps - 1), z], maximum_iterations=steps)
     return x

@@ -35,7 +35,7 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float) -> Callable:
 
 
 def dynamic_threshold(x: tf.Tensor, percentile: float = 99.5) -> tf.Tensor:
-    """Clips each image to [-s, s] and divides by s, where s = max(1, percentile of |x|) (Saharia et al., 2022).
+    """Clips each image to [-s, s] and divides by s, s = max(1, percentile of |x|) (Saharia et al., 2022).
 
     Args:
       x: float32 (B, H, W, C).

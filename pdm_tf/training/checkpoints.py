@@ -74,13 +74,11 @@ class Checkpoints:
                 self.state.read(str(folder / "state")).assert_existing_objects_matched()
                 self.ema.load(self._ema_file(step))
                 return step
-            logging.error(
-                "checkpoint %s is damaged (%s); trying the one before it", folder, problem
-            )
+            logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
         if folders:
             raise UserError(
-                f"none of the {len(folders)} checkpoints in {self.run_dir}/checkpoints is usable: restore them from a copy, "
-                "or delete the folder to start again from nothing"
+                f"none of the {len(folders)} checkpoints in {self.run_dir}/checkpoints is usable: "
+                "restore them from a copy, or delete the folder to start again from nothing"
             )
         return None
 

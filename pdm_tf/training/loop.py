@@ -51,20 +51,14 @@ def resolve(config: Config, run_dir: str | Path, strategy: tf.distribute.Strateg
     batch, replicas = config.training.batch_size, strategy.num_replicas_in_sync
     if batch % replicas:
         nearest = max(round(batch / replicas), 1) * replicas
-        raise UserError(
-            f"training.batch_size={batch} does not divide by {replicas} replicas: use {nearest}"
-        )
+        raise UserError(f"training.batch_size={batch} does not divide by {replicas} replicas: use {nearest}")
     if (Path(run_dir) / "config.json").is_file():
         changed = differences(read_config(run_dir), config)
-        fixed = [
-            f"{k} ({old} there, {new} now)"
-            for k, (old, new) in changed.items()
-            if k not in MAY_CHANGE
-        ]
+        fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed.items() if k not in MAY_CHANGE]
         if fixed:
             raise UserError(
-                f"{run_dir} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume it, "
-                "or another --run_dir"
+                f"{run_dir} holds a run with other settings: {'; '.join(fixed)}: "
+                "give the same ones to resume it, or another --run_dir"
             )
     return config
 
@@ -90,9 +84,7 @@ def train(
     # --- Everything that a checkpoint holds ---
     with strategy.scope():
         model = build_model(config, settings.precision)
-    ema = ExponentialMovingAverage(
-        model.network.trainable_variables, settings.ema_decay, settings.ema_warmup
-    )
+    ema = ExponentialMovingAverage(model.network.trainable_variables, settings.ema_decay, settings.ema_warmup)
     checkpoints = Checkpoints(run_dir, training_state(model), ema, settings.keep_checkpoints)
     start = checkpoints.restore_newest() or 0
     if start:
@@ -202,9 +194,7 @@ class MetricsLog:
                 tf.summary.scalar(name, value)
         with open(self.lines, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        bar.set_postfix(
-            loss=f"{values['loss']:.4g}", images_per_sec=f"{values['images_per_second']:.1f}"
-        )
+        bar.set_postfix(loss=f"{values['loss']:.4g}", images_per_sec=f"{values['images_per_second']:.1f}")
 
     @contextlib.contextmanager
     def clock_stopped(self) -> Iterator[None]:

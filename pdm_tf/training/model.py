@@ -52,9 +52,7 @@ class PatchedDiffusion(tf.keras.Model):
         name: str = "patched_diffusion",
     ):
         super().__init__(name=name)
-        self._config = {
-            k: v for k, v in locals().items() if k not in ("self", "__class__", "network")
-        }
+        self._config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "network")}
         self.network = network
         self.schedule = linear_schedule(num_timesteps, beta_start, beta_end)
         self.denoiser = Denoiser(network, self.schedule, prediction)
@@ -83,7 +81,7 @@ class PatchedDiffusion(tf.keras.Model):
         return [*self._means.values(), self._gradient_norm]
 
     def call(self, inputs):
-        """(z float32 (B, H, W, C), t int32 (B,), labels int32 (B,)) -> x_theta and u, float32 (B, H, W, C)."""
+        """(z float32 (B, H, W, C), t int32 (B,), labels int32 (B,)) -> x_theta and u, shaped as z."""
         z, t, labels = inputs
         return self.denoiser(z, t, labels)
 
@@ -118,9 +116,7 @@ class PatchedDiffusion(tf.keras.Model):
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
-        self.optimizer.apply_gradients(
-            zip(gradients, variables), experimental_aggregate_gradients=False
-        )
+        self.optimizer.apply_gradients(zip(gradients, variables), experimental_aggregate_gradients=False)
         self.step.assign_add(1)
         self._gradient_norm.update_state(norm)
         return {**self._update_means(losses, t), "gradient_norm": self._gradient_norm.result()}
@@ -214,9 +210,7 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
     optimizer = tf.keras.optimizers.legacy.Adam(
         LinearWarmup(o.learning_rate, o.warmup_steps), o.beta_1, o.beta_2, o.epsilon
     )
-    model.compile(
-        optimizer=optimizer, jit_compile=t.jit_compile, steps_per_execution=t.steps_per_execution
-    )
+    model.compile(optimizer=optimizer, jit_compile=t.jit_compile, steps_per_execution=t.steps_per_execution)
     return model
 
 

@@ -66,9 +66,7 @@ def test_the_minimiser_for_gaussian_data_is_the_known_linear_denoiser(prediction
     """
     m, s, alpha = 0.4, 0.6, SCHEDULE.alpha[t]
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
-    x, eps = (
-        grid.reshape(-1, 1, 1, 1) for grid in np.meshgrid(m + s * nodes, nodes, indexing="ij")
-    )
+    x, eps = (grid.reshape(-1, 1, 1, 1) for grid in np.meshgrid(m + s * nodes, nodes, indexing="ij"))
     weights = np.outer(weights, weights).ravel() / weights.sum() ** 2
     index = tf.fill([len(weights)], t)
     z = diffuse(tf.constant(x), tf.constant(eps), SCHEDULE, index)
@@ -89,9 +87,7 @@ def test_the_minimiser_for_gaussian_data_is_the_known_linear_denoiser(prediction
         prediction, tf.constant(a * probe + b), tf.constant(probe), SCHEDULE, tf.fill([3], t)
     )
     gain = s**2 * np.sqrt(alpha) / (alpha * s**2 + 1 - alpha)
-    np.testing.assert_allclose(
-        fitted, m + gain * (probe - np.sqrt(alpha) * m), rtol=1e-6, atol=1e-8
-    )
+    np.testing.assert_allclose(fitted, m + gain * (probe - np.sqrt(alpha) * m), rtol=1e-6, atol=1e-8)
 
 
 def test_vlb_is_zero_for_the_true_posterior_and_at_the_first_step():

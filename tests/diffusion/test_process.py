@@ -34,9 +34,7 @@ def test_marginals_equal_a_simulation_of_the_chain():
             assert z.mean() == pytest.approx(FULL.signal_rate[t] * x, abs=4 / np.sqrt(count))
             assert z.std() == pytest.approx(FULL.noise_rate[t], rel=4 / np.sqrt(count))
             noised = diffuse(constant(x), constant(1.0), FULL, tf.constant([t]))
-            assert float(noised) == pytest.approx(
-                FULL.signal_rate[t] * x + FULL.noise_rate[t], rel=1e-12
-            )
+            assert float(noised) == pytest.approx(FULL.signal_rate[t] * x + FULL.noise_rate[t], rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", [FULL, STRIDED], ids=["full", "strided"])
@@ -49,9 +47,7 @@ def test_posterior_equals_bayes_rule(schedule, place):
     precision = 1 / (1 - alpha_s) + ratio / (1 - ratio)
     mean = (np.sqrt(alpha_s) * x / (1 - alpha_s) + np.sqrt(ratio) * z / (1 - ratio)) / precision
     index = tf.constant([i])
-    assert float(posterior_mean(constant(z), constant(x), schedule, index)) == pytest.approx(
-        mean, rel=1e-9
-    )
+    assert float(posterior_mean(constant(z), constant(x), schedule, index)) == pytest.approx(mean, rel=1e-9)
     log_variance = posterior_log_variance(schedule, index, tf.float64)
     assert float(tf.exp(log_variance)) == pytest.approx(1 / precision, rel=1e-9)
 
@@ -97,9 +93,7 @@ def test_prior_kl_equals_the_kl_of_the_last_marginal():
 @pytest.mark.parametrize(("mean", "std"), [(0.1, 0.3), (-0.99, 0.01), (0.5, 3.0), (0.0, 0.002)])
 def test_discretized_likelihood_sums_to_one_over_the_256_levels(mean, std):
     levels = tf.constant(np.arange(256) / 127.5 - 1.0)
-    log_p = discretized_gaussian_log_likelihood(
-        levels, constant(mean, ()), constant(2 * np.log(std), ())
-    )
+    log_p = discretized_gaussian_log_likelihood(levels, constant(mean, ()), constant(2 * np.log(std), ()))
     assert float(tf.reduce_sum(tf.exp(log_p))) == pytest.approx(1.0, abs=1e-9)
 
 

@@ -39,9 +39,7 @@ def test_log_beta_tilde_repeats_its_second_entry_where_beta_tilde_is_zero():
     assert np.isfinite(FULL.keep([500]).log_beta_tilde).all()
 
 
-@pytest.mark.parametrize(
-    "sections", [(250,), (1,), (1000,), (7,), (90, 60, 60, 20, 20), (10, 20, 30)]
-)
+@pytest.mark.parametrize("sections", [(250,), (1,), (1000,), (7,), (90, 60, 60, 20, 20), (10, 20, 30)])
 def test_strided_timesteps_keep_what_was_asked(sections):
     kept = strided_timesteps(1000, sections)
     assert len(kept) == sum(sections) and np.all(np.diff(kept) > 0)
