@@ -6,8 +6,8 @@ import sys
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
     sys.exit(
         f"pdm_tf runs on Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 has no others); this is "
-        f"{sys.version.split()[0]}. Install one, for instance with `pyenv install 3.11` or `uv python install "
-        "3.11`, then run `make setup PYTHON=/path/to/python3.11`."
+        f"{sys.version.split()[0]}. Install one, for instance with `pyenv install 3.11` or "
+        "`uv python install 3.11`, then run `make setup PYTHON=/path/to/python3.11`."
     )
 # TensorFlow's start-up chatter on stderr buries the program's own lines; its exceptions still arrive.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

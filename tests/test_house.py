@@ -1,4 +1,4 @@
-"""The house's rules: who may import whom. They are read from the source: nothing is imported to check them."""
+"""The house's rules: who may import whom. Read from the source: nothing is imported for it."""
 
 import ast
 from pathlib import Path

@@ -134,7 +134,7 @@ class UNet(tf.keras.Model):
         self.middle_out = self._block(self.widths[-1], "middle_out")
 
     def _make_decoder(self):
-        """Per level from the coarsest: (block, attention or None) pairs, then the convolution to the finer."""
+        """Per level from the coarsest: (block, attention or None) pairs, then the convolution up."""
         self.decoder, self.up = [], []
         for level, width in reversed(list(enumerate(self.widths))):
             for b in range(self.blocks_per_level + 1):
