@@ -29,6 +29,8 @@ flags.DEFINE_enum("split", None, ("low", "high"), "Which of imagenet256's two ne
 flags.DEFINE_string("prediction", None, "What the network predicts: x, eps or v.")
 flags.DEFINE_integer("train_steps", None, "Steps to train, in all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Images a step, over all replicas.", lower_bound=1)
+flags.DEFINE_integer("grad_accum", None, "Parts that a replica's batch is worked off in.", lower_bound=1)
+flags.DEFINE_string("warm_start", None, "Run folder whose EMA weights a new run starts from.")
 flags.DEFINE_multi_string("set", [], "Any other field of the config, as key=value; repeatable.")
 
 flags.DEFINE_integer("num_samples", 16, "Images to draw.", lower_bound=1)
@@ -84,6 +86,8 @@ def config_from_flags(info: DataInfo | None = None) -> Config:
         "diffusion.prediction": FLAGS.prediction,
         "training.steps": FLAGS.train_steps,
         "training.batch_size": FLAGS.batch_size,
+        "training.grad_accum": FLAGS.grad_accum,
+        "training.warm_start": FLAGS.warm_start,
     }
     given = {key: value for key, value in shortcuts.items() if value is not None}
     return validate(config.replace({**given, **parse_settings(FLAGS.set)}))

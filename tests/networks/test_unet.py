@@ -9,14 +9,14 @@ from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, describe_network, forward_flops
 from pdm_tf.networks.unet import UNet
 
-SMALL = dict(
-    image_shape=(16, 16, 3),
-    patch_size=2,
-    base_channels=32,
-    channel_multipliers=(1, 2),
-    blocks_per_level=1,
-    attention_resolutions=(4,),
-)
+SMALL = {
+    "image_shape": (16, 16, 3),
+    "patch_size": 2,
+    "base_channels": 32,
+    "channel_multipliers": (1, 2),
+    "blocks_per_level": 1,
+    "attention_resolutions": (4,),
+}
 
 
 def small(randomized=True, **changes):
@@ -34,13 +34,13 @@ def batch(shape=(16, 16, 3), count=2):
 
 
 PAPER = [
-    ("lsun_church", dict(patch_size=2), 122_916_120),
-    ("lsun_church", dict(patch_size=4), 121_416_544),
-    ("lsun_church", dict(), 121_416_544),
-    ("lsun_church", dict(patch_size=8), 121_011_584),
-    ("ffhq1024", dict(), 162_645_344),
-    ("imagenet256", dict(split="low"), 202_148_704),
-    ("imagenet256", dict(split="high"), 202_148_704),
+    ("lsun_church", {"patch_size": 2}, 122_916_120),
+    ("lsun_church", {"patch_size": 4}, 121_416_544),
+    ("lsun_church", {}, 121_416_544),
+    ("lsun_church", {"patch_size": 8}, 121_011_584),
+    ("ffhq1024", {}, 162_645_344),
+    ("imagenet256", {"split": "low"}, 202_148_704),
+    ("imagenet256", {"split": "high"}, 202_148_704),
 ]
 
 
@@ -58,7 +58,7 @@ def test_outputs_have_the_images_shape_and_u_lies_in_0_1():
     prediction, u = small()(*batch())
     assert prediction.shape == u.shape == (2, 16, 16, 3)
     assert prediction.dtype == u.dtype == tf.float32
-    assert 0 <= float(tf.reduce_min(u)) and float(tf.reduce_max(u)) <= 1
+    assert float(tf.reduce_min(u)) >= 0 and float(tf.reduce_max(u)) <= 1
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -122,7 +122,15 @@ def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close():
     exact, mixed = small(), small(precision="mixed_bfloat16")
     for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
         assert variable.dtype == tf.float32 and variable.name == other.name
-    for name in ("conv_in", "norm_out", "conv_out", "variance_out", "embed_t_in", "embed_t_out", "variance_t"):
+    for name in (
+        "conv_in",
+        "norm_out",
+        "conv_out",
+        "variance_out",
+        "embed_t_in",
+        "embed_t_out",
+        "variance_t",
+    ):
         assert getattr(mixed, name).compute_dtype == "float32", name
     assert mixed.middle_in.conv_in.compute_dtype == "bfloat16"
     for a, b in zip(exact(*batch()), mixed(*batch())):
@@ -134,7 +142,9 @@ def test_mixed_bfloat16_graph_convolves_first_and_last_in_float32():
     """Read from the traced graph, not from the layers' own word."""
     network = small(precision="mixed_bfloat16")
     number = tf.TensorSpec((2,), tf.int32)
-    traced = tf.function(network.__call__).get_concrete_function(tf.TensorSpec((2, 16, 16, 3)), number, number)
+    traced = tf.function(network.__call__).get_concrete_function(
+        tf.TensorSpec((2, 16, 16, 3)), number, number
+    )
     kinds = {"float32": [], "bfloat16": []}
     for op in traced.graph.get_operations():
         if op.type == "Conv2D":
@@ -160,9 +170,7 @@ def test_network_is_serialisable():
 
 def test_flops_equal_a_count_by_hand():
     """Convolutions, dense layers and attention of a tiny network, counted layer by layer."""
-    network = UNet(
-        (16, 16, 3), 2, 32, (1,), blocks_per_level=1, attention_resolutions=(8,), head_channels=32
-    )
+    network = UNet((16, 16, 3), 2, 32, (1,), blocks_per_level=1, attention_resolutions=(8,), head_channels=32)
     area, c, values = 64, 32, 12
 
     def conv(a, b, kernel=3):
