@@ -76,8 +76,8 @@ class UNet(tf.keras.Model):
 
     def _create_weights(self):
         """Creates all variables by calling the network on symbols, without computing anything."""
-        z = tf.keras.Input(self.image_shape, batch_size=1)
-        t, labels = (tf.keras.Input((), batch_size=1, dtype=tf.int32) for _ in range(2))
+        z = tf.keras.Input(self.image_shape)
+        t, labels = (tf.keras.Input((), dtype=tf.int32) for _ in range(2))
         self(z, t, labels)
 
     def build(self, input_shape=None):

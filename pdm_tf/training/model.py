@@ -82,6 +82,12 @@ class PatchedDiffusion(tf.keras.Model):
         self._gradient_norm = tf.keras.metrics.Mean("gradient_norm")
         self.built = True
 
+    def compile(self, *args, **kwargs):
+        """Keras' `compile`; no loss is needed."""
+        super().compile(*args, **kwargs)
+        # Legacy optimizers make their step counter when it is first asked for, and a replica cannot.
+        _ = self.optimizer.iterations
+
     @property
     def metrics(self):
         """Running means that Keras resets at the start of each epoch."""
