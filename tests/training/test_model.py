@@ -78,11 +78,17 @@ def test_xla_gives_the_same_losses_and_gradients(make_model, images):
     model = make_model(network={"class_conditioning": "gate", "num_classes": 3})
     rng = np.random.default_rng(3)
     eps = tf.constant(rng.normal(size=(4, 8, 8, 3)), tf.float32)
-    arguments = (tf.constant(images[:4]), tf.constant([0, 1, 2, 3]), tf.constant([1, 30, 400, 999]), eps, None)
+    arguments = (
+        tf.constant(images[:4]),
+        tf.constant([0, 1, 2, 3]),
+        tf.constant([1, 30, 400, 999]),
+        eps,
+        None,
+    )
     plain = tf.function(model._gradients)(*arguments)
     compiled = tf.function(model._gradients, jit_compile=True)(*arguments)
     for name, values in plain[1].items():
-        np.testing.assert_allclose(compiled[1][name], values, rtol=1e-3, err_msg=name)
+        np.testing.assert_allclose(compiled[1][name], values, rtol=1e-3, atol=1e-5, err_msg=name)
     norm = tf.linalg.global_norm(plain[0])
     assert tf.linalg.global_norm([a - b for a, b in zip(plain[0], compiled[0])]) < 1e-3 * norm
 
