@@ -242,7 +242,12 @@ def _shard_records(paths: tf.Tensor, lengths: tf.Tensor, shard: tf.Tensor) -> tf
     `_decode` refuses. Any record beyond the promised ones is passed on for `_decode` to refuse.
     """
     shard = tf.cast(shard, tf.int64)
-    readable = tf.data.TFRecordDataset(paths[shard], buffer_size=READ_BUFFER_BYTES).ignore_errors()
+    path = paths[shard]
+    # ignore_errors would try for ever to open a file that is gone: this fails instead.
+    opened = tf.data.FixedLengthRecordDataset(path, record_bytes=1).take(1)
+    readable = opened.flat_map(
+        lambda _: tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES).ignore_errors()
+    )
     padded = readable.concatenate(tf.data.Dataset.from_tensors("").repeat())
     length = lengths[shard]
     return tf.data.Dataset.zip(
