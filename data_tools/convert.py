@@ -190,10 +190,10 @@ def _plan(
     Raises:
         UserError: the folder holds the result, or the beginning, of another conversion.
     """
-    listing = "".join(f"{item.name}\t{item.label}\n" for item in ordered)
+    listing = "".join(sorted(f"{item.name}\t{item.label}\n" for item in ordered))
+    digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
     chosen = {
-        "items": len(ordered),
-        "items_sha256": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
+        "input": f"{len(ordered)} images, sha256 of their names and labels {digest}",
         "name": target.name,
         "description": target.description,
         "image_shape": [target.height, target.width, 3],

@@ -97,12 +97,12 @@ def list_items(package: str) -> tuple[list[Item], list[str]]:
     return items, categories
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="the package's .tgz or unpacked folder")
     convert.add_arguments(parser)
     parser.set_defaults(validation_fraction=0.05, png_level=9)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     items, categories = list_items(arguments.input)
     target = convert.Target(

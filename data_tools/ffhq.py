@@ -54,7 +54,7 @@ def list_tfrecord_items(path: str) -> list[Item]:
                     f"{path} is cut short or damaged at record {len(items)} (byte {offset});"
                     " fetch it again"
                 )
-            items.append(Item(f"{path}: record {len(items)}", (offset, whole)))
+            items.append(Item(f"{os.path.basename(path)}: record {len(items)}", (offset, whole)))
             offset += whole
     return items
 
@@ -80,6 +80,8 @@ def read_record(path: str, offset: int, size: int) -> bytes:
         (record,) = tf.compat.v1.io.tf_record_iterator(in_memory)
     except (tf.errors.DataLossError, ValueError) as error:
         raise OSError(f"the record is damaged ({error})") from error
+    finally:
+        tf.io.gfile.remove(in_memory)
     return record
 
 
@@ -112,12 +114,12 @@ def _exactly(image: Image.Image, resolution: int) -> Image.Image:
     return image
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="images1024x1024, or ffhq-r10.tfrecords")
     parser.add_argument("--resolution", type=int, default=1024, help="that of the input")
     convert.add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     tf.get_logger().setLevel("ERROR")
     source, resolution = arguments.input, arguments.resolution

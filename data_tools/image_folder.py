@@ -103,7 +103,7 @@ def dataset_name(directory: str) -> str:
     return name.lower().strip("_") if re.match("[A-Za-z]", name) else f"images_{name.lower()}"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="folder of images")
     parser.add_argument("--resolution", help="256 or HEIGHTxWIDTH; default: that of the images")
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--background", default="white", help="under transparency, e.g. '#808080'")
     parser.add_argument("--labels", action="store_true", help="sub-folders are classes")
     convert.add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     try:
         ImageColor.getrgb(arguments.background)

@@ -87,7 +87,7 @@ def list_items(path: str, classes: int) -> tuple[list[Item], list[str]]:
                 )
             begin, end = class_tar.offset_data, class_tar.offset_data + class_tar.size
             found[match.group(1)] = [
-                Item(f"{path}: {member.name}", (member.offset_data, member.size))
+                Item(f"{os.path.basename(path)}: {member.name}", (member.offset_data, member.size))
                 for member in members(file, begin, end, f"{path}: {class_tar.name}")
             ]
             progress.update(end - progress.n)
@@ -115,13 +115,13 @@ def load(item: Item, *, path: str, resolution: int) -> Image.Image:
     return images.resize_then_crop(images.to_rgb(images.decode(data)), resolution, resolution)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="ILSVRC2012_img_train.tar")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--classes", type=int, default=1000, help="classes that must be there")
     convert.add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     items, wnids = list_items(arguments.input, arguments.classes)
     target = convert.Target(

@@ -58,7 +58,8 @@ def list_items(directory: str) -> list[Item]:
         raise UserError(f"{directory} is damaged ({error}); fetch it again") from error
     if len(keys) != entries:
         raise UserError(f"{directory} is damaged: {len(keys)} of {entries} keys; fetch it again")
-    return [Item(f"{directory}: {key.decode('utf-8', 'replace')}", key) for key in keys]
+    name = os.path.basename(os.path.abspath(directory))
+    return [Item(f"{name}: {key.decode('utf-8', 'replace')}", key) for key in keys]
 
 
 def load(item: Item, *, directory: str, resolution: int) -> Image.Image:
@@ -73,12 +74,12 @@ def load(item: Item, *, directory: str, resolution: int) -> Image.Image:
     return images.square_then_box(images.to_rgb(images.decode(data)), resolution)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="the folder that holds data.mdb")
     parser.add_argument("--resolution", type=int, default=256)
     convert.add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     target = convert.Target(
         name="lsun_church",

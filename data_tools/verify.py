@@ -131,11 +131,11 @@ def verify(directory: str, decode: bool) -> list[str]:
     return problems
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input", required=True, help="folder with dataset_info.json")
     parser.add_argument("--decode", action="store_true", help="decode every image, too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     tf.get_logger().setLevel("ERROR")
     problems = verify(arguments.input, arguments.decode)
     for problem in problems:
