@@ -47,13 +47,9 @@ def test_greyscale_and_sixteen_bits():
     assert (rgb(fixtures.encode(sixteen)) == grey[..., None]).all()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
 @pytest.mark.parametrize("background, expected", [("white", 255), ("#102030", (16, 32, 48))])
 def test_transparency_shows_the_background(mode, background, expected):
-    if mode == "PA":  # no file format of ours, but what other modes may convert to
-        image = Image.new("RGBA", (4, 2), (255, 0, 0, 0)).convert(mode)
-        assert (np.asarray(images.to_rgb(image, background)) == expected).all()
-        return
     if mode in ("P", "RGB"):  # one colour of the palette, or of all, is transparent
         image = Image.new(mode, (4, 2), 0)
         image.putpixel((0, 0), 1 if mode == "P" else (255, 0, 0))
