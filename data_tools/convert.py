@@ -73,13 +73,9 @@ class Target:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that all the tools share."""
-    add = functools.partial(
-        parser.add_argument_group("all the tools").add_argument, metavar="VALUE"
-    )
+    add = functools.partial(parser.add_argument_group("all the tools").add_argument, metavar="VALUE")
     add("--output", required=True, help="folder of the data set; run again to resume")
-    add(
-        "--encoding", choices=("png", "jpeg"), default="png", help="png (lossless, default) or jpeg"
-    )
+    add("--encoding", choices=("png", "jpeg"), default="png", help="png (lossless, default) or jpeg")
     add("--png_level", type=int, choices=range(1, 10), default=6, help="zlib level 1-9; default 6")
     add("--jpeg_quality", type=int, default=95, help="1-100, default 95; colour is not subsampled")
     add("--validation_fraction", type=float, default=0.01, help="share held out, default 0.01")
@@ -199,9 +195,7 @@ def _plan(
         "image_shape": [target.height, target.width, 3],
         "label_names": list(target.label_names) if target.label_names else None,
         "encoding": options.encoding,
-        "level_or_quality": options.png_level
-        if options.encoding == "png"
-        else options.jpeg_quality,
+        "level_or_quality": options.png_level if options.encoding == "png" else options.jpeg_quality,
         "validation_fraction": options.validation_fraction,
         "seed": options.seed,
         "shard_mb": options.shard_mb,
@@ -255,9 +249,7 @@ def _tasks(
         # With fewer items than shards some would be empty.
         count = min(count, len(items))
         for index in range(count):
-            path = _template(target, options, split).sharded_filepath(
-                shard_index=index, num_shards=count
-            )
+            path = _template(target, options, split).sharded_filepath(shard_index=index, num_shards=count)
             begin, end = index * len(items) // count, (index + 1) * len(items) // count
             tasks.append(Task(os.fspath(path), work_dir, items[begin:end]))
     return tasks
@@ -376,9 +368,7 @@ def _write_metadata(
     for split in ("train", "validation"):
         template = _template(target, options, split)
         prefix = f"{target.name}-{split}."
-        found = [
-            outcomes[task.path] for task in tasks if os.path.basename(task.path).startswith(prefix)
-        ]
+        found = [outcomes[task.path] for task in tasks if os.path.basename(task.path).startswith(prefix)]
         if found:
             splits.append(
                 tfds.core.SplitInfo(
@@ -421,9 +411,7 @@ def _write_manifest(
     manifest = {
         "plan": plan,
         "shards": recorded,
-        "metadata_sha256": {
-            name: shards.sha256(os.path.join(options.output, name)) for name in metadata
-        },
+        "metadata_sha256": {name: shards.sha256(os.path.join(options.output, name)) for name in metadata},
     }
     shards.write_json(os.path.join(options.output, MANIFEST), manifest)
     count = sum(outcome["records"] for outcome in recorded.values())

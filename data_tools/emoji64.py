@@ -60,8 +60,7 @@ def read_package(package: str) -> dict[str, bytes]:
         raise UserError(f"cannot read the npm package {package} ({error}); {FETCH}") from error
     if (found.get("name"), found.get("version")) != (PACKAGE, VERSION):
         raise UserError(
-            f"{package} is {found.get('name')} {found.get('version')},"
-            f" not {PACKAGE} {VERSION}; {FETCH}"
+            f"{package} is {found.get('name')} {found.get('version')}, not {PACKAGE} {VERSION}; {FETCH}"
         )
     return files
 

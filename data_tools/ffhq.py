@@ -51,8 +51,7 @@ def list_tfrecord_items(path: str) -> list[Item]:
             whole = HEADER_BYTES + length + FOOTER_BYTES
             if offset + whole > size:
                 raise UserError(
-                    f"{path} is cut short or damaged at record {len(items)} (byte {offset});"
-                    " fetch it again"
+                    f"{path} is cut short or damaged at record {len(items)} (byte {offset}); fetch it again"
                 )
             items.append(Item(f"{os.path.basename(path)}: record {len(items)}", (offset, whole)))
             offset += whole

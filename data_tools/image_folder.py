@@ -57,9 +57,7 @@ def list_items(directory: str, labels: bool) -> tuple[list[Item], list[str] | No
         )
     classes = sorted({name.split(os.sep)[0] for name in names})
     index = {name: i for i, name in enumerate(classes)}
-    items = [
-        Item(name, os.path.join(directory, name), index[name.split(os.sep)[0]]) for name in names
-    ]
+    items = [Item(name, os.path.join(directory, name), index[name.split(os.sep)[0]]) for name in names]
     return items, classes
 
 
@@ -143,9 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         label_names=classes,
         description=f"A folder of images; crop: {crop}; background: {arguments.background}.",
     )
-    loader = functools.partial(
-        load, height=height, width=width, crop=crop, background=arguments.background
-    )
+    loader = functools.partial(load, height=height, width=width, crop=crop, background=arguments.background)
     convert.convert(items, loader, target, options)
 
 

@@ -42,9 +42,7 @@ def open_lmdb(directory: str) -> lmdb.Environment:
     except lmdb.Error as error:
         raise UserError(f"{path} is no LMDB that can be read ({error}); fetch it again") from error
     if os.path.getsize(path) < promised:
-        raise UserError(
-            f"{path} is cut short: {os.path.getsize(path)} bytes of {promised}; fetch it again"
-        )
+        raise UserError(f"{path} is cut short: {os.path.getsize(path)} bytes of {promised}; fetch it again")
     return environment
 
 

@@ -64,9 +64,7 @@ class Encoder(NamedTuple):
                 f"the image is {image.mode} {image.height}x{image.width},"
                 f" not RGB {self.size[1]}x{self.size[0]}"
             )
-        data = images.encode(
-            image, self.encoding, png_level=self.png_level, jpeg_quality=self.jpeg_quality
-        )
+        data = images.encode(image, self.encoding, png_level=self.png_level, jpeg_quality=self.jpeg_quality)
         feature = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
         if item.label is not None:
             feature["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[item.label]))

@@ -60,9 +60,7 @@ def check_shard(
     return problem
 
 
-def _first_bad_record(
-    path: str, length: int, check_record: Callable[[bytes], None] | None
-) -> str | None:
+def _first_bad_record(path: str, length: int, check_record: Callable[[bytes], None] | None) -> str | None:
     index = 0
     try:
         for record in tf.compat.v1.io.tf_record_iterator(path):

@@ -192,7 +192,8 @@ def _validate_choices(config: Config) -> None:
         )
     positive = (
         "network.patch_size network.base_channels network.blocks_per_level network.head_channels "
-        "diffusion.num_timesteps optimizer.learning_rate optimizer.epsilon training.batch_size training.steps "
+        "diffusion.num_timesteps optimizer.learning_rate optimizer.epsilon "
+        "training.batch_size training.steps "
         "training.steps_per_execution training.ema_every training.log_every training.sample_every "
         "training.sample_images training.sample_steps training.checkpoint_every training.keep_checkpoints "
         "training.grad_accum training.max_bad_steps training.eval_every training.eval_batches"

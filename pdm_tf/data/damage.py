@@ -25,9 +25,7 @@ _MISSING = re.compile(r"(\S*\.tfrecord\S*); No such file")
 _DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Example proto")
 
 
-def require(
-    condition: tf.Tensor, problem: str, path: tf.Tensor, record: tf.Tensor, count: tf.Tensor
-):
+def require(condition: tf.Tensor, problem: str, path: tf.Tensor, record: tf.Tensor, count: tf.Tensor):
     """Inside tf.data: fails unless `condition` (bool scalar) holds.
 
     Args:
@@ -61,9 +59,7 @@ def naming_shards() -> Iterator[None]:
             ) from error
         if isinstance(error, tf.errors.NotFoundError) and _MISSING.search(str(error)):
             path = _MISSING.search(str(error)).group(1)
-            raise UserError(
-                f"shard {path} has disappeared; {_advice(os.path.dirname(path))}"
-            ) from error
+            raise UserError(f"shard {path} has disappeared; {_advice(os.path.dirname(path))}") from error
         if _DECODING.search(str(error)):
             reason = " ".join(error.message.split())[:200]
             raise UserError(

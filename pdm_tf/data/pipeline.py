@@ -126,9 +126,7 @@ def _check_arguments(
     input_pipeline_id: int,
 ):
     if split not in info.splits:
-        raise UserError(
-            f"{info.name} has no split {split!r} with images; it has: {', '.join(info.splits)}"
-        )
+        raise UserError(f"{info.name} has no split {split!r} with images; it has: {', '.join(info.splits)}")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     if start_batch < 0:
@@ -140,9 +138,7 @@ def _check_arguments(
 def _checked_shape(info: DatasetInfo, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
     stored = tuple(info.image_shape)
     if wanted is None and None in stored:
-        raise UserError(
-            f"the images of {info.name} differ in size; name a resolution to crop and resize to"
-        )
+        raise UserError(f"the images of {info.name} differ in size; name a resolution to crop and resize to")
     wanted = stored if wanted is None else tuple(wanted)
     if wanted[2] != stored[2] or (None not in stored and wanted != stored):
         raise UserError(
@@ -204,13 +200,9 @@ def _shuffled_epoch(shards: _Shards, epoch_seed: tf.Tensor, skipped: tf.Tensor) 
             deterministic=True,
         )
         # An empty buffer is refused, even for shards without records.
-        in_group = tf.maximum(
-            tf.reduce_sum(tf.gather(shards.lengths, members)), tf.constant(1, tf.int64)
-        )
+        in_group = tf.maximum(tf.reduce_sum(tf.gather(shards.lengths, members)), tf.constant(1, tf.int64))
         buffer = tf.minimum(in_group, max(1, SHUFFLE_BUFFER_BYTES // shards.record_bytes))
-        return _shuffle(
-            records, buffer, tf.random.experimental.stateless_fold_in(epoch_seed, group)
-        )
+        return _shuffle(records, buffer, tf.random.experimental.stateless_fold_in(epoch_seed, group))
 
     ends = tf.gather(
         tf.cumsum(tf.gather(shards.lengths, order)),
@@ -294,9 +286,7 @@ def _decode(
     length = shards.lengths[shard]
     where = shards.paths[shard], index, length
     readable = [
-        require(
-            tf.strings.length(record) > 0, "cannot be read: the file is cut or damaged", *where
-        ),
+        require(tf.strings.length(record) > 0, "cannot be read: the file is cut or damaged", *where),
         require(index < length, "is one more than the metadata promise", *where),
     ]
     with tf.control_dependencies(readable):

@@ -116,8 +116,7 @@ def cmyk_jpeg(image: np.ndarray) -> bytes:
 def make_lsun(directory: str, count: int, height: int = 40, width: int = 50) -> list[bytes]:
     """An LMDB as LSUN publishes it, JPEG and WebP entries mixed; returns the encoded entries."""
     entries = [
-        encode(natural_image(n, height, width), ("JPEG", "WEBP")[n % 2], quality=90)
-        for n in range(count)
+        encode(natural_image(n, height, width), ("JPEG", "WEBP")[n % 2], quality=90) for n in range(count)
     ]
     with lmdb.open(directory, map_size=1 << 30) as environment:
         with environment.begin(write=True) as transaction:

@@ -22,10 +22,7 @@ from tests.data import fixtures
 
 
 def make_input(tmp_path, count=30, size=24):
-    files = {
-        f"{n:04d}.png": fixtures.encode(fixtures.numbered_image(n, size, size))
-        for n in range(count)
-    }
+    files = {f"{n:04d}.png": fixtures.encode(fixtures.numbered_image(n, size, size)) for n in range(count)}
     fixtures.make_folder(str(tmp_path / "in"), files)
     return str(tmp_path / "in")
 
@@ -133,11 +130,7 @@ def test_kill_9_and_run_again_gives_the_same_bytes(tmp_path, sigkills):
     result = run_tool("image_folder", *argv)
     assert result.returncode == 0, result.stderr
     assert hashes(tmp_path / "a") == whole
-    redone = [
-        name
-        for name in shards
-        if os.stat(tmp_path / "a" / "set" / name).st_mtime_ns != before[name]
-    ]
+    redone = [name for name in shards if os.stat(tmp_path / "a" / "set" / name).st_mtime_ns != before[name]]
     # At most the shards whose record was not written yet, one for each worker.
     assert len(redone) <= 2 < len(shards)
 

@@ -71,14 +71,18 @@ def train_with_kills(run_dir: Path, replicas: int, kills: int, rng: random.Rando
     """Runs to the end through `kills` kills; returns how many fell while a checkpoint was being written."""
     steps, while_saving, start = SETTINGS["training.steps"], 0, 0
     for number in range(kills):
-        process = subprocess.Popen(command(run_dir, replicas), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(run_dir, replicas), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         if number == 1:
             moment = "while a checkpoint is written"
             killed = wait_and_kill(process, lambda: any(run_dir.glob("checkpoints/.*partial")))
             while_saving += killed
         else:
             # Spread over the run, so that each part gets somewhere and none reaches the end.
-            target = min(steps - 2, start + rng.randint(1, max(1, 2 * (steps - start) // (kills - number + 1))))
+            target = min(
+                steps - 2, start + rng.randint(1, max(1, 2 * (steps - start) // (kills - number + 1)))
+            )
             moment = f"after step {target}"
             seen = last_step(run_dir) and (run_dir / "logs/metrics.jsonl").stat().st_size
             killed = wait_and_kill(
@@ -88,8 +92,13 @@ def train_with_kills(run_dir: Path, replicas: int, kills: int, rng: random.Rando
                 ),
             )
         start = max([int(f.name[5:]) for f in run_dir.glob("checkpoints/step_*")], default=0)
-        say(f"kill {number + 1} {moment}: {'killed' if killed else 'ended first'}; newest checkpoint: step {start}")
-    subprocess.run(command(run_dir, replicas), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        say(
+            f"kill {number + 1} {moment}: {'killed' if killed else 'ended first'}; "
+            f"newest checkpoint: step {start}"
+        )
+    subprocess.run(
+        command(run_dir, replicas), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     return while_saving
 
 
@@ -112,7 +121,9 @@ def state_hashes(run_dir: Path) -> dict:
 
 def compare(kills: int, replicas: int, seed: int, folder: Path, say=print) -> bool:
     """Whether the killed and the uninterrupted run end in the same bits, and a kill did fall into a save."""
-    subprocess.run(command(folder / "whole", replicas), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command(folder / "whole", replicas), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while_saving = train_with_kills(folder / "killed", replicas, kills, random.Random(seed), say)
     whole, killed = state_hashes(folder / "whole"), state_hashes(folder / "killed")
     for name in whole:

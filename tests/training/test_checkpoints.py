@@ -109,7 +109,7 @@ def test_when_none_is_usable_it_stops_and_touches_nothing(run):
     for step in (10, 20):
         cut(run.folder / f"checkpoints/step_{step:08d}/state.data-00000-of-00001")
     before = run.files()
-    with pytest.raises(UserError, match="none of the 2 checkpoints .* is usable: restore them from a copy"):
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints .* is usable: restore them from a copy"):
         restored(run.folder)
     assert run.files() == before
 
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(run, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(run.checkpoints, "_write_state", full)
-    with pytest.raises(UserError, match="no space left on the disk .*: free some and run the command again"):
+    with pytest.raises(UserError, match=r"no space left on the disk .*: free some and run the command again"):
         run.save(20)
     assert run.files() == [*before, "ema/step_00000020.npz"]
     assert restored(run.folder) == (10, 10.0, 10.5)
