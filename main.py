@@ -1,6 +1,7 @@
 """Patched Diffusion Models: python main.py --mode=train|sample|describe."""
 
 import os
+import resource
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
@@ -26,7 +27,7 @@ EXIT_STOPPED = 75  # "temporary failure": run the same command again
 def train():
     """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""
     config = config_of_data()
-    from pdm_tf import data
+    from pdm_tf import data, plots
     from pdm_tf.training import loop, strategy
 
     run_dir = definitions.run_dir()
@@ -40,7 +41,13 @@ def train():
     except loop.Stopped as stopped:
         print(stopped)
         sys.exit(EXIT_STOPPED)
+    if not strategy.is_chief(where):
+        return
+    plots.loss_curve(run_dir, f"{run_dir}/logs/loss.png")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory: {peak:.2f} GiB")
     print(f"run folder: {run_dir}")
+    print(f"loss curve: {run_dir}/logs/loss.png")
     print(f"samples: {run_dir}/samples/step_{config.training.steps:08d}.png")
 
 

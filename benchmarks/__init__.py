@@ -1,1 +1,1 @@
-"""Speed and memory beside peers, measured in one run."""
+"""Speed and memory, measured beside peers in one run."""
