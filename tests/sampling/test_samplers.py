@@ -66,7 +66,9 @@ def test_each_mode_has_its_own_shape():
 # A process of 2,049 steps, evenly spaced in log-SNR between ends that all strided schedules share, so that
 # every solver goes from the same z along the same ODE to the same noise level.
 FINE = 2048
-PROCESS = NoiseSchedule(np.arange(FINE + 1, dtype=np.int32), 1.0 / (1.0 + np.exp(-np.linspace(6, -6, FINE + 1))))
+PROCESS = NoiseSchedule(
+    np.arange(FINE + 1, dtype=np.int32), 1.0 / (1.0 + np.exp(-np.linspace(6, -6, FINE + 1)))
+)
 
 
 @functools.lru_cache(maxsize=None)
