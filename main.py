@@ -52,28 +52,41 @@ def train():
 
 
 def sample():
-    """--mode=sample: draws images with a run's averaged weights."""
-    from pdm_tf.denoiser import load_denoiser
-    from pdm_tf.images import image_grid, to_uint8, write_png, write_samples
-    from pdm_tf.sampling.sampler import Sampler, cycled_labels, draw
+    """--mode=sample: draws or edits images with the averaged weights of a run, or of several experts."""
+    from pdm_tf import images
+    from pdm_tf.denoiser import load_denoiser, read_experts
+    from pdm_tf.sampling import output
+    from pdm_tf.sampling.sampler import Sampler, cycled_labels
+    from pdm_tf.training import strategy
 
-    run_dir = definitions.run_dir()
-    config, denoiser = load_denoiser(run_dir)
-    labels = definitions.sampling_labels(config) or cycled_labels(denoiser, config.data.num_classes or 1)
-    sections = definitions.sampling_sections(config.diffusion.num_timesteps)
-    if FLAGS.guidance != 1.0 and not denoiser.conditional:
-        raise UserError(
-            f"--guidance={FLAGS.guidance:g}: {run_dir} has no classes to guide with; leave the flag out"
-        )
-    sampler = Sampler(denoiser, sections=sections, guidance=FLAGS.guidance)
-    images, labels = draw(sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels)
-    images = to_uint8(images)
-    out = FLAGS.out or f"{run_dir}/samples"
-    write_samples(f"{out}/samples.npz", images, labels if denoiser.conditional else None)
-    write_png(f"{out}/grid.png", image_grid(images))
-    if FLAGS.save_pngs:
-        for number, image in enumerate(images):
-            write_png(f"{out}/sample_{number:06d}.png", image)
+    if FLAGS.strategy == "multi_worker":
+        raise UserError("--strategy=multi_worker: samples are drawn on one machine; use another strategy")
+    # All that can be refused is looked at before any network is made.
+    run_dirs = definitions.run_dirs()
+    config = read_experts(*run_dirs)[0][1]
+    settings, labels = definitions.sampling_settings(config), definitions.sampling_labels(config)
+    shape = config.data.image_shape
+    if FLAGS.init_image:
+        settings["init_image"] = images.from_uint8(images.read_image(FLAGS.init_image, shape))
+    if FLAGS.mask:
+        settings["mask"] = images.read_mask(FLAGS.mask, shape)
+
+    with strategy.make_strategy(FLAGS.strategy).scope():
+        _, denoiser = load_denoiser(*run_dirs)
+        sampler = Sampler(denoiser, **settings)
+    labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
+    out = FLAGS.out or f"{run_dirs[0]}/samples"
+    what = {
+        "seed": FLAGS.seed or 0,
+        "count": FLAGS.num_samples,
+        "batch_size": FLAGS.sample_batch_size,
+        "labels": labels,
+    }
+    if FLAGS.trajectory:
+        output.draw_trajectory(sampler, out, **what, frames=FLAGS.trajectory)
+    output.draw_samples(sampler, out, **what, save_pngs=FLAGS.save_pngs)
+    if FLAGS.trajectory:
+        print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
     print(f"samples: {out}/samples.npz")
 
