@@ -1,4 +1,4 @@
-"""Patched Diffusion Models: python main.py --mode=train|sample|describe."""
+"""Patched Diffusion Models: python main.py --mode=train|sample|export|describe."""
 
 import os
 import sys
@@ -71,6 +71,22 @@ def sample():
     print(f"samples: {out}/samples.npz")
 
 
+def export():
+    """--mode=export: a SavedModel of a run's averaged weights, with the sampling of --mode=sample."""
+    from pdm_tf.denoiser import load_denoiser, newest_ema
+    from pdm_tf.export import check_free, export_saved_model
+
+    logging.set_verbosity(logging.WARNING)  # TensorFlow lists every variable of what it saves otherwise
+    run_dir, out = definitions.run_dir(), definitions.export_dir()
+    check_free(out)
+    config, denoiser = load_denoiser(run_dir)
+    sampling = {"sections": definitions.sampling_sections(config.diffusion.num_timesteps)}
+    runs = [{"run": run_dir, "weights": newest_ema(run_dir).name}]
+    export_saved_model(denoiser, out, sampling, {"label_names": config.data.label_names, "runs": runs})
+    print(f"SavedModel: {out}")
+    print(f"how to call it: {out}/README.md")
+
+
 def describe():
     """--mode=describe: the resolved config, shapes, parameters and FLOPs, and no compute."""
     config = config_of_data()
@@ -94,7 +110,7 @@ def main(_):
     """Runs the mode that was asked for; a UserError becomes one line and a status of its own."""
     logging.set_verbosity(logging.INFO)
     try:
-        {"train": train, "sample": sample, "describe": describe}[FLAGS.mode]()
+        {"train": train, "sample": sample, "export": export, "describe": describe}[FLAGS.mode]()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 
 from absl import flags
@@ -10,7 +11,7 @@ from flags.config import Config, parse_settings, validate
 from flags.errors import UserError
 from flags.presets import DEFAULT_DATASET, general_preset, preset
 
-MODES = ("train", "sample", "describe")
+MODES = ("train", "sample", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
 FLAGS = flags.FLAGS
 
@@ -36,7 +37,10 @@ flags.DEFINE_integer("sample_batch_size", 16, "Images to draw at a time.", lower
 flags.DEFINE_string("steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20.")
 flags.DEFINE_float("guidance", 1.0, "Weight w of classifier-free guidance; 1 is without.")
 flags.DEFINE_list("labels", None, "Labels to draw, numbers or names, in turn; by default all classes.")
-flags.DEFINE_string("out", None, "Folder for the samples; <run_dir>/samples by default.")
+flags.DEFINE_string(
+    "out", None,
+    "Folder for what the mode makes: <run_dir>/samples by default, and exports/<the run's name> of an export.",
+)  # fmt: skip
 flags.DEFINE_bool("save_pngs", False, "Write one PNG for each sample too.")
 
 
@@ -64,6 +68,11 @@ def run_dir() -> str:
         return FLAGS.run_dir
     name = dataset_name().rstrip("/").rpartition("/")[2].rpartition(":")[2]
     return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
+
+
+def export_dir() -> str:
+    """The folder of an export."""
+    return FLAGS.out or f"exports/{os.path.basename(os.path.normpath(run_dir()))}"
 
 
 def config_from_flags(info: DataInfo | None = None) -> Config:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from pdm_tf.denoiser import Denoiser
 
 
-def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float) -> Callable:
+def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> Callable:
     """A function (z, t ()) -> x_theta, u of a denoiser at fixed labels.
 
     x_theta = w x_cond - (w - 1) x_null, dynamically thresholded, and u of the conditional pass. At w = 1 the
@@ -18,7 +18,7 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float) -> Callable:
     Args:
       denoiser: the network.
       labels: int32 (B,); the null label is `denoiser.num_classes`.
-      weight: w; the paper's are 1.5 and 2.25.
+      weight: w; the paper's are 1.5 and 2.25. A tensor, float32 (), always runs both passes.
     """
 
     def plain(z, t):
@@ -29,9 +29,11 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float) -> Callable:
         both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.num_classes)], axis=0)
         pred_x, u = denoiser(tf.concat([z, z], axis=0), tf.repeat(t, tf.shape(both)[0]), both)
         conditional, null = tf.split(pred_x, 2)
-        return dynamic_threshold(weight * conditional - (weight - 1.0) * null), tf.split(u, 2)[0]
+        # In float32 whether w is a number or a tensor, so that an exported model draws the same images.
+        w = tf.convert_to_tensor(weight, tf.float32)
+        return dynamic_threshold(w * conditional - (w - 1.0) * null), tf.split(u, 2)[0]
 
-    return plain if weight == 1.0 else with_guidance
+    return plain if not tf.is_tensor(weight) and weight == 1.0 else with_guidance
 
 
 def dynamic_threshold(x: tf.Tensor, percentile: float = 99.5) -> tf.Tensor:
