@@ -6,7 +6,7 @@ It speaks TensorFlow Serving's REST form, so a client may go from one to the oth
   {"signature_name": "sample", "inputs": {"seed": 0, "labels": [0, 1], "guidance": 1.5}}
 
 answers {"outputs": images}: uint8 (B, H, W, C) as nested lists, or an object where a signature has several
-outputs. What cannot be done is status 400 or 404 with {"error": why}. GET /v1/models/NAME tells how to call it.
+outputs. What cannot be done is status 400 or 404 with {"error": why}. GET /v1/models/NAME describes it.
 
 It needs what requirements-serve.txt lists and nothing of this project. Ctrl-C or SIGTERM ends it.
 """
@@ -71,7 +71,7 @@ class Model:
             with self.turn:
                 outputs = {key: value.numpy() for key, value in signature(**inputs).items()}
         except KeyError as error:
-            raise HTTPException(400, f"there is no {error}; GET /v1/models/{name} tells how to call") from error
+            raise HTTPException(400, f"there is no {error}; see GET /v1/models/{name}") from error
         except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
             reason = str(error).rpartition("assertion failed:")[2]
             raise HTTPException(400, " ".join(reason.split())[:500]) from error
@@ -100,7 +100,8 @@ def main():
         signal.signal(number, lambda *_: stop.set())
     serve.start(http_options={"host": arguments.host, "port": arguments.port})
     serve.run(Model.bind(folder))
-    print(f"serving http://{arguments.host}:{arguments.port}/v1/models/{os.path.basename(folder)}", flush=True)
+    address = f"http://{arguments.host}:{arguments.port}/v1/models/{os.path.basename(folder)}"
+    print(f"serving {address}", flush=True)
     stop.wait()
     serve.shutdown()
     ray.shutdown()

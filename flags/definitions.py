@@ -39,7 +39,7 @@ flags.DEFINE_float("guidance", 1.0, "Weight w of classifier-free guidance; 1 is 
 flags.DEFINE_list("labels", None, "Labels to draw, numbers or names, in turn; by default all classes.")
 flags.DEFINE_string(
     "out", None,
-    "Folder for what the mode makes: <run_dir>/samples by default, and exports/<the run's name> of an export.",
+    "Folder for what the mode makes: <run_dir>/samples by default, exports/<the run's name> for an export.",
 )  # fmt: skip
 flags.DEFINE_bool("save_pngs", False, "Write one PNG for each sample too.")
 
