@@ -6,8 +6,8 @@ import sys
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
     sys.exit(
         f"pdm_tf runs on Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 has no others); this is "
-        f"{sys.version.split()[0]}. Install one, for instance with `pyenv install 3.11` or `uv python install "
-        "3.11`, then run `make setup PYTHON=/path/to/python3.11`."
+        f"{sys.version.split()[0]}. Install one, for instance with `pyenv install 3.11` or "
+        "`uv python install 3.11`, then run `make setup PYTHON=/path/to/python3.11`."
     )
 # TensorFlow's start-up chatter on stderr buries the program's own lines; its exceptions still arrive.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -45,44 +45,54 @@ def train():
 
 
 def sample():
-    """--mode=sample: draws images with a run's averaged weights."""
+    """--mode=sample: draws or edits images with the averaged weights of a run, or of several experts."""
+    from pdm_tf import images
     from pdm_tf.denoiser import load_denoiser
-    from pdm_tf.images import image_grid, to_uint8, write_png, write_samples
-    from pdm_tf.sampling.sampler import Sampler, cycled_labels, draw
+    from pdm_tf.sampling import output
+    from pdm_tf.sampling.sampler import Sampler, cycled_labels
+    from pdm_tf.training import strategy
 
-    run_dir = definitions.run_dir()
-    config, denoiser = load_denoiser(run_dir)
+    run_dirs = definitions.run_dirs()
+    if FLAGS.strategy == "multi_worker":
+        raise UserError("--strategy=multi_worker: samples are drawn on one machine; use another strategy")
+    with strategy.make_strategy(FLAGS.strategy).scope():
+        config, denoiser = load_denoiser(*run_dirs)
+        settings, shape = definitions.sampling_settings(config), config.data.image_shape
+        if FLAGS.init_image:
+            settings["init_image"] = images.from_uint8(images.read_image(FLAGS.init_image, shape))
+        if FLAGS.mask:
+            settings["mask"] = images.read_mask(FLAGS.mask, shape)
+        sampler = Sampler(denoiser, **settings)
     labels = definitions.sampling_labels(config) or cycled_labels(denoiser, config.data.num_classes or 1)
-    sections = definitions.sampling_sections(config.diffusion.num_timesteps)
-    if FLAGS.guidance != 1.0 and not denoiser.conditional:
-        raise UserError(
-            f"--guidance={FLAGS.guidance:g}: {run_dir} has no classes to guide with; leave the flag out"
-        )
-    sampler = Sampler(denoiser, sections=sections, guidance=FLAGS.guidance)
-    images, labels = draw(sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels)
-    images = to_uint8(images)
-    out = FLAGS.out or f"{run_dir}/samples"
-    write_samples(f"{out}/samples.npz", images, labels if denoiser.conditional else None)
-    write_png(f"{out}/grid.png", image_grid(images))
-    if FLAGS.save_pngs:
-        for number, image in enumerate(images):
-            write_png(f"{out}/sample_{number:06d}.png", image)
+    out = FLAGS.out or f"{run_dirs[0]}/samples"
+    what = {
+        "seed": FLAGS.seed or 0,
+        "count": FLAGS.num_samples,
+        "batch_size": FLAGS.sample_batch_size,
+        "labels": labels,
+    }
+    if FLAGS.trajectory:
+        output.draw_trajectory(sampler, out, **what, frames=FLAGS.trajectory)
+    output.draw_samples(sampler, out, **what, save_pngs=FLAGS.save_pngs)
+    if FLAGS.trajectory:
+        print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
     print(f"samples: {out}/samples.npz")
 
 
 def export():
-    """--mode=export: a SavedModel of a run's averaged weights, with the sampling of --mode=sample."""
-    from pdm_tf.denoiser import load_denoiser, newest_ema
-    from pdm_tf.export import check_free, export_saved_model
+    """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
+    from pdm_tf.denoiser import load_denoiser
+    from pdm_tf.export import check_free, export_saved_model, origin
 
     logging.set_verbosity(logging.WARNING)  # TensorFlow lists every variable of what it saves otherwise
-    run_dir, out = definitions.run_dir(), definitions.export_dir()
+    run_dirs, out = definitions.run_dirs(), definitions.export_dir()
     check_free(out)
-    config, denoiser = load_denoiser(run_dir)
-    sampling = {"sections": definitions.sampling_sections(config.diffusion.num_timesteps)}
-    runs = [{"run": run_dir, "weights": newest_ema(run_dir).name}]
-    export_saved_model(denoiser, out, sampling, {"label_names": config.data.label_names, "runs": runs})
+    about = origin(run_dirs)
+    config, denoiser = load_denoiser(*run_dirs)
+    if about != origin(run_dirs):
+        raise UserError(f"{FLAGS.run_dir}: training wrote new weights just now; run the command again")
+    export_saved_model(denoiser, out, definitions.export_settings(config), about)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")
 

@@ -13,6 +13,9 @@ from flags.presets import DEFAULT_DATASET, general_preset, preset
 
 MODES = ("train", "sample", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
+SAMPLERS = ("ancestral", "ddim", "dpm_solver")
+SCHEDULES = ("even", "logsnr")
+VARIANCES = ("learned", "small", "large")
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -21,7 +24,10 @@ flags.DEFINE_string(
     "The data set, which also picks the preset: emoji64 (the default), lsun_church, imagenet256, ffhq1024, "
     "tfds:NAME, or folder:PATH for a data set made by data_tools.",
 )  # fmt: skip
-flags.DEFINE_string("run_dir", None, "The run's folder; runs/<dataset> by default.")
+flags.DEFINE_string(
+    "run_dir", None,
+    "The run's folder; runs/<dataset> by default. To sample, also several: the experts of one model.",
+)  # fmt: skip
 flags.DEFINE_string("data_dir", "data", "Where named data sets lie.")
 flags.DEFINE_integer("seed", None, "Seed of everything random; 0 by default.", lower_bound=0)
 flags.DEFINE_enum("strategy", "auto", STRATEGIES, "Where to compute.")
@@ -35,8 +41,19 @@ flags.DEFINE_multi_string("set", [], "Any other field of the config, as key=valu
 flags.DEFINE_integer("num_samples", 16, "Images to draw.", lower_bound=1)
 flags.DEFINE_integer("sample_batch_size", 16, "Images to draw at a time.", lower_bound=1)
 flags.DEFINE_string("steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20.")
+flags.DEFINE_enum("schedule", "even", SCHEDULES, "Space the steps evenly in t or in log-SNR.")
+flags.DEFINE_enum("sampler", "ancestral", SAMPLERS, "How to sample.")
+flags.DEFINE_enum("variance", None, VARIANCES, "Of ancestral steps: learned (default), small or large.")
+flags.DEFINE_float("eta", None, "Noise of DDIM's steps, 0 (default) to 1.", 0.0, 1.0)
 flags.DEFINE_float("guidance", 1.0, "Weight w of classifier-free guidance; 1 is without.")
 flags.DEFINE_list("labels", None, "Labels to draw, numbers or names, in turn; by default all classes.")
+flags.DEFINE_string("init_image", None, "An image file to edit.")
+flags.DEFINE_float("strength", None, "How much of it to change, 0 to 1; 0.5 by default.", 0.0, 1.0)
+flags.DEFINE_string("mask", None, "A mask file: white where --init_image is to be painted anew.")
+flags.DEFINE_integer("jump_length", None, "Steps to go back at a time for --mask; 10 by default.", 1)
+flags.DEFINE_integer("resamplings", None, "Times to go over each step for --mask; 10 by default.", 1)
+flags.DEFINE_integer("trajectory", None, "Also draw x_theta at this many steps of the way.", lower_bound=1)
+flags.DEFINE_bool("jit_compile", False, "Compile sampling with XLA (for accelerators).")
 flags.DEFINE_string(
     "out", None,
     "Folder for what the mode makes: <run_dir>/samples by default, exports/<the run's name> for an export.",
@@ -70,11 +87,6 @@ def run_dir() -> str:
     return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
 
 
-def export_dir() -> str:
-    """The folder of an export."""
-    return FLAGS.out or f"exports/{os.path.basename(os.path.normpath(run_dir()))}"
-
-
 def config_from_flags(info: DataInfo | None = None) -> Config:
     """The validated config of the command line; `info` describes a data set without a preset.
 
@@ -98,6 +110,73 @@ def config_from_flags(info: DataInfo | None = None) -> Config:
     return validate(config.replace({**given, **parse_settings(FLAGS.set)}))
 
 
+def run_dirs() -> list[str]:
+    """The folders of the run, or of the experts, to sample from."""
+    return [part for part in run_dir().split(",") if part]
+
+
+def export_dir() -> str:
+    """The folder of an export."""
+    return FLAGS.out or "exports/" + "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
+
+
+def export_settings(config: Config) -> dict[str, typing.Any]:
+    """The sampler's settings that an export fixes.
+
+    Raises:
+      UserError: a flag that an export cannot fix, or what `sampling_settings` refuses.
+    """
+    for name in ("seed", "labels", "guidance", "init_image", "mask", "trajectory", "jit_compile"):
+        if FLAGS[name].present:
+            raise UserError(
+                f"--{name} is for --mode=sample: an export fixes the sampler and its steps, and seed, labels and "
+                "guidance come with each call of it; leave the flag out"
+            )
+    settings = sampling_settings(config)
+    return {key: settings[key] for key in settings if key not in ("guidance", "jit_compile")}
+
+
+def sampling_settings(config: Config) -> dict[str, typing.Any]:
+    """The sampler's settings, but for the images to edit.
+
+    Raises:
+      UserError: a flag without the one that it belongs to, or steps or a weight that cannot work.
+    """
+    _refuse_lonely_flags()
+    if FLAGS.guidance != 1.0 and config.network.class_conditioning == "none":
+        raise UserError(
+            f"--guidance={FLAGS.guidance:g}: this model has no classes to guide with; leave the flag out"
+        )
+    optional = ("variance", "eta", "strength", "jump_length", "resamplings")
+    settings = {name: FLAGS[name].value for name in optional if FLAGS[name].value is not None}
+    if FLAGS.init_image and not FLAGS.mask:
+        settings.setdefault("strength", 0.5)
+    return {
+        "sampler": FLAGS.sampler,
+        "sections": sampling_sections(config.diffusion.num_timesteps),
+        "spacing": FLAGS.schedule,
+        "guidance": FLAGS.guidance,
+        "jit_compile": FLAGS.jit_compile,
+        **settings,
+    }
+
+
+def _refuse_lonely_flags() -> None:
+    """Refuses flags that would do nothing, so that nobody thinks they did something."""
+    ancestral, ddim = FLAGS.sampler == "ancestral", FLAGS.sampler == "ddim"
+    needs = {
+        "variance": (ancestral, "--sampler=ancestral"),
+        "eta": (ddim, "--sampler=ddim"),
+        "strength": (FLAGS.init_image, "an --init_image"),
+        "mask": (FLAGS.init_image and ancestral, "an --init_image and --sampler=ancestral"),
+        "jump_length": (FLAGS.mask, "a --mask"),
+        "resamplings": (FLAGS.mask, "a --mask"),
+    }
+    for name, (present, needed) in needs.items():
+        if FLAGS[name].value is not None and not present:
+            raise UserError(f"--{name} needs {needed}: give it, or leave --{name} out")
+
+
 def sampling_sections(num_timesteps: int) -> tuple[int, ...]:
     """`--steps` as the number of steps in each section of the process.
 
@@ -110,8 +189,10 @@ def sampling_sections(num_timesteps: int) -> tuple[int, ...]:
         raise UserError(
             f"--steps={FLAGS.steps}: write a number, or one for each section: 90,60,60,20,20"
         ) from error
+    if FLAGS.schedule == "logsnr" and len(sections) > 1:
+        raise UserError(f"--steps={FLAGS.steps}: --schedule=logsnr takes one number of steps")
     largest = num_timesteps // len(sections)
-    if not sections or min(sections) < 1 or max(sections) > largest:
+    if min(sections) < 1 or max(sections) > largest:
         raise UserError(
             f"--steps={FLAGS.steps}: the process has {num_timesteps} steps, so use 1 to {largest} in each of "
             f"{len(sections)} section{'s' if len(sections) > 1 else ''}"

@@ -1,14 +1,15 @@
-"""A trained network and its noise schedule, seen as one function: (z_t, t, labels) -> predicted x and u."""
+"""A trained network, or several experts, and the noise schedule: (z_t, t, labels) -> predicted x and u."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
-from flags.config import Config
+from flags.config import Config, differences
 from flags.errors import UserError
 from pdm_tf.diffusion.predictions import predicted_x
 from pdm_tf.diffusion.schedules import NoiseSchedule, linear_schedule
@@ -26,6 +27,7 @@ class Denoiser:
         self.image_shape = network.image_shape
         self.num_classes = network.num_classes
         self.conditional = network.class_conditioning != "none"
+        self.variables = network.trainable_variables
 
     def __call__(
         self,
@@ -40,6 +42,41 @@ class Denoiser:
         """
         output, u = self.network(z, t, labels, dropout_key)
         return predicted_x(self.prediction, output, z, self.schedule, t), u
+
+
+class Experts:
+    """Denoisers of neighbouring intervals of t, used as one `Denoiser` (Section 4.1, "model splitting").
+
+    An expert runs if any t of the batch lies in its interval, then on the whole batch, and each image takes
+    the answer of its own expert. So a batch at one t, as in sampling, costs one network, and a batch of
+    mixed t costs every network whose interval occurs in it. All shapes are static, as XLA needs.
+    """
+
+    def __init__(self, experts: Sequence[Denoiser], t_stops: Sequence[int]):
+        """`experts` from the least noise to the most; number k answers for t_stops[k-1] <= t < t_stops[k]."""
+        first = experts[0]
+        self.experts = list(experts)
+        self.t_stops = list(t_stops)
+        self.schedule = first.schedule
+        self.image_shape = first.image_shape
+        self.num_classes = first.num_classes
+        self.conditional = first.conditional
+        self.variables = [variable for expert in experts for variable in expert.variables]
+
+    def __call__(self, z: tf.Tensor, t: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same function as `Denoiser.__call__`."""
+        pred_x, u, start = tf.zeros_like(z), tf.zeros_like(z), 0
+        for expert, stop in zip(self.experts, self.t_stops):
+            own = (t >= start) & (t < stop)
+            start = stop
+            answer = tf.cond(
+                tf.reduce_any(own),
+                lambda expert=expert: expert(z, t, labels),
+                lambda before=(pred_x, u): before,
+            )
+            own = own[:, None, None, None]
+            pred_x, u = tf.where(own, answer[0], pred_x), tf.where(own, answer[1], u)
+        return pred_x, u
 
 
 def build_network(config: Config, precision: str = "float32") -> UNet:
@@ -84,14 +121,73 @@ def newest_ema(run_dir: str | os.PathLike) -> Path:
     return files[-1]
 
 
-def load_denoiser(run_dir: str | os.PathLike) -> tuple[Config, Denoiser]:
-    """The config and the denoiser, with its newest EMA weights, of a run folder.
+def load_denoiser(*run_dirs: str | os.PathLike) -> tuple[Config, Denoiser | Experts]:
+    """The config and the denoiser, with the newest EMA weights, of a run folder or of several experts'.
+
+    The experts' intervals of t come from their own configs and may be named in any order; the config
+    returned is that of the expert with the least noise.
 
     Raises:
-      UserError: no run, no weights, or damaged ones.
+      UserError: no run, no weights, damaged ones, or runs that do not make up one whole process.
     """
-    config = read_config(run_dir)
+    runs = [(str(run_dir), read_config(run_dir)) for run_dir in run_dirs]
+    runs.sort(key=lambda run: run[1].diffusion.t_start)
+    check_experts(runs)
+    denoisers = [_load_one(run_dir, config) for run_dir, config in runs]
+    if len(denoisers) == 1:
+        return runs[0][1], denoisers[0]
+    return runs[0][1], Experts(denoisers, [config.diffusion.t_stop for _, config in runs])
+
+
+def _load_one(run_dir: str, config: Config) -> Denoiser:
     network = build_network(config)
     weights = newest_ema(run_dir)
     assign_arrays(network.trainable_variables, read_arrays(weights), weights)
-    return config, Denoiser(network, build_schedule(config), config.diffusion.prediction)
+    return Denoiser(network, build_schedule(config), config.diffusion.prediction)
+
+
+SHARED_BY_EXPERTS = (
+    "data.dataset", "data.image_shape", "data.num_classes", "data.label_names",
+    "diffusion.num_timesteps", "diffusion.beta_start", "diffusion.beta_end",
+)  # fmt: skip
+
+
+def check_experts(runs: Sequence[tuple[str, Config]]) -> None:
+    """Checks that runs (folder and config), ordered by t_start, make up one process on the same data.
+
+    Raises:
+      UserError: they differ in data or schedule, or leave a gap in t, or overlap.
+    """
+    names, first = [name for name, _ in runs], runs[0][1]
+    covered, before = 0, None
+    for name, config in runs:
+        changed = differences(first, config)
+        for key in SHARED_BY_EXPERTS:
+            if key in changed:
+                old, new = changed[key]
+                raise UserError(
+                    f"{names[0]} and {name} cannot be experts of one model: {key} is {old} and {new}"
+                )
+        if (config.network.class_conditioning == "none") != (first.network.class_conditioning == "none"):
+            raise UserError(
+                f"{names[0]} and {name} cannot be experts of one model: only one of them knows classes"
+            )
+        start = config.diffusion.t_start
+        if start > covered:
+            raise UserError(_missing(names, covered, start))
+        if start < covered:
+            raise UserError(
+                f"{before} and {name} were both trained on t = {start}: name runs whose intervals of t meet "
+                "without overlapping"
+            )
+        covered, before = config.diffusion.t_stop, name
+    if covered < first.diffusion.num_timesteps:
+        raise UserError(_missing(names, covered, first.diffusion.num_timesteps))
+
+
+def _missing(names: Sequence[str], start: int, stop: int) -> str:
+    was = "was" if len(names) == 1 else "were"
+    return (
+        f"{' and '.join(names)} {was} not trained on {start} <= t < {stop}: name the run of that interval "
+        f"too, as in --run_dir={','.join(names)},RUN"
+    )

@@ -6,20 +6,21 @@ import copy
 import json
 import os
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
 from flags.errors import UserError
 from pdm_tf.atomic import atomic_folder
-from pdm_tf.denoiser import Denoiser
+from pdm_tf.denoiser import Denoiser, Experts, newest_ema, read_config
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.sampling.sampler import Sampler
 
 METADATA = "assets.extra/pdm_tf.json"  # assets.extra is the SavedModel's place for what is not its graph's
 
 
-def servable(denoiser: Denoiser, sampling: dict[str, typing.Any]) -> tf.Module:
+def servable(denoiser: Denoiser | Experts, sampling: dict[str, typing.Any]) -> tf.Module:
     """The functions `sample` and `denoise` of a denoiser, ready for `tf.saved_model.save`.
 
     - sample(seed int32 (), labels int32 (B,), guidance float32 ()) -> {"images": uint8 (B, H, W, C)}. Image i
@@ -66,20 +67,23 @@ def servable(denoiser: Denoiser, sampling: dict[str, typing.Any]) -> tf.Module:
     z = tf.TensorSpec((None, *denoiser.image_shape), tf.float32, "z")
     module = tf.Module()
     # The variables alone: a Keras object here would bring its metadata, and need its class to load.
-    module.weights = list(denoiser.network.trainable_variables)
+    module.weights = list(denoiser.variables)
     module.sample = tf.function(sample, input_signature=[seed, numbers["labels"], guidance])
     module.denoise = tf.function(denoise, input_signature=[z, numbers["t"], numbers["labels"]])
     return module
 
 
-def _traced_once(denoiser: Denoiser) -> Denoiser:
-    """The same denoiser, its network being one graph function that all signatures call: half the file."""
+def _traced_once(denoiser: Denoiser | Experts) -> Denoiser | Experts:
+    """The same denoiser, each network being one graph function that all signatures call: half the file."""
     shared = copy.copy(denoiser)
-    shared.network = tf.function(denoiser.network.__call__)
+    if isinstance(denoiser, Experts):
+        shared.experts = [_traced_once(expert) for expert in denoiser.experts]
+    else:
+        shared.network = tf.function(denoiser.network.__call__)
     return shared
 
 
-def _check_labels(denoiser: Denoiser, labels: tf.Tensor) -> tf.Operation:
+def _check_labels(denoiser: Denoiser | Experts, labels: tf.Tensor) -> tf.Operation:
     """An error for labels that no class has; a GPU would quietly take zeros for their embedding."""
     if not denoiser.conditional:
         return tf.no_op()
@@ -107,20 +111,23 @@ def check_free(out: str | os.PathLike) -> None:
 
 
 def export_saved_model(
-    denoiser: Denoiser, out: str | os.PathLike, sampling: dict[str, typing.Any], about: dict[str, typing.Any]
+    denoiser: Denoiser | Experts,
+    out: str | os.PathLike,
+    sampling: dict[str, typing.Any],
+    about: dict[str, typing.Any],
 ) -> None:
     """Writes the SavedModel, with how to call it in its README.md and in `METADATA`; whole or not at all.
 
     Args:
       denoiser, sampling: see `servable`.
       out: the folder to make.
-      about: more for the metadata, JSON values, such as "label_names" and the runs it came from.
+      about: more for the metadata, JSON values; see `origin`.
     Raises:
       UserError: `out` exists, or cannot be written.
     """
     check_free(out)
     module = servable(denoiser, sampling)
-    metadata = {**describe(denoiser, sampling), **about}
+    metadata = {**about, **describe(denoiser, sampling)}
     with atomic_folder(out) as partial:
         try:
             # With the gradients of its custom-gradient operations (+10% of the graph): without them every
@@ -135,7 +142,7 @@ def export_saved_model(
         (partial / "README.md").write_text(readme(metadata))
 
 
-def describe(denoiser: Denoiser, sampling: dict[str, typing.Any]) -> dict[str, typing.Any]:
+def describe(denoiser: Denoiser | Experts, sampling: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """What a caller needs to know of an export, as JSON values."""
     classes = denoiser.num_classes if denoiser.conditional else 0
     timesteps = Sampler(denoiser, **sampling).schedule.timesteps
@@ -144,10 +151,9 @@ def describe(denoiser: Denoiser, sampling: dict[str, typing.Any]) -> dict[str, t
         "image_shape": image,
         "num_classes": classes,
         "null_label": classes or None,
-        "label_names": [],
         "num_timesteps": len(denoiser.schedule),
         "sampling": {**sampling, "steps": len(timesteps), "timesteps": timesteps.tolist()},
-        "parameters": sum(v.shape.num_elements() for v in denoiser.network.trainable_variables),
+        "parameters": sum(v.shape.num_elements() for v in denoiser.variables),
         "tensorflow": tf.__version__,
         "signatures": {
             "sample": {
@@ -168,6 +174,27 @@ def describe(denoiser: Denoiser, sampling: dict[str, typing.Any]) -> dict[str, t
             },
         },
     }
+
+
+def origin(run_dirs: Sequence[str]) -> dict[str, typing.Any]:
+    """Where the weights of `load_denoiser(*run_dirs)` come from, and the classes' names, as JSON values.
+
+    Raises:
+      UserError: no run, or no weights.
+    """
+    configs = {str(run_dir): read_config(run_dir) for run_dir in run_dirs}
+    runs = [
+        {
+            "weights": str(newest_ema(run_dir)),
+            "t_start": config.diffusion.t_start,
+            "t_stop": config.diffusion.t_stop,
+            "patch_size": config.network.patch_size,
+            "prediction": config.diffusion.prediction,
+        }
+        for run_dir, config in configs.items()
+    ]
+    names = next(iter(configs.values())).data.label_names
+    return {"label_names": list(names), "experts": sorted(runs, key=lambda run: run["t_start"])}
 
 
 README = """\
@@ -209,7 +236,10 @@ def readme(metadata: dict[str, typing.Any]) -> str:
         shape=" x ".join(map(str, metadata["image_shape"])),
         classes=f"{listed}; {null} is no class" if classes else "none (labels only say how many images)",
         sampling=", ".join(f"{key} {value}" for key, value in steps.items()),
-        source="; ".join(f"{run['run']}/{run['weights']}" for run in metadata.get("runs", [])) or "memory",
+        source="; ".join(
+            "{weights} (P = {patch_size}) for {t_start} <= t < {t_stop}".format(**run)
+            for run in metadata["experts"]
+        ),
         tensorflow=metadata["tensorflow"],
         labels=labels,
         guidance=1.5 if classes else 1.0,

@@ -98,7 +98,8 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
     """Which t of 0..T-1 to keep: T in equal sections, each with its own count of evenly spaced steps.
 
     One section, such as (250,), spaces all steps evenly; (90, 60, 60, 20, 20) is the schedule of the paper's
-    LSUN figures. The first section is the one with the least noise. A section's first and last t are kept.
+    LSUN figures. The first section is the one with the least noise. A section's first and last t are kept;
+    of a single step its first, but T-1 in the last section, because sampling starts from pure noise.
 
     Returns:
       (sum(sections),) int32, strictly ascending.
@@ -112,7 +113,35 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
             raise ValueError(f"cannot keep {count} of a section of {size} timesteps")
         kept.append(start + np.round(np.linspace(0, size - 1, count)).astype(np.int32))
         start += size
+    kept[-1][-1] = num_timesteps - 1
     return np.concatenate(kept).astype(np.int32)
+
+
+def logsnr_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
+    """`count` timesteps of the schedule, as evenly spaced in log-SNR as distinct timesteps can be.
+
+    Both ends are kept (T-1 alone if count is 1). Where the schedule is coarser than the spacing, which is at
+    the least noise, all its timesteps are kept and those that are left over move up.
+
+    Returns:
+      (count,) int32, strictly ascending.
+    Raises:
+      ValueError: fewer than 1 step or more than the schedule has.
+    """
+    steps = len(schedule)
+    if not 1 <= count <= steps:
+        raise ValueError(f"cannot keep {count} of {steps} timesteps")
+    if count == 1:
+        return schedule.timesteps[-1:]
+    log_snr = np.log(schedule.snr)
+    wanted = np.linspace(log_snr[0], log_snr[-1], count)
+    indices = np.round(np.interp(-wanted, -log_snr, np.arange(steps))).astype(np.int64)
+    # Strictly ascending, and with room left for those that follow: index k is at least k, and at most
+    # steps - count + k.
+    ranks = np.arange(count)
+    indices = np.maximum.accumulate(indices - ranks) + ranks
+    indices = np.minimum(indices, steps - count + ranks)
+    return schedule.timesteps[indices]
 
 
 def at(table: np.ndarray, index: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
