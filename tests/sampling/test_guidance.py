@@ -1,0 +1,67 @@
+"""Classifier-free guidance and dynamic thresholding."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pdm_tf.sampling.guidance import dynamic_threshold, guided
+
+
+class Linear:
+    """A denoiser whose x is (label + 1) / 10 * z, and that notes the rows of each call."""
+
+    num_classes = 5
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, z, t, labels):
+        self.rows.append(z.shape[0])
+        assert t.shape == labels.shape == z.shape[:1]
+        share = tf.cast(labels + 1, tf.float32)[:, None, None, None] / 10.0
+        return share * z, tf.broadcast_to(share, z.shape)
+
+
+Z = tf.random.stateless_normal((3, 4, 4, 2), [0, 1])
+LABELS = tf.constant([0, 2, 4])
+
+
+def test_without_guidance_there_is_one_pass_and_x_is_clipped():
+    denoiser = Linear()
+    pred_x, _ = guided(denoiser, LABELS, 1.0)(20.0 * Z, tf.constant(7))
+    assert denoiser.rows == [3]
+    np.testing.assert_array_equal(pred_x, tf.clip_by_value(denoiser(20.0 * Z, LABELS, LABELS)[0], -1, 1))
+    assert np.abs(pred_x).max() == 1.0
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.5, 2.25, tf.constant(1.5), tf.constant(1.0)])
+def test_both_passes_are_one_call_and_x_is_extrapolated_from_null_to_conditional(weight):
+    denoiser = Linear()
+    z = 0.2 * Z
+    pred_x, u = guided(denoiser, LABELS, weight)(z, tf.constant(7))
+    assert denoiser.rows == [6]
+    conditional, null = (LABELS.numpy() + 1) / 10, 6 / 10
+    w = float(weight)
+    share = (w * conditional - (w - 1) * null)[:, None, None, None]
+    np.testing.assert_allclose(pred_x, share * z, atol=1e-6)
+    np.testing.assert_allclose(u[:, 0, 0, 0], conditional, rtol=1e-6)
+
+
+def test_thresholding_is_by_each_images_own_percentile():
+    scales = np.float32([0.1, 3.0, 50.0])[:, None, None, None]
+    x = scales * np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)
+    limited = dynamic_threshold(tf.constant(x)).numpy()
+    for image, result in zip(x, limited):
+        s = max(1.0, np.percentile(np.abs(image), 99.5))
+        np.testing.assert_allclose(result, np.clip(image, -s, s) / s, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(limited[0], x[0])
+
+
+@pytest.mark.parametrize("percentile", [100.0, 50.0])
+def test_thresholding_works_at_the_ends_and_inside_xla(percentile):
+    x = 5.0 * np.random.default_rng(1).standard_normal((2, 4, 4, 1)).astype(np.float32)
+    expected = np.stack([
+        np.clip(i, -s, s) / s for i in x for s in [max(1.0, np.percentile(np.abs(i), percentile))]
+    ])  # fmt: skip
+    compiled = tf.function(lambda x: dynamic_threshold(x, percentile), jit_compile=True)
+    np.testing.assert_allclose(compiled(tf.constant(x)), expected, rtol=1e-5)

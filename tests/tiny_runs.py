@@ -1,0 +1,63 @@
+"""Networks small enough for tests, with weights that are all alive, and run folders that hold them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from flags.config import Config, DataConfig, DiffusionConfig, NetworkConfig, TrainingConfig, validate
+from pdm_tf.denoiser import Denoiser, build_network, build_schedule
+from pdm_tf.weights import assign_arrays, variable_names, write_arrays
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def tiny_config(**settings) -> Config:
+    """A class-conditional network for 16 x 16 images; `settings` are dotted keys with __ for the dots."""
+    config = Config(
+        data=DataConfig("emoji64", (16, 16, 3), num_classes=len(CLASSES), label_names=CLASSES),
+        network=NetworkConfig(4, 32, (1,), 1, (), 32, class_conditioning="gate"),
+        diffusion=DiffusionConfig(),
+        training=TrainingConfig(batch_size=4, steps=1),
+    )
+    return validate(config.replace({key.replace("__", "."): value for key, value in settings.items()}))
+
+
+def random_arrays(network, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights by name. No kernel is zero, as those of an untrained network's outputs are."""
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for name, variable in zip(variable_names(network.trainable_variables), network.trainable_variables):
+        fan_in = max(int(np.prod(variable.shape[:-1])), 1)
+        scale = 1.0 / np.sqrt(fan_in) if len(variable.shape) > 1 else 0.1
+        arrays[name] = scale * generator.standard_normal(variable.shape).astype(np.float32)
+    return arrays
+
+
+@functools.lru_cache(maxsize=None)
+def tiny_network(config: Config, seed: int):
+    """Tests share the networks that they do not change: making one takes seconds."""
+    network = build_network(config)
+    assign_arrays(network.trainable_variables, random_arrays(network, seed), "random_arrays")
+    return network
+
+
+def tiny_denoiser(config: Config | None = None, seed: int = 0) -> Denoiser:
+    config = config or tiny_config()
+    return Denoiser(tiny_network(_of_network(config), seed), build_schedule(config), config.diffusion.prediction)
+
+
+def _of_network(config: Config) -> Config:
+    """The config but for what does not change the network."""
+    return config.replace({"diffusion": DiffusionConfig(), "training": TrainingConfig()})
+
+
+def write_run(run_dir: Path, config: Config | None = None, seed: int = 0) -> Path:
+    """A run folder as training leaves it: config.json and averaged weights."""
+    config = config or tiny_config()
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(config.to_json())
+    write_arrays(run_dir / "ema" / "step_00000001.npz", random_arrays(tiny_network(_of_network(config), 0), seed))
+    return run_dir
