@@ -59,7 +59,8 @@ def servable(denoiser: Denoiser | Experts, sampling: dict[str, typing.Any]) -> t
         last = len(denoiser.schedule) - 1
         within = tf.debugging.Assert(tf.reduce_all((t >= 0) & (t <= last)), [f"t must be 0 to {last}", t])
         with tf.control_dependencies([within, _check_labels(denoiser, labels)]):
-            x, u = shared(tf.identity(z), t, labels)
+            z, t, labels = map(tf.identity, (z, t, labels))
+        x, u = shared(z, t, labels)
         return {"x": x, "log_variance": learned_log_variance(u, denoiser.schedule, t), "u": u}
 
     numbers = {name: tf.TensorSpec((None,), tf.int32, name) for name in ("t", "labels")}
