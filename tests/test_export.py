@@ -108,6 +108,7 @@ def test_denoise_gives_x_and_the_log_variance_of_one_step(exported):
     assert np.abs(x).max() > 0.1 and np.std(u) > 0.01
 
 
+@pytest.mark.slow
 def test_denoise_can_be_differentiated(exported):
     model = load(exported("single"))
     z = tf.random.stateless_normal((1, 16, 16, 3), (0, 1))
