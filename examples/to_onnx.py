@@ -1,12 +1,14 @@
 """Converts an export's `denoise` to ONNX: python examples/to_onnx.py exports/emoji64 emoji64.onnx
 
 Inputs z float32 (B, H, W, C), t int32 (B,), labels int32 (B,); outputs x, log_variance and u, float32
-(B, H, W, C). It needs what requirements-serve.txt lists and nothing of this project.
+(B, H, W, C), for one network: tf2onnx cannot convert the choice between several experts. It needs what
+requirements-serve.txt lists and nothing of this project.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -40,6 +42,11 @@ def main():
     arguments = parser.parse_args()
     if not os.path.isfile(os.path.join(arguments.folder, "saved_model.pb")):
         parser.error(f"{arguments.folder} holds no SavedModel: write one with python main.py --mode=export")
+    with open(os.path.join(arguments.folder, "assets.extra", "pdm_tf.json")) as file:
+        experts = len(json.load(file)["experts"])
+    if experts > 1:
+        # Convolutions in the branches of a condition keep TensorFlow's attributes, and no runtime loads them.
+        parser.error(f"{arguments.folder} holds {experts} experts, and ONNX has room for one network here")
     model = tf.saved_model.load(arguments.folder)
     specs = model.signatures["denoise"].structured_input_signature[1]
     order = ("z", "t", "labels")
