@@ -47,23 +47,27 @@ def train():
 def sample():
     """--mode=sample: draws or edits images with the averaged weights of a run, or of several experts."""
     from pdm_tf import images
-    from pdm_tf.denoiser import load_denoiser
+    from pdm_tf.denoiser import load_denoiser, read_experts
     from pdm_tf.sampling import output
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
     from pdm_tf.training import strategy
 
-    run_dirs = definitions.run_dirs()
     if FLAGS.strategy == "multi_worker":
         raise UserError("--strategy=multi_worker: samples are drawn on one machine; use another strategy")
+    # All that can be refused is looked at before any network is made.
+    run_dirs = definitions.run_dirs()
+    config = read_experts(*run_dirs)[0][1]
+    settings, labels = definitions.sampling_settings(config), definitions.sampling_labels(config)
+    shape = config.data.image_shape
+    if FLAGS.init_image:
+        settings["init_image"] = images.from_uint8(images.read_image(FLAGS.init_image, shape))
+    if FLAGS.mask:
+        settings["mask"] = images.read_mask(FLAGS.mask, shape)
+
     with strategy.make_strategy(FLAGS.strategy).scope():
-        config, denoiser = load_denoiser(*run_dirs)
-        settings, shape = definitions.sampling_settings(config), config.data.image_shape
-        if FLAGS.init_image:
-            settings["init_image"] = images.from_uint8(images.read_image(FLAGS.init_image, shape))
-        if FLAGS.mask:
-            settings["mask"] = images.read_mask(FLAGS.mask, shape)
+        _, denoiser = load_denoiser(*run_dirs)
         sampler = Sampler(denoiser, **settings)
-    labels = definitions.sampling_labels(config) or cycled_labels(denoiser, config.data.num_classes or 1)
+    labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
     out = FLAGS.out or f"{run_dirs[0]}/samples"
     what = {
         "seed": FLAGS.seed or 0,

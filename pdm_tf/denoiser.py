@@ -121,18 +121,31 @@ def newest_ema(run_dir: str | os.PathLike) -> Path:
     return files[-1]
 
 
-def load_denoiser(*run_dirs: str | os.PathLike) -> tuple[Config, Denoiser | Experts]:
-    """The config and the denoiser, with the newest EMA weights, of a run folder or of several experts'.
+def read_experts(*run_dirs: str | os.PathLike) -> list[tuple[str, Config]]:
+    """The folders and configs of the experts that make up one model, or of the one run that does it alone.
 
-    The experts' intervals of t come from their own configs and may be named in any order; the config
-    returned is that of the expert with the least noise.
+    The experts' intervals of t come from their own configs; they may be named in any order.
 
+    Returns:
+      (folder, config) from the least noise to the most.
     Raises:
-      UserError: no run, no weights, damaged ones, or runs that do not make up one whole process.
+      UserError: no run, or runs that do not make up one whole process.
     """
     runs = [(str(run_dir), read_config(run_dir)) for run_dir in run_dirs]
     runs.sort(key=lambda run: run[1].diffusion.t_start)
     check_experts(runs)
+    return runs
+
+
+def load_denoiser(*run_dirs: str | os.PathLike) -> tuple[Config, Denoiser | Experts]:
+    """The config and the denoiser, with the newest EMA weights, of a run folder or of several experts'.
+
+    The config is that of the expert with the least noise.
+
+    Raises:
+      UserError: no run, no weights, damaged ones, or runs that do not make up one whole process.
+    """
+    runs = read_experts(*run_dirs)
     denoisers = [_load_one(run_dir, config) for run_dir, config in runs]
     if len(denoisers) == 1:
         return runs[0][1], denoisers[0]

@@ -7,6 +7,8 @@ import tensorflow as tf
 from flags.errors import UserError
 from pdm_tf.denoiser import Experts, load_denoiser
 from pdm_tf.diffusion.predictions import predicted_x
+from pdm_tf.diffusion.schedules import linear_schedule
+from pdm_tf.sampling.sampler import Sampler
 from tests.tiny_runs import tiny_config, tiny_denoiser, write_run
 
 LOW = tiny_config(diffusion__t_stop=400, network__patch_size=2)
@@ -26,43 +28,54 @@ def inputs(t):
 def test_the_denoiser_predicts_x_whatever_its_network_predicts():
     z, t, labels = inputs([3, 500])
     for prediction in ("x", "eps", "v"):
-        denoiser = tiny_denoiser(tiny_config(diffusion__prediction=prediction))
+        denoiser = tiny_denoiser(HIGH.replace({"diffusion.prediction": prediction}), 2)
         output, u = denoiser.network(z, t, labels)
         pred_x, same_u = denoiser(z, t, labels)
         np.testing.assert_array_equal(pred_x, predicted_x(prediction, output, z, denoiser.schedule, t))
         np.testing.assert_array_equal(u, same_u)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_each_image_of_a_mixed_batch_is_answered_by_its_own_expert(experts, jit_compile):
+def test_each_image_of_a_mixed_batch_is_answered_by_its_own_expert(experts):
     z, t, labels = inputs([0, 399, 400, 999])
-    both = tf.function(Experts(experts, [400, 1000]), jit_compile=jit_compile)(z, t, labels)
+    both = Experts(experts, [400, 1000])(z, t, labels)
     for own, expert in ((slice(0, 2), experts[0]), (slice(2, 4), experts[1])):
         for answer, alone in zip(both, expert(z, t, labels)):
             np.testing.assert_allclose(answer[own], alone[own], rtol=1e-4, atol=1e-4)
 
 
 class Counting:
-    """Counts how often a denoiser is traced, and how often it then runs."""
+    """A denoiser of one number that counts how often it is traced, and how often it then runs."""
 
-    def __init__(self, denoiser):
-        self.denoiser, self.traced = denoiser, 0
-        self.runs = tf.Variable(0)
-        for name in ("schedule", "image_shape", "num_classes", "conditional", "variables"):
-            setattr(self, name, getattr(denoiser, name))
+    schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (16, 16, 3), 3, True, ()
+
+    def __init__(self, answer):
+        self.answer, self.traced, self.runs = answer, 0, tf.Variable(0)
 
     def __call__(self, z, t, labels):
         self.traced += 1
         with tf.control_dependencies([self.runs.assign_add(1)]):
-            return self.denoiser(z, t, labels)
+            return tf.fill(tf.shape(z), self.answer), tf.fill(tf.shape(z), self.answer / 2)
 
 
-@pytest.mark.parametrize("t, runs", [([399, 0], [1, 0]), ([400, 999], [0, 1]), ([399, 400], [1, 1])])
-def test_only_experts_whose_interval_occurs_run(experts, t, runs):
-    counting = [Counting(expert) for expert in experts]
-    tf.function(Experts(counting, [400, 1000]))(*inputs(t))
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("t, runs", [([399, 0], [1, 0]), ([400, 999], [0, 1]), ([400, 399], [1, 1])])
+def test_only_experts_whose_interval_occurs_run(t, runs, jit_compile):
+    counting = [Counting(0.25), Counting(-0.5)]
+    pred_x, u = tf.function(Experts(counting, [400, 1000]), jit_compile=jit_compile)(*inputs(t))
     assert [c.runs.numpy() for c in counting] == runs
     assert [c.traced for c in counting] == [1, 1]
+    expected = np.where(np.array(t) < 400, 0.25, -0.5)[:, None, None, None]
+    np.testing.assert_array_equal(pred_x, np.broadcast_to(expected, pred_x.shape))
+    np.testing.assert_array_equal(u, np.broadcast_to(expected / 2, u.shape))
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
+def test_sampling_traces_each_expert_once_and_runs_it_in_its_interval_alone(sampler):
+    counting = [Counting(0.25), Counting(-0.5)]
+    sampler = Sampler(Experts(counting, [400, 1000]), sections=(5,), sampler=sampler)  # 0 250 500 749 999
+    frames = sampler.trajectory(0, [0, 1], [0, 1], 5)
+    assert [c.traced for c in counting] == [1, 1] and [c.runs.numpy() for c in counting] == [2, 3]
+    np.testing.assert_array_equal(frames[:, 0, 0, 0, 0], [-0.5, -0.5, -0.5, 0.25, 0.25])
 
 
 def test_experts_loaded_in_any_order_answer_as_one(tmp_path):
@@ -75,7 +88,7 @@ def test_experts_loaded_in_any_order_answer_as_one(tmp_path):
     z, t, labels = inputs([399, 400])
     pred_x, _ = denoiser(z, t, labels)
     for i, name in enumerate(("low", "high")):
-        alone = tiny_denoiser(tiny_config(), list(configs).index(name))
+        alone = tiny_denoiser(configs[name], list(configs).index(name))
         np.testing.assert_allclose(pred_x[i], alone(z, t, labels)[0][i], rtol=1e-4, atol=1e-4)
 
 

@@ -46,7 +46,9 @@ def tiny_network(config: Config, seed: int):
 
 def tiny_denoiser(config: Config | None = None, seed: int = 0) -> Denoiser:
     config = config or tiny_config()
-    return Denoiser(tiny_network(_of_network(config), seed), build_schedule(config), config.diffusion.prediction)
+    return Denoiser(
+        tiny_network(_of_network(config), seed), build_schedule(config), config.diffusion.prediction
+    )
 
 
 def _of_network(config: Config) -> Config:
@@ -59,5 +61,7 @@ def write_run(run_dir: Path, config: Config | None = None, seed: int = 0) -> Pat
     config = config or tiny_config()
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(config.to_json())
-    write_arrays(run_dir / "ema" / "step_00000001.npz", random_arrays(tiny_network(_of_network(config), 0), seed))
+    write_arrays(
+        run_dir / "ema" / "step_00000001.npz", random_arrays(tiny_network(_of_network(config), 0), seed)
+    )
     return run_dir

@@ -62,7 +62,7 @@ class Sampler:
             a mask from pure noise.
           mask: bool (H, W), True where to paint anew; the rest of `init_image` stays as it is.
           jump_length, resamplings: of `repaint`, for a mask.
-          jit_compile: compile with XLA.
+          jit_compile: compile with XLA, whose random numbers, and so the images of a seed, are others.
         Raises:
           UserError: settings that do not go together.
         """

@@ -36,7 +36,7 @@ RHO = 0.9
 GAUSSIAN = Mixture([1.0], [[0.2, -0.1]], [[[0.25, 0.25 * RHO], [0.25 * RHO, 0.25]]])
 
 
-def paint(resamplings, steps=50, count=4000, known=0.9):
+def paint(resamplings, steps=50, count=2000, known=0.9):
     """Second coordinates painted beside a known first one."""
     shape = (count, 1, 1, 2)
     # A "pixel" of this image is one of the two coordinates.

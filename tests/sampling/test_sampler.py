@@ -1,0 +1,196 @@
+"""`Sampler`: seeds, batches, XLA, schedules, experts and editing, on small networks whose weights are random."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.denoiser import Experts
+from pdm_tf.diffusion.schedules import linear_schedule
+from pdm_tf.images import from_uint8, to_uint8
+from pdm_tf.randomness import normal_each, stream
+from pdm_tf.sampling.ancestral import ancestral
+from pdm_tf.sampling.ddim import ddim
+from pdm_tf.sampling.dpm_solver import dpm_solver
+from pdm_tf.sampling.guidance import guided
+from pdm_tf.sampling.repaint import repaint
+from pdm_tf.sampling.sampler import Sampler, cycled_labels
+from tests.tiny_runs import tiny_config, tiny_denoiser
+
+LABELS = [0, 1, 2, 0]
+
+
+class Easy:
+    """A denoiser without weights that is quick to trace: x is near z / sqrt(alpha), and depends on the label."""
+
+    schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (16, 16, 3), 3, True, ()
+
+    def __call__(self, z, t, labels):
+        signal_rate = tf.gather(tf.constant(self.schedule.signal_rate, tf.float32), t)
+        share = 1.0 + 0.01 * tf.cast(labels, tf.float32)
+        x = (share / signal_rate)[:, None, None, None] * z
+        return x, tf.clip_by_value(x, 0.0, 1.0)
+
+
+@pytest.fixture
+def easy():
+    return Easy()
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return tiny_denoiser()
+
+
+@pytest.fixture(scope="module")
+def ancestral_of_4_steps(denoiser):
+    return Sampler(denoiser, sections=(4,))
+
+
+def test_an_image_is_the_same_in_any_batch_of_one_size(ancestral_of_4_steps):
+    together = ancestral_of_4_steps(5, [0, 1, 2, 3], LABELS)
+    elsewhere = ancestral_of_4_steps(5, [9, 3, 0, 7], [2, 0, 0, 1])
+    np.testing.assert_array_equal(elsewhere[1], together[3])
+    np.testing.assert_array_equal(elsewhere[2], together[0])
+    # In a batch of another size a network's kernels may round otherwise.
+    alone = ancestral_of_4_steps(5, [3], [0])
+    np.testing.assert_allclose(alone[0], together[3], atol=1e-4)
+
+
+def test_seed_index_and_label_each_change_the_image(ancestral_of_4_steps):
+    first = ancestral_of_4_steps(5, [0, 0, 1, 0], [0, 1, 0, 0])
+    np.testing.assert_array_equal(first[0], first[3])
+    assert np.abs(first[0] - first[1]).max() > 1e-3 and np.abs(first[0] - first[2]).max() > 0.1
+    other = ancestral_of_4_steps(6, [0, 0, 1, 0], [0, 1, 0, 0])
+    assert np.abs(first[0] - other[0]).max() > 0.1
+
+
+def test_inside_xla_an_image_is_the_same_in_any_batch_too(easy):
+    mask = np.arange(256).reshape(16, 16) % 3 == 0
+    for settings in (
+        {"sampler": "dpm_solver", "guidance": 1.5},
+        {"mask": mask, "init_image": np.ones((16, 16, 3), np.float32), "jump_length": 2, "resamplings": 2},
+    ):
+        sampler = Sampler(easy, sections=(4,), jit_compile=True, **settings)
+        together, elsewhere = sampler(3, [0, 1], [0, 1]), sampler(3, [1, 7], [1, 2])
+        np.testing.assert_array_equal(elsewhere[0], together[1])
+        assert np.abs(together[0] - together[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim, dpm_solver, repaint])
+def test_xla_computes_the_same_from_the_same_noise(easy, sampler):
+    # XLA's random numbers are its own, so these are tables.
+    z, noises = np.random.default_rng(0).standard_normal((2, 12, 2, 16, 16, 3)).astype(np.float32)
+    noises, schedule = tf.constant(noises), easy.schedule.keep([0, 100, 500, 999])
+    arguments = {
+        ancestral: [lambda i: noises[i]],
+        ddim: [lambda i: noises[i], 0.5],
+        dpm_solver: [],
+        repaint: [lambda i: noises[i % 12], tf.ones((16, 16, 3)), tf.constant(z[0, 0, :, :, :1] > 0)],
+    }[sampler]
+    kwargs = {"jump_length": 2, "resamplings": 2} if sampler is repaint else {}
+    labels = tf.constant([0, 2])
+
+    def run(z):
+        return sampler(guided(easy, labels, 2.0), schedule, z, *arguments, frames=3, **kwargs)
+
+    plain, compiled = (tf.function(run, jit_compile=jit)(tf.constant(z[0])) for jit in (False, True))
+    np.testing.assert_allclose(compiled, plain, atol=1e-4)
+
+
+def test_a_guidance_weight_that_is_a_tensor_draws_the_same_images(easy):
+    fixed = Sampler(easy, sections=(3,), sampler="ddim", guidance=2.0)
+    numbers = tf.constant(3), tf.constant([0, 1]), tf.constant([0, 1])
+    fed = tf.function(lambda w: Sampler(easy, sections=(3,), sampler="ddim", guidance=w).sample(*numbers))
+    np.testing.assert_allclose(fed(tf.constant(2.0)), fixed(*numbers), atol=1e-5)
+
+
+def test_a_trajectory_ends_at_the_images(easy):
+    ancestral_of_4_steps = Sampler(easy, sections=(4,))
+    images = ancestral_of_4_steps(5, [0, 1], [0, 1])
+    frames = ancestral_of_4_steps.trajectory(5, [0, 1], [0, 1], 2)
+    assert frames.shape == (2, 2, 16, 16, 3)
+    np.testing.assert_allclose(frames[-1], images, atol=1e-6)
+    with pytest.raises(UserError, match="5 frames are more than the 4 steps"):
+        ancestral_of_4_steps.trajectory(5, [0, 1], [0, 1], 5)
+
+
+def kept(denoiser, **settings):
+    return Sampler(denoiser, **settings).schedule.timesteps.tolist()
+
+
+def test_the_kept_steps(easy):
+    assert kept(easy, sections=(5,)) == [0, 250, 500, 749, 999]
+    assert kept(easy, sections=(2, 1)) == [0, 499, 999]
+    assert kept(easy, sections=(3,), spacing="logsnr") == [0, 302, 999]
+    assert kept(easy, sections=(1,)) == [999]
+    assert kept(easy, sections=(1000,)) == list(range(1000))
+
+
+def test_strength_cuts_the_schedule(easy):
+    image = np.zeros((16, 16, 3), np.float32)
+    assert kept(easy, sections=(5,), init_image=image, strength=0.6) == [0, 250, 500]
+    assert kept(easy, sections=(5,), init_image=image, strength=0.0) == [0]
+    assert kept(easy, sections=(5,), init_image=image, strength=1.0)[-1] == 999
+    with pytest.raises(UserError, match=r"--strength=0.9 leaves none of the steps: use more --steps"):
+        Sampler(easy, sections=(1,), init_image=image, strength=0.9)
+
+
+def test_a_mask_without_what_it_needs_is_refused(easy):
+    mask, image = np.ones((16, 16), bool), np.zeros((16, 16, 3), np.float32)
+    for settings in ({"mask": mask}, {"mask": mask, "init_image": image, "sampler": "ddim"}):
+        with pytest.raises(UserError, match="--mask needs an --init_image and --sampler=ancestral"):
+            Sampler(easy, **settings)
+
+
+def test_the_known_pixels_come_back_as_the_same_bytes(easy):
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (16, 16, 3), np.uint8)
+    image.reshape(-1)[:256] = np.arange(256)
+    mask = generator.random((16, 16)) < 0.5
+    for strength in (0.5, 1.0):
+        sampler = Sampler(
+            easy, sections=(6,), init_image=from_uint8(image), strength=strength, mask=mask,
+            jump_length=2, resamplings=2,
+        )  # fmt: skip
+        painted = to_uint8(sampler(0, [0, 1], [0, 1]))
+        np.testing.assert_array_equal(painted[:, ~mask], np.stack([image[~mask]] * 2))
+        assert (painted[0, mask] != image[mask]).mean() > 0.9
+        assert (painted[0, mask] != painted[1, mask]).mean() > 0.5
+
+
+def test_little_strength_changes_an_image_less_than_much(easy):
+    # This denoiser returns what it is shown, so the noise that was added is what changes the image.
+    image = np.full((16, 16, 3), 0.25, np.float32)
+    off = []
+    for strength in (0.0, 0.15, 0.35):
+        sampler = Sampler(easy, sampler="ddim", sections=(11,), init_image=image, strength=strength)
+        off.append(np.abs(sampler(0, [0, 1], [0, 1]) - image).mean())
+    assert off[0] < 0.02 and off[0] < 0.5 * off[1] < 0.25 * off[2], off
+
+
+def test_experts_of_one_network_draw_what_that_network_draws(easy):
+    experts = Experts([easy, easy], [500, 1000])
+    for settings in ({"sampler": "dpm_solver"}, {"guidance": 2.0}):
+        single, split = (Sampler(d, sections=(4,), **settings)(5, [0, 1], [0, 1]) for d in (easy, experts))
+        np.testing.assert_allclose(split, single, atol=1e-5)
+
+
+def test_experts_of_different_patch_sizes_draw_together(denoiser):
+    coarse = tiny_denoiser(tiny_config(network__patch_size=8, diffusion__prediction="v"), 1)
+    sampler = Sampler(Experts([denoiser, coarse], [500, 1000]), sections=(2,), sampler="dpm_solver")
+    first, last = sampler.trajectory(5, [0, 1], [0, 1], 2)
+    z = normal_each(stream(5, "sampling prior"), tf.constant([0, 1]), (16, 16, 3))
+    for frame, expert, t in ((first, coarse, 999), (last, denoiser, 0)):
+        pred_x = tf.clip_by_value(expert(z, tf.constant([t, t]), tf.constant([0, 1]))[0], -1, 1)
+        np.testing.assert_allclose(frame, pred_x, atol=1e-4)
+        z = ddim_step_to_0(z, pred_x, denoiser.schedule)
+
+
+def ddim_step_to_0(z, pred_x, schedule):
+    eps = (z - schedule.signal_rate[999] * pred_x) / schedule.noise_rate[999]
+    return schedule.signal_rate[0] * pred_x + schedule.noise_rate[0] * eps
+
+
+def test_labels_are_cycled(easy):
+    np.testing.assert_array_equal(cycled_labels(easy, 5), [0, 1, 2, 0, 1])

@@ -1,0 +1,131 @@
+"""--mode=sample through the command line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+import main
+from flags.definitions import FLAGS
+from pdm_tf.images import write_png
+from tests.tiny_runs import tiny_config, write_run
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "whole")
+    write_run(folder / "low", tiny_config(diffusion__t_stop=400, network__patch_size=2), 1)
+    write_run(folder / "high", tiny_config(diffusion__t_start=400, network__patch_size=8), 2)
+    write_run(folder / "plain", tiny_config(network__class_conditioning="none"), 3)
+    return folder
+
+
+def sample(capsys, **flags) -> tuple[int, str]:
+    """Exit status and output of one --mode=sample."""
+    if not FLAGS.is_parsed():
+        FLAGS(["main.py"])
+    defaults = {"mode": "sample", "strategy": "cpu", "steps": "3", "num_samples": 2, "sample_batch_size": 2}
+    with flagsaver.flagsaver(
+        **{**defaults, **{key: str(v) if isinstance(v, Path) else v for key, v in flags.items()}}
+    ):
+        try:
+            main.main(None)
+            status = 0
+        except SystemExit as exit:
+            status = exit.code
+    captured = capsys.readouterr()
+    return status, captured.err if status else captured.out
+
+
+def test_experts_guidance_and_a_trajectory(runs, tmp_path, capsys):
+    run_dir = f"{runs / 'low'},{runs / 'high'}"
+    flags = {"sampler": "dpm_solver", "guidance": 2.0, "labels": ["owl", "cat"], "trajectory": 3}
+    status, out = sample(capsys, run_dir=run_dir, out=tmp_path, **flags)
+    assert status == 0
+    lines = out.strip().splitlines()[-3:]
+    assert lines == [
+        f"trajectory: {tmp_path}/trajectory.png and {tmp_path}/trajectory.gif",
+        f"grid: {tmp_path}/grid.png",
+        f"samples: {tmp_path}/samples.npz",
+    ]
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["arr_0"].shape == (2, 16, 16, 3) and file["arr_1"].tolist() == [2, 0]
+    assert Image.open(tmp_path / "trajectory.png").size == (2 + 3 * 18, 2 + 2 * 18)
+
+
+def test_an_unconditional_run_has_no_labels_and_lies_in_the_run_folder(runs, capsys):
+    assert sample(capsys, run_dir=runs / "plain", sampler="ddim", schedule="logsnr")[0] == 0
+    with np.load(runs / "plain" / "samples" / "samples.npz") as file:
+        assert file.files == ["arr_0"]
+
+
+def test_painting_keeps_what_is_not_masked(runs, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16, 1), np.uint8)
+    mask[4:12, 4:12] = 255
+    write_png(tmp_path / "image.png", image)
+    write_png(tmp_path / "mask.png", mask)
+    files = {"init_image": tmp_path / "image.png", "mask": tmp_path / "mask.png"}
+    assert sample(capsys, run_dir=runs / "whole", out=tmp_path, **files, jump_length=1, resamplings=2)[0] == 0
+    with np.load(tmp_path / "samples.npz") as file:
+        kept = mask[..., 0] == 0
+        np.testing.assert_array_equal(file["arr_0"][:, kept], np.stack([image[kept]] * 2))
+        assert (file["arr_0"][:, ~kept] != image[~kept]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one with --mode=train"),
+        ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval too"),
+        ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them knows classes"),
+        ({"labels": ["9"]}, "--labels: there is no class '9'; use 0 to 2 or cat, dog, owl"),
+        ({"steps": "2000"}, "--steps=2000: the process has 1000 steps, so use 1 to 1000"),
+        ({"run_dir": "RUNS/plain", "guidance": 2.0}, "--guidance=2: this model has no classes to guide with"),
+        ({"init_image": "RUNS/small.png"}, "small.png is 8 pixels wide and 8 high: resize it to the model's 16 x 16"),
+        ({"trajectory": 4}, "4 frames are more than the 3 steps"),
+    ],
+)  # fmt: skip
+def test_what_the_user_can_mend_is_one_line_and_status_2(runs, capsys, flags, message):
+    write_png(runs / "small.png", np.zeros((8, 8, 3), np.uint8))
+    asked = {k: v.replace("RUNS", str(runs)) if isinstance(v, str) else v for k, v in flags.items()}
+    status, error = sample(capsys, **{"run_dir": runs / "whole", **asked})
+    assert status == 2
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def command(run_dir, out, *more):
+    return [
+        sys.executable, str(ROOT / "main.py"), "--mode=sample", "--strategy=cpu", f"--run_dir={run_dir}",
+        f"--out={out}", "--steps=200", "--sample_batch_size=4", "--num_samples=40", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_to_the_same_bytes(runs, tmp_path):
+    process = subprocess.Popen(command(runs / "whole", tmp_path / "killed"), stderr=subprocess.PIPE)
+    while len(list(tmp_path.glob("killed/.unfinished-*/batch_*.npy"))) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "samples.npz").exists()
+    again = subprocess.run(
+        command(runs / "whole", tmp_path / "killed"), capture_output=True, text=True, check=True
+    )
+    assert "of 10 batches are done already" in again.stdout
+    subprocess.run(command(runs / "whole", tmp_path / "whole"), capture_output=True, check=True)
+    for name in ("samples.npz", "grid.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["grid.png", "samples.npz"]
