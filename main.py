@@ -1,4 +1,4 @@
-"""Patched Diffusion Models: python main.py --mode=train|sample|describe."""
+"""Patched Diffusion Models: python main.py --mode=train|sample|export|describe."""
 
 import os
 import resource
@@ -91,6 +91,23 @@ def sample():
     print(f"samples: {out}/samples.npz")
 
 
+def export():
+    """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
+    from pdm_tf.denoiser import load_denoiser
+    from pdm_tf.export import check_free, export_saved_model, origin
+
+    logging.set_verbosity(logging.WARNING)  # TensorFlow lists every variable of what it saves otherwise
+    run_dirs, out = definitions.run_dirs(), definitions.export_dir()
+    check_free(out)
+    about = origin(run_dirs)
+    config, denoiser = load_denoiser(*run_dirs)
+    if about != origin(run_dirs):
+        raise UserError(f"{FLAGS.run_dir}: training wrote new weights just now; run the command again")
+    export_saved_model(denoiser, out, definitions.export_settings(config), about)
+    print(f"SavedModel: {out}")
+    print(f"how to call it: {out}/README.md")
+
+
 def describe():
     """--mode=describe: the resolved config, shapes, parameters and FLOPs, and no compute."""
     config = config_of_data()
@@ -114,7 +131,7 @@ def main(_):
     """Runs the mode that was asked for; a UserError becomes one line and a status of its own."""
     logging.set_verbosity(logging.INFO)
     try:
-        {"train": train, "sample": sample, "describe": describe}[FLAGS.mode]()
+        {"train": train, "sample": sample, "export": export, "describe": describe}[FLAGS.mode]()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
