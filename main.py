@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 from flags import definitions
 from flags.definitions import FLAGS
 from flags.errors import UserError
+from flags.presets import DEFAULT_DATASET
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # "temporary failure": run the same command again
@@ -62,7 +63,7 @@ def sample():
     if FLAGS.strategy == "multi_worker":
         raise UserError("--strategy=multi_worker: samples are drawn on one machine; use another strategy")
     # All that can be refused is looked at before any network is made.
-    run_dirs = definitions.run_dirs()
+    run_dirs = trained_run_dirs()
     config = read_experts(*run_dirs)[0][1]
     settings, labels = definitions.sampling_settings(config), definitions.sampling_labels(config)
     shape = config.data.image_shape
@@ -75,7 +76,7 @@ def sample():
         _, denoiser = load_denoiser(*run_dirs)
         sampler = Sampler(denoiser, **settings)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
-    out = FLAGS.out or f"{run_dirs[0]}/samples"
+    out = FLAGS.out or f"{definitions.run_dirs()[0]}/samples"
     what = {
         "seed": FLAGS.seed or 0,
         "count": FLAGS.num_samples,
@@ -97,7 +98,7 @@ def export():
     from pdm_tf.export import check_free, export_saved_model, origin
 
     logging.set_verbosity(logging.WARNING)  # TensorFlow lists every variable of what it saves otherwise
-    run_dirs, out = definitions.run_dirs(), definitions.export_dir()
+    run_dirs, out = trained_run_dirs(), definitions.export_dir()
     check_free(out)
     about = origin(run_dirs)
     config, denoiser = load_denoiser(*run_dirs)
@@ -106,6 +107,20 @@ def export():
     export_saved_model(denoiser, out, definitions.export_settings(config), about)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")
+
+
+def trained_run_dirs():
+    """The runs to draw from; before there is a default one, the weights that ship with the project."""
+    from pdm_tf.denoiser import PRETRAINED
+
+    run_dirs = definitions.run_dirs()
+    is_default = FLAGS.run_dir is None and definitions.dataset_name() == DEFAULT_DATASET
+    if is_default and not os.path.exists(os.path.join(run_dirs[0], "config.json")):
+        print(
+            f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True
+        )
+        return [str(PRETRAINED)]
+    return run_dirs
 
 
 def describe():
