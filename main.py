@@ -1,6 +1,7 @@
-"""Patched Diffusion Models: python main.py --mode=train|sample|describe."""
+"""Patched Diffusion Models: python main.py --mode=train|sample|export|describe."""
 
 import os
+import resource
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
@@ -18,6 +19,7 @@ from absl import flags as absl_flags
 from flags import definitions
 from flags.definitions import FLAGS
 from flags.errors import UserError
+from flags.presets import DEFAULT_DATASET
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # "temporary failure": run the same command again
@@ -26,7 +28,7 @@ EXIT_STOPPED = 75  # "temporary failure": run the same command again
 def train():
     """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""
     config = config_of_data()
-    from pdm_tf import data
+    from pdm_tf import data, plots
     from pdm_tf.training import loop, strategy
 
     run_dir = definitions.run_dir()
@@ -40,7 +42,13 @@ def train():
     except loop.Stopped as stopped:
         print(stopped)
         sys.exit(EXIT_STOPPED)
+    if not strategy.is_chief(where):
+        return
+    plots.loss_curve(run_dir, f"{run_dir}/logs/loss.png")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory: {peak:.2f} GiB")
     print(f"run folder: {run_dir}")
+    print(f"loss curve: {run_dir}/logs/loss.png")
     print(f"samples: {run_dir}/samples/step_{config.training.steps:08d}.png")
 
 
@@ -55,7 +63,7 @@ def sample():
     if FLAGS.strategy == "multi_worker":
         raise UserError("--strategy=multi_worker: samples are drawn on one machine; use another strategy")
     # All that can be refused is looked at before any network is made.
-    run_dirs = definitions.run_dirs()
+    run_dirs = trained_run_dirs()
     config = read_experts(*run_dirs)[0][1]
     settings, labels = definitions.sampling_settings(config), definitions.sampling_labels(config)
     shape = config.data.image_shape
@@ -68,7 +76,7 @@ def sample():
         _, denoiser = load_denoiser(*run_dirs)
         sampler = Sampler(denoiser, **settings)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
-    out = FLAGS.out or f"{run_dirs[0]}/samples"
+    out = FLAGS.out or f"{definitions.run_dirs()[0]}/samples"
     what = {
         "seed": FLAGS.seed or 0,
         "count": FLAGS.num_samples,
@@ -82,6 +90,37 @@ def sample():
         print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
     print(f"samples: {out}/samples.npz")
+
+
+def export():
+    """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
+    from pdm_tf.denoiser import load_denoiser
+    from pdm_tf.export import check_free, export_saved_model, origin
+
+    logging.set_verbosity(logging.WARNING)  # TensorFlow lists every variable of what it saves otherwise
+    run_dirs, out = trained_run_dirs(), definitions.export_dir()
+    check_free(out)
+    about = origin(run_dirs)
+    config, denoiser = load_denoiser(*run_dirs)
+    if about != origin(run_dirs):
+        raise UserError(f"{FLAGS.run_dir}: training wrote new weights just now; run the command again")
+    export_saved_model(denoiser, out, definitions.export_settings(config), about)
+    print(f"SavedModel: {out}")
+    print(f"how to call it: {out}/README.md")
+
+
+def trained_run_dirs():
+    """The runs to draw from; before there is a default one, the weights that ship with the project."""
+    from pdm_tf.denoiser import PRETRAINED
+
+    run_dirs = definitions.run_dirs()
+    is_default = FLAGS.run_dir is None and definitions.dataset_name() == DEFAULT_DATASET
+    if is_default and not os.path.exists(os.path.join(run_dirs[0], "config.json")):
+        print(
+            f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True
+        )
+        return [str(PRETRAINED)]
+    return run_dirs
 
 
 def describe():
@@ -107,7 +146,7 @@ def main(_):
     """Runs the mode that was asked for; a UserError becomes one line and a status of its own."""
     logging.set_verbosity(logging.INFO)
     try:
-        {"train": train, "sample": sample, "describe": describe}[FLAGS.mode]()
+        {"train": train, "sample": sample, "export": export, "describe": describe}[FLAGS.mode]()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

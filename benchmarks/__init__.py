@@ -1,1 +1,1 @@
-"""Speed, memory and quality, measured in one run each."""
+"""Speed and memory, measured beside peers in one run."""

@@ -79,17 +79,23 @@ class TrainingConfig:
     batch_size: int = 64  # over all replicas
     steps: int = 100_000
     precision: str = "auto"  # auto: mixed_bfloat16 on TPU, float32 elsewhere
+    grad_accum: int = 1  # parts that each replica's batch is worked off in, to save memory
     jit_compile: bool = False  # compile the train step with XLA
     steps_per_execution: int = 1  # train steps for each call from the host
     ema_decay: float = 0.99
     ema_every: int = 100
     ema_warmup: bool = False  # start from a decay of 0.1 that grows to ema_decay
     log_every: int = 50
+    max_bad_steps: int = 20  # stop after so many steps in a row whose gradient is not finite
+    eval_every: int = 5000  # a multiple of log_every
+    eval_batches: int = 4  # of the held-out split, with fixed noise
     sample_every: int = 5000
     sample_images: int = 64
     sample_steps: int = 250
     checkpoint_every: int = 5000
     keep_checkpoints: int = 2  # the newest ones
+    keep_every: int = 0  # and those of every such step, for good; 0: none
+    warm_start: str = ""  # run folder whose EMA weights a new run starts from
 
 
 @dataclass(frozen=True)
@@ -186,13 +192,21 @@ def _validate_choices(config: Config) -> None:
         )
     positive = (
         "network.patch_size network.base_channels network.blocks_per_level network.head_channels "
-        "diffusion.num_timesteps optimizer.learning_rate training.batch_size training.steps "
+        "diffusion.num_timesteps optimizer.learning_rate optimizer.epsilon "
+        "training.batch_size training.steps "
         "training.steps_per_execution training.ema_every training.log_every training.sample_every "
-        "training.sample_images training.sample_steps training.checkpoint_every training.keep_checkpoints"
+        "training.sample_images training.sample_steps training.checkpoint_every training.keep_checkpoints "
+        "training.grad_accum training.max_bad_steps training.eval_every training.eval_batches"
     )
     for key in positive.split():
         _require(_get(config, key) > 0, f"{key}={_get(config, key)}: use a number above 0")
-    for key in ("optimizer.warmup_steps", "optimizer.clip_norm", "data.num_classes", "seed"):
+    for key in (
+        "optimizer.warmup_steps",
+        "optimizer.clip_norm",
+        "data.num_classes",
+        "training.keep_every",
+        "seed",
+    ):
         _require(_get(config, key) >= 0, f"{key}={_get(config, key)}: use 0 or more")
     for key in (
         "network.dropout",
@@ -283,6 +297,16 @@ def _validate_training(config: Config) -> None:
             f"training.{name}={value} is not a multiple of training.steps_per_execution={together}: "
             f"use {math.ceil(value / together) * together}",
         )
+    _require(
+        training.eval_every % training.log_every == 0,
+        f"training.eval_every={training.eval_every} is not a multiple of "
+        f"training.log_every={training.log_every}",
+    )
+    _require(
+        training.batch_size % training.grad_accum == 0,
+        f"training.batch_size={training.batch_size} does not divide by "
+        f"training.grad_accum={training.grad_accum}",
+    )
 
 
 def _require(condition: bool, message: str) -> None:

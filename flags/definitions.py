@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 
 from absl import flags
@@ -10,7 +11,7 @@ from flags.config import Config, parse_settings, validate
 from flags.errors import UserError
 from flags.presets import DEFAULT_DATASET, general_preset, preset
 
-MODES = ("train", "sample", "describe")
+MODES = ("train", "sample", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
 SAMPLERS = ("ancestral", "ddim", "dpm_solver")
 SCHEDULES = ("even", "logsnr")
@@ -35,6 +36,8 @@ flags.DEFINE_enum("split", None, ("low", "high"), "Which of imagenet256's two ne
 flags.DEFINE_string("prediction", None, "What the network predicts: x, eps or v.")
 flags.DEFINE_integer("train_steps", None, "Steps to train, in all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Images a step, over all replicas.", lower_bound=1)
+flags.DEFINE_integer("grad_accum", None, "Parts that a replica's batch is worked off in.", lower_bound=1)
+flags.DEFINE_string("warm_start", None, "Run folder whose EMA weights a new run starts from.")
 flags.DEFINE_multi_string("set", [], "Any other field of the config, as key=value; repeatable.")
 
 flags.DEFINE_integer("num_samples", 16, "Images to draw.", lower_bound=1)
@@ -53,7 +56,10 @@ flags.DEFINE_integer("jump_length", None, "Steps to go back at a time for --mask
 flags.DEFINE_integer("resamplings", None, "Times to go over each step for --mask; 10 by default.", 1)
 flags.DEFINE_integer("trajectory", None, "Also draw x_theta at this many steps of the way.", lower_bound=1)
 flags.DEFINE_bool("jit_compile", False, "Compile sampling with XLA (for accelerators).")
-flags.DEFINE_string("out", None, "Folder for the samples; <run_dir>/samples by default.")
+flags.DEFINE_string(
+    "out", None,
+    "Folder for what the mode makes: <run_dir>/samples by default, exports/<the run's name> for an export.",
+)  # fmt: skip
 flags.DEFINE_bool("save_pngs", False, "Write one PNG for each sample too.")
 
 
@@ -101,6 +107,8 @@ def config_from_flags(info: DataInfo | None = None) -> Config:
         "diffusion.prediction": FLAGS.prediction,
         "training.steps": FLAGS.train_steps,
         "training.batch_size": FLAGS.batch_size,
+        "training.grad_accum": FLAGS.grad_accum,
+        "training.warm_start": FLAGS.warm_start,
     }
     given = {key: value for key, value in shortcuts.items() if value is not None}
     return validate(config.replace({**given, **parse_settings(FLAGS.set)}))
@@ -109,6 +117,27 @@ def config_from_flags(info: DataInfo | None = None) -> Config:
 def run_dirs() -> list[str]:
     """The folders of the run, or of the experts, to sample from."""
     return [part for part in run_dir().split(",") if part]
+
+
+def export_dir() -> str:
+    """The folder of an export."""
+    return FLAGS.out or "exports/" + "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
+
+
+def export_settings(config: Config) -> dict[str, typing.Any]:
+    """The sampler's settings that an export fixes.
+
+    Raises:
+      UserError: a flag that an export cannot fix, or what `sampling_settings` refuses.
+    """
+    for name in ("seed", "labels", "guidance", "init_image", "mask", "trajectory", "jit_compile"):
+        if FLAGS[name].present:
+            raise UserError(
+                f"--{name} is for --mode=sample: an export fixes the sampler and its steps, and each call "
+                "gives it seed, labels and guidance; leave the flag out"
+            )
+    settings = sampling_settings(config)
+    return {key: settings[key] for key in settings if key not in ("guidance", "jit_compile")}
 
 
 def sampling_settings(config: Config) -> dict[str, typing.Any]:

@@ -75,6 +75,7 @@ EMOJI64 = Config(
         ema_decay=0.995,
         ema_every=10,
         ema_warmup=True,
+        eval_every=1000,
         sample_every=1000,
         sample_images=36,
         sample_steps=50,

@@ -1,10 +1,11 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,29 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a new temporary folder beside `path` to fill; on success it becomes `path` in one step.
+
+    If the block fails, the temporary folder is gone. `path` must not exist, or be an empty folder.
+
+    Raises:
+      UserError: the disk is full, or `path` cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial{os.getpid()}")
+    with disk_errors(path):
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for entry in [*partial.rglob("*"), partial]:
+                sync(entry)
+            os.rename(partial, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,9 @@ from pdm_tf.diffusion.schedules import NoiseSchedule, linear_schedule
 from pdm_tf.networks.unet import UNet
 from pdm_tf.weights import assign_arrays, read_arrays
 
+# A run folder that ships with the project: what --mode=sample draws from before anything has been trained.
+PRETRAINED = Path(__file__).parent / "pretrained" / "emoji64"
+
 
 class Denoiser:
     """Predicts x, whatever its network predicts, and u, the variance's place between b_tilde and beta."""

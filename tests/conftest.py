@@ -2,6 +2,18 @@
 
 import os
 
+import pytest
+import tensorflow as tf
+
 # Tests run on the CPU of whatever machine they find, and quietly.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# Two logical CPUs, so that MirroredStrategy can be tested; must precede any other use of TensorFlow.
+_CPU = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture
+def repository(request):
+    """The project's root folder."""
+    return request.config.rootpath

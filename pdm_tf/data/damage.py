@@ -20,13 +20,12 @@ from pdm_tf.data.info import DatasetInfo
 
 _TAG = "pdm_tf.data"
 _ASSERTION = re.compile(re.escape(f"[{_TAG}] [") + r"(.*?)\] \[(.*?)\] \[(\d+)\] \[(\d+)\]")
+_MISSING = re.compile(r"(\S*\.tfrecord\S*); No such file")
 # What TF's messages name when a record with a good checksum holds no usable image.
 _DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Example proto")
 
 
-def require(
-    condition: tf.Tensor, problem: str, path: tf.Tensor, record: tf.Tensor, count: tf.Tensor
-):
+def require(condition: tf.Tensor, problem: str, path: tf.Tensor, record: tf.Tensor, count: tf.Tensor):
     """Inside tf.data: fails unless `condition` (bool scalar) holds.
 
     Args:
@@ -58,6 +57,9 @@ def naming_shards() -> Iterator[None]:
             raise UserError(
                 f"{path}: record {record} of {count} {problem}; {_advice(os.path.dirname(path))}"
             ) from error
+        if isinstance(error, tf.errors.NotFoundError) and _MISSING.search(str(error)):
+            path = _MISSING.search(str(error)).group(1)
+            raise UserError(f"shard {path} has disappeared; {_advice(os.path.dirname(path))}") from error
         if _DECODING.search(str(error)):
             reason = " ".join(error.message.split())[:200]
             raise UserError(

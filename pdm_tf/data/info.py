@@ -89,9 +89,7 @@ def find_dataset(dataset: str, data_dir: str) -> DatasetInfo:
         archive, arguments = SOURCES[dataset]
         command = f"python -m data_tools.{arguments} --output {directory}"
         if not os.path.isdir(directory):
-            raise UserError(
-                f"{dataset} is not in {directory}; make it from {archive} with: {command}"
-            )
+            raise UserError(f"{dataset} is not in {directory}; make it from {archive} with: {command}")
         found = _newest_version(directory)
         if found is None:
             raise UserError(
@@ -172,9 +170,7 @@ def _image_feature(directory: str, features: dict[str, object]):
     key, image = images[0]
     dtype = _dtype_name(image)
     if dtype not in ("uint8", "uint16") or (dtype == "uint16" and image._encoding_format != "png"):
-        raise UserError(
-            f"image feature {key!r} of {directory} is {dtype}; only uint8 and uint16 PNG"
-        )
+        raise UserError(f"image feature {key!r} of {directory} is {dtype}; only uint8 and uint16 PNG")
     if image.shape[-1] is None:
         raise UserError(f"image feature {key!r} of {directory} has no fixed number of channels")
     return key, image
@@ -185,9 +181,7 @@ def _dtype_name(image: tfds.features.Image) -> str:
 
 
 def _label_feature(features: dict[str, object]):
-    labels = {
-        key: found for key, found in features.items() if isinstance(found, tfds.features.ClassLabel)
-    }
+    labels = {key: found for key, found in features.items() if isinstance(found, tfds.features.ClassLabel)}
     if not labels:
         return None, None
     key = "label" if "label" in labels else next(iter(labels))
@@ -226,6 +220,4 @@ def _tfds_directory(name: str, data_dir: str) -> str:
         )
     if configs:
         return next(iter(configs.values()))
-    raise UserError(
-        f"tfds:{name} is not in {root}; prepare it with: tfds build {path} --data_dir={data_dir}"
-    )
+    raise UserError(f"tfds:{name} is not in {root}; prepare it with: tfds build {path} --data_dir={data_dir}")

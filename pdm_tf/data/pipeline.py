@@ -14,6 +14,7 @@ undecoded. All that comes after (decoding, flips, batching) treats each position
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -26,6 +27,7 @@ SHUFFLE_BUFFER_BYTES = 256 << 20
 # Covers the pause in which the next group's shuffle buffer fills.
 PREFETCH_BYTES = 64 << 20
 READ_BUFFER_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 _ENDLESS = 1 << 62
 
 
@@ -88,16 +90,21 @@ def load_batches(
             f"split {split!r} of {info.name} has {count} images, fewer than one batch of"
             f" {global_batch}; lower the batch size"
         )
-    record_bytes = max(1, check_files(info, split) // count)
+    shards = _Shards(
+        tf.constant(info.splits[split].shards),
+        tf.constant(info.splits[split].shard_lengths, tf.int64),
+        count,
+        max(1, check_files(info, split) // count),
+    )
     start = start_batch * global_batch
-    records = _stream(info, split, seed, start, repeat, shuffle, record_bytes)
+    records = _stream(shards, seed, start, repeat, shuffle)
     decode = functools.partial(
-        _decode, info=info, split=split, shape=shape, flip_seed=seed if horizontal_flip else None
+        _decode, info=info, shards=shards, shape=shape, flip_seed=seed if horizontal_flip else None
     )
     dataset = (
         tf.data.Dataset.zip((tf.data.Dataset.range(start, _ENDLESS), records))
         .shard(input_pipelines, input_pipeline_id)
-        .prefetch(max(1, PREFETCH_BYTES // record_bytes))
+        .prefetch(max(1, PREFETCH_BYTES // shards.record_bytes))
         .map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size, drop_remainder=drop_remainder)
         .map(functools.partial(_scale, dtype=info.image_dtype))
@@ -119,9 +126,7 @@ def _check_arguments(
     input_pipeline_id: int,
 ):
     if split not in info.splits:
-        raise UserError(
-            f"{info.name} has no split {split!r} with images; it has: {', '.join(info.splits)}"
-        )
+        raise UserError(f"{info.name} has no split {split!r} with images; it has: {', '.join(info.splits)}")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     if start_batch < 0:
@@ -133,9 +138,7 @@ def _check_arguments(
 def _checked_shape(info: DatasetInfo, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
     stored = tuple(info.image_shape)
     if wanted is None and None in stored:
-        raise UserError(
-            f"the images of {info.name} differ in size; name a resolution to crop and resize to"
-        )
+        raise UserError(f"the images of {info.name} differ in size; name a resolution to crop and resize to")
     wanted = stored if wanted is None else tuple(wanted)
     if wanted[2] != stored[2] or (None not in stored and wanted != stored):
         raise UserError(
@@ -153,77 +156,68 @@ def _times(shape) -> str:
 # --- the stream of undecoded records -------------------------------------------------------------
 
 
-def _stream(
-    info: DatasetInfo,
-    split: str,
-    seed: int,
-    start: int,
-    repeat: bool,
-    shuffle: bool,
-    record_bytes: int,
-) -> tf.data.Dataset:
+class _Shards(NamedTuple):
+    """A split's files: paths (string [n]), promised lengths (int64 [n]), their sum, and the mean
+    size of a record."""
+
+    paths: tf.Tensor
+    lengths: tf.Tensor
+    records: int
+    record_bytes: int
+
+
+def _stream(shards: _Shards, seed: int, start: int, repeat: bool, shuffle: bool) -> tf.data.Dataset:
     """Undecoded records (shard, index in it, bytes) from position `start` of the stream on."""
-    paths = tf.constant(info.splits[split].shards)
-    lengths = tf.constant(info.splits[split].shard_lengths, tf.int64)
-    count = info.num_examples[split]
-    first_epoch, first_record = divmod(start, count)
+    first_epoch, first_record = divmod(start, shards.records)
 
     def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
         skipped = tf.where(epoch == first_epoch, tf.constant(first_record, tf.int64), 0)
         if shuffle:
             epoch_seed = tf.random.experimental.stateless_fold_in(_seed_pair(seed), epoch)
-            return _shuffled_epoch(paths, lengths, epoch_seed, skipped, record_bytes)
-        return _stored_epoch(paths, lengths, skipped)
+            return _shuffled_epoch(shards, epoch_seed, skipped)
+        return _stored_epoch(shards, skipped)
 
     last_epoch = _ENDLESS if repeat else 1
     return tf.data.Dataset.range(first_epoch, last_epoch).flat_map(epoch_records)
 
 
-def _shuffled_epoch(
-    paths: tf.Tensor,
-    lengths: tf.Tensor,
-    epoch_seed: tf.Tensor,
-    skipped: tf.Tensor,
-    record_bytes: int,
-) -> tf.data.Dataset:
+def _shuffled_epoch(shards: _Shards, epoch_seed: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
     """One epoch in the order of `epoch_seed` (int [2]), without its first `skipped` records."""
-    shards = paths.shape[0]
-    order = tf.random.experimental.stateless_shuffle(tf.range(shards), epoch_seed)
-    groups = -(-shards // SHARDS_PER_GROUP)
+    count = shards.paths.shape[0]
+    order = tf.random.experimental.stateless_shuffle(tf.range(count), epoch_seed)
+    groups = -(-count // SHARDS_PER_GROUP)
 
     def group_members(group: tf.Tensor) -> tf.Tensor:
         begin = tf.cast(group, tf.int32) * SHARDS_PER_GROUP
-        return order[begin : tf.minimum(begin + SHARDS_PER_GROUP, shards)]
+        return order[begin : tf.minimum(begin + SHARDS_PER_GROUP, count)]
 
     def group_records(group: tf.Tensor) -> tf.data.Dataset:
         members = group_members(group)
         records = tf.data.Dataset.from_tensor_slices(members).interleave(
-            lambda shard: _shard_records(paths, lengths, shard),
-            cycle_length=min(SHARDS_PER_GROUP, shards),
+            lambda shard: _shard_records(shards, shard),
+            cycle_length=min(SHARDS_PER_GROUP, count),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
         # An empty buffer is refused, even for shards without records.
-        in_group = tf.maximum(tf.reduce_sum(tf.gather(lengths, members)), tf.constant(1, tf.int64))
-        buffer = tf.minimum(in_group, max(1, SHUFFLE_BUFFER_BYTES // record_bytes))
-        return _shuffle(
-            records, buffer, tf.random.experimental.stateless_fold_in(epoch_seed, group)
-        )
+        in_group = tf.maximum(tf.reduce_sum(tf.gather(shards.lengths, members)), tf.constant(1, tf.int64))
+        buffer = tf.minimum(in_group, max(1, SHUFFLE_BUFFER_BYTES // shards.record_bytes))
+        return _shuffle(records, buffer, tf.random.experimental.stateless_fold_in(epoch_seed, group))
 
     ends = tf.gather(
-        tf.cumsum(tf.gather(lengths, order)),
-        [min((group + 1) * SHARDS_PER_GROUP, shards) - 1 for group in range(groups)],
+        tf.cumsum(tf.gather(shards.lengths, order)),
+        [min((group + 1) * SHARDS_PER_GROUP, count) - 1 for group in range(groups)],
     )
     group, rest = _locate(ends, skipped)
     return tf.data.Dataset.range(group, groups).flat_map(group_records).skip(rest)
 
 
-def _stored_epoch(paths: tf.Tensor, lengths: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+def _stored_epoch(shards: _Shards, skipped: tf.Tensor) -> tf.data.Dataset:
     """One epoch in the order of the files, without its first `skipped` records."""
-    shard, rest = _locate(tf.cumsum(lengths), skipped)
+    shard, rest = _locate(tf.cumsum(shards.lengths), skipped)
     return (
-        tf.data.Dataset.range(shard, paths.shape[0])
-        .flat_map(lambda shard: _shard_records(paths, lengths, shard))
+        tf.data.Dataset.range(shard, shards.paths.shape[0])
+        .flat_map(lambda shard: _shard_records(shards, shard))
         .skip(rest)
     )
 
@@ -235,19 +229,30 @@ def _locate(ends: tf.Tensor, skipped: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return part, skipped - begins[part]
 
 
-def _shard_records(paths: tf.Tensor, lengths: tf.Tensor, shard: tf.Tensor) -> tf.data.Dataset:
+def _shard_records(shards: _Shards, shard: tf.Tensor) -> tf.data.Dataset:
     """(shard, index, record bytes) of one shard: exactly as many as are promised.
 
     From damage on, the reader gives nothing more; the rest is filled with empty records, which
     `_decode` refuses. Any record beyond the promised ones is passed on for `_decode` to refuse.
     """
     shard = tf.cast(shard, tf.int64)
-    readable = tf.data.TFRecordDataset(paths[shard], buffer_size=READ_BUFFER_BYTES).ignore_errors()
+    path, length = shards.paths[shard], shards.lengths[shard]
+    # ignore_errors would try for ever to open a file that is gone: this fails instead.
+    opened = tf.data.FixedLengthRecordDataset(path, record_bytes=1).take(1)
+    readable = opened.flat_map(
+        lambda _: tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES).ignore_errors()
+    )
     padded = readable.concatenate(tf.data.Dataset.from_tensors("").repeat())
-    length = lengths[shard]
-    return tf.data.Dataset.zip(
-        (tf.data.Dataset.from_tensors(shard).repeat(), tf.data.Dataset.range(length + 1), padded)
-    ).filter(lambda _, index, record: (index < length) | (tf.strings.length(record) > 0))
+    numbered = tf.data.Dataset.zip((tf.data.Dataset.range(length + 1), padded))
+
+    def promised_or_surplus(index: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        kept = (index < length) | (tf.strings.length(record) > 0)
+        index, record = tf.boolean_mask(index, kept), tf.boolean_mask(record, kept)
+        return tf.fill(tf.shape(index), shard), index, record
+
+    # In chunks, because a function call for each small record costs as much as half its decoding.
+    chunk = max(1, min(64, CHUNK_BYTES // shards.record_bytes))
+    return numbered.batch(chunk).map(promised_or_surplus).unbatch()
 
 
 def _shuffle(records: tf.data.Dataset, buffer: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
@@ -272,18 +277,16 @@ def _decode(
     located_record: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
     *,
     info: DatasetInfo,
-    split: str,
+    shards: _Shards,
     shape: tuple[int, int, int],
     flip_seed: int | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One record -> (image [H, W, C], still in the range of its dtype, and label int32)."""
     shard, index, record = located_record
-    length = tf.constant(info.splits[split].shard_lengths, tf.int64)[shard]
-    where = tf.constant(info.splits[split].shards)[shard], index, length
+    length = shards.lengths[shard]
+    where = shards.paths[shard], index, length
     readable = [
-        require(
-            tf.strings.length(record) > 0, "cannot be read: the file is cut or damaged", *where
-        ),
+        require(tf.strings.length(record) > 0, "cannot be read: the file is cut or damaged", *where),
         require(index < length, "is one more than the metadata promise", *where),
     ]
     with tf.control_dependencies(readable):

@@ -57,5 +57,5 @@ class GroupNorm(GroupNormalization):
         """(B, 1, .., C) -> the same shape, each channel holding its group's mean."""
         shape = channel_mean.shape
         members = shape[-1] // self.groups
-        mean = tf.reduce_mean(tf.reshape(channel_mean, [-1, self.groups, members]), -1)
-        return tf.reshape(tf.repeat(mean, members, axis=-1), [-1, *shape[1:]])
+        mean = tf.reduce_mean(tf.reshape(channel_mean, [-1, self.groups, members]), -1, keepdims=True)
+        return tf.reshape(tf.tile(mean, [1, 1, members]), [-1, *shape[1:]])

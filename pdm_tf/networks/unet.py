@@ -75,9 +75,10 @@ class UNet(tf.keras.Model):
         self._create_weights()
 
     def _create_weights(self):
-        """Creates all variables by tracing the network once, without computing anything."""
-        image, number = (1, *self.image_shape), tf.TensorSpec((1,), tf.int32)
-        tf.function(self.__call__).get_concrete_function(tf.TensorSpec(image), number, number)
+        """Creates all variables by calling the network on symbols, without computing anything."""
+        z = tf.keras.Input(self.image_shape)
+        t, labels = (tf.keras.Input((), dtype=tf.int32) for _ in range(2))
+        self(z, t, labels)
 
     def build(self, input_shape=None):
         """Nothing is left to build: the constructor made all weights."""
@@ -134,7 +135,7 @@ class UNet(tf.keras.Model):
         self.middle_out = self._block(self.widths[-1], "middle_out")
 
     def _make_decoder(self):
-        """Per level from the coarsest: (block, attention or None) pairs, then the convolution to the finer."""
+        """Per level from the coarsest: (block, attention or None) pairs, then the convolution up."""
         self.decoder, self.up = [], []
         for level, width in reversed(list(enumerate(self.widths))):
             for b in range(self.blocks_per_level + 1):

@@ -31,12 +31,17 @@ class Checkpoints:
         state: tf.train.Checkpoint,
         ema: ExponentialMovingAverage,
         keep: int = 2,
+        keep_every: int = 0,
     ):
-        """`state` is what is saved beside the averages; the newest `keep` checkpoints stay."""
+        """`state` is what is saved beside the averages.
+
+        The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: none).
+        """
         self.run_dir = Path(run_dir)
         self.state = state
         self.ema = ema
         self.keep = keep
+        self.keep_every = keep_every
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of `step` and removes those beyond the newest `keep`.
@@ -70,7 +75,7 @@ class Checkpoints:
         for folder in folders:
             problem = self._problem(folder)
             if problem is None:
-                step = int(folder.name.partition("_")[2])
+                step = _step_of(folder)
                 self.state.read(str(folder / "state")).assert_existing_objects_matched()
                 self.ema.load(self._ema_file(step))
                 return step
@@ -128,8 +133,14 @@ class Checkpoints:
     def _prune(self) -> None:
         folders = sorted((self.run_dir / "checkpoints").glob("step_*"))
         for folder in folders[: -self.keep]:
+            if self.keep_every and _step_of(folder) % self.keep_every == 0:
+                continue
             shutil.rmtree(folder)
             (self.run_dir / "ema" / f"{folder.name}.npz").unlink(missing_ok=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.partition("_")[2])
 
 
 def _fingerprint(path: Path) -> dict:

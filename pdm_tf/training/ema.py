@@ -45,8 +45,8 @@ class ExponentialMovingAverage:
         """Writes the averages as .npz, by variable name."""
         write_arrays(path, dict(zip(variable_names(self.variables), self.averages)))
 
-    def load(self, path: str | os.PathLike) -> None:
-        """Reads `save`'s file.
+    def load(self, path: str | os.PathLike, into_variables: bool = False) -> None:
+        """Reads `save`'s file into the averages, and into the variables too if asked.
 
         Raises:
           UserError: it is missing, damaged or of another network.
@@ -54,7 +54,8 @@ class ExponentialMovingAverage:
         own = [variable.numpy() for variable in self.variables]
         assign_arrays(self.variables, read_arrays(path), path)
         self.averages = [variable.numpy().astype(np.float32) for variable in self.variables]
-        _assign(self.variables, own)
+        if not into_variables:
+            _assign(self.variables, own)
 
 
 def _assign(variables: Sequence[tf.Variable], values: Sequence[np.ndarray]) -> None:

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
+import fcntl
 import signal
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from flags.config import Config, differences
 from flags.errors import UserError
 from pdm_tf import data
-from pdm_tf.atomic import atomic_file
-from pdm_tf.denoiser import read_config
-from pdm_tf.images import image_grid, to_uint8, write_png
-from pdm_tf.sampling.sampler import Sampler, cycled_labels
+from pdm_tf.atomic import atomic_file, disk_errors
+from pdm_tf.denoiser import newest_ema, read_config
+from pdm_tf.images import write_png
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import PatchedDiffusion, build_model
-from pdm_tf.training.strategy import is_tpu
+from pdm_tf.training.monitor import Evaluation, MetricsLog, Preview, progress
+from pdm_tf.training.strategy import is_chief, is_tpu
 
 # What may change between the parts of one run without changing what its steps compute.
 MAY_CHANGE = (
     "training.steps", "training.log_every", "training.sample_every", "training.sample_images",
-    "training.sample_steps", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.sample_steps", "training.checkpoint_every", "training.keep_checkpoints", "training.keep_every",
+    "training.eval_every", "training.eval_batches", "training.max_bad_steps",
 )  # fmt: skip
 
 
@@ -48,10 +44,14 @@ def resolve(config: Config, run_dir: str | Path, strategy: tf.distribute.Strateg
     if config.training.precision == "auto":
         precision = "mixed_bfloat16" if is_tpu(strategy) else "float32"
         config = config.replace({"training.precision": precision})
-    batch, replicas = config.training.batch_size, strategy.num_replicas_in_sync
-    if batch % replicas:
-        nearest = max(round(batch / replicas), 1) * replicas
-        raise UserError(f"training.batch_size={batch} does not divide by {replicas} replicas: use {nearest}")
+    batch, parts = config.training.batch_size, config.training.grad_accum
+    replicas = strategy.num_replicas_in_sync
+    if batch % (replicas * parts):
+        nearest = max(round(batch / replicas / parts), 1) * replicas * parts
+        raise UserError(
+            f"training.batch_size={batch} does not divide by {replicas} replicas x "
+            f"training.grad_accum={parts}: the nearest that does is {nearest}"
+        )
     if (Path(run_dir) / "config.json").is_file():
         changed = differences(read_config(run_dir), config)
         fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed.items() if k not in MAY_CHANGE]
@@ -74,68 +74,96 @@ def train(
       info: the data set.
       strategy: where to compute.
     Raises:
-      UserError: damaged data or checkpoints, a full disk, or a loss that is not finite.
+      UserError: damaged data or checkpoints, a full disk, gradients that stay infinite, or another process
+        that trains in the same folder.
       Stopped: asked to stop by a signal; the state is saved.
     """
-    settings, run_dir = config.training, Path(run_dir)
-    with atomic_file(run_dir / "config.json") as partial:
-        partial.write_text(config.to_json())
+    settings, run_dir, chief = config.training, Path(run_dir), is_chief(strategy)
+    with contextlib.ExitStack() as stack:
+        if chief:
+            stack.enter_context(sole_writer(run_dir))
+            with atomic_file(run_dir / "config.json") as partial:
+                partial.write_text(config.to_json())
 
-    # --- Everything that a checkpoint holds ---
-    with strategy.scope():
-        model = build_model(config, settings.precision)
-    ema = ExponentialMovingAverage(model.network.trainable_variables, settings.ema_decay, settings.ema_warmup)
-    checkpoints = Checkpoints(run_dir, training_state(model), ema, settings.keep_checkpoints)
-    start = checkpoints.restore_newest() or 0
-    if start:
-        print(f"Resuming {run_dir} at step {start:,} of {settings.steps:,}", flush=True)
+        # --- Everything that a checkpoint holds ---
+        with strategy.scope():
+            model = build_model(config, settings.precision)
+        ema = ExponentialMovingAverage(
+            model.network.trainable_variables, settings.ema_decay, settings.ema_warmup
+        )
+        checkpoints = Checkpoints(
+            run_dir, training_state(model), ema, settings.keep_checkpoints, settings.keep_every
+        )
+        start = first_step(config, checkpoints, ema)
 
-    # --- Train ---
-    log = MetricsLog(run_dir / "logs", settings.batch_size)
-    preview = Preview(model, ema, config)
-    batches = iter(strategy.distribute_datasets_from_function(_pipeline(config, info, start)))
-    train_steps = model.make_train_function()
-    together = settings.steps_per_execution
-    bar = tqdm(
-        total=settings.steps, initial=min(start, settings.steps), unit="step", dynamic_ncols=True,
-        desc="train", mininterval=0.5 if sys.stderr.isatty() else 20,
-    )  # fmt: skip
-    saved = start
-    with Signals() as signals, bar, data.naming_shards():
+        # --- What watches it ---
+        bar = stack.enter_context(progress(start, settings.steps, enabled=chief))
+        log = MetricsLog(run_dir / "logs" if chief else None, start, settings.batch_size)
+        preview = Preview(model, ema, config)
+        evaluation = Evaluation(model, config, info, strategy)
+        signals = stack.enter_context(Signals(strategy))
+        stack.enter_context(data.naming_shards())
+
+        # --- Train ---
+        load = train_pipeline(config, info, model, start)
+        batches = iter(strategy.distribute_datasets_from_function(load))
+        train_steps, together = model.make_train_function(), settings.steps_per_execution
         for step in range(start + together, settings.steps + 1, together):
             train_steps(batches)
             bar.update(together)
+            last = step == settings.steps
             if step % settings.ema_every == 0:
                 ema.update(step // settings.ema_every - 1)
-            if step % settings.log_every == 0:
+            if step % settings.log_every == 0 or last:
                 log.write(step, model, bar)
-            if step % settings.sample_every == 0 or step == settings.steps:
-                with log.clock_stopped():
-                    preview.write(run_dir / "samples" / f"step_{step:08d}.png", log, step)
-            if step % settings.checkpoint_every == 0 or step == settings.steps or signals.received:
-                checkpoints.save(step)
-                saved = step
-            if signals.received:
-                raise Stopped(
-                    f"stopped by {signals.received} at step {saved:,}; run the same command to go on"
-                )
+                check_bad_steps(model, settings.max_bad_steps)
+            with log.clock_stopped():
+                if step % settings.eval_every == 0 and evaluation.possible:
+                    with ema.applied():
+                        log.scalars(step, evaluation.run(), prefix="validation/")
+                if chief and (step % settings.sample_every == 0 or last):
+                    grid = preview.draw()
+                    write_png(run_dir / "samples" / f"step_{step:08d}.png", grid)
+                    log.image(step, grid)
+                stop = signals.agreed(step, settings.log_every)
+                if chief and (step % settings.checkpoint_every == 0 or last or stop):
+                    checkpoints.save(step)
+            if stop and not last:
+                raise Stopped(f"stopped by {stop} at step {step:,}, all saved: run the same command to go on")
+
+
+def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
+    """Restores what there is to start from, and returns how many steps are done."""
+    step = checkpoints.restore_newest()
+    if step is not None:
+        print(f"resuming {checkpoints.run_dir} at step {step:,} of {config.training.steps:,}", flush=True)
+        return step
+    if config.training.warm_start:
+        weights = newest_ema(config.training.warm_start)
+        ema.load(weights, into_variables=True)
+        print(f"starting from {weights}", flush=True)
+    return 0
 
 
 def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:
-    """What is saved of a model: parameters, optimizer and step."""
+    """What is saved of a model: parameters, optimizer with its step count, and the count of bad steps."""
     # Slot variables are made before restoring, so that a checkpoint without them is noticed.
     model.optimizer._create_all_weights(model.network.trainable_variables)
-    return tf.train.Checkpoint(network=model.network, optimizer=model.optimizer, step=model.step)
+    return tf.train.Checkpoint(network=model.network, optimizer=model.optimizer, bad_steps=model.bad_steps)
 
 
-def _pipeline(config: Config, info: data.DatasetInfo, start_batch: int):
+def train_pipeline(config: Config, info: data.DatasetInfo, model: PatchedDiffusion, start: int) -> Callable:
+    """The function that makes each worker's share of the training batches from step `start` on."""
+
     def load(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        model.input_pipelines = context.num_input_pipelines
+        replicas_each = context.num_replicas_in_sync // context.num_input_pipelines
         return data.load_batches(
             info,
             split="train",
             batch_size=context.get_per_replica_batch_size(config.training.batch_size),
             seed=config.seed,
-            start_batch=start_batch,
+            start_batch=start * replicas_each,
             horizontal_flip=config.data.horizontal_flip,
             image_shape=config.data.image_shape,
             input_pipelines=context.num_input_pipelines,
@@ -145,10 +173,43 @@ def _pipeline(config: Config, info: data.DatasetInfo, start_batch: int):
     return load
 
 
+def check_bad_steps(model: PatchedDiffusion, limit: int) -> None:
+    """Raises UserError if the last `limit` steps or more had gradients that are not finite."""
+    skipped, row, first, first_t = model.bad_steps.numpy().tolist()
+    if row >= limit:
+        level = f"t = {first_t}" if first_t >= 0 else "a finite loss"
+        raise UserError(
+            f"{row} steps in a row had a gradient that is not finite, from step {first + 1:,} on, beginning "
+            f"at {level}; they were skipped, and the weights are those of the last checkpoint or newer: "
+            "start from them with --warm_start in a new --run_dir, at a lower optimizer.learning_rate"
+        )
+    if row:
+        logging.warning("%d of the steps so far were skipped for a gradient that is not finite", skipped)
+
+
+@contextlib.contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder's lock, which the system lets go of when the process ends, however it ends."""
+    with disk_errors(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / ".lock", "w")  # noqa: SIM115 (closed below, after the run)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process trains in {run_dir}: wait for it, or use another --run_dir"
+            ) from error
+        yield
+
+
 class Signals:
     """Notes SIGTERM and SIGINT instead of dying of them; a second one of the same kind kills as usual."""
 
-    received: str | None = None
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self.received = ""
+        self.strategy = strategy
+        self.alone = not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
     def __enter__(self):
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -162,72 +223,12 @@ class Signals:
         signal.signal(number, self._before[number])
         self.received = signal.Signals(number).name
 
-
-class MetricsLog:
-    """Means since the last line, as TensorBoard scalars and as JSON lines in logs/metrics.jsonl."""
-
-    def __init__(self, folder: Path, batch_size: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.writer = tf.summary.create_file_writer(str(folder))
-        self.lines = folder / "metrics.jsonl"
-        self.batch_size = batch_size
-        self.since, self.last_step = time.monotonic(), None
-
-    def write(self, step: int, model: PatchedDiffusion, bar: tqdm) -> None:
-        """Writes the means of the model's metrics and resets them.
-
-        Raises:
-          UserError: the loss is not finite.
-        """
-        values = {metric.name: float(metric.result()) for metric in model.metrics}
-        model.reset_metrics()
-        values["learning_rate"] = float(model.optimizer._decayed_lr(tf.float32))
-        elapsed, steps = time.monotonic() - self.since, step - (self.last_step or bar.initial)
-        values["images_per_second"] = steps * self.batch_size / elapsed
-        self.since, self.last_step = time.monotonic(), step
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss is {values['loss']} at step {step:,}: lower optimizer.learning_rate and resume"
-            )
-        with self.writer.as_default(step=step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        with open(self.lines, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        bar.set_postfix(loss=f"{values['loss']:.4g}", images_per_sec=f"{values['images_per_second']:.1f}")
-
-    @contextlib.contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """Keeps what is done inside out of the training speed."""
-        before = time.monotonic()
-        yield
-        self.since += time.monotonic() - before
-
-    def image(self, step: int, grid) -> None:
-        """Adds a uint8 picture (H, W, C)."""
-        with self.writer.as_default(step=step):
-            tf.summary.image("samples", grid[None])
-        self.writer.flush()
-
-
-@dataclass
-class Preview:
-    """Draws the same noise again and again with the averaged weights, as a run goes on."""
-
-    model: PatchedDiffusion
-    ema: ExponentialMovingAverage
-    config: Config
-    sampler: Sampler | None = None
-
-    def write(self, path: Path, log: MetricsLog, step: int) -> None:
-        """Draws the grid of samples of `step` to `path` and to TensorBoard."""
-        settings, denoiser = self.config.training, self.model.denoiser
-        if self.sampler is None:
-            self.sampler = Sampler(denoiser, sections=(settings.sample_steps,))
-        count = settings.sample_images
-        with self.ema.applied():
-            images = self.sampler(self.config.seed, range(count), cycled_labels(denoiser, count))
-        grid = image_grid(to_uint8(images))
-        write_png(path, grid)
-        log.image(step, grid)
-        logging.info("samples: %s", path)
+    def agreed(self, step: int, every: int) -> str:
+        """The signal to stop for after this step, or ""; workers agree each `every` steps."""
+        if self.alone:
+            return self.received
+        if step % every:
+            return ""
+        flags = self.strategy.run(lambda: tf.constant(float(bool(self.received))))
+        anyone = float(self.strategy.reduce(tf.distribute.ReduceOp.SUM, flags, axis=None))
+        return (self.received or "a signal to another worker") if anyone else ""

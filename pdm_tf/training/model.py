@@ -11,6 +11,7 @@ from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import linear_schedule
 from pdm_tf.randomness import draw_each, stream
 from pdm_tf.sampling.sampler import Sampler, cycled_labels
+from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
 
 QUARTERS = 4
 
@@ -32,6 +33,7 @@ class PatchedDiffusion(tf.keras.Model):
       t_start, t_stop: the network is trained on t_start <= t < t_stop; None is num_timesteps.
       label_dropout: the rate at which labels give way to the null label (classifier-free guidance).
       clip_norm: the largest global gradient norm; 0 for no clipping.
+      grad_accum: into how many parts each replica's batch is cut to save memory.
       seed: of everything random in training.
     """
 
@@ -48,6 +50,7 @@ class PatchedDiffusion(tf.keras.Model):
         t_stop: int | None = None,
         label_dropout: float = 0.1,
         clip_norm: float = 0.0,
+        grad_accum: int = 1,
         seed: int = 0,
         name: str = "patched_diffusion",
     ):
@@ -61,8 +64,12 @@ class PatchedDiffusion(tf.keras.Model):
         self.label_dropout = label_dropout
         self.clip_norm = clip_norm
         self.seed = seed
-        self.step = tf.Variable(
-            0, trainable=False, dtype=tf.int64, name="step",
+        self.grad_accum = grad_accum
+        # The replicas share out the batches of this many input pipelines; `fit` makes one.
+        self.input_pipelines = 1
+        # Steps skipped in all, skipped in a row, and the step and t at which that row began.
+        self.bad_steps = tf.Variable(
+            [0, 0, 0, 0], trainable=False, dtype=tf.int64, name="bad_steps",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )  # fmt: skip
         names = [
@@ -74,6 +81,12 @@ class PatchedDiffusion(tf.keras.Model):
         self._means = {n: tf.keras.metrics.Mean(n) for n in names}
         self._gradient_norm = tf.keras.metrics.Mean("gradient_norm")
         self.built = True
+
+    def compile(self, *args, **kwargs):
+        """Keras' `compile`; no loss is needed."""
+        super().compile(*args, **kwargs)
+        # Legacy optimizers make their step counter when it is first asked for, and a replica cannot.
+        _ = self.optimizer.iterations
 
     @property
     def metrics(self):
@@ -101,32 +114,80 @@ class PatchedDiffusion(tf.keras.Model):
     def train_step(self, data):
         """One optimizer step on a batch; called by `fit`."""
         context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync
         x, labels = self._unpack(data)
-        key = stream(self.seed, "train", self.step)
-        t, eps, labels = self._draw(key, context.replica_id_in_sync_group, x, labels)
-        dropout_key = stream(self.seed, "dropout", self.step, context.replica_id_in_sync_group)
-        variables = self.network.trainable_variables
-        with tf.GradientTape() as tape:
-            losses = self.losses_of(x, labels, t, eps, dropout_key)
-            mean_loss = tf.reduce_mean(losses["loss"]) / replicas
-        gradients = tape.gradient(mean_loss, variables)
-        if replicas > 1:
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        step = self.optimizer.iterations
+        t, eps, labels = self._draw(stream(self.seed, "train", step), context, x, labels)
+        dropout_key = stream(self.seed, "dropout", step, context.replica_id_in_sync_group)
+        gradients, losses = self._gradients(x, labels, t, eps, dropout_key)
+        if context.num_replicas_in_sync > 1:
+            gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
         norm = tf.linalg.global_norm(gradients)
-        if self.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
-        self.optimizer.apply_gradients(zip(gradients, variables), experimental_aggregate_gradients=False)
-        self.step.assign_add(1)
-        self._gradient_norm.update_state(norm)
+        finite = tf.math.is_finite(norm)
+        self._note_bad_step(context, finite, losses, t, step)
+        # One part that is not finite makes the whole gradient NaN, which GuardedAdam does not apply.
+        clip = tf.minimum(1.0, self.clip_norm / norm) if self.clip_norm else 1.0
+        factor = tf.where(finite, clip, float("nan"))
+        self.optimizer.apply_gradients(
+            zip([gradient * factor for gradient in gradients], self.network.trainable_variables),
+            experimental_aggregate_gradients=False,
+        )
+        _update_mean(self._gradient_norm, norm)
         return {**self._update_means(losses, t), "gradient_norm": self._gradient_norm.result()}
+
+    def _gradients(self, x, labels, t, eps, dropout_key):
+        """Gradients of the mean loss over a replica's batch, dense, and the losses, each (B,).
+
+        With `grad_accum` the batch is worked off in that many parts, one after another, so that the memory
+        of only one part's activations is needed.
+        """
+        variables = self.network.trainable_variables
+
+        def part_of(x, labels, t, eps, key):
+            with tf.GradientTape() as tape:
+                losses = self.losses_of(x, labels, t, eps, key)
+                mean_loss = tf.reduce_mean(losses["loss"])
+            return [tf.convert_to_tensor(g) for g in tape.gradient(mean_loss, variables)], losses
+
+        parts = self.grad_accum
+        if parts == 1:
+            return part_of(x, labels, t, eps, dropout_key)
+        whole = [tf.reshape(v, [parts, -1, *v.shape[1:]]) for v in (x, labels, t, eps)]
+        names = ("loss", "simple_loss", "vlb_loss", "mse")
+
+        def add_part(k, total, stacked):
+            key = tf.random.experimental.stateless_fold_in(dropout_key, k)
+            gradients, losses = part_of(*(v[k] for v in whole), key)
+            total = [sum_ + g / parts for sum_, g in zip(total, gradients)]
+            return k + 1, total, stacked.write(k, tf.stack([losses[n] for n in names], axis=1))
+
+        start = [tf.zeros(v.shape) for v in variables]
+        stacked = tf.TensorArray(tf.float32, parts, element_shape=(whole[0].shape[1], len(names)))
+        _, gradients, stacked = tf.while_loop(
+            lambda k, *_: k < parts,
+            add_part,
+            [0, start, stacked],
+            parallel_iterations=1,
+            maximum_iterations=parts,
+        )
+        losses = tf.reshape(stacked.stack(), [-1, len(names)])
+        return gradients, dict(zip(names, tf.unstack(losses, axis=1)))
+
+    def _note_bad_step(self, context, finite, losses, t, step):
+        """Counts steps whose gradient is not finite, and remembers where a row of them began."""
+        bad_t = tf.reduce_max(tf.where(tf.math.is_finite(losses["loss"]), -1, t))
+        if context.num_replicas_in_sync > 1:
+            bad_t = tf.reduce_max(context.all_gather(tf.reshape(bad_t, [1]), axis=0))
+        skipped, row, first_step, first_t = tf.unstack(self.bad_steps)
+        begins = tf.stack([skipped + 1, tf.constant(1, tf.int64), step, tf.cast(bad_t, tf.int64)])
+        goes_on = tf.stack([skipped + 1, row + 1, first_step, first_t])
+        ends = tf.stack([skipped, tf.constant(0, tf.int64), first_step, first_t])
+        self.bad_steps.assign(tf.where(finite, ends, tf.where(row > 0, goes_on, begins)))
 
     def test_step(self, data):
         """Losses of a held-out batch, at noise that is fixed for each batch number; called by `evaluate`."""
         context = tf.distribute.get_replica_context()
         x, labels = self._unpack(data)
-        key = stream(self.seed, "test", self._test_counter)
-        t, eps, _ = self._draw(key, context.replica_id_in_sync_group, x, labels)
+        t, eps, _ = self._draw(stream(self.seed, "test", self._test_counter), context, x, labels)
         return self._update_means(self.losses_of(x, labels, t, eps), t)
 
     def sample(
@@ -154,9 +215,16 @@ class PatchedDiffusion(tf.keras.Model):
             labels = tf.zeros(tf.shape(x)[:1], tf.int32)
         return x, tf.cast(labels, tf.int32)
 
-    def _draw(self, key, replica, x, labels):
+    def _global_indices(self, context, x):
+        """Each image's index in the global batch, int32 (B,); the pipelines deal out its images in turn."""
+        batch, replica = x.shape[0] or tf.shape(x)[0], context.replica_id_in_sync_group
+        replicas_each = context.num_replicas_in_sync // self.input_pipelines
+        in_pipeline = replica % replicas_each * batch + tf.range(batch)
+        return in_pipeline * self.input_pipelines + replica // replicas_each
+
+    def _draw(self, key, context, x, labels):
         """Timesteps, noise and labels with some dropped, from each image's own stream."""
-        batch, shape = x.shape[0] or tf.shape(x)[0], x.shape[1:]
+        shape = x.shape[1:]
 
         def draw(image_key):
             keys = tf.unstack(tf.random.experimental.stateless_split(image_key, 3))
@@ -165,7 +233,7 @@ class PatchedDiffusion(tf.keras.Model):
             return t, eps, tf.random.stateless_uniform((), keys[2]) < self.label_dropout
 
         signature = (tf.TensorSpec((), tf.int32), tf.TensorSpec(shape), tf.TensorSpec((), tf.bool))
-        t, eps, dropped = draw_each(key, replica * batch + tf.range(batch), draw, signature)
+        t, eps, dropped = draw_each(key, self._global_indices(context, x), draw, signature)
         return t, eps, tf.where(dropped, self.denoiser.num_classes, labels)
 
     def _update_means(self, losses, t):
@@ -174,9 +242,9 @@ class PatchedDiffusion(tf.keras.Model):
         quarter = (t - start) * QUARTERS // (stop - start)
         for name, mean in self._means.items():
             if name.startswith("mse"):
-                mean.update_state(losses["mse"], tf.cast(quarter == int(name[-1]) - 1, tf.float32))
+                _update_mean(mean, losses["mse"], tf.cast(quarter == int(name[-1]) - 1, tf.float32))
             else:
-                mean.update_state(losses[name])
+                _update_mean(mean, losses[name])
         return {name: mean.result() for name, mean in self._means.items()}
 
     def get_config(self):
@@ -187,6 +255,12 @@ class PatchedDiffusion(tf.keras.Model):
         """Rebuilds the model with fresh weights from `get_config`'s dictionary."""
         network = tf.keras.utils.deserialize_keras_object(config["network"], custom_objects)
         return cls(network, **{k: v for k, v in config.items() if k != "network"})
+
+
+def _update_mean(mean: tf.keras.metrics.Mean, values: tf.Tensor, weights: tf.Tensor | float = 1.0) -> None:
+    """Takes the finite ones of `values` into a mean."""
+    finite = tf.math.is_finite(values)
+    mean.update_state(tf.where(finite, values, 0.0), tf.cast(finite, tf.float32) * weights)
 
 
 def build_model(config: Config, precision: str) -> PatchedDiffusion:
@@ -204,28 +278,10 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
         t_stop=d.t_stop,
         label_dropout=d.label_dropout,
         clip_norm=o.clip_norm,
+        grad_accum=t.grad_accum,
         seed=config.seed,
     )
-    # The legacy class, because its update is one fused kernel: as fast, and less memory.
-    optimizer = tf.keras.optimizers.legacy.Adam(
-        LinearWarmup(o.learning_rate, o.warmup_steps), o.beta_1, o.beta_2, o.epsilon
-    )
+    rate = LinearWarmup(o.learning_rate, o.warmup_steps)
+    optimizer = GuardedAdam(rate, o.beta_1, o.beta_2, o.epsilon)
     model.compile(optimizer=optimizer, jit_compile=t.jit_compile, steps_per_execution=t.steps_per_execution)
     return model
-
-
-@tf.keras.utils.register_keras_serializable("pdm_tf")
-class LinearWarmup(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that grows linearly to `peak` over `warmup_steps` and stays there."""
-
-    def __init__(self, peak: float, warmup_steps: int):
-        self.peak = peak
-        self.warmup_steps = warmup_steps
-
-    def __call__(self, step):
-        """The rate of the step of index `step`, float32; the first step already learns."""
-        progress = (tf.cast(step, tf.float32) + 1.0) / max(self.warmup_steps, 1)
-        return self.peak * tf.minimum(progress, 1.0)
-
-    def get_config(self):
-        return {"peak": self.peak, "warmup_steps": self.warmup_steps}

@@ -1,4 +1,4 @@
-"""Data whose best denoiser is known in closed form: a mixture of Gaussians, as "images" (1, 1, D)."""
+"""Data whose best denoiser is known in closed form: a mixture of Gaussians over (1, 1, D) "images"."""
 
 from __future__ import annotations
 

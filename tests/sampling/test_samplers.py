@@ -1,4 +1,4 @@
-"""The samplers on a denoiser that is exact: what they draw is known, and so is how fast they converge."""
+"""The samplers on a denoiser that is exact: what they draw is known, and how fast they converge."""
 
 import functools
 

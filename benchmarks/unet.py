@@ -1,0 +1,111 @@
+"""Images a second of the U-Net's forward pass and of the Keras train step, beside plain variants, in one run.
+
+    python -m benchmarks.unet [--batch=8] [--repeats=7]
+
+The network is the design's yardstick: 64 x 64, P = 2, c = 64, multipliers 1,2,2, 2 blocks a level
+(6,946,200 parameters). The variants run in turn, again and again, so that a change of the machine's speed
+hits all of them; a ratio is the median over the turns of (variant / first) and its spread their range.
+The peer, "addons", is the same network with tensorflow-addons' own GroupNormalization.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from pdm_tf.networks import group_norm, layers, unet
+from pdm_tf.training.model import PatchedDiffusion
+from pdm_tf.training.optimizer import GuardedAdam
+
+SHAPE = (64, 64, 3)
+
+
+class AddonsGroupNorm(group_norm.GroupNormalization):
+    """tensorflow-addons' layer as it is, followed by the timestep's scale and shift."""
+
+    def call(self, inputs, scale=None, shift=None):
+        """As `GroupNorm.call`."""
+        x = super().call(inputs)
+        if scale is None:
+            return x
+        return x * tf.cast(1.0 + scale, x.dtype)[:, None, None] + tf.cast(shift, x.dtype)[:, None, None]
+
+
+def make_network(precision: str, norm: type) -> unet.UNet:
+    """The yardstick with random weights: graph optimizers remove blocks whose kernels are zero."""
+    before = layers.GroupNorm
+    layers.GroupNorm = unet.GroupNorm = norm
+    try:
+        network = unet.UNet(SHAPE, 2, 64, (1, 2, 2), 2, precision=precision)
+    finally:
+        layers.GroupNorm = unet.GroupNorm = before
+    rng = np.random.default_rng(0)
+    for variable in network.trainable_variables:
+        variable.assign(rng.normal(0, 0.02, variable.shape).astype(np.float32))
+    return network
+
+
+def forward_of(network: unet.UNet, batch: int):
+    """A function that runs one forward pass."""
+    z, t = tf.random.normal((batch, *SHAPE)), tf.fill([batch], 500)
+    compiled = tf.function(lambda: network(z, t, t))
+    return lambda: compiled()[0].numpy()
+
+
+def train_step_of(network: unet.UNet, batch: int):
+    """A function that runs one step as `fit` does, optimizer and metrics included."""
+    model = PatchedDiffusion(network)
+    model.compile(optimizer=GuardedAdam(1e-4))
+    images = tf.random.uniform((batch, *SHAPE), -1, 1)
+    batches = iter(tf.data.Dataset.from_tensors(images).repeat())
+    step = model.make_train_function()
+    return lambda: step(batches)
+
+
+def seconds(run) -> float:
+    """Wall time of three calls, for one."""
+    start = time.perf_counter()
+    for _ in range(3):
+        run()
+    return (time.perf_counter() - start) / 3
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    variants = {
+        "ours, float32": ("float32", group_norm.GroupNorm),
+        "addons, float32": ("float32", AddonsGroupNorm),
+        "ours, mixed_bfloat16": ("mixed_bfloat16", group_norm.GroupNorm),
+        "addons, mixed_bfloat16": ("mixed_bfloat16", AddonsGroupNorm),
+    }
+    cores = len(os.sched_getaffinity(0))
+    print(f"TensorFlow {tf.__version__}, {cores} cores, batch {options.batch}, {options.repeats} turns")
+    for kind, make in (("forward", forward_of), ("train step", train_step_of)):
+        runs = {name: make(make_network(*settings), options.batch) for name, settings in variants.items()}
+        for run in runs.values():
+            seconds(run)
+        times = {name: [] for name in runs}
+        for _ in range(options.repeats):
+            for name, run in runs.items():
+                times[name].append(seconds(run))
+        first = np.array(next(iter(times.values())))
+        for name, values in times.items():
+            ratio = first / np.array(values)
+            print(
+                f"{kind:10}  {name:23} {options.batch / np.median(values):6.1f} images/s"
+                f"  x {np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,440 @@
+"""The conversion that all the tools share: a list of items -> a TFRecord data set in TFDS layout.
+
+The items' order is a shuffle by seed, and a shard is a slice of it: each shard can be made alone,
+by any worker process, at any time, and comes out the same. That makes a conversion resumable: a
+run that was killed is continued by making the shards that do not exist yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import glob
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection as mp_connection
+from typing import Any
+
+import tensorflow_datasets as tfds
+import tqdm
+from PIL import Image
+
+from data_tools import images, shards
+from data_tools.shards import Encoder, Item, Task
+from flags.errors import UserError
+from pdm_tf.data import describe_directory
+
+MANIFEST = "manifest.json"
+SKIPPED = "skipped.tsv"
+WORK_DIR = ".conversion"
+# Enough for the mean size of a record to within some percent; a shard's size need not be exact.
+SAMPLED_ITEMS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every tool lets its user choose; see `add_arguments`."""
+
+    output: str
+    encoding: str
+    png_level: int
+    jpeg_quality: int
+    validation_fraction: float
+    seed: int
+    shard_mb: float
+    workers: int
+    on_error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The data set to make: its TFDS name, image size, class names (None: unlabelled), and a line
+    that describes it."""
+
+    name: str
+    height: int
+    width: int
+    label_names: Sequence[str] | None
+    description: str
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that all the tools share."""
+    add = functools.partial(parser.add_argument_group("all the tools").add_argument, metavar="VALUE")
+    add("--output", required=True, help="folder of the data set; run again to resume")
+    add("--encoding", choices=("png", "jpeg"), default="png", help="png (lossless, default) or jpeg")
+    add("--png_level", type=int, choices=range(1, 10), default=6, help="zlib level 1-9; default 6")
+    add("--jpeg_quality", type=int, default=95, help="1-100, default 95; colour is not subsampled")
+    add("--validation_fraction", type=float, default=0.01, help="share held out, default 0.01")
+    add("--seed", type=int, default=0, help="of the order and the held-out split, default 0")
+    add("--shard_mb", type=float, default=150, help="size of a shard in megabytes, default 150")
+    add("--workers", type=int, default=os.cpu_count(), help="processes, default one a core")
+    add("--on_error", choices=("fail", "skip"), default="fail", help="at unreadable images")
+
+
+def options_from(arguments: argparse.Namespace) -> Options:
+    """Checks the shared flags.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    names = [field.name for field in dataclasses.fields(Options)]
+    options = Options(**{name: getattr(arguments, name) for name in names})
+    if not 0 <= options.validation_fraction < 1:
+        raise UserError(f"--validation_fraction={options.validation_fraction}: must be in [0, 1)")
+    if not 1 <= options.jpeg_quality <= 100:
+        raise UserError(f"--jpeg_quality={options.jpeg_quality}: must be in 1..100")
+    if options.shard_mb <= 0:
+        raise UserError(f"--shard_mb={options.shard_mb}: must be above 0")
+    if options.workers < 1:
+        raise UserError(f"--workers={options.workers}: must be at least 1")
+    return options
+
+
+def run(main: Callable[[], None]) -> int:
+    """Runs a tool's main function; returns its exit status, with one line to stderr on errors."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+# --- the conversion ------------------------------------------------------------------------------
+
+
+def convert(
+    items: Sequence[Item], load: Callable[[Item], Image.Image], target: Target, options: Options
+) -> None:
+    """Makes the data set, or what is missing of it.
+
+    Args:
+        items: all images, in an order that is the same each time.
+        load: item -> RGB image of the target's size; a module's function (or a partial of one) that
+            can be sent to worker processes. What it raises of `images.UNREADABLE` counts as an
+            unreadable item.
+        target: the data set to make.
+        options: the shared flags.
+
+    Raises:
+        UserError: no items, an unreadable item (with on_error=fail), a disk that is full, or an
+            output folder that holds something else.
+    """
+    if not items:
+        raise UserError("there are no images in the input")
+    work_dir = os.path.join(options.output, WORK_DIR)
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {work_dir} ({error.strerror})") from error
+    encoder = Encoder(
+        load,
+        (target.width, target.height),
+        options.encoding,
+        options.png_level,
+        options.jpeg_quality,
+        options.on_error,
+    )
+    with _alone_in(work_dir):
+        for leftover in glob.glob(os.path.join(glob.escape(work_dir), "*.partial")):
+            os.remove(leftover)
+        ordered = list(items)
+        random.Random(options.seed).shuffle(ordered)
+        plan = _plan(ordered, encoder, target, options, work_dir)
+        tasks = _tasks(ordered, plan, target, options, work_dir)
+        outcomes = _finished(tasks, options.output, work_dir)
+        todo = [task for task in tasks if task.path not in outcomes]
+        _require_space(todo, plan, options.output)
+        outcomes.update(_write_shards(todo, encoder, options.workers, len(ordered)))
+        _write_metadata(tasks, outcomes, plan, target, options)
+        shutil.rmtree(work_dir)
+
+
+@contextlib.contextmanager
+def _alone_in(work_dir: str) -> Iterator[None]:
+    """Keeps a second conversion out of the same folder; the lock dies with its process."""
+    with open(os.path.join(work_dir, "lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another conversion is running in {work_dir}") from error
+        yield
+
+
+def _plan(
+    ordered: list[Item], encoder: Encoder, target: Target, options: Options, work_dir: str
+) -> dict[str, Any]:
+    """What decides every byte of the result; read back when a conversion is resumed.
+
+    Raises:
+        UserError: the folder holds the result, or the beginning, of another conversion.
+    """
+    listing = "".join(sorted(f"{item.name}\t{item.label}\n" for item in ordered))
+    digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    chosen = {
+        "input": f"{len(ordered)} images, sha256 of their names and labels {digest}",
+        "name": target.name,
+        "description": target.description,
+        "image_shape": [target.height, target.width, 3],
+        "label_names": list(target.label_names) if target.label_names else None,
+        "encoding": options.encoding,
+        "level_or_quality": options.png_level if options.encoding == "png" else options.jpeg_quality,
+        "validation_fraction": options.validation_fraction,
+        "seed": options.seed,
+        "shard_mb": options.shard_mb,
+    }
+    path = os.path.join(work_dir, "plan.json")
+    manifest = read_manifest(options.output)
+    earlier = manifest["plan"] if manifest else _read_json(path)
+    if earlier is None:
+        size = _mean_record_bytes(ordered, encoder)
+        plan = {**chosen, "mean_record_bytes": size}
+        shards.write_json(path, plan)
+        return plan
+    different = [key for key, value in chosen.items() if earlier.get(key) != value]
+    if different:
+        raise UserError(
+            f"{options.output} holds a conversion that differs in {', '.join(different)};"
+            " choose another --output, or remove that folder"
+        )
+    return earlier
+
+
+def _mean_record_bytes(ordered: list[Item], encoder: Encoder) -> int:
+    """The mean size of a record, from the first items; the items are in random order."""
+    sizes = []
+    for item in ordered[:SAMPLED_ITEMS]:
+        try:
+            sizes.append(len(encoder.record(item)))
+        except images.UNREADABLE as error:
+            if encoder.on_error == "fail":
+                raise UserError(
+                    f"cannot read {item.name} ({shards.one_line(error)});"
+                    " mend it, or leave such images out with --on_error=skip"
+                ) from error
+    if not sizes:
+        raise UserError(f"none of {SAMPLED_ITEMS} images tried can be read; is the input right?")
+    return sum(sizes) // len(sizes)
+
+
+def _tasks(
+    ordered: list[Item],
+    plan: dict[str, Any],
+    target: Target,
+    options: Options,
+    work_dir: str,
+) -> list[Task]:
+    """All shards of both splits with their items; the first of the order are held out."""
+    held_out = round(len(ordered) * options.validation_fraction)
+    tasks = []
+    for split, items in (("train", ordered[held_out:]), ("validation", ordered[:held_out])):
+        count = -(-len(items) * plan["mean_record_bytes"] // int(options.shard_mb * 1e6))
+        # With fewer items than shards some would be empty.
+        count = min(count, len(items))
+        for index in range(count):
+            path = _template(target, options, split).sharded_filepath(shard_index=index, num_shards=count)
+            begin, end = index * len(items) // count, (index + 1) * len(items) // count
+            tasks.append(Task(os.fspath(path), work_dir, items[begin:end]))
+    return tasks
+
+
+def _template(target: Target, options: Options, split: str) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
+        data_dir=options.output, dataset_name=target.name, split=split, filetype_suffix="tfrecord"
+    )
+
+
+def _finished(tasks: list[Task], output: str, work_dir: str) -> dict[str, dict]:
+    """Shard path -> recorded outcome, of the shards that are there in their recorded size."""
+    manifest = read_manifest(output)
+    finished = {}
+    for task in tasks:
+        name = os.path.basename(task.path)
+        outcome = manifest["shards"].get(name) if manifest else None
+        outcome = outcome or _read_json(os.path.join(work_dir, f"{name}.json"))
+        there = os.path.exists(task.path)
+        if outcome and there and os.path.getsize(task.path) == outcome["bytes"]:
+            finished[task.path] = outcome
+    return finished
+
+
+def _require_space(todo: list[Task], plan: dict[str, Any], output: str) -> None:
+    needed = sum(len(task.items) for task in todo) * plan["mean_record_bytes"]
+    free = shutil.disk_usage(output).free
+    if needed > free:
+        raise UserError(
+            f"{output} needs about {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free there;"
+            " make room, or choose another --output or --encoding=jpeg"
+        )
+
+
+def _write_shards(todo: list[Task], encoder: Encoder, workers: int, total: int) -> dict[str, dict]:
+    """Has worker processes write shards; returns shard path -> outcome."""
+    if not todo:
+        return {}
+    # Forks of one server that has imported TensorFlow once, instead of one import each; unlike a
+    # plain fork it copies no thread of this process in mid-flight.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_tools.convert"])
+    processes = []
+    waiting = iter(todo)
+    outcomes = {}
+    initial = total - sum(len(task.items) for task in todo)
+    try:
+        connections = []
+        for _ in range(min(workers, len(todo))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, encoder), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            connections.append(ours)
+            ours.send(next(waiting))
+        with tqdm.tqdm(total=total, initial=initial, unit="img", mininterval=0.5) as progress:
+            while len(outcomes) < len(todo):
+                for ready in mp_connection.wait(connections):
+                    _receive(ready, waiting, outcomes, progress)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    return outcomes
+
+
+def _work(connection: mp_connection.Connection, encoder: Encoder) -> None:
+    # Ctrl-C reaches the whole process group; the parent answers for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    shards.work(connection, encoder)
+
+
+def _receive(
+    connection: mp_connection.Connection,
+    waiting: Iterator[Task],
+    outcomes: dict[str, dict],
+    progress: tqdm.tqdm,
+) -> None:
+    """Takes one message of a worker, and gives it its next shard when it has finished one."""
+    try:
+        kind, *content = connection.recv()
+    except (EOFError, ConnectionResetError) as error:
+        raise UserError(
+            "a worker process was killed (out of memory?); run the same command again,"
+            " with fewer --workers: finished shards are kept"
+        ) from error
+    if kind == "error":
+        raise UserError(content[0])
+    if kind == "crash":
+        raise RuntimeError(f"a worker process failed:\n{content[0]}")
+    if kind == "progress":
+        progress.update(content[0])
+        return
+    path, outcome = content
+    outcomes[path] = outcome
+    done = sum(o["records"] + len(o["skipped"]) for o in outcomes.values())
+    progress.update(max(0, progress.initial + done - progress.n))
+    task = next(waiting, None)
+    if task is not None:
+        connection.send(task)
+
+
+def _write_metadata(
+    tasks: list[Task],
+    outcomes: dict[str, dict],
+    plan: dict[str, Any],
+    target: Target,
+    options: Options,
+) -> None:
+    """Writes TFDS's metadata, the list of skipped items, and last the manifest."""
+    if not any(outcome["records"] for outcome in outcomes.values()):
+        raise UserError("no image could be read: no data set is made")
+    splits = []
+    for split in ("train", "validation"):
+        template = _template(target, options, split)
+        prefix = f"{target.name}-{split}."
+        found = [outcomes[task.path] for task in tasks if os.path.basename(task.path).startswith(prefix)]
+        if found:
+            splits.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[outcome["records"] for outcome in found],
+                    num_bytes=sum(outcome["payload_bytes"] for outcome in found),
+                    filename_template=template,
+                )
+            )
+    shape = (target.height, target.width, 3)
+    features = {"image": tfds.features.Image(shape=shape, encoding_format=options.encoding)}
+    if target.label_names:
+        features["label"] = tfds.features.ClassLabel(names=list(target.label_names))
+    tfds.folder_dataset.write_metadata(
+        data_dir=options.output,
+        features=features,
+        split_infos=splits,
+        description=target.description,
+        supervised_keys=("image", "label") if target.label_names else None,
+        check_data=False,
+    )
+    _write_manifest(tasks, outcomes, plan, options)
+    describe_directory(options.output)
+
+
+def _write_manifest(
+    tasks: list[Task], outcomes: dict[str, dict], plan: dict[str, Any], options: Options
+) -> None:
+    recorded = {os.path.basename(task.path): outcomes[task.path] for task in tasks}
+    metadata = ["dataset_info.json", "features.json"]
+    if plan["label_names"]:
+        metadata.append("label.labels.txt")
+    skipped = [line for outcome in recorded.values() for line in outcome["skipped"]]
+    if skipped:
+        report = os.path.join(options.output, SKIPPED)
+        with open(report, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(f"{name}\t{reason}\n" for name, reason in skipped)
+        metadata.append(SKIPPED)
+        print(f"{len(skipped)} images were skipped; {report} names them", file=sys.stderr)
+    manifest = {
+        "plan": plan,
+        "shards": recorded,
+        "metadata_sha256": {name: shards.sha256(os.path.join(options.output, name)) for name in metadata},
+    }
+    shards.write_json(os.path.join(options.output, MANIFEST), manifest)
+    count = sum(outcome["records"] for outcome in recorded.values())
+    size = sum(outcome["bytes"] for outcome in recorded.values())
+    print(f"{count} images, {size / 1e6:.1f} MB in {len(recorded)} shards: {options.output}")
+
+
+def read_manifest(directory: str) -> dict[str, Any] | None:
+    """The manifest of a finished data set; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return _read_json(os.path.join(directory, MANIFEST))
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({shards.one_line(error)}); remove it and convert again"
+        ) from error

@@ -1,0 +1,143 @@
+"""FFHQ's PNG folder, or one of StyleGAN's tfrecords of it -> a data set at that resolution.
+
+    python -m data_tools.ffhq --input images1024x1024   --output data/ffhq1024
+    python -m data_tools.ffhq --input ffhq-r10.tfrecords --output data/ffhq1024
+
+The tfrecords are uncompressed, with features `shape` (int64 [3]: channels, height, width) and
+`data` (raw uint8 bytes in that order). Pixels are kept as they are: nothing is resized.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import struct
+import sys
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from data_tools import convert, images
+from data_tools.shards import Item
+from flags.errors import UserError
+
+# Before a record: its length (uint64) and that number's checksum; after it: its checksum.
+HEADER_BYTES = 12
+FOOTER_BYTES = 4
+
+
+def list_png_items(directory: str) -> list[Item]:
+    """All PNG files below a folder, sorted by their path in it."""
+    paths = []
+    for folder, _, files in os.walk(directory):
+        paths += [os.path.join(folder, name) for name in files if name.lower().endswith(".png")]
+    return [Item(os.path.relpath(path, directory), path) for path in sorted(paths)]
+
+
+def list_tfrecord_items(path: str) -> list[Item]:
+    """All records of a TFRecord file, as (offset, bytes), found by reading the lengths alone.
+
+    Raises:
+        UserError: the file does not end where its last record does.
+    """
+    items, offset, size = [], 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            header = file.read(HEADER_BYTES)
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER_BYTES else size
+            whole = HEADER_BYTES + length + FOOTER_BYTES
+            if offset + whole > size:
+                raise UserError(
+                    f"{path} is cut short or damaged at record {len(items)} (byte {offset}); fetch it again"
+                )
+            items.append(Item(f"{os.path.basename(path)}: record {len(items)}", (offset, whole)))
+            offset += whole
+    return items
+
+
+@functools.lru_cache(maxsize=1)
+def open_tfrecords(path: str) -> int:
+    """One file descriptor a process."""
+    return os.open(path, os.O_RDONLY)
+
+
+def read_record(path: str, offset: int, size: int) -> bytes:
+    """The record whose frame is at `offset`, its checksums verified.
+
+    Raises:
+        OSError: the record is damaged.
+    """
+    frame = os.pread(open_tfrecords(path), size, offset)
+    # TensorFlow verifies checksums of files only, from their beginning: give it a file in memory.
+    in_memory = f"ram://data_tools.ffhq.{os.getpid()}"
+    with tf.io.gfile.GFile(in_memory, "wb") as file:
+        file.write(frame)
+    try:
+        (record,) = tf.compat.v1.io.tf_record_iterator(in_memory)
+    except (tf.errors.DataLossError, ValueError) as error:
+        raise OSError(f"the record is damaged ({error})") from error
+    finally:
+        tf.io.gfile.remove(in_memory)
+    return record
+
+
+def load_png(item: Item, *, resolution: int) -> Image.Image:
+    """One PNG file -> RGB."""
+    with open(item.location, "rb") as file:
+        image = images.to_rgb(images.decode(file.read()))
+    return _exactly(image, resolution)
+
+
+def load_tfrecord(item: Item, *, path: str, resolution: int) -> Image.Image:
+    """One StyleGAN record -> RGB."""
+    example = tf.train.Example.FromString(read_record(path, *item.location))
+    shape = list(example.features.feature["shape"].int64_list.value)
+    data = b"".join(example.features.feature["data"].bytes_list.value)
+    if len(shape) != 3 or shape[0] not in (1, 3) or len(data) != np.prod(shape):
+        raise ValueError(f"the record is no StyleGAN image: shape {shape}, {len(data)} bytes")
+    pixels = np.frombuffer(data, np.uint8).reshape(shape).transpose(1, 2, 0)
+    if shape[0] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    return _exactly(Image.fromarray(np.ascontiguousarray(pixels)), resolution)
+
+
+def _exactly(image: Image.Image, resolution: int) -> Image.Image:
+    if image.size != (resolution, resolution):
+        raise ValueError(
+            f"the image is {image.height}x{image.width}; pass --resolution={image.height}"
+            " if all are, or use data_tools.image_folder, which resizes"
+        )
+    return image
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--input", required=True, help="images1024x1024, or ffhq-r10.tfrecords")
+    parser.add_argument("--resolution", type=int, default=1024, help="that of the input")
+    convert.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    options = convert.options_from(arguments)
+    tf.get_logger().setLevel("ERROR")
+    source, resolution = arguments.input, arguments.resolution
+    if os.path.isdir(source):
+        items, loader = list_png_items(source), functools.partial(load_png, resolution=resolution)
+    elif os.path.isfile(source):
+        items = list_tfrecord_items(source)
+        loader = functools.partial(load_tfrecord, path=source, resolution=resolution)
+    else:
+        raise UserError(f"{source} is neither a folder nor a file")
+    target = convert.Target(
+        name=f"ffhq{resolution}",
+        height=resolution,
+        width=resolution,
+        label_names=None,
+        description="FFHQ, pixels as published.",
+    )
+    convert.convert(items, loader, target, options)
+
+
+if __name__ == "__main__":
+    sys.exit(convert.run(main))

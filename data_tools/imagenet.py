@@ -1,0 +1,139 @@
+"""ImageNet's ILSVRC2012_img_train.tar -> a data set of 256 x 256 images with 1000 classes.
+
+    python -m data_tools.imagenet --input ILSVRC2012_img_train.tar --output data/imagenet256
+
+The archive is a tar of one nXXXXXXXX.tar for each class. Nothing is unpacked: a first pass over the
+headers notes where each image lies, and images are then read from there. A class's label is the
+index of its wnid in sorted order. Images are halved with BOX while their shorter side is at least
+twice the size, resized with BICUBIC, and cropped at the centre, as ImageNet is prepared for the
+paper's base code (which leaves EXIF rotation alone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import tqdm
+from PIL import Image
+
+from data_tools import convert, images
+from data_tools.shards import Item
+from flags.errors import UserError
+
+BLOCK = tarfile.BLOCKSIZE
+WNID = re.compile(r"(?:.*/)?(n\d{8})\.tar$")
+
+
+def members(file: BinaryIO, begin: int, end: int, name: str) -> Iterator[tarfile.TarInfo]:
+    """The regular files of the tar that lies at bytes `begin` to `end` of `file`.
+
+    tarfile alone stops in silence at a damaged header, and at the end of a file that was cut.
+
+    Raises:
+        UserError: the tar is cut short or damaged.
+    """
+    cut = UserError(f"{name} is cut short or damaged; fetch it again")
+    following = begin
+    try:
+        file.seek(begin)
+        # Without zero blocks at its end, a tar inside a tar would go on into the next one.
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (`file` stays open)
+        while True:
+            member = archive.next()
+            if member is None or member.offset >= end:
+                break
+            archive.members.clear()  # tarfile keeps each one for ever otherwise
+            following = member.offset_data
+            if member.isreg():
+                following += -(-member.size // BLOCK) * BLOCK
+            if following > end:
+                raise cut
+            if member.isreg():
+                yield member
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise cut from error
+    file.seek(following)
+    mark = file.read(min(BLOCK, end - following))
+    if mark.strip(b"\0") or (not mark and end == os.fstat(file.fileno()).st_size):
+        raise cut
+
+
+def list_items(path: str, classes: int) -> tuple[list[Item], list[str]]:
+    """All images, as (name, (offset, size), label), and the wnids in sorted order.
+
+    Raises:
+        UserError: the archive is cut short, damaged, something else, or has not `classes` classes.
+    """
+    try:
+        size = os.path.getsize(path)
+        file = open(path, "rb")  # noqa: SIM115 (the with statement below closes it)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    found: dict[str, list[Item]] = {}
+    with file, tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="index") as progress:
+        for class_tar in list(members(file, 0, size, path)):
+            match = WNID.match(class_tar.name)
+            if not match:
+                raise UserError(
+                    f"{path} holds {class_tar.name}, not nXXXXXXXX.tar files:"
+                    " give ILSVRC2012_img_train.tar as --input"
+                )
+            begin, end = class_tar.offset_data, class_tar.offset_data + class_tar.size
+            found[match.group(1)] = [
+                Item(f"{os.path.basename(path)}: {member.name}", (member.offset_data, member.size))
+                for member in members(file, begin, end, f"{path}: {class_tar.name}")
+            ]
+            progress.update(end - progress.n)
+    wnids = sorted(found)
+    if len(wnids) != classes:
+        raise UserError(
+            f"{path} holds {len(wnids)} classes, not {classes};"
+            f" for a subset of ImageNet pass --classes={len(wnids)}"
+        )
+    return [item._replace(label=i) for i, wnid in enumerate(wnids) for item in found[wnid]], wnids
+
+
+@functools.lru_cache(maxsize=1)
+def open_archive(path: str) -> int:
+    """One file descriptor a process."""
+    return os.open(path, os.O_RDONLY)
+
+
+def load(item: Item, *, path: str, resolution: int) -> Image.Image:
+    """One image -> RGB `resolution` x `resolution`."""
+    offset, size = item.location
+    data = os.pread(open_archive(path), size, offset)
+    if len(data) != size:
+        raise OSError("the archive is cut short here")
+    return images.resize_then_crop(images.to_rgb(images.decode(data)), resolution, resolution)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--input", required=True, help="ILSVRC2012_img_train.tar")
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--classes", type=int, default=1000, help="classes that must be there")
+    convert.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    options = convert.options_from(arguments)
+    items, wnids = list_items(arguments.input, arguments.classes)
+    target = convert.Target(
+        name=f"imagenet{arguments.resolution}",
+        height=arguments.resolution,
+        width=arguments.resolution,
+        label_names=wnids,
+        description="ImageNet ILSVRC2012 train: BOX halving, BICUBIC resize, centre crop.",
+    )
+    loader = functools.partial(load, path=arguments.input, resolution=arguments.resolution)
+    convert.convert(items, loader, target, options)
+
+
+if __name__ == "__main__":
+    sys.exit(convert.run(main))

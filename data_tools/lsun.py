@@ -1,0 +1,94 @@
+"""LSUN's LMDB (church_outdoor and the other categories) -> a data set of 256 x 256 images.
+
+    python -m data_tools.lsun --input church_outdoor_train_lmdb --output data/lsun_church
+
+Centre crop to a square, one BOX resize, as in the LSUN script of the paper's base code. Entries are
+JPEG or WebP, depending on the export: their first bytes tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+
+import lmdb
+from PIL import Image
+
+from data_tools import convert, images
+from data_tools.shards import Item
+from flags.errors import UserError
+
+
+@functools.lru_cache(maxsize=1)
+def open_lmdb(directory: str) -> lmdb.Environment:
+    """Opens an LMDB folder to read it.
+
+    Raises:
+        UserError: it is no LMDB, or its file is shorter than its own header says (to read on would
+            end the process with a bus error).
+    """
+    path = os.path.join(directory, "data.mdb")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{directory} holds no data.mdb; unzip LSUN's church_outdoor_train_lmdb.zip and"
+            " give the folder church_outdoor_train_lmdb as --input"
+        )
+    try:
+        # Random access: reading ahead would load pages that no one asked for.
+        environment = lmdb.open(directory, readonly=True, lock=False, readahead=False)
+        promised = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    except lmdb.Error as error:
+        raise UserError(f"{path} is no LMDB that can be read ({error}); fetch it again") from error
+    if os.path.getsize(path) < promised:
+        raise UserError(f"{path} is cut short: {os.path.getsize(path)} bytes of {promised}; fetch it again")
+    return environment
+
+
+def list_items(directory: str) -> list[Item]:
+    """All entries, in the order of their keys."""
+    try:
+        with open_lmdb(directory).begin() as transaction:
+            keys = list(transaction.cursor().iternext(values=False))
+            entries = transaction.stat()["entries"]
+    except lmdb.Error as error:
+        raise UserError(f"{directory} is damaged ({error}); fetch it again") from error
+    if len(keys) != entries:
+        raise UserError(f"{directory} is damaged: {len(keys)} of {entries} keys; fetch it again")
+    name = os.path.basename(os.path.abspath(directory))
+    return [Item(f"{name}: {key.decode('utf-8', 'replace')}", key) for key in keys]
+
+
+def load(item: Item, *, directory: str, resolution: int) -> Image.Image:
+    """One entry -> RGB `resolution` x `resolution`."""
+    try:
+        with open_lmdb(directory).begin() as transaction:
+            data = transaction.get(item.location)
+    except lmdb.Error as error:
+        raise OSError(str(error)) from error
+    if not data:
+        raise OSError("the entry is empty")
+    return images.square_then_box(images.to_rgb(images.decode(data)), resolution)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--input", required=True, help="the folder that holds data.mdb")
+    parser.add_argument("--resolution", type=int, default=256)
+    convert.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    options = convert.options_from(arguments)
+    target = convert.Target(
+        name="lsun_church",
+        height=arguments.resolution,
+        width=arguments.resolution,
+        label_names=None,
+        description="LSUN church_outdoor: centre crop to a square, BOX resize.",
+    )
+    loader = functools.partial(load, directory=arguments.input, resolution=arguments.resolution)
+    convert.convert(list_items(arguments.input), loader, target, options)
+
+
+if __name__ == "__main__":
+    sys.exit(convert.run(main))

@@ -1,0 +1,149 @@
+"""Reads a data set again and says which of its shards are damaged.
+
+    python -m data_tools.verify --input data/lsun_church [--decode]
+
+A data set made by data_tools is compared with its manifest (size and SHA-256 of each shard); any
+other TFDS set by its checksums and record counts. With --decode every image is decoded too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+import tensorflow as tf
+import tqdm
+
+from data_tools import convert, images
+from data_tools.shards import one_line, sha256
+from flags.errors import UserError
+from pdm_tf.data import DatasetInfo, describe_directory
+
+
+def check_shard(
+    path: str,
+    length: int,
+    recorded: dict | None,
+    check_record: Callable[[bytes], None] | None,
+    report: Callable[[int], object],
+) -> str | None:
+    """Checks one shard.
+
+    Args:
+        path: its file.
+        length: the number of records it must hold.
+        recorded: what the manifest says of it, if there is one.
+        check_record: raises one of `images.UNREADABLE` for a record that is no good, or None to
+            trust records whose bytes are right.
+        report: called with the bytes read, for progress.
+
+    Returns:
+        None if it is whole, else what is wrong.
+    """
+    if not os.path.exists(path):
+        return "is missing"
+    size = os.path.getsize(path)
+    if recorded and recorded["sha256"] == sha256(path, report):
+        problem = None
+    elif recorded:
+        problem = "differs from the manifest"
+        if size != recorded["bytes"]:
+            problem = f"has {size} bytes, the manifest says {recorded['bytes']}"
+    else:
+        problem = None
+        report(size)
+    if problem or not recorded or check_record:
+        found = _first_bad_record(path, length, check_record)
+        problem = "; ".join(filter(None, [problem, found])) or None
+    return problem
+
+
+def _first_bad_record(path: str, length: int, check_record: Callable[[bytes], None] | None) -> str | None:
+    index = 0
+    try:
+        for record in tf.compat.v1.io.tf_record_iterator(path):
+            if check_record:
+                check_record(record)
+            index += 1
+    except tf.errors.OpError:
+        return f"record {index} of {length} is damaged or cut off"
+    except images.UNREADABLE as error:
+        return f"record {index} of {length} holds no usable image ({one_line(error)})"
+    return None if index == length else f"holds {index} records, {length} are promised"
+
+
+def image_checker(info: DatasetInfo) -> Callable[[bytes], None]:
+    """A function that raises one of `images.UNREADABLE` unless a record's image is as promised."""
+
+    def check(record: bytes) -> None:
+        features = tf.train.Example.FromString(record).features.feature
+        image = images.decode(b"".join(features[info.image_key].bytes_list.value))
+        size = (image.height, image.width)
+        if None not in info.image_shape and size != tuple(info.image_shape[:2]):
+            raise ValueError(f"the image is {image.height}x{image.width}")
+
+    return check
+
+
+def verify(directory: str, decode: bool) -> list[str]:
+    """Checks a whole data set.
+
+    Returns:
+        a line for each file that is missing or damaged.
+
+    Raises:
+        UserError: there is no data set, or its metadata cannot be read.
+    """
+    if not os.path.exists(os.path.join(directory, "dataset_info.json")):
+        raise UserError(
+            f"{directory} holds no finished data set (dataset_info.json); a conversion that was"
+            " stopped continues with its own command"
+        )
+    manifest = convert.read_manifest(directory)
+    problems = []
+    for name, digest in (manifest or {}).get("metadata_sha256", {}).items():
+        path = os.path.join(directory, name)
+        if not os.path.exists(path) or sha256(path) != digest:
+            problems.append(f"{path}: is missing or differs from the manifest")
+    info = describe_directory(directory)
+    recorded = manifest["shards"] if manifest else {}
+    expected = {
+        path: length
+        for split in info.splits.values()
+        for path, length in zip(split.shards, split.shard_lengths)
+    }
+    total = sum(os.path.getsize(path) for path in expected if os.path.exists(path))
+    check_record = image_checker(info) if decode else None
+    with tqdm.tqdm(total=total, unit="B", unit_scale=True) as progress:
+        for path, length in sorted(expected.items()):
+            of_shard = recorded.get(os.path.basename(path))
+            problem = check_shard(path, length, of_shard, check_record, progress.update)
+            if problem:
+                problems.append(f"{path}: {problem}")
+    if not problems:
+        against = "the manifest" if manifest else "the metadata; there is no manifest"
+        records = sum(expected.values())
+        print(f"{directory}: {len(expected)} shards, {records} records, as in {against}")
+    return problems
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--input", required=True, help="folder with dataset_info.json")
+    parser.add_argument("--decode", action="store_true", help="decode every image, too")
+    arguments = parser.parse_args(argv)
+    tf.get_logger().setLevel("ERROR")
+    problems = verify(arguments.input, arguments.decode)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise UserError(
+            f"{len(problems)} files of {arguments.input} are damaged; remove them and run the"
+            " command that made the data set again: it makes only these anew"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(convert.run(main))

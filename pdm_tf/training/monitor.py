@@ -1,0 +1,135 @@
+"""What watches a run: progress bar, metrics, held-out evaluation and previews."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from flags.config import Config
+from pdm_tf import data
+from pdm_tf.images import image_grid, to_uint8
+from pdm_tf.sampling.sampler import Sampler, cycled_labels
+from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.training.model import PatchedDiffusion
+
+
+def progress(start: int, steps: int, enabled: bool) -> tqdm:
+    """The bar on stderr: steps, rate and time left; few lines where stderr is a file."""
+    return tqdm(
+        total=steps, initial=min(start, steps), unit="step", desc="train", dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 20, disable=not enabled,
+    )  # fmt: skip
+
+
+class MetricsLog:
+    """Means since the last line, as TensorBoard scalars and as JSON lines in metrics.jsonl."""
+
+    def __init__(self, folder: Path | None, start: int, batch_size: int):
+        """Without a folder nothing is written, as in workers that are not the chief."""
+        self.folder = folder
+        self.batch_size = batch_size
+        self.since, self.last_step = time.monotonic(), start
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.writer = tf.summary.create_file_writer(str(folder))
+
+    def write(self, step: int, model: PatchedDiffusion, bar: tqdm) -> None:
+        """Writes the means of the model's metrics since the last call, and resets them."""
+        values = {metric.name: float(metric.result()) for metric in model.metrics}
+        model.reset_metrics()
+        elapsed, steps = time.monotonic() - self.since, step - self.last_step
+        self.since, self.last_step = time.monotonic(), step
+        values["images_per_second"] = steps * self.batch_size / elapsed
+        values["learning_rate"] = float(model.optimizer._decayed_lr(tf.float32))
+        values["skipped_steps"] = int(model.bad_steps[0])
+        self.scalars(step, values)
+        bar.set_postfix(loss=f"{values['loss']:.4g}", images_per_sec=f"{values['images_per_second']:.1f}")
+
+    def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
+        """Adds named numbers."""
+        if not self.folder:
+            return
+        values = {prefix + name: value for name, value in values.items()}
+        with self.writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def image(self, step: int, grid: np.ndarray) -> None:
+        """Adds a uint8 picture (H, W, C)."""
+        with self.writer.as_default(step=step):
+            tf.summary.image("samples", grid[None])
+        self.writer.flush()
+
+    @contextlib.contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """Keeps what is done inside out of the training speed."""
+        before = time.monotonic()
+        yield
+        self.since += time.monotonic() - before
+
+
+class Evaluation:
+    """Losses on the first images of the held-out split, each time with the same noise."""
+
+    def __init__(
+        self,
+        model: PatchedDiffusion,
+        config: Config,
+        info: data.DatasetInfo,
+        strategy: tf.distribute.Strategy,
+    ):
+        held_out = [split for split in ("validation", "test") if info.num_examples.get(split)]
+        self.possible = bool(held_out)
+        self.model, self.steps = model, config.training.eval_batches
+
+        def load(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            return data.load_batches(
+                info,
+                split=held_out[0],
+                batch_size=context.get_per_replica_batch_size(config.training.batch_size),
+                seed=config.seed,
+                shuffle=False,
+                image_shape=config.data.image_shape,
+                input_pipelines=context.num_input_pipelines,
+                input_pipeline_id=context.input_pipeline_id,
+            )
+
+        if self.possible:
+            self.batches = strategy.distribute_datasets_from_function(load)
+
+    def run(self) -> dict[str, float]:
+        """The means of the model's losses."""
+        values = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
+        self.model.reset_metrics()
+        return {name: float(value) for name, value in values.items()}
+
+
+@dataclass
+class Preview:
+    """Draws the same noise again and again with the averaged weights, as a run goes on."""
+
+    model: PatchedDiffusion
+    ema: ExponentialMovingAverage
+    config: Config
+    sampler: Sampler | None = None
+
+    def draw(self) -> np.ndarray:
+        """The grid of samples of now, uint8 (height, width, C)."""
+        settings, denoiser = self.config.training, self.model.denoiser
+        if self.sampler is None:
+            self.sampler = Sampler(denoiser, sections=(settings.sample_steps,))
+        count = settings.sample_images
+        with self.ema.applied():
+            images = self.sampler(self.config.seed, range(count), cycled_labels(denoiser, count))
+        return image_grid(to_uint8(images))

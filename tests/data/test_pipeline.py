@@ -1,0 +1,226 @@
+"""The order, the content and the resumption of the stream of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.data import find_dataset, load_batches, naming_shards, pipeline
+from tests.data import fixtures
+
+LENGTHS = (5, 0, 9, 3, 7, 4, 8, 6)  # 42 records
+COUNT = sum(LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def info(tmp_path_factory):
+    return fixtures.numbered_dataset(str(tmp_path_factory.mktemp("numbered")), LENGTHS)
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    """Three groups of shards, the last one smaller, and a buffer smaller than a group."""
+    monkeypatch.setattr(pipeline, "SHARDS_PER_GROUP", 3)
+    monkeypatch.setattr(pipeline, "SHUFFLE_BUFFER_BYTES", 2000)
+
+
+def batches(info, count=None, **arguments):
+    arguments = {"split": "train", "batch_size": 4, "seed": 7, **arguments}
+    dataset = load_batches(info, **arguments)
+    return [(x.numpy(), y.numpy()) for x, y in (dataset.take(count) if count else dataset)]
+
+
+def numbers(found):
+    return [number for images, _ in found for number in fixtures.numbers_of(images)]
+
+
+@pytest.mark.parametrize("start", [1, 10, 11, 23])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_start_batch_continues_bit_for_bit(info, start, shuffle):
+    whole = batches(info, start + 13, shuffle=shuffle, horizontal_flip=True)
+    resumed = batches(info, 13, shuffle=shuffle, horizontal_flip=True, start_batch=start)
+    for (images, labels), (resumed_images, resumed_labels) in zip(whole[start:], resumed):
+        np.testing.assert_array_equal(images, resumed_images)
+        np.testing.assert_array_equal(labels, resumed_labels)
+
+
+def test_start_batch_within_a_single_epoch(info):
+    whole = batches(info, repeat=False, drop_remainder=False)
+    resumed = batches(info, repeat=False, drop_remainder=False, start_batch=7)
+    assert numbers(whole)[28:] == numbers(resumed)
+    assert batches(info, repeat=False, start_batch=11) == []
+
+
+def test_every_epoch_is_another_permutation(info):
+    stream = numbers(batches(info, 3, batch_size=COUNT))
+    epochs = [tuple(stream[i * COUNT : (i + 1) * COUNT]) for i in range(3)]
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert len({*epochs, tuple(range(COUNT))}) == 4
+
+
+def test_unshuffled_order_is_that_of_the_files(info):
+    found = batches(info, repeat=False, shuffle=False, drop_remainder=False)
+    assert numbers(found) == list(range(COUNT))
+    assert [len(images) for images, _ in found] == [4] * 10 + [2]
+
+
+def test_order_depends_on_seed_and_on_nothing_else(info):
+    tf.random.set_seed(1)
+    first = numbers(batches(info, 12))
+    tf.random.set_seed(2)
+    assert numbers(batches(info, 12)) == first
+    assert numbers(batches(info, 12, seed=8)) != first
+    assert numbers(batches(info, 1, seed=-3 - (1 << 70)))  # any int will do
+
+
+def test_shuffles_within_a_shard_and_across_shards(tmp_path):
+    info = fixtures.numbered_dataset(str(tmp_path), (40, 40, 40))
+    steps = np.abs(np.diff(numbers(batches(info, 30))))
+    assert np.mean(steps == 1) < 0.2 and np.mean(steps > 40) > 0.3
+
+
+@pytest.mark.parametrize("pipelines", [2, 3])
+def test_pipelines_split_each_global_batch(info, pipelines):
+    whole = batches(info, 9, batch_size=2 * pipelines, horizontal_flip=True)
+    parts = [
+        batches(
+            info,
+            6,
+            batch_size=2,
+            start_batch=3,
+            input_pipelines=pipelines,
+            input_pipeline_id=i,
+            horizontal_flip=True,
+        )
+        for i in range(pipelines)
+    ]
+    for step, (images, labels) in enumerate(whole[3:]):
+        union = {image.tobytes() for part in parts for image in part[step][0]}
+        assert union == {image.tobytes() for image in images}
+        assert sorted(labels) == sorted(label for part in parts for label in part[step][1])
+
+
+def test_images_are_the_stored_ones_scaled(info):
+    spec = load_batches(info, split="train", batch_size=4, seed=0).element_spec
+    assert spec[0] == tf.TensorSpec((4, 8, 6, 3), tf.float32)
+    assert spec[1] == tf.TensorSpec((4,), tf.int32)
+    for images, labels in batches(info, repeat=False):
+        for image, label in zip(images, labels):
+            number = fixtures.numbers_of(image[None])[0]
+            stored = fixtures.numbered_image(number)
+            np.testing.assert_allclose(image, stored / 127.5 - 1, atol=1e-6)
+            assert label == number % 5
+
+
+def test_flips_mirror_half_of_the_images_anew_each_epoch(info):
+    found = batches(info, 2, batch_size=COUNT, horizontal_flip=True)
+    flipped = np.zeros((2, COUNT), bool)
+    for epoch, (images, _) in enumerate(found):
+        for image, number in zip(images, fixtures.numbers_of(images)):
+            stored = fixtures.numbered_image(number) / 127.5 - 1
+            flipped[epoch, number] = not np.allclose(image, stored, atol=1e-6)
+            expected = stored[:, ::-1] if flipped[epoch, number] else stored
+            np.testing.assert_allclose(image, expected, atol=1e-6)
+    assert 0.25 < flipped.mean() < 0.75
+    assert (flipped[0] != flipped[1]).any()
+
+
+def test_batch_larger_than_the_data_set(info):
+    ((images, _),) = batches(info, 1, batch_size=100)
+    counts = np.bincount(fixtures.numbers_of(images), minlength=COUNT)
+    assert counts.min() == 2 and counts.max() == 3
+    with pytest.raises(UserError, match="42 images, fewer than one batch of 100"):
+        batches(info, repeat=False, batch_size=100)
+
+
+def test_resuming_neither_reads_skipped_groups_nor_decodes_skipped_records(tmp_path):
+    # One shard a group when unshuffled: the first is unreadable, the second holds no images.
+    good = [fixtures.example(fixtures.encode(fixtures.numbered_image(n))) for n in range(8)]
+    shards = [good[:4], [fixtures.example(b"no image")] * 4 + good[4:]]
+    info = fixtures.write_shards(str(tmp_path), shards)
+    with open(info.splits["train"].shards[0], "wb") as file:
+        file.write(b"rubbish")
+    assert numbers(batches(info, 1, shuffle=False, start_batch=2)) == [4, 5, 6, 7]
+    with pytest.raises(UserError, match=r"00000-of-00002: record 0 of 4 cannot be read"):
+        with naming_shards():
+            batches(info, 1, shuffle=False)
+    with pytest.raises(UserError, match="no image that can be decoded"):
+        with naming_shards():
+            batches(info, 1, shuffle=False, start_batch=1)
+
+
+def test_images_of_any_size_are_cropped_and_resized_when_asked(tmp_path):
+    left_to_right = np.zeros((40, 120, 3), np.uint8)
+    left_to_right[:, 40:80] = 255
+    shards = [[fixtures.example(fixtures.encode(left_to_right, "JPEG"))] * 2]
+    info = fixtures.write_shards(str(tmp_path), shards, shape=(None, None, 3), encoding=None)
+    with pytest.raises(UserError, match="differ in size"):
+        batches(info)
+    ((images, labels),) = batches(info, 1, batch_size=2, image_shape=(20, 20, 3))
+    assert images.shape == (2, 20, 20, 3) and images[:, :, 3:-3].min() > 0.9
+    assert list(labels) == [0, 0]
+    ((wide, _),) = batches(info, 1, batch_size=1, image_shape=(10, 30, 3))
+    assert wide[0, :, 13:17].min() > 0.9 and wide[0, :, :8].max() < -0.9
+
+
+def test_stored_size_is_never_changed_in_silence(info):
+    with pytest.raises(UserError, match=r"8x6x3, not 16x16x3.*data_tools.image_folder.*16x16"):
+        batches(info, image_shape=(16, 16, 3))
+
+
+def test_sixteen_bit_greyscale(tmp_path):
+    image = np.array([[0, 65535], [32768, 1]], np.uint16)
+    shards = [[fixtures.example(fixtures.encode(image))]]
+    info = fixtures.write_shards(str(tmp_path), shards, shape=(2, 2, 1), dtype=np.uint16)
+    ((images, _),) = batches(info, 1, batch_size=1)
+    np.testing.assert_allclose(images[0, ..., 0], image / 32767.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"split": "test"}, "no split 'test'.*it has: train"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"start_batch": -1}, "start_batch"),
+        ({"input_pipelines": 2, "input_pipeline_id": 2}, "input_pipeline_id"),
+    ],
+)
+def test_arguments_that_cannot_work(info, arguments, message):
+    with pytest.raises(UserError, match=message):
+        batches(info, **arguments)
+
+
+def test_distributed_datasets_from_function(info):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+
+    def local_batches(context):
+        return load_batches(
+            info,
+            split="train",
+            batch_size=context.get_per_replica_batch_size(4),
+            seed=7,
+            input_pipelines=context.num_input_pipelines,
+            input_pipeline_id=context.input_pipeline_id,
+        )
+
+    iterator = iter(strategy.distribute_datasets_from_function(local_batches))
+    found = [next(iterator) for _ in range(3)]
+    assert numbers(found) == numbers(batches(info, 3))
+
+
+def test_emoji64_ships_with_the_project():
+    info = find_dataset("emoji64", data_dir="nowhere")
+    assert info.image_shape == (64, 64, 3)
+    assert info.num_examples == {"train": 1797, "validation": 95}
+    assert info.num_classes == len(info.label_names) == 9
+    assert list(info.label_names) == sorted(info.label_names)
+    seen = {}
+    for split, count in info.num_examples.items():
+        found = batches(info, split=split, repeat=False, batch_size=128, drop_remainder=False)
+        assert sum(len(images) for images, _ in found) == count
+        assert all(images.min() >= -1 and images.max() <= 1 for images, _ in found)
+        seen[split] = {image.tobytes() for images, _ in found for image in images}
+        assert len(seen[split]) == count  # no picture twice
+    assert not seen["train"] & seen["validation"]

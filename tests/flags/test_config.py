@@ -1,0 +1,146 @@
+"""The config: JSON round trip, settings from words, and what is refused with which advice."""
+
+import dataclasses
+
+import pytest
+
+from flags.config import Config, differences, parse_settings, validate
+from flags.errors import UserError
+from flags.presets import general_preset, preset
+
+PRESETS = [
+    preset("emoji64"),
+    *(preset("lsun_church", p) for p in (2, 4, 8)),
+    *(preset("imagenet256", split=s) for s in ("low", "high")),
+    preset("ffhq1024"),
+]
+
+
+@pytest.mark.parametrize("config", PRESETS, ids=lambda c: c.data.dataset)
+def test_presets_are_valid_and_survive_json(config):
+    assert Config.from_json(validate(config).to_json()) == config
+
+
+def test_presets_are_those_of_the_tables():
+    low, high = (preset("imagenet256", split=s) for s in ("low", "high"))
+    assert (low.diffusion.t_start, low.diffusion.t_stop) == (0, 396)
+    assert (high.diffusion.t_start, high.diffusion.t_stop) == (396, 1000)
+    assert (low.optimizer.learning_rate, high.optimizer.learning_rate) == (1e-4, 5e-5)
+    assert (high.optimizer.beta_2, high.optimizer.warmup_steps) == (0.999, 10_000)
+    ffhq = preset("ffhq1024")
+    assert ffhq.diffusion.beta_end == 0.025 and ffhq.training.steps == 780_000
+    assert [preset("lsun_church", p).training.batch_size for p in (2, 4, 8)] == [128, 256, 512]
+    assert preset("lsun_church", 8).network.channel_multipliers == (1, 1.5, 2)
+    for config in PRESETS[1:]:
+        assert config.training.ema_decay == 0.99 and config.training.ema_every == 100
+        assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "classes"),
+    [((28, 28, 1), 10), ((32, 32, 3), 10), ((64, 64, 3), 0), ((96, 160, 3), 0), ((1024, 1024, 3), 5)],
+)  # fmt: skip
+def test_the_general_preset_fits_other_data(image_shape, classes):
+    config = validate(general_preset("folder:x", image_shape, classes))
+    assert config.data.image_shape == image_shape
+    grid = min(image_shape[:2]) // config.network.patch_size
+    assert grid >> (len(config.network.channel_multipliers) - 1) >= 3 and grid <= 128
+
+
+def test_settings_are_typed():
+    settings = parse_settings([
+        "network.channel_multipliers=1,1.5,2", "network.attention_resolutions=",
+        "optimizer.learning_rate=5e-4",
+        "training.jit_compile=true", "diffusion.prediction=v", "training.steps=7", "seed=3",
+    ])  # fmt: skip
+    config = preset("emoji64").replace(settings)
+    assert config.network.channel_multipliers == (1.0, 1.5, 2.0)
+    assert config.network.attention_resolutions == ()
+    assert config.optimizer.learning_rate == 5e-4 and config.training.jit_compile is True
+    assert config.diffusion.prediction == "v" and config.training.steps == 7 and config.seed == 3
+    assert set(differences(preset("emoji64"), config)) == set(settings)
+
+
+REFUSED = [
+    (["optimizer.lr=1"], "there is no setting 'optimizer.lr'; did you mean"),
+    (["network.base=1"], "did you mean network.base_channels"),
+    (["nonsense"], "write --set=key=value"),
+    (["training.steps=many"], "--set=training.steps=many: use a whole number"),
+    (["training.steps=1.5"], "use a whole number"),
+    (["training.jit_compile=maybe"], "use true or false"),
+    (["network.channel_multipliers=1,x"], "use a number"),
+    (["data.image_shape=64,64"], "use 3 values"),
+]
+IMPOSSIBLE = [
+    ("network.patch_size=3", r"image height 64 does not divide by .* = 12: resize to 60"),
+    ("network.channel_multipliers=1,2,2,2,2,2,2", "does not divide"),
+    ("network.base_channels=40", "must divide by 32"),
+    ("network.head_channels=48", "must divide by network.head_channels=48"),
+    ("diffusion.prediction=score", "use one of x, eps, v"),
+    ("diffusion.loss_weighting=p2", "use one of sqrt_snr"),
+    ("diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
+    ("diffusion.t_stop=1001", "0 <= t_start < t_stop <= num_timesteps"),
+    ("diffusion.beta_end=1e-5", "0 < beta_start < beta_end < 1"),
+    ("training.sample_steps=1001", "more than diffusion.num_timesteps=1000"),
+    ("training.batch_size=0", "use a number above 0"),
+    ("training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
+    ("training.eval_every=1020", "not a multiple of training.log_every"),
+    ("training.grad_accum=5", "does not divide by training.grad_accum=5"),
+    ("training.precision=float16", "use one of auto, float32, mixed_bfloat16"),
+    ("training.ema_decay=1", "use a number from 0 up to 1"),
+    ("network.dropout=1", "use a number from 0 up to 1"),
+    ("optimizer.warmup_steps=-1", "use 0 or more"),
+    ("seed=4294967296", "use a number below 2147483648"),
+    ("data.num_classes=0", "needs labels, and emoji64 has none"),
+]
+
+
+@pytest.mark.parametrize(("assignments", "message"), REFUSED)
+def test_settings_that_are_refused(assignments, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse_settings(assignments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("assignment", "message"), IMPOSSIBLE)
+def test_values_that_cannot_work(assignment, message):
+    with pytest.raises(UserError, match=message) as error:
+        validate(preset("emoji64").replace(parse_settings([assignment])))
+    assert "\n" not in str(error.value)
+
+
+def test_every_number_of_the_config_is_checked_or_free():
+    """A field added without a thought for its range shows here."""
+    config = preset("emoji64")
+    for section in ("network", "diffusion", "optimizer", "training"):
+        for field in dataclasses.fields(getattr(config, section)):
+            if field.type in ("int", "float") and field.name not in ("t_stop", "sample_steps"):
+                with pytest.raises(UserError):
+                    validate(config.replace({f"{section}.{field.name}": -1}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ('{"nets": {}}', "unknown key nets"),
+        ('{"seed": "0"}', "use a whole number"),
+        ('{"network": {"patch_size": 2.5}}', "use a whole number"),
+        ('{"network": 3}', "expected an object"),
+        ('{"training": {"jit_compile": 1}}', "use true or false"),
+    ],
+)
+def test_damaged_config_files_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        Config.from_json(text)
+
+
+def test_unknown_presets_are_refused():
+    with pytest.raises(
+        UserError, match="use emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME or folder:PATH"
+    ):
+        preset("cifar")
+    with pytest.raises(UserError, match="the paper's are P=2, P=4, P=8"):
+        preset("lsun_church", patch_size=16)
+    with pytest.raises(UserError, match="--split=low is for imagenet256"):
+        preset("ffhq1024", split="low")

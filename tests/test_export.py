@@ -1,0 +1,323 @@
+"""An export draws what --mode=sample draws, in a process that has TensorFlow and nothing of this project."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from flags.errors import UserError
+from pdm_tf.denoiser import Experts
+from pdm_tf.diffusion.process import learned_log_variance
+from pdm_tf.export import METADATA, export_saved_model, servable
+from pdm_tf.images import to_uint8
+from pdm_tf.sampling.sampler import Sampler
+from tests.tiny_runs import CLASSES, tiny_config, tiny_denoiser, write_run
+
+MAIN = Path(__file__).parent.parent / "main.py"
+LABELS = [0, 2, len(CLASSES)]  # the last one is the null label
+SAMPLINGS = {
+    "ancestral": {"sections": (3, 2), "variance": "large"},
+    "ddim": {"sampler": "ddim", "sections": (4,), "eta": 0.5},
+    "dpm_solver": {"sampler": "dpm_solver", "sections": (4,), "spacing": "logsnr"},
+}
+
+
+@functools.cache
+def denoisers(name):
+    if name == "experts":
+        high = tiny_denoiser(tiny_config(network__patch_size=8, diffusion__prediction="v"), seed=1)
+        return Experts([tiny_denoiser(), high], [396, 1000])
+    if name == "unconditional":
+        settings = {"network__class_conditioning": "none", "data__num_classes": 0, "data__label_names": ()}
+        return tiny_denoiser(tiny_config(**settings))
+    return tiny_denoiser()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function (denoiser's name, sampling's name) -> the folder of its export, made once."""
+
+    @functools.cache
+    def export(name, sampling="ancestral"):
+        folder = tmp_path_factory.mktemp("exports") / f"{name}_{sampling}"
+        origin = {"weights": "ema/step_1.npz", "t_start": 0, "t_stop": 1000, "patch_size": 4}
+        names = list(CLASSES) if name != "unconditional" else []
+        about = {"label_names": names, "experts": [origin]}
+        export_saved_model(denoisers(name), folder, SAMPLINGS[sampling], about)
+        return folder
+
+    return export
+
+
+@functools.cache
+def load(folder):
+    return tf.saved_model.load(str(folder))
+
+
+def call_sample(model, seed, labels, guidance):
+    inputs = {"seed": tf.constant(seed), "labels": tf.constant(labels), "guidance": tf.constant(guidance)}
+    return model.signatures["sample"](**inputs)["images"].numpy()
+
+
+def expected(name, sampling, seed, labels, guidance):
+    sampler = Sampler(denoisers(name), guidance=guidance, **SAMPLINGS[sampling])
+    return to_uint8(sampler(seed, range(len(labels)), labels))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name, sampling, guidances",
+    [
+        ("single", "ancestral", (1.0, 1.7)),
+        ("experts", "dpm_solver", (1.7,)),
+        pytest.param("experts", "dpm_solver", (1.0,), marks=SLOW),
+        pytest.param("single", "ddim", (1.0, 2.25), marks=SLOW),
+        pytest.param("unconditional", "ancestral", (1.0,), marks=SLOW),
+    ],
+)
+def test_sample_gives_the_sampler_s_bytes_for_any_batch_and_guidance(exported, name, sampling, guidances):
+    model = load(exported(name, sampling))
+    for guidance, count in zip(guidances, (3, 2)):
+        images = call_sample(model, 7, LABELS[:count], guidance)
+        assert images.dtype == np.uint8 and images.std() > 10
+        np.testing.assert_array_equal(images, expected(name, sampling, 7, LABELS[:count], guidance))
+        assert np.any(images != call_sample(model, 8, LABELS[:count], guidance))
+
+
+def test_denoise_gives_x_and_the_log_variance_of_one_step(exported):
+    model, denoiser = load(exported("experts", "dpm_solver")), denoisers("experts")
+    z = np.random.default_rng(0).standard_normal((4, 16, 16, 3)).astype(np.float32)
+    t, labels = np.array([0, 395, 396, 999], np.int32), np.array([3, 0, 1, 2], np.int32)
+    inputs = [tf.constant(values) for values in (z, t, labels)]
+    found = model.signatures["denoise"](**dict(zip(("z", "t", "labels"), inputs)))
+    x, u = denoiser(*inputs)
+    np.testing.assert_allclose(found["x"], x, atol=1e-4)
+    np.testing.assert_allclose(found["u"], u, atol=1e-5)
+    log_variance = learned_log_variance(u, denoiser.schedule, inputs[1])
+    np.testing.assert_allclose(found["log_variance"], log_variance, atol=1e-4)
+    assert np.abs(x).max() > 0.1 and np.std(u) > 0.01
+
+
+@pytest.mark.slow
+def test_denoise_can_be_differentiated(exported):
+    model = load(exported("single"))
+    z = tf.random.stateless_normal((1, 16, 16, 3), (0, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        x = model.denoise(z, tf.constant([500]), tf.constant([1]))["x"]
+    gradient = tape.gradient(x, z)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-3
+
+
+class CountingDenoiser:
+    """A denoiser that notes, while it runs, how many images each of its calls has."""
+
+    image_shape, num_classes, conditional, variables = (4, 4, 1), 3, True, ()
+
+    def __init__(self):
+        self.schedule = denoisers("single").schedule
+        self.network = lambda z, t, labels: z * 0.5
+        self.batches = []
+
+    def __call__(self, z, t, labels):
+        with tf.control_dependencies([tf.py_function(self.batches.append, [tf.shape(z)[0]], [])]):
+            return z * 0.5, tf.zeros_like(z)
+
+
+@pytest.mark.parametrize("guidance, images", [(1.0, 2), (1.5, 4), (0.0, 4)])
+def test_without_guidance_only_one_pass_is_computed(guidance, images):
+    denoiser = CountingDenoiser()
+    model = servable(denoiser, {"sections": (5,)})
+    model.sample(tf.constant(0), tf.constant([0, 1]), tf.constant(guidance))
+    assert [int(batch) for batch in denoiser.batches] == 5 * [images]
+
+
+@pytest.mark.parametrize(
+    "name, signature, inputs, complaint",
+    [
+        ("single", "sample", {"labels": [0, 4]}, "labels must be 0 to 2, or 3 for no class"),
+        ("single", "sample", {"labels": [-1]}, "labels must be 0 to 2, or 3 for no class"),
+        ("single", "denoise", {"labels": [4]}, "labels must be 0 to 2, or 3 for no class"),
+        ("single", "denoise", {"t": [1000]}, "t must be 0 to 999"),
+        ("single", "denoise", {"t": [-1]}, "t must be 0 to 999"),
+        ("unconditional", "sample", {"guidance": 1.5}, "no classes to guide with: guidance must be 1"),
+    ],
+)
+def test_wrong_inputs_are_refused(exported, name, signature, inputs, complaint):
+    model = load(exported(name))
+    given = {"seed": 0, "labels": [0], "guidance": 1.0, "z": np.zeros((1, 16, 16, 3), np.float32), "t": [5]}
+    function = model.signatures[signature]
+    given = {key: tf.constant({**given, **inputs}[key]) for key in function.structured_input_signature[1]}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=complaint):
+        function(**given)
+
+
+def test_the_file_holds_the_weights_once_and_nothing_of_keras(exported):
+    folder, denoiser = exported("experts", "dpm_solver"), denoisers("experts")
+    weights = 4 * sum(variable.shape.num_elements() for variable in denoiser.variables)
+    data = folder / "variables" / "variables.data-00000-of-00001"
+    assert weights <= data.stat().st_size < weights + 100_000
+    proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    (graph,) = proto.meta_graphs
+    constants = [
+        node.attr["value"].tensor.ByteSize()
+        for function in graph.graph_def.library.function
+        for node in function.node_def
+        if node.op == "Const"
+    ]
+    assert max(constants) < 16_000  # the names of the variables and the schedule's tables, no weights
+    kinds = {
+        node.user_object.identifier for node in graph.object_graph_def.nodes if node.HasField("user_object")
+    }
+    assert kinds and not any("keras" in kind or "pdm_tf" in kind for kind in kinds)
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables",
+    }  # fmt: skip
+
+
+def test_the_metadata_are_those_of_the_signatures(exported):
+    folder = exported("experts", "dpm_solver")
+    about = json.loads((folder / METADATA).read_text())
+    model = load(folder)
+    for name, signature in about["signatures"].items():
+        function = model.signatures[name]
+        _, inputs = function.structured_input_signature
+        for found, told in (
+            (inputs, signature["inputs"]),
+            (function.structured_outputs, signature["outputs"]),
+        ):
+            shapes = {key: [spec.dtype.name, spec.shape.as_list()] for key, spec in found.items()}
+            assert shapes == {
+                key: [dtype, [None if size == "batch" else size for size in shape]]
+                for key, (dtype, shape) in told.items()
+            }
+    assert about["image_shape"] == [16, 16, 3] and about["label_names"] == list(CLASSES)
+    assert about["null_label"] == about["num_classes"] == 3
+    assert about["sampling"]["sampler"] == "dpm_solver"
+    assert len(about["sampling"]["timesteps"]) == about["sampling"]["steps"] == 4
+    assert about["parameters"] == sum(v.shape.num_elements() for v in denoisers("experts").variables)
+
+
+# What a process does that must not find this project, tensorflow-addons or a Keras class of ours.
+ALONE = """
+import importlib.abc, json, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("pdm_tf", "flags", "main", "tensorflow_addons", "tensorflow_datasets"):
+            raise ImportError(f"{name} is refused")
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+import tensorflow as tf
+
+arguments = json.loads(sys.argv[1])
+model = tf.saved_model.load(arguments["folder"])
+images = model.signatures["sample"](
+    seed=tf.constant(arguments["seed"]),
+    labels=tf.constant(arguments["labels"]),
+    guidance=tf.constant(arguments["guidance"]),
+)["images"]
+np.save(arguments["output"], images)
+text = open(arguments["folder"] + "/README.md").read()
+code = text.partition("```python\\n")[2].partition("```")[0]
+names = {}
+exec(code.replace("path/of/this/folder", arguments["folder"]), names)
+assert names["images"].dtype == tf.uint8 and names["images"].shape == (2, 16, 16, 3)
+assert not [name for name in sys.modules if name.partition(".")[0] in ("pdm_tf", "tensorflow_addons")]
+"""
+
+
+def run_main(*arguments):
+    """--mode and more -> the finished process."""
+    command = [sys.executable, str(MAIN), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("experts", [False, pytest.param(True, marks=SLOW)])
+def test_a_process_with_tensorflow_alone_draws_the_bytes_of_mode_sample(tmp_path, experts):
+    runs = [write_run(tmp_path / "low", tiny_config(diffusion__t_stop=396 if experts else 1000))]
+    if experts:
+        settings = {"network__patch_size": 8, "diffusion__t_start": 396, "diffusion__prediction": "v"}
+        runs.append(write_run(tmp_path / "high", tiny_config(**settings), seed=1))
+    common = [f"--run_dir={','.join(map(str, runs))}", "--sampler=dpm_solver", "--steps=6"]
+    made = run_main("--mode=export", *common, f"--out={tmp_path}/model")
+    assert made.returncode == 0 and made.stdout.startswith(f"SavedModel: {tmp_path}/model\n"), made.stderr
+    assert made.stderr == ""
+    drawn = run_main(
+        "--mode=sample", *common, "--guidance=1.7", "--seed=5", "--num_samples=4", "--sample_batch_size=4",
+        f"--out={tmp_path}/samples",
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    with np.load(tmp_path / "samples" / "samples.npz") as samples:
+        wanted, labels = samples["arr_0"], samples["arr_1"]
+    call = {"folder": f"{tmp_path}/model", "seed": 5, "labels": labels.tolist(), "guidance": 1.7}
+    alone = subprocess.run(
+        [sys.executable, "-c", ALONE, json.dumps({**call, "output": f"{tmp_path}/alone.npy"})],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    assert "WARNING" not in alone.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "alone.npy"), wanted)
+    assert wanted.std() > 10
+
+
+def damage(run):
+    (weights,) = (run / "ema").iterdir()
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    weights.write_bytes(content)
+
+
+def remove(run):
+    (run / "config.json").unlink()
+
+
+def occupy(run):
+    (run.parent / "out").mkdir()
+    (run.parent / "out" / "thesis.tex").touch()
+
+
+@pytest.mark.parametrize(
+    "break_it, flag, complaint",
+    [
+        (damage, "--steps=5", "step_00000001.npz is damaged"),
+        (remove, "--steps=5", "holds no run"),
+        (occupy, "--steps=5", "out exists: delete it, or name another folder with --out"),
+        (None, "--guidance=1.5", "--guidance is for --mode=sample"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, break_it, flag, complaint):
+    run = write_run(tmp_path / "run")
+    if break_it:
+        break_it(run)
+    before = sorted(tmp_path.rglob("*"))
+    done = run_main("--mode=export", f"--run_dir={run}", f"--out={tmp_path}/out", flag)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and complaint in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [tf.errors.ResourceExhaustedError(None, None, "disk"), KeyboardInterrupt()])
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, error):
+    def fail(module, folder, **_):
+        Path(folder, "variables").mkdir()
+        Path(folder, "variables", "variables.index").write_text("begun")
+        raise error
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    kind = UserError if isinstance(error, tf.errors.OpError) else type(error)
+    with pytest.raises(kind):
+        about = {"label_names": [], "experts": []}
+        export_saved_model(denoisers("single"), tmp_path / "out", SAMPLINGS["ddim"], about)
+    assert not list(tmp_path.iterdir())

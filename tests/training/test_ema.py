@@ -1,0 +1,52 @@
+"""The average of the weights against its closed form."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pdm_tf.training.ema import ExponentialMovingAverage
+
+
+def test_average_equals_its_closed_form():
+    variable = tf.Variable([1.0])
+    ema = ExponentialMovingAverage([variable], decay=0.9)
+    values = [3.0, -2.0, 5.0]
+    for number, value in enumerate(values):
+        variable.assign([value])
+        ema.update(number)
+    expected = 0.9**3 * 1.0 + sum(0.1 * 0.9 ** (2 - i) * value for i, value in enumerate(values))
+    assert float(ema.averages[0][0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_warmup_forgets_the_first_weights():
+    variable = tf.Variable([0.0])
+    slow, warm = (ExponentialMovingAverage([variable], 0.999, warmup) for warmup in (False, True))
+    variable.assign([1.0])
+    for number in range(100):
+        slow.update(number)
+        warm.update(number)
+    assert slow.averages[0][0] < 0.1 and warm.averages[0][0] > 0.99
+
+
+def test_applied_gives_the_variables_back_bit_for_bit():
+    own = np.random.default_rng(0).normal(size=7).astype(np.float32)
+    variable = tf.Variable(own)
+    ema = ExponentialMovingAverage([variable], 0.9)
+    ema.averages[0][:] = 2.0
+    with pytest.raises(RuntimeError, match="inside"), ema.applied():
+        np.testing.assert_array_equal(variable, 2.0)
+        raise RuntimeError("inside")
+    np.testing.assert_array_equal(variable, own)
+
+
+def test_save_and_load(tmp_path):
+    variable = tf.Variable([1.0, 2.0], name="network/kernel")
+    ema = ExponentialMovingAverage([variable], 0.9)
+    ema.averages[0][:] = [5.0, 6.0]
+    ema.save(tmp_path / "ema.npz")
+    again = ExponentialMovingAverage([variable], 0.9)
+    again.load(tmp_path / "ema.npz")
+    np.testing.assert_array_equal(again.averages[0], [5.0, 6.0])
+    np.testing.assert_array_equal(variable, [1.0, 2.0])
+    again.load(tmp_path / "ema.npz", into_variables=True)
+    np.testing.assert_array_equal(variable, [5.0, 6.0])
