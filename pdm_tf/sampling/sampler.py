@@ -66,6 +66,8 @@ class Sampler:
         Raises:
           UserError: settings that do not go together.
         """
+        if sampler not in ("ancestral", "ddim", "dpm_solver"):
+            raise ValueError(f"sampler={sampler!r}: use ancestral, ddim or dpm_solver")
         self.denoiser = denoiser
         self.schedule = _kept_steps(denoiser.schedule, sections, spacing, strength)
         if mask is not None and (sampler != "ancestral" or init_image is None):
@@ -143,9 +145,7 @@ class Sampler:
             return ancestral(denoise, self.schedule, z, noise, self.variance, frames)
         if self.sampler == "ddim":
             return ddim(denoise, self.schedule, z, noise, self.eta, frames)
-        if self.sampler == "dpm_solver":
-            return dpm_solver(denoise, self.schedule, z, frames)
-        raise ValueError(f"sampler={self.sampler!r}: use ancestral, ddim or dpm_solver")
+        return dpm_solver(denoise, self.schedule, z, frames)
 
 
 def _kept_steps(
@@ -156,8 +156,10 @@ def _kept_steps(
     if spacing == "logsnr":
         (count,) = sections
         kept = logsnr_timesteps(schedule, count)
-    else:
+    elif spacing == "even":
         kept = strided_timesteps(steps, sections)
+    else:
+        raise ValueError(f"spacing={spacing!r}: use even or logsnr")
     kept = kept[kept <= strength * (steps - 1)]
     if not len(kept):
         raise UserError(f"--strength={strength:g} leaves none of the steps: use more --steps")

@@ -17,6 +17,8 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 from flags.errors import UserError
 from pdm_tf.denoiser import load_denoiser
+from pdm_tf.images import to_uint8
+from pdm_tf.sampling.output import draw_samples
 from pdm_tf.sampling.sampler import Sampler
 from tests.tiny_runs import write_run
 from pathlib import Path
@@ -36,6 +38,11 @@ except UserError as error:
     assert str(error).endswith("does not divide by 2 replicas: use --sample_batch_size=4"), error
 else:
     raise AssertionError("three images on two replicas were not refused")
+
+# As files, whose batches are named after the weights that the replicas hold copies of.
+draw_samples(shared, sys.argv[1], seed=5, count=3, batch_size=4, labels=[0, 1, 2])
+with np.load(Path(sys.argv[1]) / "samples.npz") as file:
+    np.testing.assert_array_equal(file["arr_0"], to_uint8(images[:3]))
 print("all equal")
 """
 

@@ -143,6 +143,12 @@ def test_a_mask_without_what_it_needs_is_refused(easy):
             Sampler(easy, **settings)
 
 
+@pytest.mark.parametrize("settings", [{"sampler": "euler"}, {"spacing": "cosine"}, {"sections": (1001,)}])
+def test_unknown_settings_are_refused(easy, settings):
+    with pytest.raises(ValueError, match=r"use ancestral, ddim|use even or logsnr|cannot keep 1001"):
+        Sampler(easy, **settings)
+
+
 def test_the_known_pixels_come_back_as_the_same_bytes(easy):
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (16, 16, 3), np.uint8)
