@@ -150,6 +150,9 @@ def main(_):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to go on with what is done", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
 
 
 def parse_flags(arguments):
