@@ -87,12 +87,12 @@ def test_painting_keeps_what_is_not_masked(runs, tmp_path, capsys):
     "flags, message",
     [
         ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one with --mode=train"),
-        ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval too"),
-        ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them knows classes"),
+        ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval"),
+        ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them knows"),
         ({"labels": ["9"]}, "--labels: there is no class '9'; use 0 to 2 or cat, dog, owl"),
         ({"steps": "2000"}, "--steps=2000: the process has 1000 steps, so use 1 to 1000"),
         ({"run_dir": "RUNS/plain", "guidance": 2.0}, "--guidance=2: this model has no classes to guide with"),
-        ({"init_image": "RUNS/small.png"}, "small.png is 8 pixels wide and 8 high: resize it to the model's 16 x 16"),
+        ({"init_image": "RUNS/small.png"}, "8 pixels wide and 8 high: resize it to the model's 16 x 16"),
         ({"trajectory": 4}, "4 frames are more than the 3 steps"),
     ],
 )  # fmt: skip

@@ -36,7 +36,7 @@ def random_arrays(network, seed: int = 0) -> dict[str, np.ndarray]:
     return arrays
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tiny_network(config: Config, seed: int):
     """Tests share the networks that they do not change: making one takes seconds."""
     network = build_network(config)

@@ -100,7 +100,10 @@ class Sampler:
           UserError: the images do not divide by the replicas, or there are more frames than steps.
         """
         if len(indices) % self.replicas:
-            raise UserError(f"a batch of {len(indices)} samples does not divide by {self.replicas} replicas")
+            raise UserError(
+                f"a batch of {len(indices)} samples does not divide by {self.replicas} replicas: use "
+                f"--sample_batch_size={-(-len(indices) // self.replicas) * self.replicas}"
+            )
         if frames > self.moves:
             raise UserError(f"{frames} frames are more than the {self.moves} steps of this sampling")
         as_int = [tf.constant(np.asarray(values, np.int32)) for values in (seed, indices, labels)]

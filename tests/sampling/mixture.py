@@ -1,4 +1,4 @@
-"""Data whose best denoiser is known in closed form: a mixture of Gaussians over "images" of shape (1, 1, D)."""
+"""Data whose best denoiser is known in closed form: a mixture of Gaussians, as "images" (1, 1, D)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.sampling.test_sampler import Easy
 COMMAND = {"seed": 3, "count": 11, "batch_size": 4, "labels": [0, 2]}
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 (it stands for a signal)
     pass
 
 

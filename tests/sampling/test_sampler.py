@@ -1,4 +1,4 @@
-"""`Sampler`: seeds, batches, XLA, schedules, experts and editing, on small networks whose weights are random."""
+"""`Sampler`: seeds, batches, XLA, schedules, experts and editing, on small networks of random weights."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ LABELS = [0, 1, 2, 0]
 
 
 class Easy:
-    """A denoiser without weights that is quick to trace: x is near z / sqrt(alpha), and depends on the label."""
+    """A denoiser that is quick to trace: x is near z / sqrt(alpha), and depends on the label."""
 
     schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (16, 16, 3), 3, True, ()
 

@@ -1,4 +1,4 @@
-"""The samplers on a denoiser that is exact: what they draw is then known, and so is how fast they converge."""
+"""The samplers on a denoiser that is exact: what they draw is known, and so is how fast they converge."""
 
 import functools
 
@@ -71,7 +71,7 @@ PROCESS = NoiseSchedule(
 )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def solve(solver, steps):
     schedule = PROCESS.keep(np.arange(0, FINE + 1, FINE // steps))
     denoise, z = DATA.denoiser(PROCESS), normal((500, 1, 1, 2), 2)
