@@ -94,17 +94,18 @@ def sample():
 
 def export():
     """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
-    from pdm_tf.denoiser import load_denoiser
+    from pdm_tf.denoiser import load_denoiser, read_experts
     from pdm_tf.export import check_free, export_saved_model, origin
 
     logging.set_verbosity(logging.WARNING)  # TensorFlow lists every variable of what it saves otherwise
     run_dirs, out = trained_run_dirs(), definitions.export_dir()
     check_free(out)
-    about = origin(run_dirs)
-    config, denoiser = load_denoiser(*run_dirs)
-    if about != origin(run_dirs):
-        raise UserError(f"{FLAGS.run_dir}: training wrote new weights just now; run the command again")
-    export_saved_model(denoiser, out, definitions.export_settings(config), about)
+    runs = read_experts(*run_dirs)
+    settings, about = definitions.export_settings(runs[0][1]), origin(runs)
+    _, denoiser = load_denoiser(*run_dirs)
+    if about != origin(runs):
+        raise UserError("training wrote new weights while these were read; run the command again")
+    export_saved_model(denoiser, out, settings, about)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")
 

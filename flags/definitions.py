@@ -133,8 +133,8 @@ def export_settings(config: Config) -> dict[str, typing.Any]:
     for name in ("seed", "labels", "guidance", "init_image", "mask", "trajectory", "jit_compile"):
         if FLAGS[name].present:
             raise UserError(
-                f"--{name} is for --mode=sample: an export fixes the sampler and its steps, and each call "
-                "gives it seed, labels and guidance; leave the flag out"
+                f"--{name} is for --mode=sample: an export fixes sampler and steps, and each call gives it "
+                "seed, labels and guidance; leave the flag out"
             )
     settings = sampling_settings(config)
     return {key: settings[key] for key in settings if key not in ("guidance", "jit_compile")}

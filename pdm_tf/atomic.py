@@ -67,7 +67,7 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
             raise UserError(
                 f"no space left on the disk of {path}: free some and run the command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
         raise
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from flags.config import Config
 from flags.errors import UserError
 from pdm_tf.atomic import atomic_folder
-from pdm_tf.denoiser import Denoiser, Experts, newest_ema, read_config
+from pdm_tf.denoiser import Denoiser, Experts, newest_ema
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.sampling.sampler import Sampler
 
@@ -177,14 +178,13 @@ def describe(denoiser: Denoiser | Experts, sampling: dict[str, typing.Any]) -> d
     }
 
 
-def origin(run_dirs: Sequence[str]) -> dict[str, typing.Any]:
-    """Where the weights of `load_denoiser(*run_dirs)` come from, and the classes' names, as JSON values.
+def origin(runs: Sequence[tuple[str, Config]]) -> dict[str, typing.Any]:
+    """Where the newest weights of `read_experts`' runs lie, and the classes' names, as JSON values.
 
     Raises:
-      UserError: no run, or no weights.
+      UserError: a run has no weights yet.
     """
-    configs = {str(run_dir): read_config(run_dir) for run_dir in run_dirs}
-    runs = [
+    experts = [
         {
             "weights": str(newest_ema(run_dir)),
             "t_start": config.diffusion.t_start,
@@ -192,10 +192,9 @@ def origin(run_dirs: Sequence[str]) -> dict[str, typing.Any]:
             "patch_size": config.network.patch_size,
             "prediction": config.diffusion.prediction,
         }
-        for run_dir, config in configs.items()
+        for run_dir, config in runs
     ]
-    names = next(iter(configs.values())).data.label_names
-    return {"label_names": list(names), "experts": sorted(runs, key=lambda run: run["t_start"])}
+    return {"label_names": list(runs[0][1].data.label_names), "experts": experts}
 
 
 README = """\
