@@ -268,7 +268,7 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
     tf.keras.utils.set_random_seed(config.seed)
     d, o, t = config.diffusion, config.optimizer, config.training
     model = PatchedDiffusion(
-        build_network(config, precision),
+        build_network(config, precision, t.recompute),
         num_timesteps=d.num_timesteps,
         beta_start=d.beta_start,
         beta_end=d.beta_end,
