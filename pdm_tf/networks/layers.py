@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -49,10 +48,6 @@ def upsample(x: tf.Tensor) -> tf.Tensor:
     x = tf.reshape(x, [-1, height, 1, width, 1, channels])
     x = tf.broadcast_to(x, [batch, height, 2, width, 2, channels])
     return tf.reshape(x, [-1, 2 * height, 2 * width, channels])
-
-
-def recomputed(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    return tf.recompute_grad(function)
 
 
 @tf.keras.utils.register_keras_serializable("pdm_tf")

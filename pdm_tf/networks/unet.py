@@ -11,7 +11,6 @@ from pdm_tf.networks.layers import (
     ResBlock,
     SelfAttention,
     position_encoding,
-    recomputed,
     timestep_features,
     upsample,
 )
@@ -179,7 +178,8 @@ class UNet(tf.keras.Model):
                 return h if attention is None else attention(h)
 
             embeddings = [t_embedding] if label_embedding is None else [t_embedding, label_embedding]
-            return (recomputed(compute) if self.recompute else compute)(h, *embeddings)
+            # What is not an argument, as the key, gets no gradient.
+            return (tf.recompute_grad(compute) if self.recompute else compute)(h, *embeddings)
 
         h = self.conv_in(self.to_patches(z))
         h = features = h + position_encoding(*self.grid, self.base_channels)
