@@ -154,7 +154,7 @@ def one_line_end(monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "line"), [
-    (tf.errors.UnavailableError(None, None, "from /job:worker/replica:0/task:1: Socket closed"), "lost worker 1:"),
+    (tf.errors.UnavailableError(None, None, "/job:worker/replica:0/task:1: closed"), "lost worker 1:"),
     (tf.errors.InternalError(None, None, "Collective ops is aborted by: x"), "lost another worker:"),
     (UserError("no space left"), "no space left"),
 ])  # fmt: skip
