@@ -80,6 +80,7 @@ class TrainingConfig:
     steps: int = 100_000
     precision: str = "auto"  # auto: mixed_bfloat16 on TPU, float32 elsewhere
     grad_accum: int = 1  # parts that each replica's batch is worked off in, to save memory
+    recompute: bool = False  # compute activations again in the backward pass, to save memory
     jit_compile: bool = False  # compile the train step with XLA
     steps_per_execution: int = 1  # train steps for each call from the host
     ema_decay: float = 0.99

@@ -82,12 +82,13 @@ class Experts:
         return pred_x, u
 
 
-def build_network(config: Config, precision: str = "float32") -> UNet:
-    """The config's network, with fresh weights, built. `precision` is "float32" or "mixed_bfloat16"."""
+def build_network(config: Config, precision: str = "float32", recompute: bool = False) -> UNet:
+    """The config's network, with fresh weights, built. `precision` and `recompute` are those of `UNet`."""
     return UNet(
         image_shape=config.data.image_shape,
         num_classes=config.data.num_classes,
         precision=precision,
+        recompute=recompute,
         **dataclasses.asdict(config.network),
     )
 

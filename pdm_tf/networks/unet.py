@@ -38,6 +38,8 @@ class UNet(tf.keras.Model):
         networks) or "embedding" (added to the timestep embedding). Label `num_classes` is the null label.
       precision: "float32", or "mixed_bfloat16": convolutions and attention in bfloat16, while the first
         convolution, both output heads, embeddings and norm statistics stay float32.
+      recompute: keep only the inputs of residual blocks and attention for the backward pass, which computes
+        the rest again: less memory, more time, the same gradients.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class UNet(tf.keras.Model):
         num_classes: int = 0,
         class_conditioning: str = "none",
         precision: str = "float32",
+        recompute: bool = False,
         name: str = "unet",
     ):
         super().__init__(name=name, dtype="float32")
@@ -72,7 +75,9 @@ class UNet(tf.keras.Model):
         self._make_heads(patch_size)
         self._make_encoder()
         self._make_decoder()
+        self.recompute = False  # while the weights are made
         self._create_weights()
+        self.recompute = recompute
 
     def _create_weights(self):
         """Creates all variables by calling the network on symbols, without computing anything."""
@@ -166,8 +171,15 @@ class UNet(tf.keras.Model):
         keys = _count_keys(dropout_key)
 
         def apply(block: ResBlock, attention: SelfAttention | None, h: tf.Tensor) -> tf.Tensor:
-            h = block(h, t_embedding, label_embedding, next(keys))
-            return h if attention is None else attention(h)
+            key = next(keys)
+
+            def compute(h, *embeddings):
+                h = block(h, *embeddings, dropout_key=key)
+                return h if attention is None else attention(h)
+
+            embeddings = [t_embedding] if label_embedding is None else [t_embedding, label_embedding]
+            # What is not an argument, as the key, gets no gradient.
+            return (tf.recompute_grad(compute) if self.recompute else compute)(h, *embeddings)
 
         h = self.conv_in(self.to_patches(z))
         h = features = h + position_encoding(*self.grid, self.base_channels)

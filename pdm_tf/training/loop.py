@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import signal
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import PatchedDiffusion, build_model
 from pdm_tf.training.monitor import Evaluation, MetricsLog, Preview, progress
-from pdm_tf.training.strategy import is_chief, is_tpu
+from pdm_tf.training.strategy import Workers, is_chief, is_tpu
 
 # What may change between the parts of one run without changing what its steps compute.
 MAY_CHANGE = (
@@ -79,7 +80,11 @@ def train(
       Stopped: asked to stop by a signal; the state is saved.
     """
     settings, run_dir, chief = config.training, Path(run_dir), is_chief(strategy)
+    workers = Workers(strategy)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(workers.ending_together())
+        if not workers.same(zlib.crc32(config.to_json().encode())):
+            raise UserError("the workers have different settings: give all of them the same command")
         if chief:
             stack.enter_context(sole_writer(run_dir))
             with atomic_file(run_dir / "config.json") as partial:
@@ -95,13 +100,18 @@ def train(
             run_dir, training_state(model), ema, settings.keep_checkpoints, settings.keep_every
         )
         start = first_step(config, checkpoints, ema)
+        if not workers.same(start):
+            raise UserError(
+                f"this worker would go on from step {start:,} and another from elsewhere: give all workers "
+                "one --run_dir on a disk that they share"
+            )
 
         # --- What watches it ---
         bar = stack.enter_context(progress(start, settings.steps, enabled=chief))
         log = MetricsLog(run_dir / "logs" if chief else None, start, settings.batch_size)
         preview = Preview(model, ema, config)
         evaluation = Evaluation(model, config, info, strategy)
-        signals = stack.enter_context(Signals(strategy))
+        signals = stack.enter_context(Signals(workers))
         stack.enter_context(data.naming_shards())
 
         # --- Train ---
@@ -129,7 +139,9 @@ def train(
                 if chief and (step % settings.checkpoint_every == 0 or last or stop):
                     checkpoints.save(step)
             if stop and not last:
+                workers.wait()
                 raise Stopped(f"stopped by {stop} at step {step:,}, all saved: run the same command to go on")
+        workers.wait()
 
 
 def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
@@ -206,10 +218,9 @@ def sole_writer(run_dir: Path) -> Iterator[None]:
 class Signals:
     """Notes SIGTERM and SIGINT instead of dying of them; a second one of the same kind kills as usual."""
 
-    def __init__(self, strategy: tf.distribute.Strategy):
+    def __init__(self, workers: Workers):
         self.received = ""
-        self.strategy = strategy
-        self.alone = not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        self.workers = workers
 
     def __enter__(self):
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -225,10 +236,8 @@ class Signals:
 
     def agreed(self, step: int, every: int) -> str:
         """The signal to stop for after this step, or ""; workers agree each `every` steps."""
-        if self.alone:
+        if self.workers.alone:
             return self.received
-        if step % every:
+        if step % every or not self.workers.any(bool(self.received)):
             return ""
-        flags = self.strategy.run(lambda: tf.constant(float(bool(self.received))))
-        anyone = float(self.strategy.reduce(tf.distribute.ReduceOp.SUM, flags, axis=None))
-        return (self.received or "a signal to another worker") if anyone else ""
+        return self.received or "a signal to another worker"

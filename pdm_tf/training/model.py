@@ -22,8 +22,8 @@ class PatchedDiffusion(tf.keras.Model):
 
     It is fed images, float32 (B, H, W, C) in [-1, 1], or (images, labels) with int32 labels (B,). The loss is
     gamma_t ||x_theta - x||^2 whatever the network predicts, plus L_vlb, whose gradient reaches the variance
-    head alone. Noise, timesteps, dropout and label dropout are functions of (seed, step, index in the global
-    batch), so they are the same on any number of replicas and need no saving.
+    head alone. Noise, timesteps and label dropout are functions of (seed, step, index in the global batch), so
+    they are the same on any number of replicas; dropout is one of (seed, step, replica). None needs saving.
 
     Args:
       network: maps (z, t, labels, dropout_key) to a prediction and u, such as a `UNet`.
@@ -268,7 +268,7 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
     tf.keras.utils.set_random_seed(config.seed)
     d, o, t = config.diffusion, config.optimizer, config.training
     model = PatchedDiffusion(
-        build_network(config, precision),
+        build_network(config, precision, t.recompute),
         num_timesteps=d.num_timesteps,
         beta_start=d.beta_start,
         beta_end=d.beta_end,

@@ -110,9 +110,13 @@ class Evaluation:
 
     def run(self) -> dict[str, float]:
         """The means of the model's losses."""
-        values = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
+        names = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
+        # Keras returns the sum of the workers' means: the metrics themselves know better.
+        values = {
+            metric.name: float(metric.result()) for metric in self.model.metrics if metric.name in names
+        }
         self.model.reset_metrics()
-        return {name: float(value) for name, value in values.items()}
+        return values
 
 
 @dataclass

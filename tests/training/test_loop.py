@@ -13,6 +13,7 @@ from flags.presets import preset
 from pdm_tf import data
 from pdm_tf.denoiser import load_denoiser, read_config
 from pdm_tf.training import loop
+from pdm_tf.training.strategy import Workers
 from pdm_tf.weights import read_arrays
 
 INFO = data.find_dataset("emoji64", "")
@@ -130,3 +131,32 @@ def test_missing_weights_and_missing_runs_say_what_to_do(whole, tmp_path):
     (tmp_path / "config.json").write_text((whole / "config.json").read_text())
     with pytest.raises(UserError, match="holds no weights yet"):
         load_denoiser(tmp_path)
+
+
+def test_gradients_that_stay_infinite_stop_the_run_at_a_good_checkpoint(tmp_path):
+    """A rate of 1e30 gives one step of finite weights, and no finite gradient after it."""
+    with pytest.raises(UserError) as error:
+        train(
+            tmp_path, "training.log_every=1", "training.max_bad_steps=5", "training.checkpoint_every=2",
+            "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0", "training.eval_every=100",
+        )  # fmt: skip
+    message = str(error.value)
+    assert "\n" not in message and "start from them with --warm_start in a new --run_dir" in message
+    assert message.startswith(
+        "5 steps in a row had a gradient that is not finite, from step 2 on, beginning at"
+    )
+    assert [line["skipped_steps"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    last = sorted(tmp_path.glob("checkpoints/step_*"))[-1]
+    reader = tf.train.load_checkpoint(str(last / "state"))
+    saved = [reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in n]
+    averages = read_arrays(tmp_path / f"ema/{last.name}.npz").values()
+    assert len(saved) > 50 and all(np.isfinite(value).all() for value in [*saved, *averages])
+
+
+def test_a_worker_that_is_not_where_the_others_are_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Workers, "same", lambda self, *numbers: numbers != (0,))
+    with pytest.raises(UserError, match="this worker would go on from step 0 and another from elsewhere"):
+        train(tmp_path)
+    monkeypatch.setattr(Workers, "same", lambda self, *numbers: False)
+    with pytest.raises(UserError, match="the workers have different settings"):
+        train(tmp_path)

@@ -1,0 +1,89 @@
+"""Recomputed activations: the same gradients, and a second computation that compilers leave in place."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pdm_tf.networks.unet import UNet
+
+NETWORK = {
+    "image_shape": (16, 16, 3), "patch_size": 2, "base_channels": 32, "channel_multipliers": (1,),
+    "blocks_per_level": 1, "attention_resolutions": (), "head_channels": 32, "dropout": 0.3,
+    "num_classes": 2, "class_conditioning": "gate",
+}  # fmt: skip
+
+
+def network_of(recompute, **changes):
+    network = UNet(**{**NETWORK, **changes}, recompute=recompute)
+    rng = np.random.default_rng(0)
+    for variable in network.trainable_variables:
+        variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))
+    return network
+
+
+def gradients_of(network, jit_compile=False):
+    """A function of no arguments: gradients of a loss on both outputs, to weights and to the image."""
+    rng = np.random.default_rng(1)
+    z, target = (tf.constant(rng.normal(size=(2, 16, 16, 3)), tf.float32) for _ in range(2))
+    t, labels, key = tf.constant([3, 700]), tf.constant([0, 2]), tf.constant([5, 6])
+
+    @tf.function(jit_compile=jit_compile)
+    def gradients():
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            output, u = network(z, t, labels, key)
+            loss = tf.reduce_sum(output * target) + tf.reduce_sum(u * target)
+        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, [*network.trainable_variables, z])]
+
+    return gradients
+
+
+def relative_difference(a, b):
+    return float(tf.linalg.global_norm([x - y for x, y in zip(a, b)]) / tf.linalg.global_norm(b))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 1e-2)])
+def test_gradients_are_the_same_with_dropout_and_gate(precision, tolerance):
+    """In bfloat16 to its own rounding: 2^-8 for each operation."""
+    kept, again = (gradients_of(network_of(r, precision=precision))() for r in (False, True))
+    assert all(a.shape == b.shape for a, b in zip(kept, again))
+    assert float(tf.linalg.global_norm(kept)) > 1
+    assert relative_difference(again, kept) < tolerance
+
+
+def test_gradients_are_the_same_on_two_replicas():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    results = []
+    for recompute in (False, True):
+        with strategy.scope():
+            network = network_of(recompute)
+        gradients = gradients_of(network)
+        per_replica = tf.function(lambda g=gradients: strategy.run(g))()
+        results.append([strategy.experimental_local_results(value) for value in per_replica])
+    for replica in range(2):
+        kept, again = ([values[replica] for values in result] for result in results)
+        assert relative_difference(again, kept) < 1e-5
+
+
+def test_variables_and_config_are_the_same():
+    kept, again = network_of(False), network_of(True)
+    assert [v.name for v in kept.trainable_variables] == [v.name for v in again.trainable_variables]
+    assert (
+        UNet.from_config(again.get_config()).recompute and not UNet.from_config(kept.get_config()).recompute
+    )
+
+
+@pytest.mark.slow
+def test_xla_gives_the_same_gradients_and_leaves_the_second_computation_in_place():
+    """Common subexpressions are not merged: each block's first convolution is there once more."""
+    functions = [gradients_of(network_of(r, dropout=0.0), jit_compile=True) for r in (False, True)]
+    kept, again = (function() for function in functions)
+    assert relative_difference(again, kept) < 1e-4
+    counts = [
+        len(re.findall(r" convolution\(", f.experimental_get_compiler_ir()(stage="optimized_hlo")))
+        for f in functions
+    ]
+    blocks = 1 + 2 + 2  # encoder, middle, decoder
+    assert counts[1] >= counts[0] + blocks

@@ -1,0 +1,48 @@
+"""Real runs that are killed or told to stop, and run again by the same command."""
+
+import random
+import signal
+import subprocess
+
+import pytest
+
+from tests.training.kill_and_resume import SETTINGS, command, compare, state_hashes, train_with_kills
+from tests.training.processes import Training, newest_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The hashes that a run comes to if it is left alone."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    subprocess.run(command(run_dir, 1), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return state_hashes(run_dir)
+
+
+def test_five_kills_leave_no_trace(uninterrupted, tmp_path, capsys):
+    """At random moments, one of them while a checkpoint is being written; the same weights to the bit."""
+    while_saving = train_with_kills(tmp_path, 1, 5, random.Random(), print)
+    assert capsys.readouterr().out.count(": killed; ") == 5
+    assert state_hashes(tmp_path) == uninterrupted and while_saving == 1
+
+
+def test_two_kills_leave_no_trace_on_two_replicas(tmp_path):
+    assert compare(kills=2, replicas=2, seed=random.randrange(1 << 30), folder=tmp_path)
+
+
+def test_sigterm_and_sigint_save_and_the_run_goes_on_to_the_same_end(uninterrupted, tmp_path):
+    run_dir, stopped = tmp_path / "run", 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        training = Training(run_dir, tmp_path / "log")
+        training.reach(stopped + 10)
+        training.process.send_signal(number)
+        assert training.status(120) == 75
+        stopped = newest_checkpoint(run_dir)
+        assert training.last_line() == (
+            f"stopped by {signal.Signals(number).name} at step {stopped}, all saved: run the same command to "
+            "go on"
+        )
+    last = Training(run_dir, tmp_path / "log")
+    assert last.status() == 0 and f"resuming {run_dir} at step {stopped} of" in last.output()
+    assert 20 <= stopped < SETTINGS["training.steps"] and state_hashes(run_dir) == uninterrupted

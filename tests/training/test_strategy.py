@@ -1,0 +1,181 @@
+"""What --strategy refuses, what `auto` chooses and says, and how long it waits."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.training import strategy as module
+from pdm_tf.training.strategy import Workers, is_chief, is_tpu, make_strategy
+from tests.training.processes import addresses
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch):
+    for name in ("TPU_NAME", "TF_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def cluster(workers=("a:1", "b:2"), task_type="worker", index=0, job="worker"):
+    return json.dumps({"cluster": {job: list(workers)}, "task": {"type": task_type, "index": index}})
+
+
+def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys):
+    strategy = make_strategy("auto")
+    assert capsys.readouterr().out == "strategy: cpu (no TPU_NAME, no TF_CONFIG, no GPU)\n"
+    assert strategy.num_replicas_in_sync == 1 and is_chief(strategy) and not is_tpu(strategy)
+
+
+def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu0", "gpu1"])
+    assert module._choose() == ("mirrored", "2 GPU")
+    monkeypatch.setenv("TF_CONFIG", cluster())
+    assert module._choose() == ("multi_worker", "TF_CONFIG is set")
+    monkeypatch.setenv("TPU_NAME", "node-1")
+    assert module._choose() == ("tpu", "TPU_NAME=node-1")
+
+
+def test_mirrored_without_a_gpu_is_refused():
+    with pytest.raises(UserError, match="sees no GPU on this machine; use --strategy=cpu"):
+        make_strategy("mirrored")
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", '{"cluster": {}}', cluster(index=2), cluster(index="0"), cluster(task_type="ps"),
+    cluster(job="ps", task_type="ps"), cluster(("a", "b")), cluster(("a:x", "b:2")),
+    '{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}',
+])  # fmt: skip
+def test_a_wrong_tf_config_is_refused_with_an_example(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match=r"set TF_CONFIG on every worker to .*; it is ") as error:
+        make_strategy("multi_worker")
+    assert "\n" not in str(error.value)
+
+
+def test_a_cluster_has_one_address_of_its_own_and_those_of_the_others():
+    text = json.dumps({
+        "cluster": {"worker": ["b:2", "[::1]:3"], "chief": ["a:1"]}, "task": {"type": "worker", "index": 1},
+    })  # fmt: skip
+    assert module._cluster(text) == ("[::1]:3", ["a:1", "b:2"])
+    assert module._host_and_port("[::1]:3") == ("::1", 3)
+
+
+def test_a_worker_waits_for_the_others_no_longer_than_the_limit(monkeypatch):
+    own, other = addresses()
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 1)
+    monkeypatch.setenv("TF_CONFIG", cluster((own, other)))
+    with pytest.raises(UserError, match=f"{own} waited 1 s for {other}: start all workers together"):
+        make_strategy("multi_worker")
+
+
+def test_workers_meet_whoever_comes_first():
+    """Also when one has seen the other and left before the other looked: TensorFlow listens in its place."""
+    own, other = addresses()
+    met, done = [], threading.Event()
+
+    def work(mine, others):
+        module._meet(mine, others)
+        met.append(mine)
+        with socket.create_server(("", int(mine.rpartition(":")[2]))):  # as TensorFlow does
+            done.wait(30)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in ((own, [other]), (other, [own]))]
+    threads[0].start()
+    threads[0].join(0.5)
+    assert not met
+    threads[1].start()
+    deadline = time.monotonic() + 20
+    while len(met) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert set(met) == {own, other}
+
+
+def test_a_port_that_is_taken_is_named():
+    own, other = addresses()
+    with socket.create_server(("", int(own.rpartition(":")[2]))):
+        with pytest.raises(UserError, match=f"cannot listen at {own} .*: give this worker another port"):
+            module._meet(own, [other])
+
+
+def test_a_tpu_that_cannot_be_reached_is_refused(monkeypatch):
+    def unreachable():
+        raise ValueError("no such name\nand more")
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", unreachable)
+    with pytest.raises(UserError, match=r"cannot be reached \(no such name\); set TPU_NAME"):
+        make_strategy("tpu")
+
+
+def test_a_block_over_its_time_limit_ends_the_process_with_one_line():
+    program = (
+        "import time; from pdm_tf.training import strategy as s; s.CONNECT_SECONDS = 0.2\n"
+        "with s._time_limit('too late'): time.sleep(30)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: too late"
+
+
+@pytest.mark.parametrize(("jobs", "task", "expected"), [
+    ({"worker": ["a:1", "b:2"]}, ("worker", 0), True),
+    ({"worker": ["a:1", "b:2"]}, ("worker", 1), False),
+    ({"chief": ["a:1"], "worker": ["b:2"]}, ("chief", 0), True),
+    ({"chief": ["a:1"], "worker": ["b:2"]}, ("worker", 0), False),
+])  # fmt: skip
+def test_one_worker_is_the_chief(monkeypatch, jobs, task, expected):
+    class Stand(tf.distribute.MultiWorkerMirroredStrategy):
+        """The strategy without its cluster: only what it says of its place in one."""
+
+        def __init__(self):
+            pass
+
+        cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(jobs), task_type=task[0], task_id=task[1]
+        )
+
+    assert is_chief(Stand()) is expected
+
+
+def one_line_end(monkeypatch):
+    """Takes `_end_now`'s message instead of ending the tests."""
+
+    def end(message):
+        raise SystemExit(message)
+
+    monkeypatch.setattr(module, "_end_now", end)
+
+
+@pytest.mark.parametrize(("error", "line"), [
+    (tf.errors.UnavailableError(None, None, "/job:worker/replica:0/task:1: closed"), "lost worker 1:"),
+    (tf.errors.InternalError(None, None, "Collective ops is aborted by: x"), "lost another worker:"),
+    (UserError("no space left"), "no space left"),
+])  # fmt: skip
+def test_errors_of_a_cluster_end_it_with_one_line(monkeypatch, error, line):
+    one_line_end(monkeypatch)
+    workers = Workers(tf.distribute.get_strategy())
+    with pytest.raises(type(error)), workers.ending_together():
+        raise error
+    workers.alone = False
+    with pytest.raises(SystemExit, match=f"^{line}"), workers.ending_together():
+        raise error
+    with pytest.raises(tf.errors.NotFoundError), workers.ending_together():
+        raise tf.errors.NotFoundError(None, None, "a mistake of ours is shown as it is")
+
+
+def test_workers_on_several_replicas_agree():
+    """The sums behind the agreement, on two logical CPUs in the place of two workers."""
+    workers = Workers(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    assert workers.any(True) and not workers.any(False) and workers.same(3)
+    workers.alone = False
+    assert workers.any(True) and not workers.any(False)
+    assert workers.same(1_000_000, 2**32 - 1)
+    workers.replicas = 3  # as if one of three had nothing
+    assert not workers.same(5, 0)
