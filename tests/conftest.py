@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 
 import pytest
@@ -11,6 +12,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # Two logical CPUs, so that MirroredStrategy can be tested; must precede any other use of TensorFlow.
 _CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _give_memory_back():
+    """Keras and TensorFlow keep every graph of a process; a module's are of no use to the next one."""
+    yield
+    tf.keras.backend.clear_session()
+    gc.collect()
 
 
 @pytest.fixture
