@@ -22,8 +22,8 @@ class PatchedDiffusion(tf.keras.Model):
 
     It is fed images, float32 (B, H, W, C) in [-1, 1], or (images, labels) with int32 labels (B,). The loss is
     gamma_t ||x_theta - x||^2 whatever the network predicts, plus L_vlb, whose gradient reaches the variance
-    head alone. Noise, timesteps and label dropout are functions of (seed, step, index in the global batch), so
-    they are the same on any number of replicas; dropout is one of (seed, step, replica). None needs saving.
+    head alone. Noise, timesteps and label dropout are functions of (seed, step, index in the global batch),
+    the same on any number of replicas; dropout is one of (seed, step, replica). None needs saving.
 
     Args:
       network: maps (z, t, labels, dropout_key) to a prediction and u, such as a `UNet`.
