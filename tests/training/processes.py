@@ -39,11 +39,18 @@ class Training:
         return self.process.wait(seconds)
 
     def reach(self, step: int) -> None:
-        """Waits until the run's log has come to a step."""
+        """Waits until the run's metrics have come to a step."""
+        self._wait_until(lambda: last_step(self.run_dir) >= step)
+
+    def reach_line(self, count: int) -> None:
+        """Waits until there are so many lines of metrics; a resumed run writes some steps once more."""
+        self._wait_until(lambda: len(metrics(self.run_dir)) >= count)
+
+    def _wait_until(self, reached) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while last_step(self.run_dir) < step:
+        while not reached():
             assert self.process.poll() is None, self.output()[-3000:]
-            assert time.monotonic() < deadline, f"step {step} not reached: {self.output()[-3000:]}"
+            assert time.monotonic() < deadline, f"it takes too long: {self.output()[-3000:]}"
             time.sleep(0.05)
 
     def output(self) -> str:
@@ -63,8 +70,9 @@ def addresses(count: int = 2) -> list:
 
 
 def metrics(run_dir: Path) -> list:
-    """The lines of the run's metrics."""
-    return [json.loads(line) for line in (run_dir / "logs/metrics.jsonl").read_text().splitlines()]
+    """The whole lines of the run's metrics; the last one may just be being written."""
+    whole, _, _ = (run_dir / "logs/metrics.jsonl").read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def newest_checkpoint(run_dir: Path) -> int:

@@ -65,9 +65,7 @@ def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(start_bo
 
     lines = len(metrics(tmp_path / "shared"))
     both = start_both("resumed", **endless)
-    both[0].reach(saved + 1)
-    while len(metrics(tmp_path / "shared")) < lines + 3:
-        both[0].reach(saved + 1)
+    both[0].reach_line(lines + 3)
     assert metrics(tmp_path / "shared")[lines]["step"] == saved + 1
     both[1].process.terminate()
     assert [worker.status(120) for worker in both] == [75, 75]
