@@ -1,7 +1,7 @@
 # make demo: sets up, trains on the embedded data set for a few minutes and draws samples.
 # make test: sets up, lints and runs the tests. Both make .venv themselves, on Python 3.9 to 3.11.
 PY := .venv/bin/python
-DEMO_STEPS ?= 1000
+DEMO_STEPS ?= 700
 DEMO_DIR ?= runs/demo
 # Python to make .venv with; by default the first of these that runs and fits.
 PYTHON ?=
@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 demo: setup
 	$(PY) main.py --mode=train --dataset=emoji64 --run_dir=$(DEMO_DIR) --train_steps=$(DEMO_STEPS) \
-	    --set=training.sample_every=500 --set=training.eval_every=500 --set=training.checkpoint_every=500
+	    --set=training.sample_every=350 --set=training.eval_every=350 --set=training.checkpoint_every=350
 	$(PY) main.py --mode=sample --run_dir=$(DEMO_DIR) --num_samples=36 --steps=50 --sample_batch_size=36
 
 test: setup
