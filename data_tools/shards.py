@@ -16,6 +16,7 @@ from PIL import Image
 
 from data_tools import images
 from flags.errors import UserError
+from pdm_tf.atomic import sync
 
 PROGRESS_SECONDS = 0.2
 
@@ -172,15 +173,6 @@ def sha256(path: str, report: Callable[[int], Any] = lambda size: None) -> str:
             digest.update(block)
             report(len(block))
     return digest.hexdigest()
-
-
-def sync(path: str) -> None:
-    """Makes a file's contents reach the disk, so that a renamed file is never an empty one."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: str, content: Any) -> None:
