@@ -32,6 +32,7 @@ from PIL import Image
 from data_tools import images, shards
 from data_tools.shards import Encoder, Item, Task
 from flags.errors import UserError
+from pdm_tf.atomic import sha256
 from pdm_tf.data import describe_directory
 
 MANIFEST = "manifest.json"
@@ -411,7 +412,7 @@ def _write_manifest(
     manifest = {
         "plan": plan,
         "shards": recorded,
-        "metadata_sha256": {name: shards.sha256(os.path.join(options.output, name)) for name in metadata},
+        "metadata_sha256": {name: sha256(os.path.join(options.output, name)) for name in metadata},
     }
     shards.write_json(os.path.join(options.output, MANIFEST), manifest)
     count = sum(outcome["records"] for outcome in recorded.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from PIL import Image
 
 from data_tools import images
 from flags.errors import UserError
-from pdm_tf.atomic import sync
+from pdm_tf.atomic import sha256, sync
 
 PROGRESS_SECONDS = 0.2
 
@@ -163,16 +162,6 @@ def _records(
         else:
             yield record
         report(1)
-
-
-def sha256(path: str, report: Callable[[int], Any] = lambda size: None) -> str:
-    """Hexadecimal SHA-256 of a file; calls `report` with the bytes read on the way."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-            report(len(block))
-    return digest.hexdigest()
 
 
 def write_json(path: str, content: Any) -> None:

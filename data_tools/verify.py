@@ -17,8 +17,9 @@ import tensorflow as tf
 import tqdm
 
 from data_tools import convert, images
-from data_tools.shards import one_line, sha256
+from data_tools.shards import one_line
 from flags.errors import UserError
+from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, describe_directory
 
 

@@ -1,12 +1,13 @@
-"""Files and folders that are either whole or not there."""
+"""Files and folders that are either whole or not there, and the hashes that tell."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flags.errors import UserError
@@ -70,6 +71,16 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
         raise
+
+
+def sha256(path: str | os.PathLike, report: Callable[[int], None] = lambda size: None) -> str:
+    """Hexadecimal SHA-256 of a file; calls `report` with the bytes of each block read on the way."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+            report(len(block))
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,6 @@ name and renamed when all is on the disk, so a kill or a full disk leaves the on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from flags.errors import UserError
-from pdm_tf.atomic import disk_errors, sync
+from pdm_tf.atomic import disk_errors, sha256, sync
 from pdm_tf.training.ema import ExponentialMovingAverage
 
 MANIFEST = "manifest.json"
@@ -144,8 +143,4 @@ def _step_of(folder: Path) -> int:
 
 
 def _fingerprint(path: Path) -> dict:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
