@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -16,27 +17,36 @@ class ExponentialMovingAverage:
     """average <- d * average + (1 - d) * weights, starting from the first weights.
 
     With `warmup`, update n uses d = min(decay, (1 + n) / (10 + n)), so that a short run forgets its first
-    weights. The averages are NumPy arrays in the host's memory: no accelerator holds a copy.
+    weights. The averages are NumPy arrays in the host's memory: no accelerator holds a copy, and none waits
+    for more than the weights being read, because a thread does the sums while training goes on.
     """
 
     def __init__(self, variables: Sequence[tf.Variable], decay: float, warmup: bool = False):
         self.variables = list(variables)
         self.decay = decay
         self.warmup = warmup
-        self.averages = [variable.numpy().astype(np.float32) for variable in self.variables]
+        self._averages = self._weights()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "ema")
+        self._update = self._thread.submit(lambda: None)
+
+    @property
+    def averages(self) -> list[np.ndarray]:
+        """The averages, float32, in the order of the variables, after all updates so far."""
+        self._update.result()
+        return self._averages
 
     def update(self, number: int) -> None:
-        """Takes the weights into the average; `number` counts the updates from 0."""
+        """Takes the weights of now into the average; `number` counts the updates from 0."""
         decay = min(self.decay, (1 + number) / (10 + number)) if self.warmup else self.decay
-        for average, variable in zip(self.averages, self.variables):
-            average += np.float32(1.0 - decay) * (variable.numpy() - average)
+        averages, weights = self.averages, self._weights()
+        self._update = self._thread.submit(_move, averages, weights, np.float32(1.0 - decay))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Inside the block the variables hold the averages; after it, their own values again, bit for bit."""
-        own = [variable.numpy() for variable in self.variables]
+        averages, own = self.averages, [variable.numpy() for variable in self.variables]
         try:
-            _assign(self.variables, self.averages)
+            _assign(self.variables, averages)
             yield
         finally:
             _assign(self.variables, own)
@@ -51,11 +61,23 @@ class ExponentialMovingAverage:
         Raises:
           UserError: it is missing, damaged or of another network.
         """
+        self._update.result()
         own = [variable.numpy() for variable in self.variables]
         assign_arrays(self.variables, read_arrays(path), path)
-        self.averages = [variable.numpy().astype(np.float32) for variable in self.variables]
+        self._averages = self._weights()
         if not into_variables:
             _assign(self.variables, own)
+
+    def _weights(self) -> list[np.ndarray]:
+        """Copies of the weights, float32."""
+        return [variable.numpy().astype(np.float32) for variable in self.variables]
+
+
+def _move(averages: Sequence[np.ndarray], weights: Sequence[np.ndarray], share: np.float32) -> None:
+    for average, weight in zip(averages, weights):
+        weight -= average
+        weight *= share
+        average += weight
 
 
 def _assign(variables: Sequence[tf.Variable], values: Sequence[np.ndarray]) -> None:

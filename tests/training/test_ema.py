@@ -18,6 +18,17 @@ def test_average_equals_its_closed_form():
     assert float(ema.averages[0][0]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_an_update_takes_the_weights_of_its_own_moment():
+    # Large enough that the sums are not done when `update` returns.
+    variable = tf.Variable(tf.ones([4_000_000]))
+    ema = ExponentialMovingAverage([variable], decay=0.5)
+    for number, value in enumerate([3.0, 5.0]):
+        variable.assign(tf.fill([4_000_000], value))
+        ema.update(number)
+        variable.assign_add(tf.fill([4_000_000], 100.0))  # the next step, in place
+    np.testing.assert_array_equal(ema.averages[0], np.float32(3.5))
+
+
 def test_warmup_forgets_the_first_weights():
     variable = tf.Variable([0.0])
     slow, warm = (ExponentialMovingAverage([variable], 0.999, warmup) for warmup in (False, True))
