@@ -21,12 +21,24 @@ PRETRAINED = Path(__file__).parent / "pretrained" / "emoji64"
 
 
 class Denoiser:
-    """Predicts x, whatever its network predicts, and u, the variance's place between b_tilde and beta."""
+    """Predicts x, whatever its network predicts, and u, the variance's place between b_tilde and beta.
 
-    def __init__(self, network: tf.keras.Model, schedule: NoiseSchedule, prediction: str = "x"):
+    It answers for t_start <= t < t_stop, which for most is the whole process.
+    """
+
+    def __init__(
+        self,
+        network: tf.keras.Model,
+        schedule: NoiseSchedule,
+        prediction: str = "x",
+        t_start: int = 0,
+        t_stop: int | None = None,
+    ):
         self.network = network
         self.schedule = schedule
         self.prediction = prediction
+        self.t_start = t_start
+        self.t_stop = len(schedule) if t_stop is None else t_stop
         self.image_shape = network.image_shape
         self.num_classes = network.num_classes
         self.conditional = network.class_conditioning != "none"
@@ -55,11 +67,11 @@ class Experts:
     mixed t costs every network whose interval occurs in it. All shapes are static, as XLA needs.
     """
 
-    def __init__(self, experts: Sequence[Denoiser], t_stops: Sequence[int]):
-        """`experts` from the least noise to the most; number k answers for t_stops[k-1] <= t < t_stops[k]."""
+    def __init__(self, experts: Sequence[Denoiser]):
+        """`experts` from the least noise to the most, each beginning where the one before it stops."""
         first = experts[0]
         self.experts = list(experts)
-        self.t_stops = list(t_stops)
+        self.t_start, self.t_stop = first.t_start, experts[-1].t_stop
         self.schedule = first.schedule
         self.image_shape = first.image_shape
         self.num_classes = first.num_classes
@@ -68,10 +80,9 @@ class Experts:
 
     def __call__(self, z: tf.Tensor, t: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """The same function as `Denoiser.__call__`."""
-        pred_x, u, start = tf.zeros_like(z), tf.zeros_like(z), 0
-        for expert, stop in zip(self.experts, self.t_stops):
-            own = (t >= start) & (t < stop)
-            start = stop
+        pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
+        for expert in self.experts:
+            own = (t >= expert.t_start) & (t < expert.t_stop)
             answer = tf.cond(
                 tf.reduce_any(own),
                 lambda expert=expert: expert(z, t, labels),
@@ -153,14 +164,15 @@ def load_denoiser(*run_dirs: str | os.PathLike) -> tuple[Config, Denoiser | Expe
     denoisers = [_load_one(run_dir, config) for run_dir, config in runs]
     if len(denoisers) == 1:
         return runs[0][1], denoisers[0]
-    return runs[0][1], Experts(denoisers, [config.diffusion.t_stop for _, config in runs])
+    return runs[0][1], Experts(denoisers)
 
 
 def _load_one(run_dir: str, config: Config) -> Denoiser:
     network = build_network(config)
     weights = newest_ema(run_dir)
     assign_arrays(network.trainable_variables, read_arrays(weights), weights)
-    return Denoiser(network, build_schedule(config), config.diffusion.prediction)
+    d = config.diffusion
+    return Denoiser(network, build_schedule(config), d.prediction, d.t_start, d.t_stop)
 
 
 SHARED_BY_EXPERTS = (

@@ -37,7 +37,7 @@ def test_the_denoiser_predicts_x_whatever_its_network_predicts():
 
 def test_each_image_of_a_mixed_batch_is_answered_by_its_own_expert(experts):
     z, t, labels = inputs([0, 399, 400, 999])
-    both = Experts(experts, [400, 1000])(z, t, labels)
+    both = Experts(experts)(z, t, labels)
     for own, expert in ((slice(0, 2), experts[0]), (slice(2, 4), experts[1])):
         for answer, alone in zip(both, expert(z, t, labels)):
             np.testing.assert_allclose(answer[own], alone[own], rtol=1e-4, atol=1e-4)
@@ -48,8 +48,9 @@ class Counting:
 
     schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (16, 16, 3), 3, True, ()
 
-    def __init__(self, answer):
+    def __init__(self, answer, t_start, t_stop):
         self.answer, self.traced, self.runs = answer, 0, tf.Variable(0)
+        self.t_start, self.t_stop = t_start, t_stop
 
     def __call__(self, z, t, labels):
         self.traced += 1
@@ -60,8 +61,8 @@ class Counting:
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("t, runs", [([399, 0], [1, 0]), ([400, 999], [0, 1]), ([400, 399], [1, 1])])
 def test_only_experts_whose_interval_occurs_run(t, runs, jit_compile):
-    counting = [Counting(0.25), Counting(-0.5)]
-    pred_x, u = tf.function(Experts(counting, [400, 1000]), jit_compile=jit_compile)(*inputs(t))
+    counting = [Counting(0.25, 0, 400), Counting(-0.5, 400, 1000)]
+    pred_x, u = tf.function(Experts(counting), jit_compile=jit_compile)(*inputs(t))
     assert [c.runs.numpy() for c in counting] == runs
     assert [c.traced for c in counting] == [1, 1]
     expected = np.where(np.array(t) < 400, 0.25, -0.5)[:, None, None, None]
@@ -71,8 +72,8 @@ def test_only_experts_whose_interval_occurs_run(t, runs, jit_compile):
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
 def test_sampling_traces_each_expert_once_and_runs_it_in_its_interval_alone(sampler):
-    counting = [Counting(0.25), Counting(-0.5)]
-    sampler = Sampler(Experts(counting, [400, 1000]), sections=(5,), sampler=sampler)  # 0 250 500 749 999
+    counting = [Counting(0.25, 0, 400), Counting(-0.5, 400, 1000)]
+    sampler = Sampler(Experts(counting), sections=(5,), sampler=sampler)  # 0 250 500 749 999
     frames = sampler.trajectory(0, [0, 1], [0, 1], 5)
     assert [c.traced for c in counting] == [1, 1] and [c.runs.numpy() for c in counting] == [2, 3]
     np.testing.assert_array_equal(frames[:, 0, 0, 0, 0], [-0.5, -0.5, -0.5, 0.25, 0.25])
@@ -84,7 +85,7 @@ def test_experts_loaded_in_any_order_answer_as_one(tmp_path):
     for seed, (name, config) in enumerate(configs.items()):
         write_run(tmp_path / name, config, seed)
     config, denoiser = load_denoiser(*(tmp_path / name for name in parts))
-    assert config == configs["low"] and denoiser.t_stops == [400, 1000]
+    assert config == configs["low"] and [e.t_stop for e in denoiser.experts] == [400, 1000]
     z, t, labels = inputs([399, 400])
     pred_x, _ = denoiser(z, t, labels)
     for i, name in enumerate(("low", "high")):

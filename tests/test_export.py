@@ -33,8 +33,9 @@ SAMPLINGS = {
 @functools.cache
 def denoisers(name):
     if name == "experts":
-        high = tiny_denoiser(tiny_config(network__patch_size=8, diffusion__prediction="v"), seed=1)
-        return Experts([tiny_denoiser(), high], [396, 1000])
+        low = tiny_denoiser(tiny_config(diffusion__t_stop=396))
+        settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 396}
+        return Experts([low, tiny_denoiser(tiny_config(**settings), seed=1)])
     if name == "unconditional":
         settings = {"network__class_conditioning": "none", "data__num_classes": 0, "data__label_names": ()}
         return tiny_denoiser(tiny_config(**settings))
@@ -126,6 +127,7 @@ class CountingDenoiser:
 
     def __init__(self):
         self.schedule = denoisers("single").schedule
+        self.t_start, self.t_stop = 0, len(self.schedule)
         self.network = lambda z, t, labels: z * 0.5
         self.batches = []
 

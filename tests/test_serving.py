@@ -48,9 +48,9 @@ def serve_python():
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     """An export of two experts of different patch sizes."""
-    experts = Experts(
-        [tiny_denoiser(), tiny_denoiser(tiny_config(network__patch_size=8), seed=1)], [396, 1000]
-    )
+    low = tiny_denoiser(tiny_config(diffusion__t_stop=396))
+    high = tiny_denoiser(tiny_config(network__patch_size=8, diffusion__t_start=396), seed=1)
+    experts = Experts([low, high])
     return export(experts, 2, tmp_path_factory.mktemp("exports") / "tiny")
 
 

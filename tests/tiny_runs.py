@@ -46,9 +46,9 @@ def tiny_network(config: Config, seed: int):
 
 def tiny_denoiser(config: Config | None = None, seed: int = 0) -> Denoiser:
     config = config or tiny_config()
-    return Denoiser(
-        tiny_network(_of_network(config), seed), build_schedule(config), config.diffusion.prediction
-    )
+    d = config.diffusion
+    network = tiny_network(_of_network(config), seed)
+    return Denoiser(network, build_schedule(config), d.prediction, d.t_start, d.t_stop)
 
 
 def _of_network(config: Config) -> Config:

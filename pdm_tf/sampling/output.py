@@ -108,7 +108,9 @@ def _identity(sampler: Sampler, seed: int, batch_size: int, labels: np.ndarray) 
         "resamplings": sampler.resamplings,
         "jit_compile": sampler.jit_compile,
         "weights_crc32": weights,
-        "init_image_mask_alpha_crc32": [None if a is None else zlib.crc32(a.tobytes()) for a in arrays],
+        "init_image_mask_alpha_crc32": [
+            None if a is None else zlib.crc32(np.asarray(a).tobytes()) for a in arrays
+        ],
     }
 
 

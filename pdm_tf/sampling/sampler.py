@@ -49,14 +49,16 @@ class Sampler:
         """Fixes everything but the noise and the labels.
 
         Args:
-          denoiser: what to sample from.
+          denoiser: what to sample from. One that answers for a part of the process only is run on that part:
+            from `init_image` diffused to its noisiest t if it cannot begin from pure noise, and up to x_theta
+            of its cleanest.
           sampler: "ancestral", "ddim" or "dpm_solver".
           sections: the kept steps; see `strided_timesteps`.
           spacing: "even" in t, or "logsnr", which has one section (see `logsnr_timesteps`).
           variance: of ancestral steps; see `log_variance`.
           eta: of DDIM.
           guidance: w of `guided`.
-          init_image: float32 (H, W, C) in [-1, 1], what to edit.
+          init_image: float32 (H, W, C) in [-1, 1], what to edit; or (N, H, W, C), one for each index.
           strength: how much of the process to run on `init_image`, 0 to 1: sampling starts at the last kept
             t <= strength * (T - 1), from the image diffused to it (SDEdit, Meng et al., 2022); at 1 and with
             a mask from pure noise.
@@ -69,11 +71,18 @@ class Sampler:
         if sampler not in ("ancestral", "ddim", "dpm_solver"):
             raise ValueError(f"sampler={sampler!r}: use ancestral, ddim or dpm_solver")
         self.denoiser = denoiser
-        self.schedule = _kept_steps(denoiser.schedule, sections, spacing, strength)
+        self.schedule = _kept_steps(denoiser, sections, spacing, strength)
+        self.from_noise = denoiser.t_stop == len(denoiser.schedule) and (
+            init_image is None or (mask is not None and strength == 1.0)
+        )
+        if not self.from_noise and init_image is None:
+            raise ValueError(f"a denoiser of t < {denoiser.t_stop} cannot begin from pure noise: init_image?")
         if mask is not None and (sampler != "ancestral" or init_image is None):
             raise UserError("--mask needs an --init_image and --sampler=ancestral, whose steps it resamples")
         self.sampler, self.variance, self.eta, self.guidance = sampler, variance, eta, guidance
-        self.init_image, self.strength, self.mask = init_image, strength, mask
+        # A tensor that a graph takes from outside: as a constant in it, many images make it huge.
+        self.init_image = None if init_image is None else tf.constant(init_image)
+        self.strength, self.mask = strength, mask
         self.jump_length, self.resamplings = jump_length, resamplings
         self.jit_compile = jit_compile
         self.strategy = tf.distribute.get_strategy()
@@ -130,15 +139,18 @@ class Sampler:
         shape = self.denoiser.image_shape
         denoise = guided(self.denoiser, labels, self.guidance)
         z = normal_each(stream(seed, "sampling prior"), indices, shape)
-        if self.init_image is not None and (self.mask is None or self.strength < 1.0):
-            z = diffuse(tf.constant(self.init_image), z, self.schedule, tf.constant(len(self.schedule) - 1))
+        image = self.init_image
+        if image is not None and image.shape.rank == 4:
+            image = tf.gather(image, indices)
+        if not self.from_noise:
+            z = diffuse(image, z, self.schedule, tf.constant(len(self.schedule) - 1))
 
         def noise(i):
             return normal_each(stream(seed, "sampling noise", i), indices, shape)
 
         if self.mask is not None:
             return repaint(
-                denoise, self.schedule, z, noise, tf.constant(self.init_image),
+                denoise, self.schedule, z, noise, image,
                 tf.constant(self.mask[..., None]), self.variance, self.jump_length, self.resamplings, frames,
             )  # fmt: skip
         if self.sampler == "ancestral":
@@ -149,18 +161,19 @@ class Sampler:
 
 
 def _kept_steps(
-    schedule: NoiseSchedule, sections: Sequence[int], spacing: str, strength: float
+    denoiser: Denoiser | Experts, sections: Sequence[int], spacing: str, strength: float
 ) -> NoiseSchedule:
-    """The strided schedule, up to the last kept t <= strength * (T - 1)."""
-    steps = len(schedule)
+    """The strided schedule of the denoiser's own t, up to the last kept t <= strength * (T - 1)."""
+    schedule = denoiser.schedule
+    own = schedule.keep(range(denoiser.t_start, denoiser.t_stop))
     if spacing == "logsnr":
         (count,) = sections
-        kept = logsnr_timesteps(schedule, count)
+        kept = logsnr_timesteps(own, count)
     elif spacing == "even":
-        kept = strided_timesteps(steps, sections)
+        kept = own.timesteps[strided_timesteps(len(own), sections)]
     else:
         raise ValueError(f"spacing={spacing!r}: use even or logsnr")
-    kept = kept[kept <= strength * (steps - 1)]
+    kept = kept[kept <= strength * (len(schedule) - 1)]
     if not len(kept):
         raise UserError(f"--strength={strength:g} leaves none of the steps: use more --steps")
     return schedule.keep(kept)

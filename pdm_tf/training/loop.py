@@ -109,7 +109,9 @@ def train(
         # --- What watches it ---
         bar = stack.enter_context(progress(start, settings.steps, enabled=chief))
         log = MetricsLog(run_dir / "logs" if chief else None, start, settings.batch_size)
-        preview = Preview(model, ema, config)
+        # Replicas of other workers do not take part: only the chief draws.
+        here = strategy if workers.alone else tf.distribute.get_strategy()
+        preview = Preview(model, ema, config, info, here)
         evaluation = Evaluation(model, config, info, strategy)
         signals = stack.enter_context(Signals(workers))
         stack.enter_context(data.naming_shards())

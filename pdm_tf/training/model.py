@@ -58,9 +58,8 @@ class PatchedDiffusion(tf.keras.Model):
         self._config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "network")}
         self.network = network
         self.schedule = linear_schedule(num_timesteps, beta_start, beta_end)
-        self.denoiser = Denoiser(network, self.schedule, prediction)
+        self.denoiser = Denoiser(network, self.schedule, prediction, t_start, t_stop)
         self.weights_table = loss_weights(self.schedule, loss_weighting)
-        self.t_range = (t_start, num_timesteps if t_stop is None else t_stop)
         self.label_dropout = label_dropout
         self.clip_norm = clip_norm
         self.seed = seed
@@ -224,11 +223,11 @@ class PatchedDiffusion(tf.keras.Model):
 
     def _draw(self, key, context, x, labels):
         """Timesteps, noise and labels with some dropped, from each image's own stream."""
-        shape = x.shape[1:]
+        shape, t_range = x.shape[1:], (self.denoiser.t_start, self.denoiser.t_stop)
 
         def draw(image_key):
             keys = tf.unstack(tf.random.experimental.stateless_split(image_key, 3))
-            t = tf.random.stateless_uniform((), keys[0], *self.t_range, dtype=tf.int32)
+            t = tf.random.stateless_uniform((), keys[0], *t_range, dtype=tf.int32)
             eps = tf.random.stateless_normal(shape, keys[1])
             return t, eps, tf.random.stateless_uniform((), keys[2]) < self.label_dropout
 
@@ -238,7 +237,7 @@ class PatchedDiffusion(tf.keras.Model):
 
     def _update_means(self, losses, t):
         """Feeds the metrics; `mse_quarter1` is the quarter of the range of t with the least noise."""
-        start, stop = self.t_range
+        start, stop = self.denoiser.t_start, self.denoiser.t_stop
         quarter = (t - start) * QUARTERS // (stop - start)
         for name, mean in self._means.items():
             if name.startswith("mse"):

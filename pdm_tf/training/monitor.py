@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -89,14 +88,14 @@ class Evaluation:
         info: data.DatasetInfo,
         strategy: tf.distribute.Strategy,
     ):
-        held_out = [split for split in ("validation", "test") if info.num_examples.get(split)]
-        self.possible = bool(held_out)
+        held_out = held_out_split(info)
+        self.possible = held_out is not None
         self.model, self.steps = model, config.training.eval_batches
 
         def load(context: tf.distribute.InputContext) -> tf.data.Dataset:
             return data.load_batches(
                 info,
-                split=held_out[0],
+                split=held_out,
                 batch_size=context.get_per_replica_batch_size(config.training.batch_size),
                 seed=config.seed,
                 shuffle=False,
@@ -119,21 +118,55 @@ class Evaluation:
         return values
 
 
-@dataclass
 class Preview:
-    """Draws the same noise again and again with the averaged weights, as a run goes on."""
+    """Draws the same noise again and again with the averaged weights, as a run goes on.
 
-    model: PatchedDiffusion
-    ema: ExponentialMovingAverage
-    config: Config
-    sampler: Sampler | None = None
+    A network of a part of the process is shown on that part: to its x_theta of its cleanest t, and from
+    images of the data set, diffused to its noisiest t, unless that is pure noise.
+    """
+
+    def __init__(
+        self,
+        model: PatchedDiffusion,
+        ema: ExponentialMovingAverage,
+        config: Config,
+        info: data.DatasetInfo,
+        strategy: tf.distribute.Strategy,
+    ):
+        """`strategy`: whose replicas share the images; all in this process."""
+        self.denoiser, self.ema, self.config, self.info = model.denoiser, ema, config, info
+        self.strategy, self.count = strategy, config.training.sample_images
+        self.sampler: Sampler | None = None
 
     def draw(self) -> np.ndarray:
         """The grid of samples of now, uint8 (height, width, C)."""
-        settings, denoiser = self.config.training, self.model.denoiser
         if self.sampler is None:
-            self.sampler = Sampler(denoiser, sections=(settings.sample_steps,))
-        count = settings.sample_images
+            self._make_sampler()
         with self.ema.applied():
-            images = self.sampler(self.config.seed, range(count), cycled_labels(denoiser, count))
-        return image_grid(to_uint8(images))
+            images = self.sampler(self.config.seed, range(len(self.labels)), self.labels)
+        return image_grid(to_uint8(images[: self.count]))
+
+    def _make_sampler(self) -> None:
+        """Sets `sampler` and `labels`, of so many images that the replicas have equal shares."""
+        denoiser, replicas = self.denoiser, self.strategy.num_replicas_in_sync
+        batch, begin = -(-self.count // replicas) * replicas, None
+        self.labels, whole = cycled_labels(denoiser, batch), len(denoiser.schedule)
+        if denoiser.t_stop < whole:
+            begin, self.labels = self._first_images(batch)
+        share = (denoiser.t_stop - denoiser.t_start) / whole
+        steps = max(1, round(share * self.config.training.sample_steps))
+        with self.strategy.scope():
+            self.sampler = Sampler(denoiser, sections=(steps,), init_image=begin)
+
+    def _first_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The held-out split's first images, float32 (count, H, W, C) in [-1, 1], and labels, (count,)."""
+        batches = data.load_batches(
+            self.info, split=held_out_split(self.info) or "train", batch_size=count, seed=self.config.seed,
+            shuffle=False, image_shape=self.config.data.image_shape,
+        )  # fmt: skip
+        return next(batches.as_numpy_iterator())
+
+
+def held_out_split(info: data.DatasetInfo) -> str | None:
+    """The split to measure a run on, if there is one."""
+    return next((split for split in ("validation", "test") if info.num_examples.get(split)), None)

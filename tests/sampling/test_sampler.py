@@ -25,6 +25,9 @@ class Easy:
 
     schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (16, 16, 3), 3, True, ()
 
+    def __init__(self, t_start=0, t_stop=1000):
+        self.t_start, self.t_stop = t_start, t_stop
+
     def __call__(self, z, t, labels):
         signal_rate = tf.gather(tf.constant(self.schedule.signal_rate, tf.float32), t)
         share = 1.0 + 0.01 * tf.cast(labels, tf.float32)
@@ -127,6 +130,23 @@ def test_the_kept_steps(easy):
     assert kept(easy, sections=(1000,)) == list(range(1000))
 
 
+def test_a_part_of_the_process_is_sampled_on_its_own_steps():
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    assert kept(Easy(500, 1000), sections=(3,)) == [500, 750, 999]
+    assert kept(Easy(0, 400), sections=(3,), init_image=images) == [0, 200, 399]
+    assert kept(Easy(200, 400), sections=(2, 1), init_image=images) == [200, 299, 399]
+    assert kept(Easy(0, 400), sections=(2,), spacing="logsnr", init_image=images) == [0, 399]
+    with pytest.raises(ValueError, match="t < 400 cannot begin from pure noise"):
+        Sampler(Easy(0, 400), sections=(3,))
+
+
+def test_each_index_begins_at_its_own_image():
+    images = np.stack([np.full((16, 16, 3), value, np.float32) for value in (-0.5, 0.0, 0.5)])
+    sampler = Sampler(Easy(0, 50), sampler="dpm_solver", sections=(5,), init_image=images)
+    drawn = sampler(0, [2, 0], [0, 0])
+    np.testing.assert_allclose(drawn.mean(axis=(1, 2, 3)), [0.5, -0.5], atol=0.03)
+
+
 def test_strength_cuts_the_schedule(easy):
     image = np.zeros((16, 16, 3), np.float32)
     assert kept(easy, sections=(5,), init_image=image, strength=0.6) == [0, 250, 500]
@@ -176,21 +196,23 @@ def test_little_strength_changes_an_image_less_than_much(easy):
 
 
 def test_experts_of_one_network_draw_what_that_network_draws(easy):
-    experts = Experts([easy, easy], [500, 1000])
+    experts = Experts([Easy(0, 500), Easy(500, 1000)])
     for settings in ({"sampler": "dpm_solver"}, {"guidance": 2.0}):
         single, split = (Sampler(d, sections=(4,), **settings)(5, [0, 1], [0, 1]) for d in (easy, experts))
         np.testing.assert_allclose(split, single, atol=1e-5)
 
 
-def test_experts_of_different_patch_sizes_draw_together(denoiser):
-    coarse = tiny_denoiser(tiny_config(network__patch_size=8, diffusion__prediction="v"), 1)
-    sampler = Sampler(Experts([denoiser, coarse], [500, 1000]), sections=(2,), sampler="dpm_solver")
+def test_experts_of_different_patch_sizes_draw_together():
+    fine = tiny_denoiser(tiny_config(diffusion__t_stop=500))
+    settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 500}
+    coarse = tiny_denoiser(tiny_config(**settings), 1)
+    sampler = Sampler(Experts([fine, coarse]), sections=(2,), sampler="dpm_solver")
     first, last = sampler.trajectory(5, [0, 1], [0, 1], 2)
     z = normal_each(stream(5, "sampling prior"), tf.constant([0, 1]), (16, 16, 3))
-    for frame, expert, t in ((first, coarse, 999), (last, denoiser, 0)):
+    for frame, expert, t in ((first, coarse, 999), (last, fine, 0)):
         pred_x = tf.clip_by_value(expert(z, tf.constant([t, t]), tf.constant([0, 1]))[0], -1, 1)
         np.testing.assert_allclose(frame, pred_x, atol=1e-4)
-        z = ddim_step_to_0(z, pred_x, denoiser.schedule)
+        z = ddim_step_to_0(z, pred_x, fine.schedule)
 
 
 def ddim_step_to_0(z, pred_x, schedule):
