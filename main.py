@@ -128,6 +128,7 @@ def describe():
     """--mode=describe: the resolved config, shapes, parameters and FLOPs, and no compute."""
     config = config_of_data()
     print(config.to_json(), end="", flush=True)
+    logging.set_verbosity(logging.ERROR)  # TensorFlow's profiler warns of its own API
     from pdm_tf.describe import describe_network
 
     print(describe_network(config))

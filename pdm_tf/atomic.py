@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,15 +19,17 @@ from flags.errors import UserError
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; on success it takes `path`'s place in one step.
 
-    If the block fails, `path` is as it was and the temporary file is gone.
+    If the block fails, `path` is as it was and the temporary file is gone; that of a process that was killed
+    in its block is removed by the next process that writes to the folder.
 
     Raises:
       UserError: the disk is full.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial{os.getpid()}")
+    partial = _partial(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent.resolve())
         try:
             yield partial
             sync(partial)
@@ -39,15 +43,17 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a new temporary folder beside `path` to fill; on success it becomes `path` in one step.
 
-    If the block fails, the temporary folder is gone. `path` must not exist, or be an empty folder.
+    As with `atomic_file`, nothing temporary stays. `path` must not exist, or be an empty folder.
 
     Raises:
       UserError: the disk is full, or `path` cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial{os.getpid()}")
+    partial = _partial(path)
     with disk_errors(path):
-        partial.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent.resolve())
+        partial.mkdir()
         try:
             yield partial
             for entry in [*partial.rglob("*"), partial]:
@@ -56,6 +62,35 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             sync(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    """This process' temporary name for `path`."""
+    return path.with_name(f".{path.name}.partial{os.getpid()}")
+
+
+@functools.cache
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files and folders of processes that were killed; once for each folder."""
+    for entry in folder.iterdir():
+        leftover = re.fullmatch(r"\..+\.partial(\d+)", entry.name)
+        if not leftover or _runs(int(leftover[1])):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextlib.contextmanager
