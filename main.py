@@ -60,8 +60,13 @@ def sample():
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
     from pdm_tf.training import strategy
 
-    if FLAGS.strategy == "multi_worker":
-        raise UserError("--strategy=multi_worker: samples are drawn on one machine; use another strategy")
+    chosen = strategy.choose()[0] if FLAGS.strategy == "auto" else FLAGS.strategy
+    if chosen == "multi_worker":
+        why = " and TF_CONFIG is set" if FLAGS.strategy == "auto" else ""
+        raise UserError(
+            f"--strategy={FLAGS.strategy}{why}: samples are drawn on one machine; "
+            "use --strategy=cpu, mirrored or tpu"
+        )
     # All that can be refused is looked at before any network is made.
     run_dirs = trained_run_dirs()
     config = read_experts(*run_dirs)[0][1]

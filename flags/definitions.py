@@ -29,7 +29,7 @@ flags.DEFINE_string(
     "The run's folder; runs/<dataset> by default. To sample, also several: the experts of one model.",
 )  # fmt: skip
 flags.DEFINE_string("data_dir", "data", "Where named data sets lie.")
-flags.DEFINE_integer("seed", None, "Seed of everything random; 0 by default.", lower_bound=0)
+flags.DEFINE_integer("seed", None, "Seed of everything random; 0 by default.", 0, 2**31 - 1)
 flags.DEFINE_enum("strategy", "auto", STRATEGIES, "Where to compute.")
 flags.DEFINE_integer("patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", lower_bound=1)
 flags.DEFINE_enum("split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
@@ -85,7 +85,11 @@ def run_dir() -> str:
     """The run's folder."""
     if FLAGS.run_dir:
         return FLAGS.run_dir
-    name = dataset_name().rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    name = dataset_name()
+    if name.startswith("tfds:"):
+        name = name.split(":")[1].replace("/", "-")  # tfds:NAME/CONFIG:VERSION
+    elif name.startswith("folder:"):
+        name = os.path.basename(os.path.normpath(name.partition(":")[2]))
     return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
 
 
@@ -115,8 +119,17 @@ def config_from_flags(info: DataInfo | None = None) -> Config:
 
 
 def run_dirs() -> list[str]:
-    """The folders of the run, or of the experts, to sample from."""
-    return [part for part in run_dir().split(",") if part]
+    """The folders of the run, or of the experts, to sample from.
+
+    Raises:
+      UserError: --run_dir names none.
+    """
+    folders = [part for part in run_dir().split(",") if part]
+    if not folders:
+        raise UserError(
+            f"--run_dir={FLAGS.run_dir} names no folder: give a run's, or experts' with a comma between"
+        )
+    return folders
 
 
 def export_dir() -> str:

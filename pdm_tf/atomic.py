@@ -9,10 +9,15 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import tensorflow as tf
+
 from flags.errors import UserError
+
+HOST = re.sub(r"[^\w.-]", "", socket.gethostname())
 
 
 @contextlib.contextmanager
@@ -65,45 +70,47 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    """This process' temporary name for `path`."""
-    return path.with_name(f".{path.name}.partial{os.getpid()}")
+    """This process' temporary name for `path`; other machines may share the disk."""
+    return path.with_name(f".{path.name}.partial-{HOST}-{os.getpid()}")
 
 
 @functools.cache
 def _remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files and folders of processes that were killed; once for each folder."""
+    """Removes temporary files and folders of this machine's killed processes; once for each folder."""
     for entry in folder.iterdir():
-        leftover = re.fullmatch(r"\..+\.partial(\d+)", entry.name)
-        if not leftover or _runs(int(leftover[1])):
+        leftover = re.fullmatch(rf"\..+\.partial-{re.escape(HOST)}-(\d+)", entry.name)
+        if not leftover or _other_runs(int(leftover[1])):
             continue
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
-            entry.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's, or gone
+                entry.unlink()
 
 
-def _runs(process: int) -> bool:
-    """Whether there is such a process on this machine."""
+def _other_runs(process: int) -> bool:
+    """Whether another process of that number runs on this machine; containers use one number again."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         pass
-    return True
+    return process != os.getpid()
 
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns the operating system's refusals to write `path` into a UserError that says what to do."""
+    """Turns the refusals to write `path` of system and TensorFlow into a UserError that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, tf.errors.ResourceExhaustedError) as error:
+        full = isinstance(error, tf.errors.ResourceExhaustedError)
+        if full or error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no space left on the disk of {path}: free some and run the command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
         raise
 

@@ -68,7 +68,13 @@ class Experts:
     """
 
     def __init__(self, experts: Sequence[Denoiser]):
-        """`experts` from the least noise to the most, each beginning where the one before it stops."""
+        """`experts` from the least noise to the most, each beginning where the one before it stops.
+
+        Raises:
+          ValueError: they leave a gap, or overlap.
+        """
+        if any(one.t_stop != following.t_start for one, following in zip(experts, experts[1:])):
+            raise ValueError(f"intervals that do not meet: {[(e.t_start, e.t_stop) for e in experts]}")
         first = experts[0]
         self.experts = list(experts)
         self.t_start, self.t_stop = first.t_start, experts[-1].t_stop

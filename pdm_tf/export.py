@@ -36,7 +36,11 @@ def servable(denoiser: Denoiser | Experts, sampling: dict[str, typing.Any]) -> t
     Args:
       denoiser: with the weights to save.
       sampling: the arguments of `Sampler` but for the denoiser and the guidance.
+    Raises:
+      ValueError: the denoiser answers for a part of the process only.
     """
+    if (denoiser.t_start, denoiser.t_stop) != (0, len(denoiser.schedule)):
+        raise ValueError(f"a denoiser of {denoiser.t_start} <= t < {denoiser.t_stop} is no whole process")
     shared = _traced_once(denoiser)
 
     def draw(seed, labels, guidance):
@@ -131,14 +135,11 @@ def export_saved_model(
     module = servable(denoiser, sampling)
     metadata = {**about, **describe(denoiser, sampling)}
     with atomic_folder(out) as partial:
-        try:
-            # With the gradients of its custom-gradient operations (+10% of the graph): without them every
-            # load warns, and `denoise` could not be differentiated.
-            tf.saved_model.save(
-                module, str(partial), signatures={"sample": module.sample, "denoise": module.denoise}
-            )
-        except tf.errors.ResourceExhaustedError as error:
-            raise UserError(f"no space left on the disk of {out}: free some and export again") from error
+        # With the gradients of its custom-gradient operations (+10% of the graph): without them every load
+        # warns, and `denoise` could not be differentiated.
+        tf.saved_model.save(
+            module, str(partial), signatures={"sample": module.sample, "denoise": module.denoise}
+        )
         (partial / METADATA).parent.mkdir()
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
         (partial / "README.md").write_text(readme(metadata))

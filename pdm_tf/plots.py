@@ -19,11 +19,15 @@ from pdm_tf.atomic import atomic_file
 def read_metrics(run_dir: str | os.PathLike) -> dict[str, np.ndarray]:
     """The scalars of logs/metrics.jsonl: name -> (n, 2) float64 of step and value, ascending by step.
 
-    Where a resumed run has gone over steps again, the later values count.
+    Where a resumed run has gone over steps again, the later values count. A line that a killed process left
+    unfinished is passed over.
     """
     series: dict[str, dict[int, float]] = {}
     for line in (Path(run_dir) / "logs" / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
         step = values.pop("step")
         for name, value in values.items():
             series.setdefault(name, {})[step] = value

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from pdm_tf.atomic import atomic_file, atomic_folder
+from flags.errors import UserError
+from pdm_tf.atomic import HOST, atomic_file, atomic_folder
 
 KILLED = """
 import os, signal, sys
@@ -52,9 +53,27 @@ def test_so_with_folders(repository, tmp_path):
 
 
 def test_other_writers_of_now_and_other_files_are_left_alone(tmp_path):
-    others = {f".file.partial{os.getppid()}", ".file.partial", ".file.partial1x", "file.partial999999999"}
+    others = {
+        f".file.partial-{HOST}-{os.getppid()}", f".file.partial-other{HOST}-999999999", ".file.partial",
+        f".file.partial-{HOST}-1x", f"file.partial-{HOST}-999999999",
+    }  # fmt: skip
     for name in others:
         (tmp_path / name).write_text("theirs")
     with atomic_file(tmp_path / "file") as partial:
         partial.write_text("ours")
     assert set(os.listdir(tmp_path)) == {"file", *others}
+
+
+def test_a_number_that_a_new_process_has_again_is_no_sign_of_life(tmp_path):
+    (tmp_path / f".folder.partial-{HOST}-{os.getpid()}").mkdir()
+    (tmp_path / f".folder.partial-{HOST}-{10**30}").mkdir()
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, write):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/below"), write(tmp_path / "file" / "below"):
+        pass

@@ -43,6 +43,12 @@ def test_each_image_of_a_mixed_batch_is_answered_by_its_own_expert(experts):
             np.testing.assert_allclose(answer[own], alone[own], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stop", [300, 500, 1000])
+def test_experts_with_a_gap_or_an_overlap_are_refused(stop):
+    with pytest.raises(ValueError, match="intervals that do not meet"):
+        Experts([Counting(0.25, 0, stop), Counting(-0.5, 400, 1000)])
+
+
 class Counting:
     """A denoiser of one number that counts how often it is traced, and how often it then runs."""
 

@@ -53,23 +53,28 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             with disk_errors(final):
-                self.ema.save(self._ema_file(step))
+                # Before the averages: it tells that they belong to a save that was not finished.
                 partial.mkdir(parents=True)
-                self._write_state(partial / "state")
+                self.ema.save(self._ema_file(step))
+                self.state.write(str(partial / "state"))
                 self._write_manifest(partial, step)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
                 sync(final.parent)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        self._prune()
+            self._clear(partial)
+        self._prune(step)
 
     def restore_newest(self) -> int | None:
         """Restores the newest whole checkpoint and returns its step; None if there is no checkpoint at all.
 
+        Removes what a killed process left of one.
+
         Raises:
           UserError: there are checkpoints and none of them is usable.
         """
+        for partial in (self.run_dir / "checkpoints").glob(".step_*.partial"):
+            self._clear(partial)
         folders = sorted((self.run_dir / "checkpoints").glob("step_*"), reverse=True)
         for folder in folders:
             problem = self._problem(folder)
@@ -86,13 +91,12 @@ class Checkpoints:
             )
         return None
 
-    def _write_state(self, prefix: Path) -> None:
-        try:
-            self.state.write(str(prefix))
-        except tf.errors.ResourceExhaustedError as error:
-            raise UserError(
-                f"no space left on the disk of {prefix.parent}: free some and run the command again"
-            ) from error
+    def _clear(self, partial: Path) -> None:
+        """Removes an unfinished checkpoint, if there is one, and the averages that were saved with it."""
+        step = _step_of(partial.with_suffix(""))
+        if partial.exists() and not self._folder(step).exists():
+            self._ema_file(step).unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
     def _write_manifest(self, folder: Path, step: int) -> None:
         files = [*sorted(folder.iterdir()), self._ema_file(step)]
@@ -129,8 +133,10 @@ class Checkpoints:
     def _ema_file(self, step: int) -> Path:
         return self.run_dir / "ema" / f"step_{step:08d}.npz"
 
-    def _prune(self) -> None:
+    def _prune(self, newest: int) -> None:
+        """Keeps the `keep` newest up to the one just saved; any after that are damaged, and do not count."""
         folders = sorted((self.run_dir / "checkpoints").glob("step_*"))
+        folders = [folder for folder in folders if _step_of(folder) <= newest]
         for folder in folders[: -self.keep]:
             if self.keep_every and _step_of(folder) % self.keep_every == 0:
                 continue

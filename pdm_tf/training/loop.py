@@ -87,8 +87,6 @@ def train(
             raise UserError("the workers have different settings: give all of them the same command")
         if chief:
             stack.enter_context(sole_writer(run_dir))
-            with atomic_file(run_dir / "config.json") as partial:
-                partial.write_text(config.to_json())
 
         # --- Everything that a checkpoint holds ---
         with strategy.scope():
@@ -106,12 +104,25 @@ def train(
                 "one --run_dir on a disk that they share"
             )
 
+        if chief:
+            with atomic_file(run_dir / "config.json") as partial:
+                partial.write_text(config.to_json())
+
         # --- What watches it ---
         bar = stack.enter_context(progress(start, settings.steps, enabled=chief))
         log = MetricsLog(run_dir / "logs" if chief else None, start, settings.batch_size)
         # Replicas of other workers do not take part: only the chief draws.
         here = strategy if workers.alone else tf.distribute.get_strategy()
         preview = Preview(model, ema, config, info, here)
+
+        def picture(step: int) -> Path:
+            return run_dir / "samples" / f"step_{step:08d}.png"
+
+        def show(step: int) -> None:
+            grid = preview.draw()
+            write_png(picture(step), grid)
+            log.image(step, grid)
+
         evaluation = Evaluation(model, config, info, strategy)
         signals = stack.enter_context(Signals(workers))
         stack.enter_context(data.naming_shards())
@@ -130,19 +141,22 @@ def train(
                 log.write(step, model, bar)
                 check_bad_steps(model, settings.max_bad_steps)
             with log.clock_stopped():
-                if step % settings.eval_every == 0 and evaluation.possible:
-                    with ema.applied():
-                        log.scalars(step, evaluation.run(), prefix="validation/")
-                if chief and (step % settings.sample_every == 0 or last):
-                    grid = preview.draw()
-                    write_png(run_dir / "samples" / f"step_{step:08d}.png", grid)
-                    log.image(step, grid)
+                # Saved first: whoever sent a signal may not wait, and what watches the run may fail.
                 stop = signals.agreed(step, settings.log_every)
                 if chief and (step % settings.checkpoint_every == 0 or last or stop):
                     checkpoints.save(step)
-            if stop and not last:
-                workers.wait()
-                raise Stopped(f"stopped by {stop} at step {step:,}, all saved: run the same command to go on")
+                if stop and not last:
+                    workers.wait()
+                    raise Stopped(
+                        f"stopped by {stop} at step {step:,}, all saved: run the same command to go on"
+                    )
+                if step % settings.eval_every == 0 and evaluation.possible:
+                    with ema.applied():
+                        log.scalars(step, evaluation.run(), prefix="validation/")
+                if chief and step % settings.sample_every == 0:
+                    show(step)
+        if chief and not picture(settings.steps).exists():
+            show(settings.steps)
         workers.wait()
 
 
@@ -150,6 +164,11 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
     """Restores what there is to start from, and returns how many steps are done."""
     step = checkpoints.restore_newest()
     if step is not None:
+        if step > config.training.steps:
+            raise UserError(
+                f"{checkpoints.run_dir} has trained for {step:,} steps already, and training.steps="
+                f"{config.training.steps}: ask for more, or use another --run_dir"
+            )
         print(f"resuming {checkpoints.run_dir} at step {step:,} of {config.training.steps:,}", flush=True)
         return step
     if config.training.warm_start:

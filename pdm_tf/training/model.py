@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from flags.config import Config
@@ -197,15 +198,20 @@ class PatchedDiffusion(tf.keras.Model):
         guidance: float = 1.0,
         labels=None,
         seed: int = 0,
+        init_image: np.ndarray | None = None,
     ):
         """Draws images by ancestral sampling, float32 (num_images, H, W, C) in [-1, 1].
 
         Args:
+          steps: of `t_stop` - `t_start` at most; if there are fewer, all are taken.
           labels: int (num_images,); by default all classes in turn.
+          init_image: float32 (H, W, C) or (num_images, H, W, C), diffused to begin from; needed by a model
+            with `t_stop` < `num_timesteps`, which cannot begin from pure noise.
         """
         if labels is None:
             labels = cycled_labels(self.denoiser, num_images)
-        sampler = Sampler(self.denoiser, sections=(steps,), guidance=guidance)
+        steps = min(steps, self.denoiser.t_stop - self.denoiser.t_start)
+        sampler = Sampler(self.denoiser, sections=(steps,), guidance=guidance, init_image=init_image)
         return sampler(seed, range(num_images), labels)
 
     def _unpack(self, data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from flags.config import Config
 from pdm_tf import data
+from pdm_tf.atomic import disk_errors
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.sampling.sampler import Sampler, cycled_labels
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -38,8 +40,18 @@ class MetricsLog:
         self.batch_size = batch_size
         self.since, self.last_step = time.monotonic(), start
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.writer = tf.summary.create_file_writer(str(folder))
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self.writer = tf.summary.create_file_writer(str(folder))
+                self._end_last_line()
+
+    def _end_last_line(self) -> None:
+        """A process that was killed, or had no space left, may have written half a line."""
+        with open(self.folder / "metrics.jsonl", "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
 
     def write(self, step: int, model: PatchedDiffusion, bar: tqdm) -> None:
         """Writes the means of the model's metrics since the last call, and resets them."""
@@ -58,17 +70,19 @@ class MetricsLog:
         if not self.folder:
             return
         values = {prefix + name: value for name, value in values.items()}
-        with self.writer.as_default(step=step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        with disk_errors(self.folder):
+            with self.writer.as_default(step=step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
 
     def image(self, step: int, grid: np.ndarray) -> None:
         """Adds a uint8 picture (H, W, C)."""
-        with self.writer.as_default(step=step):
-            tf.summary.image("samples", grid[None])
-        self.writer.flush()
+        with disk_errors(self.folder):
+            with self.writer.as_default(step=step):
+                tf.summary.image("samples", grid[None])
+            self.writer.flush()
 
     @contextlib.contextmanager
     def clock_stopped(self) -> Iterator[None]:

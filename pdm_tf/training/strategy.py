@@ -35,7 +35,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     """
     tf.get_logger().setLevel("ERROR")  # it tells of every collective that it traces
     if name == "auto":
-        name, reason = _choose()
+        name, reason = choose()
         print(f"strategy: {name} ({reason})", flush=True)
     if name == "cpu":
         tf.config.set_visible_devices([], "GPU")
@@ -61,7 +61,8 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
 
 
-def _choose() -> tuple[str, str]:
+def choose() -> tuple[str, str]:
+    """What "auto" is here, and why."""
     if os.environ.get("TPU_NAME"):
         return "tpu", f"TPU_NAME={os.environ['TPU_NAME']}"
     if os.environ.get("TF_CONFIG"):

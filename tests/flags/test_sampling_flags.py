@@ -105,3 +105,17 @@ def test_several_run_folders():
         assert definitions.run_dirs() == ["runs/low", "runs/high"]
     with flagsaver.flagsaver(run_dir=None, dataset=None):
         assert definitions.run_dirs() == ["runs/emoji64"]
+    assert "names no folder" in refusal(lambda _: definitions.run_dirs(), None, run_dir=",")
+
+
+@pytest.mark.parametrize(
+    "dataset, folder",
+    [
+        ("lsun_church", "runs/lsun_church"), ("folder:data/photos/", "runs/photos"),
+        ("tfds:cifar10", "runs/cifar10"),
+        ("tfds:cifar10:3.0.2", "runs/cifar10"), ("tfds:lsun/church:1.0.0", "runs/lsun-church"),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_after_its_data(dataset, folder):
+    with flagsaver.flagsaver(run_dir=None, dataset=dataset, split=None):
+        assert definitions.run_dir() == folder

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,23 +116,27 @@ def test_when_none_is_usable_it_stops_and_touches_nothing(run):
     assert run.files() == before
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(run, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "")],
+)
+def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(run, monkeypatch, error):
     run.save(10)
     before = run.files()
 
     def full(prefix):
-        (prefix.parent / "state.index").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        Path(prefix).with_name("state.index").write_bytes(b"half")
+        raise error
 
-    monkeypatch.setattr(run.checkpoints, "_write_state", full)
+    monkeypatch.setattr(run.checkpoints, "state", SimpleNamespace(write=full))
     with pytest.raises(UserError, match=r"no space left on the disk .*: free some and run the command again"):
         run.save(20)
-    assert run.files() == [*before, "ema/step_00000020.npz"]
+    assert run.files() == before
     assert restored(run.folder) == (10, 10.0, 10.5)
 
 
 def test_a_kill_while_writing_leaves_the_checkpoint_before_as_it_was(run, monkeypatch):
-    """Whatever is on the disk just before the rename is not believed, and the next save clears it."""
+    """Whatever is on the disk just before the rename is not believed, and the next start clears it."""
     run.save(10)
 
     def killed(*_):
@@ -142,10 +148,21 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before_as_it_was(run, monkey
         with pytest.raises(KeyboardInterrupt):
             run.save(20)
     assert (run.folder / "checkpoints/.step_00000020.partial").is_dir()
+    (run.folder / "ema/step_00000020.npz").write_bytes(b"that of the killed one")
     assert restored(run.folder) == (10, 10.0, 10.5)
+    assert not [name for name in run.files() if "20" in name]
     run.save(20)
     assert restored(run.folder) == (20, 20.0, 20.5)
-    assert not (run.folder / "checkpoints/.step_00000020.partial").exists()
+
+
+def test_a_damaged_checkpoint_ahead_does_not_count_among_those_to_keep(tmp_path):
+    run = Run(tmp_path, keep=2)
+    run.save(30, 40)
+    cut(tmp_path / "checkpoints/step_00000040/state.index")
+    assert restored(tmp_path)[0] == 30
+    again = Run(tmp_path, keep=1)
+    again.save(35)
+    assert restored(tmp_path) == (35, 35.0, 35.5)
 
 
 def test_weights_of_another_network_are_refused(run):

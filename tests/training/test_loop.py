@@ -1,7 +1,10 @@
 """The loop in this process: what a run folder holds, exact resume, refusals."""
 
+import errno
 import fcntl
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from flags.errors import UserError
 from flags.presets import preset
 from pdm_tf import data
 from pdm_tf.denoiser import load_denoiser, read_config
+from pdm_tf.plots import read_metrics
 from pdm_tf.training import loop
+from pdm_tf.training.monitor import Preview
 from pdm_tf.training.strategy import Workers
 from pdm_tf.weights import read_arrays
 
@@ -92,6 +97,48 @@ def test_a_finished_run_started_again_does_nothing(whole, capsys):
     train(whole)
     assert {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")} == before
     assert "at step 12 of 12" in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_before_its_last_picture_draws_it(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    picture = tmp_path / "samples/step_00000012.png"
+    picture.unlink()
+    train(tmp_path)
+    assert picture.read_bytes() == (whole / "samples/step_00000012.png").read_bytes()
+
+
+def test_fewer_steps_than_are_done_are_refused(whole):
+    with pytest.raises(
+        UserError, match=r"has trained for 12 steps already, and training.steps=6: ask for more"
+    ):
+        train(whole, "training.steps=6")
+    assert read_config(whole) == config()
+
+
+def test_what_watches_a_run_may_fail_after_the_checkpoint(tmp_path, monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    with monkeypatch.context() as context, pytest.raises(MemoryError):
+        context.setattr(Preview, "draw", fail)
+        train(tmp_path, "training.sample_every=4")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
+
+
+def test_a_full_disk_in_the_log_is_one_line_and_the_half_line_is_passed_over(tmp_path, monkeypatch):
+    def full(*_):
+        (tmp_path / "logs/metrics.jsonl").write_text('{"step": 3, "lo')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        monkeypatch.context() as context,
+        pytest.raises(UserError, match=r"no space left on the disk of .*logs"),
+    ):
+        context.setattr(tf.summary, "scalar", full)
+        train(tmp_path)
+    train(tmp_path)
+    assert (tmp_path / "logs/metrics.jsonl").read_text().startswith('{"step": 3, "lo\n{"step": 3, "loss": ')
+    assert read_metrics(tmp_path)["loss"][:, 0].tolist() == [3, 6, 9, 12]
 
 
 def test_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):

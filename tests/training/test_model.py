@@ -226,6 +226,13 @@ def test_sample_from_the_model(make_model):
     assert np.abs(first - model.sample(3, steps=4, seed=6, guidance=1.5, labels=[0, 1, 2])).max() > 1e-3
 
 
+def test_a_part_of_the_process_is_sampled_from_images(make_model, images):
+    model = make_model(t_stop=3)
+    with pytest.raises(ValueError, match="t < 3 cannot begin from pure noise"):
+        model.sample(2)
+    assert model.sample(2, init_image=images[:2]).shape == (2, 8, 8, 3)
+
+
 def test_two_devices_equal_one(images):
     """MirroredStrategy over two logical CPUs: the same noise, the same losses, the same weights."""
     devices = tf.config.list_logical_devices("CPU")

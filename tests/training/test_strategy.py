@@ -34,11 +34,11 @@ def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys):
 
 def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu0", "gpu1"])
-    assert module._choose() == ("mirrored", "2 GPU")
+    assert module.choose() == ("mirrored", "2 GPU")
     monkeypatch.setenv("TF_CONFIG", cluster())
-    assert module._choose() == ("multi_worker", "TF_CONFIG is set")
+    assert module.choose() == ("multi_worker", "TF_CONFIG is set")
     monkeypatch.setenv("TPU_NAME", "node-1")
-    assert module._choose() == ("tpu", "TPU_NAME=node-1")
+    assert module.choose() == ("tpu", "TPU_NAME=node-1")
 
 
 def test_mirrored_without_a_gpu_is_refused():
