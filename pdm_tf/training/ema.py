@@ -69,8 +69,8 @@ class ExponentialMovingAverage:
             _assign(self.variables, own)
 
     def _weights(self) -> list[np.ndarray]:
-        """Copies of the weights, float32."""
-        return [variable.numpy().astype(np.float32) for variable in self.variables]
+        """Copies of the weights, float32; `numpy` makes them."""
+        return [variable.numpy().astype(np.float32, copy=False) for variable in self.variables]
 
 
 def _move(averages: Sequence[np.ndarray], weights: Sequence[np.ndarray], share: np.float32) -> None:
