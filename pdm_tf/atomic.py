@@ -31,10 +31,8 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
       UserError: the disk is full.
     """
     path = Path(path)
-    partial = _partial(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent.resolve())
+        partial = _partial(path)
         try:
             yield partial
             sync(partial)
@@ -54,10 +52,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
       UserError: the disk is full, or `path` cannot be written.
     """
     path = Path(path)
-    partial = _partial(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent.resolve())
+        partial = _partial(path)
         partial.mkdir()
         try:
             yield partial
@@ -70,7 +66,12 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    """This process' temporary name for `path`; other machines may share the disk."""
+    """This process' temporary name for `path`, in a folder that is there and has no leftovers.
+
+    It carries the machine's name, because others may share the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent.resolve())
     return path.with_name(f".{path.name}.partial-{HOST}-{os.getpid()}")
 
 

@@ -212,10 +212,8 @@ def test_mixed_bfloat16_trains_on_cpu(make_model, batches):
 def test_config_round_trip(make_model):
     model = make_model(prediction="v", t_stop=396, label_dropout=0.3)
     again = PatchedDiffusion.from_config(model.get_config())
-    assert again.get_config() == model.get_config() and (again.denoiser.t_start, again.denoiser.t_stop) == (
-        0,
-        396,
-    )
+    assert again.get_config() == model.get_config()
+    assert (again.denoiser.t_start, again.denoiser.t_stop) == (0, 396)
 
 
 def test_sample_from_the_model(make_model):
