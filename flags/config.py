@@ -1,118 +1,179 @@
 """The resolved configuration of a run: frozen dataclasses, JSON in and out, checked before any compute.
 
-A `Config` holds all that is needed to rebuild the networks of a run and to train it the same way again.
-It is saved as `config.json` in the run folder.
+A `Config` holds all that is needed to rebuild the networks of a run, to train it the same way again, and to
+sample it as its owner likes. It is saved as `config.json` in the run folder. Each field says all of itself;
+what several fields must satisfy together is checked at the end of this file.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import math
 import typing
 from dataclasses import dataclass, field
 
-from flags.errors import UserError
+from flags import words
+from flags.words import require, setting
 
-PREDICTIONS = ("x", "eps", "v")
-LOSS_WEIGHTINGS = ("sqrt_snr", "constant", "snr", "min_snr", "vlb")
-CLASS_CONDITIONINGS = ("none", "gate", "embedding")
-PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+SAMPLE, DRAWN = ("sample",), ("sample", "export")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images a run learns from."""
 
-    dataset: str = "emoji64"  # emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME or folder:PATH
-    image_shape: tuple[int, int, int] = (64, 64, 3)  # height, width, channels
-    num_classes: int = 0  # 0: the data have no labels
-    label_names: tuple[str, ...] = ()
-    horizontal_flip: bool = False  # mirror every other image, at random
+    dataset: str = setting("emoji64", "A named data set, tfds:NAME or folder:PATH.", shared=True)
+    image_shape: tuple[int, int, int] = setting((64, 64, 3), "Height, width, channels.", above=0, shared=True)
+    num_classes: int = setting(0, "0: the data have no labels.", least=0, shared=True)
+    label_names: tuple[str, ...] = setting((), "A name for each class.", shared=True)
+    horizontal_flip: bool = setting(False, "Mirror every other image, at random.")
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The U-Net of Tables 3 and 4."""
+    """The network: what is around its trunk, and the trunk's own fields (the U-Net's: Tables 3 and 4)."""
 
-    patch_size: int = 4
-    base_channels: int = 128
-    channel_multipliers: tuple[float, ...] = (1, 2, 2)
-    blocks_per_level: int = 2
-    attention_resolutions: tuple[int, ...] = (16, 8)  # grid sizes, in patches
-    head_channels: int = 64
-    dropout: float = 0.0
-    class_conditioning: str = "none"
+    kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet",))
+    patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
+    base_channels: int = setting(128, "The width that the first convolution gives a patch.", above=0)
+    dropout: float = setting(0.0, "The rate in the trunk's blocks.", least=0, below=1)
+    class_conditioning: str = setting(
+        "none", "How labels reach the trunk.", choices=("none", "gate", "embedding")
+    )
+    channel_multipliers: tuple[float, ...] = setting(
+        (1, 2, 2), "Each level's width over base_channels.", above=0, of=("unet",)
+    )
+    blocks_per_level: int = setting(2, "Residual blocks of an encoder level.", above=0, of=("unet",))
+    attention_resolutions: tuple[int, ...] = setting(
+        (16, 8), "Grid sizes, in patches, with self-attention.", above=0, of=("unet",)
+    )
+    head_channels: int = setting(64, "Channels of an attention head.", above=0, of=("unet",))
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """The diffusion process, what the network predicts, and which noise levels it sees."""
 
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    prediction: str = "x"
-    loss_weighting: str = "sqrt_snr"
-    t_start: int = 0  # the network is trained on t_start <= t < t_stop
-    t_stop: int = 1000
-    label_dropout: float = 0.1  # how often a label gives way to the null label
+    num_timesteps: int = setting(1000, "T, the steps of the process.", above=0, shared=True)
+    schedule: str = setting(
+        "linear", "How the noise grows.", choices=("linear", "cosine", "shifted_cosine"), shared=True
+    )
+    beta_start: float = setting(1e-4, "beta of the first step, if linear.", above=0, shared=True)
+    beta_end: float = setting(0.02, "beta of the last step, if linear.", below=1, above=0, shared=True)
+    prediction: str = setting("x", "What the network predicts.", choices=("x", "eps", "v"))
+    loss_weighting: str = setting(
+        "sqrt_snr", "gamma_t of the loss.", choices=("sqrt_snr", "constant", "snr", "min_snr", "vlb")
+    )
+    t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
+    t_stop: int = setting(1000, "See t_start.", above=0)
+    label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Adam with a linear warm-up to a constant learning rate."""
 
-    learning_rate: float = 1e-4
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    epsilon: float = 1e-7
-    warmup_steps: int = 5000
-    clip_norm: float = 0.0  # largest global gradient norm; 0: no clipping
+    learning_rate: float = setting(1e-4, "The rate after the warm-up.", above=0)
+    beta_1: float = setting(0.9, "Decay of the first moment.", least=0, below=1)
+    beta_2: float = setting(0.99, "Decay of the second moment.", least=0, below=1)
+    epsilon: float = setting(1e-7, "Added to the root of the second moment.", above=0)
+    warmup_steps: int = setting(5000, "Steps over which the rate grows.", least=0)
+    clip_norm: float = setting(0.0, "Largest global gradient norm; 0: no clipping.", least=0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to sample: what the owner of the weights likes, and a command may override."""
+
+    sampler: str = setting(
+        "ancestral", "How a step goes.",
+        choices=("ancestral", "ddim", "dpm_solver", "unipc", "ipndm"), may_change=True, modes=DRAWN,
+    )  # fmt: skip
+    steps: tuple[int, ...] = setting(
+        (250,), "Kept steps; or one count a section, from the least noise to the most: 90,60,60,20,20.",
+        above=0, may_change=True, modes=DRAWN,
+    )  # fmt: skip
+    spacing: str = setting(
+        "even", "Space them evenly in t or in log-SNR.",
+        choices=("even", "logsnr"), may_change=True, modes=DRAWN,
+    )  # fmt: skip
+    guidance: float = setting(
+        1.0, "Weight w of classifier-free guidance; 1 is without.", may_change=True, modes=SAMPLE
+    )
+    variance: str = setting(
+        "learned", "Variance of ancestral steps.",
+        choices=("learned", "small", "large"), may_change=True, of=("ancestral",), modes=DRAWN,
+    )  # fmt: skip
+    eta: float = setting(
+        0.0, "Noise of DDIM's steps.", least=0, most=1, may_change=True, of=("ddim",), modes=DRAWN
+    )
+    order: int = setting(
+        2, "Order of UniPC's steps.", least=2, most=3, may_change=True, of=("unipc",), modes=DRAWN
+    )
+    strength: float = setting(
+        0.5, "How much of an image to change.",
+        least=0, most=1, may_change=True, of=("init_image",), modes=SAMPLE,
+    )  # fmt: skip
+    jump_length: int = setting(
+        10, "Steps to go back at a time in painting.", least=1, may_change=True, of=("mask",), modes=SAMPLE
+    )
+    resamplings: int = setting(
+        10, "Times to go over each step in painting.", least=1, may_change=True, of=("mask",), modes=SAMPLE
+    )
+    jit_compile: bool = setting(
+        False, "Compile sampling with XLA (for accelerators).", may_change=True, modes=SAMPLE
+    )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """The training loop. All periods are in optimizer steps."""
 
-    batch_size: int = 64  # over all replicas
-    steps: int = 100_000
-    precision: str = "auto"  # auto: mixed_bfloat16 on TPU, float32 elsewhere
-    grad_accum: int = 1  # parts that each replica's batch is worked off in, to save memory
-    recompute: bool = False  # compute activations again in the backward pass, to save memory
-    jit_compile: bool = False  # compile the train step with XLA
-    steps_per_execution: int = 1  # train steps for each call from the host
-    ema_decay: float = 0.99
-    ema_every: int = 100
-    ema_warmup: bool = False  # start from a decay of 0.1 that grows to ema_decay
-    log_every: int = 50
-    max_bad_steps: int = 20  # stop after so many steps in a row whose gradient is not finite
-    eval_every: int = 5000  # a multiple of log_every
-    eval_batches: int = 4  # of the held-out split, with fixed noise
-    sample_every: int = 5000
-    sample_images: int = 64
-    sample_steps: int = 250
-    checkpoint_every: int = 5000
-    keep_checkpoints: int = 2  # the newest ones
-    keep_every: int = 0  # and those of every such step, for good; 0: none
-    warm_start: str = ""  # run folder whose EMA weights a new run starts from
+    batch_size: int = setting(64, "Images a step, over all replicas.", above=0)
+    steps: int = setting(100_000, "Steps to train, in all.", above=0, may_change=True)
+    precision: str = setting(
+        "auto", "auto: mixed_bfloat16 on TPU, float32 elsewhere.",
+        choices=("auto", "float32", "mixed_bfloat16"),
+    )  # fmt: skip
+    grad_accum: int = setting(1, "Parts that a replica's batch is worked off in, to save memory.", above=0)
+    recompute: bool = setting(False, "Compute activations again in the backward pass, to save memory.")
+    jit_compile: bool = setting(False, "Compile the train step with XLA.")
+    steps_per_execution: int = setting(1, "Train steps for each call from the host.", above=0)
+    ema_decay: float = setting(0.99, "Of the averaged weights.", least=0, below=1)
+    ema_every: int = setting(100, "Steps between two updates of them.", above=0)
+    ema_warmup: bool = setting(False, "Start from a decay of 0.1 that grows to ema_decay.")
+    log_every: int = setting(50, "Steps between two lines of metrics.", above=0, may_change=True)
+    max_bad_steps: int = setting(
+        20, "Stop after so many steps in a row whose gradient is not finite.", above=0, may_change=True
+    )
+    eval_every: int = setting(
+        5000, "Steps between two evaluations; a multiple of log_every.", above=0, may_change=True
+    )
+    eval_batches: int = setting(
+        4, "Batches of the held-out split, with fixed noise.", above=0, may_change=True
+    )
+    sample_every: int = setting(5000, "Steps between two previews.", above=0, may_change=True)
+    sample_images: int = setting(64, "Images of a preview.", above=0, may_change=True)
+    checkpoint_every: int = setting(5000, "Steps between two checkpoints.", above=0, may_change=True)
+    keep_checkpoints: int = setting(2, "How many of the newest stay.", above=0, may_change=True)
+    keep_every: int = setting(0, "And those of every such step, for good; 0: none.", least=0, may_change=True)
+    warm_start: str = setting("", "Run folder whose averaged weights a new run starts from.", may_change=True)
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything a run is made from."""
 
-    seed: int = 0
+    seed: int = setting(0, "Of everything random.", least=0, below=2**31)
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def to_json(self) -> str:
         """The config as indented JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return words.to_json(self)
 
     @staticmethod
     def from_json(text: str, where: str = "config.json") -> Config:
@@ -121,267 +182,133 @@ class Config:
         Raises:
           UserError: not JSON, an unknown key or a value of the wrong type.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not valid JSON ({error}); restore it or start a new run") from error
-        return _from_dict(Config, values, where)
+        return words.from_json(Config, text, where)
 
     def replace(self, settings: dict[str, typing.Any]) -> Config:
         """A copy with dotted keys set, as in `{"optimizer.learning_rate": 1e-4}`."""
-        config = self
-        for key, value in settings.items():
-            section, _, name = key.rpartition(".")
-            if section:
-                part = dataclasses.replace(getattr(config, section), **{name: value})
-                config = dataclasses.replace(config, **{section: part})
-            else:
-                config = dataclasses.replace(config, **{name: value})
-        return config
+        return words.replace(self, settings)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is told labels."""
+        return self.network.class_conditioning != "none"
 
 
 def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:
-    """Parses `--set` arguments such as "network.dropout=0.1" into typed values.
+    """Reads `--set` arguments such as "network.dropout=0.1" as typed values by dotted key.
 
     Raises:
       UserError: not of the form key=value, an unknown key or a value of the wrong type.
     """
-    types = _dotted_types(Config)
-    settings = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise UserError(
-                f"--set={assignment}: write --set=key=value, such as --set=optimizer.learning_rate=1e-4"
-            )
-        if key not in types:
-            begun = [known for known in types if known.startswith(key)]
-            close = begun or difflib.get_close_matches(key, types, n=1, cutoff=0.4)
-            advice = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(types)}"
-            raise UserError(f"--set: there is no setting {key!r}{advice}")
-        settings[key] = _parse(text, types[key], f"--set={key}")
-    return settings
-
-
-def differences(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
-    """The dotted keys in which two configs differ, each with its old and new value."""
-    keys = _dotted_types(Config)
-    pairs = {key: (_get(old, key), _get(new, key)) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return words.parse_assignments(Config, assignments)
 
 
 def validate(config: Config) -> Config:
     """Returns `config`, or raises UserError for the first value that cannot work."""
-    _validate_choices(config)
-    _validate_network(config)
-    _validate_diffusion(config)
-    _validate_training(config)
+    words.check(config)
+    {"unet": _check_unet}[config.network.kind](config)
+    _check_labels(config)
+    _check_diffusion(config)
+    _check_training(config)
+    check_sampling(config)
     return config
 
 
-def _validate_choices(config: Config) -> None:
-    choices = {
-        "network.class_conditioning": CLASS_CONDITIONINGS,
-        "diffusion.prediction": PREDICTIONS,
-        "diffusion.loss_weighting": LOSS_WEIGHTINGS,
-        "training.precision": PRECISIONS,
-    }
-    for key, allowed in choices.items():
-        _require(
-            _get(config, key) in allowed,
-            f"{key}={_get(config, key)}: use one of {', '.join(allowed)}",
-        )
-    positive = (
-        "network.patch_size network.base_channels network.blocks_per_level network.head_channels "
-        "diffusion.num_timesteps optimizer.learning_rate optimizer.epsilon "
-        "training.batch_size training.steps "
-        "training.steps_per_execution training.ema_every training.log_every training.sample_every "
-        "training.sample_images training.sample_steps training.checkpoint_every training.keep_checkpoints "
-        "training.grad_accum training.max_bad_steps training.eval_every training.eval_batches"
-    )
-    for key in positive.split():
-        _require(_get(config, key) > 0, f"{key}={_get(config, key)}: use a number above 0")
-    for key in (
-        "optimizer.warmup_steps",
-        "optimizer.clip_norm",
-        "data.num_classes",
-        "training.keep_every",
-        "seed",
-    ):
-        _require(_get(config, key) >= 0, f"{key}={_get(config, key)}: use 0 or more")
-    for key in (
-        "network.dropout",
-        "diffusion.label_dropout",
-        "optimizer.beta_1",
-        "optimizer.beta_2",
-    ):
-        _require(0 <= _get(config, key) < 1, f"{key}={_get(config, key)}: use a number from 0 up to 1")
-    _require(
-        0 <= config.training.ema_decay < 1,
-        f"training.ema_decay={config.training.ema_decay}: use a number from 0 up to 1",
-    )
-    _require(config.seed < 2**31, f"seed={config.seed}: use a number below 2147483648")
-
-
-def _validate_network(config: Config) -> None:
-    network, (height, width, channels) = config.network, config.data.image_shape
-    _require(
-        min(height, width, channels) > 0,
-        f"data.image_shape={config.data.image_shape}: use positive numbers",
-    )
+def _check_unet(config: Config) -> None:
+    network, (height, width, _) = config.network, config.data.image_shape
     levels = len(network.channel_multipliers)
-    _require(
+    require(
         levels > 0,
         "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2",
     )
     factor = network.patch_size * 2 ** (levels - 1)
     for side, size in (("height", height), ("width", width)):
         nearest = max(factor, round(size / factor) * factor)
-        _require(
+        require(
             size % factor == 0,
             f"image {side} {size} does not divide by patch_size * 2^(levels - 1) = "
             f"{network.patch_size} * {2 ** (levels - 1)} = {factor}: resize to {nearest}, or use a smaller "
             "network.patch_size or fewer network.channel_multipliers",
         )
-    _validate_widths(network, max(height, width) // network.patch_size)
-    conditional = network.class_conditioning != "none"
-    _require(
-        not conditional or config.data.num_classes > 0,
-        f"network.class_conditioning={network.class_conditioning} needs labels, and {config.data.dataset} "
-        "has none: use network.class_conditioning=none",
-    )
-
-
-def _validate_widths(network: NetworkConfig, grid: int) -> None:
+    grid = max(height, width) // network.patch_size
     for level, multiplier in enumerate(network.channel_multipliers):
         width = network.base_channels * multiplier
-        _require(
-            width > 0 and width % 32 == 0,
+        require(
+            width % 32 == 0,
             f"network.base_channels * multiplier = {network.base_channels} * {multiplier:g} = {width:g}: "
             "every level's width must divide by 32, the number of normalization groups",
         )
-        last = level == len(network.channel_multipliers) - 1
-        attends = last or grid // 2**level in network.attention_resolutions
-        _require(
+        attends = level == levels - 1 or grid // 2**level in network.attention_resolutions
+        require(
             not attends or width % network.head_channels == 0,
             f"level {level} has {width:g} channels and attention, which must divide by "
             f"network.head_channels={network.head_channels}",
         )
 
 
-def _validate_diffusion(config: Config) -> None:
+def _check_labels(config: Config) -> None:
+    require(
+        not config.conditional or config.data.num_classes > 0,
+        f"network.class_conditioning={config.network.class_conditioning} needs labels, and "
+        f"{config.data.dataset} has none: use network.class_conditioning=none",
+    )
+
+
+def _check_diffusion(config: Config) -> None:
     d = config.diffusion
-    _require(
-        0 < d.beta_start < d.beta_end < 1,
+    require(
+        d.beta_start < d.beta_end,
         f"diffusion.beta_start={d.beta_start}, diffusion.beta_end={d.beta_end}: they must satisfy "
         "0 < beta_start < beta_end < 1",
     )
-    _require(
-        0 <= d.t_start < d.t_stop <= d.num_timesteps,
+    require(
+        d.t_start < d.t_stop <= d.num_timesteps,
         f"diffusion.t_start={d.t_start}, diffusion.t_stop={d.t_stop}: they must satisfy "
         f"0 <= t_start < t_stop <= num_timesteps = {d.num_timesteps}",
     )
-    _require(
-        config.training.sample_steps <= d.num_timesteps,
-        f"training.sample_steps={config.training.sample_steps} is more than "
-        f"diffusion.num_timesteps={d.num_timesteps}",
-    )
 
 
-def _validate_training(config: Config) -> None:
+def _check_training(config: Config) -> None:
     training = config.training
     together = training.steps_per_execution
     for name in ("steps", "log_every", "sample_every", "checkpoint_every", "ema_every"):
         value = getattr(training, name)
-        _require(
+        require(
             value % together == 0,
             f"training.{name}={value} is not a multiple of training.steps_per_execution={together}: "
             f"use {math.ceil(value / together) * together}",
         )
-    _require(
+    require(
         training.eval_every % training.log_every == 0,
         f"training.eval_every={training.eval_every} is not a multiple of "
         f"training.log_every={training.log_every}",
     )
-    _require(
+    require(
         training.batch_size % training.grad_accum == 0,
         f"training.batch_size={training.batch_size} does not divide by "
         f"training.grad_accum={training.grad_accum}",
     )
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def _get(config: Config, dotted: str) -> typing.Any:
-    value = config
-    for name in dotted.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _dotted_types(cls: type) -> dict[str, typing.Any]:
-    types = {}
-    for name, kind in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            types.update({f"{name}.{inner}": t for inner, t in _dotted_types(kind).items()})
-        else:
-            types[name] = kind
-    return types
-
-
-def _parse(text: str, kind: typing.Any, where: str) -> typing.Any:
-    """Reads a value of type `kind` from a command-line word."""
-    if typing.get_origin(kind) is tuple:
-        return _convert([part for part in text.split(",") if part], kind, where)
-    if kind is bool:
-        known = {"true": True, "1": True, "false": False, "0": False}
-        _require(text.lower() in known, f"{where}={text}: use true or false")
-        return known[text.lower()]
-    if kind is str:
-        return text
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise UserError(f"{where}={text}: use {_article(kind)}") from error
-
-
-def _convert(value: typing.Any, kind: typing.Any, where: str) -> typing.Any:
-    """Checks a JSON value against `kind`; lists become tuples."""
-    if typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        _require(isinstance(value, list), f"{where}: use a list")
-        if kinds[-1] is not Ellipsis:
-            _require(len(value) == len(kinds), f"{where}: use {len(kinds)} values")
-        parts = [
-            _parse(v, kinds[0], where) if isinstance(v, str) else _convert(v, kinds[0], where) for v in value
-        ]
-        return tuple(parts)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(fits, f"{where}={value!r}: use {_article(kind)}")
-    return value
-
-
-def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
-
-
-def _from_dict(cls: type, values: typing.Any, where: str) -> typing.Any:
-    _require(isinstance(values, dict), f"{where}: expected an object with keys")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    _require(
-        not unknown,
-        f"{where}: unknown key {', '.join(unknown)}; it was written by another version of pdm_tf",
+def check_sampling(config: Config) -> None:
+    """Raises UserError if the config's model cannot be sampled as its `sampling` says."""
+    words.check(config.sampling)
+    steps, spacing = config.sampling.steps, config.sampling.spacing
+    text = ",".join(map(str, steps))
+    require(
+        len(steps) > 0, "sampling.steps is empty: write a number, or one for each section: 90,60,60,20,20"
     )
-    made = {}
-    for name, value in values.items():
-        kind, place = hints[name], f"{where}: {name}"
-        made[name] = (
-            _from_dict(kind, value, place) if dataclasses.is_dataclass(kind) else _convert(value, kind, place)
-        )
-    return cls(**made)
+    require(
+        spacing == "even" or len(steps) == 1,
+        f"sampling.steps={text}: sampling.spacing={spacing} takes one number of steps",
+    )
+    largest = config.diffusion.num_timesteps // len(steps)
+    require(
+        max(steps) <= largest,
+        f"sampling.steps={text}: the process has {config.diffusion.num_timesteps} steps, so use 1 to "
+        f"{largest} in each of {len(steps)} section{'s' if len(steps) > 1 else ''}",
+    )
+    require(
+        config.sampling.guidance == 1.0 or config.conditional,
+        f"sampling.guidance={config.sampling.guidance:g}: this model has no classes to guide with",
+    )

@@ -1,4 +1,4 @@
-"""The command line: absl flags, and the config that they name."""
+"""The command line: absl flags, each of some modes, and the config that they name."""
 
 from __future__ import annotations
 
@@ -7,68 +7,121 @@ import typing
 
 from absl import flags
 
-from flags.config import Config, parse_settings, validate
+from flags.config import Config, SamplingConfig, check_sampling, parse_settings, validate
 from flags.errors import UserError
 from flags.presets import DEFAULT_DATASET, general_preset, preset
+from flags.words import Leaf, leaves, parse, replace
 
 MODES = ("train", "sample", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
-SAMPLERS = ("ancestral", "ddim", "dpm_solver")
-SCHEDULES = ("even", "logsnr")
-VARIANCES = ("learned", "small", "large")
+TRAIN, SAMPLE, DRAWN = ("train", "describe"), ("sample",), ("sample", "export")
 FLAGS = flags.FLAGS
+_MODES_OF: dict[str, tuple[str, ...]] = {"mode": MODES}
+
+
+def _define(define: typing.Callable, modes: tuple[str, ...], name: str, default, *args, **kwargs) -> None:
+    define(name, default, *args, **kwargs)
+    _MODES_OF[name] = modes
+
+
+def _define_sampling(name: str, leaf: Leaf) -> None:
+    """A flag for a field of the config's `sampling`, whose default is the run's own value."""
+    rule, help = leaf.rule, f"{leaf.rule.help} By default as the run has it."
+    if rule.choices:
+        _define(flags.DEFINE_enum, rule.modes, name, None, rule.choices, help)
+    elif leaf.kind is float:
+        _define(flags.DEFINE_float, rule.modes, name, None, help, rule.least, rule.most)
+    elif leaf.kind is int:
+        _define(flags.DEFINE_integer, rule.modes, name, None, help, rule.least, rule.most)
+    elif leaf.kind is bool:
+        _define(flags.DEFINE_bool, rule.modes, name, None, help)
+    else:
+        _define(flags.DEFINE_string, rule.modes, name, None, help)
+
 
 flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-flags.DEFINE_string(
-    "dataset", None,
+_string, _integer, _enum = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
+_define(
+    _string, MODES, "dataset", None,
     "The data set, which also picks the preset: emoji64 (the default), lsun_church, imagenet256, ffhq1024, "
     "tfds:NAME, or folder:PATH for a data set made by data_tools.",
 )  # fmt: skip
-flags.DEFINE_string(
-    "run_dir", None,
-    "The run's folder; runs/<dataset> by default. To sample, also several: the experts of one model.",
+_define(
+    _string, MODES, "run_dir", None,
+    "The run's folder; runs/<dataset> by default. To sample or export, also several with commas between: the "
+    "experts of one model.",
 )  # fmt: skip
-flags.DEFINE_string("data_dir", "data", "Where named data sets lie.")
-flags.DEFINE_integer("seed", None, "Seed of everything random; 0 by default.", 0, 2**31 - 1)
-flags.DEFINE_enum("strategy", "auto", STRATEGIES, "Where to compute.")
-flags.DEFINE_integer("patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", lower_bound=1)
-flags.DEFINE_enum("split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
-flags.DEFINE_string("prediction", None, "What the network predicts: x, eps or v.")
-flags.DEFINE_integer("train_steps", None, "Steps to train, in all.", lower_bound=1)
-flags.DEFINE_integer("batch_size", None, "Images a step, over all replicas.", lower_bound=1)
-flags.DEFINE_integer("grad_accum", None, "Parts that a replica's batch is worked off in.", lower_bound=1)
-flags.DEFINE_string("warm_start", None, "Run folder whose EMA weights a new run starts from.")
-flags.DEFINE_multi_string("set", [], "Any other field of the config, as key=value; repeatable.")
-
-flags.DEFINE_integer("num_samples", 16, "Images to draw.", lower_bound=1)
-flags.DEFINE_integer("sample_batch_size", 16, "Images to draw at a time.", lower_bound=1)
-flags.DEFINE_string("steps", "250", "Sampling steps, evenly spaced; or one count a section: 90,60,60,20,20.")
-flags.DEFINE_enum("schedule", "even", SCHEDULES, "Space the steps evenly in t or in log-SNR.")
-flags.DEFINE_enum("sampler", "ancestral", SAMPLERS, "How to sample.")
-flags.DEFINE_enum("variance", None, VARIANCES, "Of ancestral steps: learned (default), small or large.")
-flags.DEFINE_float("eta", None, "Noise of DDIM's steps, 0 (default) to 1.", 0.0, 1.0)
-flags.DEFINE_float("guidance", 1.0, "Weight w of classifier-free guidance; 1 is without.")
-flags.DEFINE_list("labels", None, "Labels to draw, numbers or names, in turn; by default all classes.")
-flags.DEFINE_string("init_image", None, "An image file to edit.")
-flags.DEFINE_float("strength", None, "How much of it to change, 0 to 1; 0.5 by default.", 0.0, 1.0)
-flags.DEFINE_string("mask", None, "A mask file: white where --init_image is to be painted anew.")
-flags.DEFINE_integer("jump_length", None, "Steps to go back at a time for --mask; 10 by default.", 1)
-flags.DEFINE_integer("resamplings", None, "Times to go over each step for --mask; 10 by default.", 1)
-flags.DEFINE_integer("trajectory", None, "Also draw x_theta at this many steps of the way.", lower_bound=1)
-flags.DEFINE_bool("jit_compile", False, "Compile sampling with XLA (for accelerators).")
-flags.DEFINE_string(
-    "out", None,
+_define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
+_define(_string, TRAIN, "data_dir", "data", "Where named data sets lie.")
+_define(_integer, (*TRAIN, *SAMPLE), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
+_define(_enum, (*TRAIN, *SAMPLE), "strategy", "auto", STRATEGIES, "Where to compute.")
+_define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
+_define(_string, TRAIN, "prediction", None, "What the network predicts: x, eps or v.")
+_define(_integer, TRAIN, "train_steps", None, "Steps to train, in all.", 1)
+_define(_integer, TRAIN, "batch_size", None, "Images a step, over all replicas.", 1)
+_define(_integer, TRAIN, "grad_accum", None, "Parts that a replica's batch is worked off in.", 1)
+_define(_string, TRAIN, "warm_start", None, "Run folder whose averaged weights a new run starts from.")
+_define(flags.DEFINE_multi_string, TRAIN, "set", [], "Any field of the config, as key=value; repeatable.")
+_define(_integer, SAMPLE, "num_samples", 16, "Images to draw.", 1)
+_define(_integer, SAMPLE, "sample_batch_size", 16, "Images to draw at a time.", 1)
+for _name, _leaf in leaves(SamplingConfig).items():
+    _define_sampling(_name, _leaf)
+_define(
+    flags.DEFINE_list, SAMPLE, "labels", None, "Labels to draw in turn, numbers or names; by default all."
+)
+_define(_string, SAMPLE, "init_image", None, "An image file to edit.")
+_define(_string, SAMPLE, "mask", None, "A mask file: white where --init_image is to be painted anew.")
+_define(_integer, SAMPLE, "trajectory", None, "Also draw x_theta at this many steps of the way.", 1)
+_define(
+    _string, DRAWN, "out", None,
     "Folder for what the mode makes: <run_dir>/samples by default, exports/<the run's name> for an export.",
 )  # fmt: skip
-flags.DEFINE_bool("save_pngs", False, "Write one PNG for each sample too.")
+_define(flags.DEFINE_bool, SAMPLE, "save_pngs", False, "Write one PNG for each sample too.")
+
+# What somebody who gives a flag in a mode that does not have it may have wanted there.
+_INSTEAD = {
+    ("train", "steps"): "use --train_steps, or --set=sampling.steps=... for how its previews are drawn",
+    ("train", "num_samples"): "use --set=training.sample_images=... for its previews",
+    ("train", "sample_batch_size"): "use --batch_size",
+    ("train", "out"): "use --run_dir",
+    ("sample", "batch_size"): "use --sample_batch_size",
+    ("sample", "train_steps"): "use --steps",
+    ("export", "train_steps"): "use --steps",
+}
 
 
 class DataInfo(typing.Protocol):
-    """What the config takes from a data set that is not one of the named presets."""
+    """What the config takes from a data set."""
 
     image_shape: tuple[int, int, int]
     num_classes: int
     label_names: tuple[str, ...]
+
+
+def check_mode() -> None:
+    """Refuses flags that the mode does not have, so that nobody thinks they did something.
+
+    Raises:
+      UserError: says what to write instead.
+    """
+    for name, modes in _MODES_OF.items():
+        if not FLAGS[name].using_default_value and FLAGS.mode not in modes:
+            advice = _advice(FLAGS.mode, name)
+            raise UserError(f"--{name} is for --mode={' and '.join(modes)}; in --mode={FLAGS.mode} {advice}")
+
+
+def _advice(mode: str, name: str) -> str:
+    """What to do about a flag that `mode` does not have."""
+    known = _INSTEAD.get(("train" if mode in TRAIN else mode, name))
+    if known:
+        return known
+    if mode in TRAIN and name in leaves(SamplingConfig):
+        return f"use --set=sampling.{name}=... for how its previews and samples are drawn"
+    if mode == "export" and SAMPLE[0] in _MODES_OF[name]:
+        return "leave it out: each call gives it seed, labels and guidance, and edits are not exported"
+    if mode not in TRAIN and _MODES_OF[name] == TRAIN:
+        return "leave it out: the run's config.json has it"
+    return "leave it out"
 
 
 def dataset_name() -> str:
@@ -93,15 +146,42 @@ def run_dir() -> str:
     return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
 
 
-def config_from_flags(info: DataInfo | None = None) -> Config:
-    """The validated config of the command line; `info` describes a data set without a preset.
+def run_dirs() -> list[str]:
+    """The folders of the run, or of the experts, to sample from.
 
+    Raises:
+      UserError: --run_dir names none.
+    """
+    folders = [part for part in run_dir().split(",") if part]
+    if not folders:
+        raise UserError(
+            f"--run_dir={FLAGS.run_dir} names no folder: give a run's, or experts' with a comma between"
+        )
+    return folders
+
+
+def out_dir() -> str:
+    """The folder for what the mode makes."""
+    if FLAGS.out:
+        return FLAGS.out
+    if FLAGS.mode == "export":
+        return "exports/" + "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
+    return os.path.join(run_dirs()[0], "samples")
+
+
+def training_config(info: DataInfo | None) -> Config:
+    """The validated config of the command line.
+
+    Args:
+      info: describes the data set; None for a named one that is not at hand: no class names then.
     Raises:
       UserError: something cannot work.
     """
     dataset = dataset_name()
     if is_named(dataset):
         config = preset(dataset, FLAGS.patch_size, FLAGS.split)
+        names = info.label_names if info else ()
+        config = config.replace({"data.label_names": names})
     else:
         config = general_preset(
             dataset, info.image_shape, info.num_classes, info.label_names, FLAGS.patch_size
@@ -118,103 +198,40 @@ def config_from_flags(info: DataInfo | None = None) -> Config:
     return validate(config.replace({**given, **parse_settings(FLAGS.set)}))
 
 
-def run_dirs() -> list[str]:
-    """The folders of the run, or of the experts, to sample from.
-
-    Raises:
-      UserError: --run_dir names none.
-    """
-    folders = [part for part in run_dir().split(",") if part]
-    if not folders:
-        raise UserError(
-            f"--run_dir={FLAGS.run_dir} names no folder: give a run's, or experts' with a comma between"
-        )
-    return folders
-
-
-def export_dir() -> str:
-    """The folder of an export."""
-    return FLAGS.out or "exports/" + "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
-
-
-def export_settings(config: Config) -> dict[str, typing.Any]:
-    """The sampler's settings that an export fixes.
-
-    Raises:
-      UserError: a flag that an export cannot fix, or what `sampling_settings` refuses.
-    """
-    for name in ("seed", "labels", "guidance", "init_image", "mask", "trajectory", "jit_compile"):
-        if FLAGS[name].present:
-            raise UserError(
-                f"--{name} is for --mode=sample: an export fixes sampler and steps, and each call gives it "
-                "seed, labels and guidance; leave the flag out"
-            )
-    settings = sampling_settings(config)
-    return {key: settings[key] for key in settings if key not in ("guidance", "jit_compile")}
-
-
-def sampling_settings(config: Config) -> dict[str, typing.Any]:
-    """The sampler's settings, but for the images to edit.
+def with_sampling_flags(config: Config) -> Config:
+    """A run's config, sampled as the flags say and, where they say nothing, as the run has it.
 
     Raises:
       UserError: a flag without the one that it belongs to, or steps or a weight that cannot work.
     """
-    _refuse_lonely_flags()
-    if FLAGS.guidance != 1.0 and config.network.class_conditioning == "none":
-        raise UserError(
-            f"--guidance={FLAGS.guidance:g}: this model has no classes to guide with; leave the flag out"
-        )
-    optional = ("variance", "eta", "strength", "jump_length", "resamplings")
-    settings = {name: FLAGS[name].value for name in optional if FLAGS[name].value is not None}
-    if FLAGS.init_image and not FLAGS.mask:
-        settings.setdefault("strength", 0.5)
-    return {
-        "sampler": FLAGS.sampler,
-        "sections": sampling_sections(config.diffusion.num_timesteps),
-        "spacing": FLAGS.schedule,
-        "guidance": FLAGS.guidance,
-        "jit_compile": FLAGS.jit_compile,
-        **settings,
-    }
-
-
-def _refuse_lonely_flags() -> None:
-    """Refuses flags that would do nothing, so that nobody thinks they did something."""
-    ancestral, ddim = FLAGS.sampler == "ancestral", FLAGS.sampler == "ddim"
-    needs = {
-        "variance": (ancestral, "--sampler=ancestral"),
-        "eta": (ddim, "--sampler=ddim"),
-        "strength": (FLAGS.init_image, "an --init_image"),
-        "mask": (FLAGS.init_image and ancestral, "an --init_image and --sampler=ancestral"),
-        "jump_length": (FLAGS.mask, "a --mask"),
-        "resamplings": (FLAGS.mask, "a --mask"),
-    }
-    for name, (present, needed) in needs.items():
-        if FLAGS[name].value is not None and not present:
-            raise UserError(f"--{name} needs {needed}: give it, or leave --{name} out")
-
-
-def sampling_sections(num_timesteps: int) -> tuple[int, ...]:
-    """`--steps` as the number of steps in each section of the process.
-
-    Raises:
-      UserError: not numbers, or more steps than the process has.
-    """
+    given = {}
+    for name, leaf in leaves(SamplingConfig).items():
+        value = FLAGS[name].value
+        if value is not None:
+            given[name] = parse(value, leaf.kind, f"--{name}") if isinstance(value, str) else value
+    if FLAGS.mask:
+        given.setdefault("strength", 1.0)  # what is painted anew begins from pure noise
+    sampling = replace(config.sampling, given)
+    _refuse_lonely_flags(sampling.sampler)
+    config = config.replace({"sampling": sampling})
     try:
-        sections = tuple(int(part) for part in FLAGS.steps.split(","))
-    except ValueError as error:
-        raise UserError(
-            f"--steps={FLAGS.steps}: write a number, or one for each section: 90,60,60,20,20"
-        ) from error
-    if FLAGS.schedule == "logsnr" and len(sections) > 1:
-        raise UserError(f"--steps={FLAGS.steps}: --schedule=logsnr takes one number of steps")
-    largest = num_timesteps // len(sections)
-    if min(sections) < 1 or max(sections) > largest:
-        raise UserError(
-            f"--steps={FLAGS.steps}: the process has {num_timesteps} steps, so use 1 to {largest} in each of "
-            f"{len(sections)} section{'s' if len(sections) > 1 else ''}"
-        )
-    return sections
+        check_sampling(config)
+    except UserError as error:  # it names settings, and the user wrote flags
+        raise UserError(str(error).replace("sampling.", "--")) from error
+    return config
+
+
+def _refuse_lonely_flags(sampler: str) -> None:
+    """Refuses flags that would do nothing, so that nobody thinks they did something."""
+    there = {sampler, *(name for name in ("init_image", "mask") if FLAGS[name].value)}
+    if FLAGS.mask and not ({"ancestral", "init_image"} <= there):
+        raise UserError("--mask needs an --init_image and --sampler=ancestral: give them, or leave it out")
+    for name, leaf in leaves(SamplingConfig).items():
+        of = leaf.rule.of
+        if FLAGS[name].value is not None and of and not there & set(of):
+            needed = {"init_image": "an --init_image", "mask": "a --mask"}
+            wanted = " or ".join(needed.get(owner, f"--sampler={owner}") for owner in of)
+            raise UserError(f"--{name} needs {wanted}: give it, or leave --{name} out")
 
 
 def sampling_labels(config: Config) -> list[int] | None:
@@ -225,7 +242,7 @@ def sampling_labels(config: Config) -> list[int] | None:
     """
     if not FLAGS.labels:
         return None
-    if config.network.class_conditioning == "none":
+    if not config.conditional:
         raise UserError("--labels: this model has no classes; leave the flag out")
     names = {name.lower(): number for number, name in enumerate(config.data.label_names)}
     labels = []

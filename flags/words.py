@@ -1,0 +1,225 @@
+"""JSON and command-line words <-> nested frozen dataclasses. Knows no field: each says all of itself.
+
+A section is a frozen dataclass whose fields are made by `setting`, or are sections again. A field is named by
+a dotted key, such as "optimizer.learning_rate".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import operator
+import typing
+from collections.abc import Mapping, Sequence
+
+from flags.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a field may hold and where it counts.
+
+    Attributes:
+      help: one sentence on the field.
+      choices: the values it may have; (): any.
+      least, most, above, below: its range, the first two included; of a tuple, that of each value.
+      may_change: it may differ between the parts of one run, because no train step depends on it.
+      shared: experts of one model must have the same.
+      of: the samplers, kinds of network or edits that read it; (): all do.
+      modes: the modes with a flag of its name; (): it is set as --set=KEY=VALUE alone.
+    """
+
+    help: str
+    choices: tuple = ()
+    least: typing.Any = None
+    most: typing.Any = None
+    above: typing.Any = None
+    below: typing.Any = None
+    may_change: bool = False
+    shared: bool = False
+    of: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+
+    def problem(self, value: typing.Any) -> str:
+        """What to use instead of `value`, or "" if it will do."""
+        if self.choices:
+            allowed = ", ".join(map(str, self.choices))
+            return "" if value in self.choices else f"use one of {allowed}"
+        limits = ((operator.ge, self.least), (operator.le, self.most))
+        limits += ((operator.gt, self.above), (operator.lt, self.below))
+        values = value if isinstance(value, tuple) else (value,)
+        within = all(limit is None or within(v, limit) for within, limit in limits for v in values)
+        return "" if within else f"use {self.range}"
+
+    @property
+    def range(self) -> str:
+        """The range in words."""
+        lower = f"from {self.least}" if self.least is not None else f"above {self.above}"
+        if self.most is None and self.below is None:
+            return f"{self.least} or more" if self.least is not None else f"a number {lower}"
+        return f"a number {lower} " + (f"to {self.most}" if self.most is not None else f"up to {self.below}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One field: its type, its default and its rule."""
+
+    kind: typing.Any
+    default: typing.Any
+    rule: Rule
+
+
+def setting(default: typing.Any, help: str, **rule) -> typing.Any:
+    """A field of a section; `rule` are the attributes of `Rule`."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(help, **rule)})
+
+
+def leaves(cls: type) -> dict[str, Leaf]:
+    """All fields of a section class and of the sections in it, by dotted key."""
+    found, hints = {}, typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            found.update({f"{field.name}.{inner}": leaf for inner, leaf in leaves(kind).items()})
+        else:
+            found[field.name] = Leaf(kind, field.default, field.metadata["rule"])
+    return found
+
+
+def get(section: typing.Any, key: str) -> typing.Any:
+    """The value of a dotted key."""
+    return operator.attrgetter(key)(section)
+
+
+def replace(section: typing.Any, values: Mapping[str, typing.Any]) -> typing.Any:
+    """A copy of a section with dotted keys, of whatever depth, set."""
+    own, inner = {}, {}
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            own[name] = value
+    parts = {name: replace(getattr(section, name), rest) for name, rest in inner.items()}
+    return dataclasses.replace(section, **own, **parts)
+
+
+def differences(old: typing.Any, new: typing.Any) -> dict[str, tuple[typing.Any, typing.Any]]:
+    """The dotted keys in which two sections of one class differ, each with its old and new value."""
+    pairs = {key: (get(old, key), get(new, key)) for key in leaves(type(old))}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def options_of(section: typing.Any, name: str) -> dict[str, typing.Any]:
+    """The fields of a section that are `of` the sampler or kind of network `name`, with their values."""
+    found = leaves(type(section)).items()
+    return {key: getattr(section, key) for key, leaf in found if name in leaf.rule.of}
+
+
+def check(section: typing.Any) -> None:
+    """Raises UserError for the first field whose value its rule does not allow."""
+    for key, leaf in leaves(type(section)).items():
+        value = get(section, key)
+        problem = leaf.rule.problem(value)
+        require(not problem, f"{key}={value}: {problem}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UserError(message) unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def to_json(section: typing.Any) -> str:
+    """A section as indented JSON text."""
+    return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
+
+
+def from_json(cls: type, text: str, where: str) -> typing.Any:
+    """Reads `to_json`'s text; what is not named has its default. `where` names the file in errors.
+
+    Raises:
+      UserError: not JSON, an unknown key or a value of the wrong type.
+    """
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON ({error}); restore it or start a new run") from error
+    return _from_dict(cls, values, where)
+
+
+def parse_assignments(cls: type, assignments: Sequence[str]) -> dict[str, typing.Any]:
+    """Reads words such as "network.dropout=0.1" as values by dotted key.
+
+    Raises:
+      UserError: not of the form key=value, an unknown key or a value of the wrong type.
+    """
+    known, values = leaves(cls), {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        require(
+            bool(equals),
+            f"--set={assignment}: write --set=key=value, such as --set=optimizer.learning_rate=1e-4",
+        )
+        if key not in known:
+            begun = [name for name in known if name.startswith(key)]
+            close = begun or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            advice = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
+            raise UserError(f"--set: there is no setting {key!r}{advice}")
+        values[key] = parse(text, known[key].kind, f"--set={key}")
+    return values
+
+
+def parse(text: str, kind: typing.Any, where: str) -> typing.Any:
+    """Reads a value of type `kind` from a command-line word; `where` names it in errors."""
+    if typing.get_origin(kind) is tuple:
+        return _convert([part for part in text.split(",") if part], kind, where)
+    if kind is bool:
+        known = {"true": True, "1": True, "false": False, "0": False}
+        require(text.lower() in known, f"{where}={text}: use true or false")
+        return known[text.lower()]
+    if kind is str:
+        return text
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise UserError(f"{where}={text}: use {_article(kind)}") from error
+
+
+def _convert(value: typing.Any, kind: typing.Any, where: str) -> typing.Any:
+    """Checks a JSON value against `kind`; lists become tuples."""
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        require(isinstance(value, list), f"{where}: use a list")
+        if kinds[-1] is not Ellipsis:
+            require(len(value) == len(kinds), f"{where}: use {len(kinds)} values")
+        read = [parse if isinstance(part, str) else _convert for part in value]
+        return tuple(one(part, kinds[0], where) for one, part in zip(read, value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    require(fits, f"{where}={value!r}: use {_article(kind)}")
+    return value
+
+
+def _article(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
+
+
+def _from_dict(cls: type, values: typing.Any, where: str) -> typing.Any:
+    require(isinstance(values, dict), f"{where}: expected an object with keys")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    require(
+        not unknown,
+        f"{where}: unknown key {', '.join(unknown)}: another version of pdm_tf wrote it; use that one, or "
+        "take the key out of the file",
+    )
+    made = {}
+    for name, value in values.items():
+        kind, place = hints[name], f"{where}: {name}"
+        made[name] = (
+            _from_dict(kind, value, place) if dataclasses.is_dataclass(kind) else _convert(value, kind, place)
+        )
+    return cls(**made)
