@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-
 import matplotlib
 
 matplotlib.use("Agg")  # files only: no window system is needed
@@ -14,39 +10,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pdm_tf.atomic import atomic_file
+from pdm_tf.run import RunFolder
 
 
-def read_metrics(run_dir: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The scalars of logs/metrics.jsonl: name -> (n, 2) float64 of step and value, ascending by step.
-
-    Where a resumed run has gone over steps again, the later values count. A line that a killed process left
-    unfinished is passed over.
-    """
-    series: dict[str, dict[int, float]] = {}
-    for line in (Path(run_dir) / "logs" / "metrics.jsonl").read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        step = values.pop("step")
-        for name, value in values.items():
-            series.setdefault(name, {})[step] = value
-    return {name: np.array(sorted(points.items()), np.float64) for name, points in series.items()}
-
-
-def loss_curve(run_dir: str | os.PathLike, path: str | os.PathLike, smoothing: int = 10) -> None:
-    """Draws L_simple and the mean squared error of x by quarter of the noise levels, as PNG to `path`.
+def loss_curve(run: RunFolder, smoothing: int = 10) -> None:
+    """Draws L_simple and the mean squared error of x by quarter of the noise levels as the run's loss curve.
 
     Training losses are running means of `smoothing` log lines, those of the held-out split are as measured.
     """
-    metrics = read_metrics(run_dir)
+    metrics = run.metrics()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     _draw(left, metrics, {"simple_loss": "training", "validation/simple_loss": "held out"}, smoothing)
     quarters = {f"mse_quarter{q}": f"quarter {q}{' (least noise)' if q == 1 else ''}" for q in range(1, 5)}
     _draw(right, metrics, quarters, smoothing)
     left.set(title="L_simple", xlabel="step", yscale="log")
     right.set(title="mean squared error of x, by quarter of t", xlabel="step", yscale="log")
-    with atomic_file(path) as partial:
+    with atomic_file(run.loss_curve) as partial:
         figure.savefig(partial, format="png", dpi=100)
     plt.close(figure)
 

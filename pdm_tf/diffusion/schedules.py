@@ -1,7 +1,8 @@
-"""Noise schedules: float64 tables of the variance-preserving process (Eqs. 1 and 2)."""
+"""Noise schedules: float64 tables of the variance-preserving process (Eqs. 1 and 2), and one level of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,17 +10,57 @@ from functools import cached_property
 import numpy as np
 import tensorflow as tf
 
+LARGEST_BETA = 0.999  # of a cosine, whose last steps would leave nothing of the data
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """How much of z_t = signal * x + noise * eps is data, and how much is noise.
+
+    Attributes:
+      signal: sqrt(alpha_t).
+      noise: sqrt(1 - alpha_t).
+      snr: the signal-to-noise ratio alpha_t / (1 - alpha_t).
+    """
+
+    signal: tf.Tensor
+    noise: tf.Tensor
+    snr: tf.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLevel(Level):
+    """One kept step of a schedule, or one for each image of a batch, ready to broadcast over images.
+
+    All but `t` were computed in float64 and are () or (B, 1, 1, 1), in the dtype of the images.
+
+    Attributes:
+      t: int32 () or (B,), the timestep that a network is told.
+      root_snr: sqrt(SNR).
+      pull, stretch: beta / (1 - alpha_t) and 1 / sqrt(1 - beta), of the posterior's mean.
+      log_beta: log beta, beta = 1 - alpha_t / alpha_s being the variance of q(z_t | z_s).
+      log_beta_tilde: log b_tilde, the log variance of q(z_s | z_t, x).
+      before: the level of the kept step s before t; of the first step the data itself, whose noise is 0.
+    """
+
+    t: tf.Tensor
+    root_snr: tf.Tensor
+    pull: tf.Tensor
+    stretch: tf.Tensor
+    log_beta: tf.Tensor
+    log_beta_tilde: tf.Tensor
+    before: Level
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """The kept steps of a diffusion process, from the least to the most noise.
 
-    Index i counts the kept steps, `timesteps[i]` is the t that a network is told. In the full process all
-    T steps are kept and i = t; a strided schedule keeps a subset, and each of its steps spans the gap to
-    the kept step before it. All tables are float64 of shape (N,).
+    In the full process all T steps are kept, and the index i of a kept step is its t; a strided schedule keeps
+    a subset, and each of its steps spans the gap to the kept step before it. All tables are float64, (N,).
 
     Attributes:
-      timesteps: (N,) int32, ascending, each in 0..T-1.
+      timesteps: (N,) int32, ascending, each in 0..T-1: what a network is told.
       alpha: alpha_t = prod_{s<=t} (1 - beta_s) at the kept steps.
     """
 
@@ -49,30 +90,43 @@ class NoiseSchedule:
         return self.beta * (1.0 - self.alpha_before) / (1.0 - self.alpha)
 
     @cached_property
-    def log_beta(self) -> np.ndarray:
-        """log beta."""
-        return np.log(self.beta)
-
-    @cached_property
     def log_beta_tilde(self) -> np.ndarray:
         """log b_tilde; the first entry, where b_tilde = 0, repeats the second (it multiplies no noise)."""
         positive = self.beta_tilde[1:] if len(self) > 1 else self.beta
         return np.log(np.concatenate([positive[:1], self.beta_tilde[1:]]))
 
     @cached_property
-    def signal_rate(self) -> np.ndarray:
-        """sqrt(alpha_t), what x is multiplied by in z_t."""
-        return np.sqrt(self.alpha)
-
-    @cached_property
-    def noise_rate(self) -> np.ndarray:
-        """sqrt(1 - alpha_t), what eps is multiplied by in z_t."""
-        return np.sqrt(1.0 - self.alpha)
-
-    @cached_property
     def snr(self) -> np.ndarray:
         """The signal-to-noise ratio alpha_t / (1 - alpha_t)."""
         return self.alpha / (1.0 - self.alpha)
+
+    @cached_property
+    def half_log_snr(self) -> np.ndarray:
+        """lambda = log(sqrt(alpha_t) / sqrt(1 - alpha_t)), the time of the exponential solvers."""
+        return 0.5 * np.log(self.snr)
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """What `at` gathers, (N, 11)."""
+        noise_before = 1.0 - self.alpha_before
+        with np.errstate(divide="ignore"):
+            snr_before = self.alpha_before / noise_before
+        columns = [
+            np.sqrt(self.alpha), np.sqrt(1.0 - self.alpha), self.snr, np.sqrt(self.snr),
+            self.beta / (1.0 - self.alpha), (1.0 - self.beta) ** -0.5, np.log(self.beta), self.log_beta_tilde,
+            np.sqrt(self.alpha_before), np.sqrt(noise_before), snr_before,
+        ]  # fmt: skip
+        return np.stack(columns, axis=1)
+
+    def at(self, i: tf.Tensor | int, dtype: tf.DType = tf.float32) -> NoiseLevel:
+        """The level of kept step i, int32 () or (B,); counted from 0, the least noise."""
+        signal, noise, snr, root_snr, pull, stretch, log_beta, log_beta_tilde, *before = take(
+            self._table, i, dtype
+        )
+        return NoiseLevel(
+            signal, noise, snr, tf.gather(tf.constant(self.timesteps), i),
+            root_snr, pull, stretch, log_beta, log_beta_tilde, Level(*before),
+        )  # fmt: skip
 
     def keep(self, timesteps: Sequence[int]) -> NoiseSchedule:
         """The strided schedule that keeps the given t of this one.
@@ -86,12 +140,46 @@ class NoiseSchedule:
         return NoiseSchedule(kept, self.alpha[np.searchsorted(self.timesteps, kept)])
 
 
-def linear_schedule(
-    num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
-) -> NoiseSchedule:
+def take(table: np.ndarray, i: tf.Tensor | int, dtype: tf.DType) -> list[tf.Tensor]:
+    """Row i, int32 () or (B,), of a float64 table (N, K): K tensors, each () or (B, 1, 1, 1), of `dtype`."""
+    rows = tf.gather(tf.constant(table, dtype), i)
+    values = tf.unstack(rows, axis=-1)
+    return [tf.reshape(value, [-1, 1, 1, 1]) for value in values] if rows.shape.rank == 2 else values
+
+
+def linear(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
     """beta_t linear in t from `beta_start` to `beta_end` (beta_T of Tables 3 and 4), both included."""
-    beta = np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
-    return NoiseSchedule(np.arange(num_timesteps, dtype=np.int32), np.cumprod(1.0 - beta))
+    return _of_beta(np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64))
+
+
+def cosine(num_timesteps: int = 1000) -> NoiseSchedule:
+    """alpha_t = f(t + 1) / f(0), f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2) (Nichol & Dhariwal, 2021)."""
+    time = np.arange(num_timesteps + 1) / num_timesteps
+    alpha = np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    return _of_beta(np.minimum(1.0 - alpha[1:] / alpha[:-1], LARGEST_BETA))
+
+
+def shifted_cosine(num_timesteps: int = 1000, side: int = 64) -> NoiseSchedule:
+    """log SNR = -2 ln tan(pi t / 2) + 2 ln(64 / side) (Hoogeboom et al., 2023, Eqs. 4 and 5).
+
+    An image of `side` pixels, the longer one, is as noisy as one of 64 averaged down to it. t is at the middle
+    of each of the T steps, where both ends are finite.
+    """
+    time = (np.arange(num_timesteps) + 0.5) / num_timesteps
+    log_snr = -2.0 * np.log(np.tan(math.pi / 2 * time)) + 2.0 * math.log(64 / side)
+    return NoiseSchedule(np.arange(num_timesteps, dtype=np.int32), 1.0 / (1.0 + np.exp(-log_snr)))
+
+
+def _of_beta(beta: np.ndarray) -> NoiseSchedule:
+    return NoiseSchedule(np.arange(len(beta), dtype=np.int32), np.cumprod(1.0 - beta))
+
+
+# `diffusion.schedule` -> the schedule of a `DiffusionConfig` and of the images' longer side in pixels.
+SCHEDULES = {
+    "linear": lambda d, side: linear(d.num_timesteps, d.beta_start, d.beta_end),
+    "cosine": lambda d, side: cosine(d.num_timesteps),
+    "shifted_cosine": lambda d, side: shifted_cosine(d.num_timesteps, side),
+}
 
 
 def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray:
@@ -106,9 +194,9 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
     Raises:
       ValueError: a section asks for fewer than 1 step or for more than it has.
     """
-    starts = np.array([len(part) for part in np.array_split(np.arange(num_timesteps), len(sections))])
+    sizes = [len(part) for part in np.array_split(np.arange(num_timesteps), len(sections))]
     kept, start = [], 0
-    for size, count in zip(starts, sections):
+    for size, count in zip(sizes, sections):
         if not 1 <= count <= size:
             raise ValueError(f"cannot keep {count} of a section of {size} timesteps")
         kept.append(start + np.round(np.linspace(0, size - 1, count)).astype(np.int32))
@@ -142,16 +230,3 @@ def logsnr_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
     indices = np.maximum.accumulate(indices - ranks) + ranks
     indices = np.minimum(indices, steps - count + ranks)
     return schedule.timesteps[indices]
-
-
-def at(table: np.ndarray, index: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
-    """A float64 table's values at `index`, shaped to multiply images.
-
-    Args:
-      table: (N,) float64.
-      index: int32, () or (B,).
-    Returns:
-      `dtype`, () or (B, 1, 1, 1).
-    """
-    values = tf.gather(tf.constant(table, dtype), index)
-    return tf.reshape(values, [-1, 1, 1, 1]) if index.shape.rank == 1 else values

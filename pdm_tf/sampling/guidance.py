@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import tensorflow as tf
 
 from pdm_tf.denoiser import Denoiser
+from pdm_tf.sampling.loop import Denoise
 
 
-def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> Callable:
+def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> Denoise:
     """A function (z, t ()) -> x_theta, u of a denoiser at fixed labels.
 
     x_theta = w x_cond - (w - 1) x_null, dynamically thresholded, and u of the conditional pass. At w = 1 the
     network runs once and x is clipped to [-1, 1]; otherwise both passes are one call on twice the batch.
 
     Args:
-      denoiser: the network.
-      labels: int32 (B,); the null label is `denoiser.num_classes`.
+      labels: int32 (B,).
       weight: w; the paper's are 1.5 and 2.25. A tensor, float32 (), always runs both passes.
     """
 
@@ -26,7 +24,7 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> 
         return tf.clip_by_value(pred_x, -1.0, 1.0), u
 
     def with_guidance(z, t):
-        both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.num_classes)], axis=0)
+        both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.null_label)], axis=0)
         pred_x, u = denoiser(tf.concat([z, z], axis=0), tf.repeat(t, tf.shape(both)[0]), both)
         conditional, null = tf.split(pred_x, 2)
         # In float32 whether w is a number or a tensor, so that an exported model draws the same images.

@@ -1,10 +1,64 @@
-"""The loop that every sampler runs in: one `tf.while_loop`, so that all steps are one compiled graph."""
+"""The loop that every sampler runs in: one `tf.while_loop`, so that all steps are one compiled graph.
+
+A sampler is a plain function `(denoise, schedule, *, its own options) -> Steps`. The descending index, the noise
+of each step, what a multistep solver remembers, and the frames of a trajectory are the loop's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
+
+from pdm_tf.diffusion.schedules import NoiseSchedule, take
+
+# (z (B, H, W, C), t int32 ()) -> x_theta and u, both (B, H, W, C).
+Denoise = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+class Steps(NamedTuple):
+    """How a sampler goes from one kept step to the one before it.
+
+    Attributes:
+      step: (level, z, noise, own, memory) -> x_theta, z of the step before, and the new memory. `level` is the
+        `NoiseLevel` of z, `noise()` draws standard normal numbers shaped as z, `own` is the step's row of
+        `table`, and `memory` a list of tensors shaped as z, zeros at first.
+      table: the sampler's own numbers for each kept step, float64 (N, K).
+      memory: how many tensors it remembers.
+    """
+
+    step: Callable
+    table: np.ndarray | None = None
+    memory: int = 0
+
+
+def descend(
+    steps: Steps,
+    schedule: NoiseSchedule,
+    z: tf.Tensor,
+    noise: Callable[[tf.Tensor], tf.Tensor],
+    frames: int = 1,
+) -> tf.Tensor:
+    """Runs a sampler from the schedule's last kept step to its first, whose x_theta is the image.
+
+    Args:
+      z: (B, H, W, C), z_t of the last kept step; its dtype is that of the computation.
+      noise: standard normal (B, H, W, C), other numbers for each int32 ().
+      frames: how many x_theta to return.
+    Returns:
+      x_theta at `frames` evenly spaced steps, (frames, B, H, W, C). The last one is the image.
+    """
+    last = len(schedule) - 1
+
+    def step(k: tf.Tensor, z: tf.Tensor, *memory: tf.Tensor):
+        i = last - k
+        own = [] if steps.table is None else take(steps.table, i, z.dtype)
+        pred_x, z, memory = steps.step(schedule.at(i, z.dtype), z, lambda: noise(i), own, memory)
+        return pred_x, [z, *memory]
+
+    return run_steps(step, len(schedule), [z] + [tf.zeros_like(z)] * steps.memory, frames)[1]
 
 
 def run_steps(

@@ -7,21 +7,23 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.diffusion.schedules import NoiseSchedule, at
+from pdm_tf.diffusion.process import diffuse
+from pdm_tf.diffusion.schedules import NoiseSchedule, take
 from pdm_tf.sampling.ancestral import ancestral_step
-from pdm_tf.sampling.loop import run_steps
+from pdm_tf.sampling.loop import Denoise, run_steps
 
 
 def repaint(
-    denoise: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    denoise: Denoise,
     schedule: NoiseSchedule,
     z: tf.Tensor,
     noise: Callable[[tf.Tensor], tf.Tensor],
     known: tf.Tensor,
     unknown: tf.Tensor,
-    variance: str = "learned",
-    jump_length: int = 10,
-    resamplings: int = 10,
+    *,
+    variance: str,
+    jump_length: int,
+    resamplings: int,
     frames: int = 1,
 ) -> tf.Tensor:
     """Ancestral sampling of the unknown pixels, with resampling (Algorithm 1 of Lugmayr et al., 2022).
@@ -31,31 +33,27 @@ def repaint(
     sqrt(1 - beta_t) z_s + sqrt(beta_t) eps: going up again lets the unknown pixels agree with the known.
 
     Args:
-      denoise: (z (B, H, W, C), t int32 ()) -> x_theta and u, both (B, H, W, C).
-      schedule: the kept steps; see `NoiseSchedule.keep`.
-      z: (B, H, W, C), z_t of the schedule's last step.
-      noise: standard normal (B, H, W, C), other numbers for each int32 ().
+      denoise, schedule, z, noise, frames: as of `descend`.
       known: (H, W, C), the image x; its known pixels are those of the result, bit for bit.
       unknown: bool (H, W, 1), where to paint.
-      variance: see `log_variance`.
+      variance: see `ancestral`.
       jump_length, resamplings: see `resampling_walk`.
-      frames: how many x_theta to return.
     Returns:
       x_theta, known pixels in place, at `frames` evenly spaced moves, (frames, B, H, W, C). The last one is
       the image.
     """
     walk = resampling_walk(len(schedule), jump_length, resamplings)
-    timesteps, here, there = map(tf.constant, (schedule.timesteps, walk[:-1], walk[1:]))
-    signal_before, noise_before = np.sqrt(schedule.alpha_before), np.sqrt(1.0 - schedule.alpha_before)
+    here, there = tf.constant(walk[:-1]), tf.constant(walk[1:])
 
     def down(i, k, z):
-        pred_x, u = denoise(z, timesteps[i])
-        sample = ancestral_step(z, pred_x, u, schedule, i, noise(2 * k), variance)
-        given = at(signal_before, i, z.dtype) * known + at(noise_before, i, z.dtype) * noise(2 * k + 1)
+        level = schedule.at(i, z.dtype)
+        pred_x, u = denoise(z, level.t)
+        sample = ancestral_step(z, pred_x, u, level, noise(2 * k), variance)
+        given = diffuse(known, noise(2 * k + 1), level.before)
         return tf.where(unknown, pred_x, known), tf.where(unknown, sample, given)
 
     def up(i, k, z):
-        beta = at(schedule.beta, i, z.dtype)
+        (beta,) = take(schedule.beta[:, None], i, z.dtype)
         return tf.sqrt(1.0 - beta) * z + tf.sqrt(beta) * noise(2 * k)
 
     def step(k, z, x_before):

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from flags.config import SamplingConfig
 from flags.errors import UserError
-from pdm_tf.denoiser import Denoiser, Experts
+from flags.words import options_of
+from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import NoiseSchedule, logsnr_timesteps, strided_timesteps
 from pdm_tf.randomness import normal_each, stream
@@ -16,7 +18,19 @@ from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.ddim import ddim
 from pdm_tf.sampling.dpm_solver import dpm_solver
 from pdm_tf.sampling.guidance import guided
+from pdm_tf.sampling.ipndm import ipndm
+from pdm_tf.sampling.loop import descend
 from pdm_tf.sampling.repaint import repaint, resampling_walk
+from pdm_tf.sampling.unipc import unipc
+
+# name -> (denoise, schedule, *, the options that are of it) -> Steps
+SAMPLERS = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "unipc": unipc,
+    "ipndm": ipndm,
+}
 
 
 class Sampler:
@@ -31,63 +45,44 @@ class Sampler:
 
     def __init__(
         self,
-        denoiser: Denoiser | Experts,
+        denoiser: Denoiser,
+        settings: SamplingConfig,
         *,
-        sampler: str = "ancestral",
-        sections: Sequence[int] = (250,),
-        spacing: str = "even",
-        variance: str = "learned",
-        eta: float = 0.0,
-        guidance: float | tf.Tensor = 1.0,
-        init_image: np.ndarray | None = None,
-        strength: float = 1.0,
+        image: np.ndarray | None = None,
         mask: np.ndarray | None = None,
-        jump_length: int = 10,
-        resamplings: int = 10,
-        jit_compile: bool = False,
+        guidance: tf.Tensor | None = None,
     ):
         """Fixes everything but the noise and the labels.
 
         Args:
           denoiser: what to sample from. One that answers for a part of the process only is run on that part:
-            from `init_image` diffused to its noisiest t if it cannot begin from pure noise, and up to x_theta
-            of its cleanest.
-          sampler: "ancestral", "ddim" or "dpm_solver".
-          sections: the kept steps; see `strided_timesteps`.
-          spacing: "even" in t, or "logsnr", which has one section (see `logsnr_timesteps`).
-          variance: of ancestral steps; see `log_variance`.
-          eta: of DDIM.
-          guidance: w of `guided`.
-          init_image: float32 (H, W, C) in [-1, 1], what to edit; or (N, H, W, C), one for each index.
-          strength: how much of the process to run on `init_image`, 0 to 1: sampling starts at the last kept
-            t <= strength * (T - 1), from the image diffused to it (SDEdit, Meng et al., 2022); at 1 and with
-            a mask from pure noise.
-          mask: bool (H, W), True where to paint anew; the rest of `init_image` stays as it is.
-          jump_length, resamplings: of `repaint`, for a mask.
-          jit_compile: compile with XLA, whose random numbers, and so the images of a seed, are others.
+            from `image` diffused to its noisiest t if it cannot begin from pure noise, and up to x_theta of
+            its cleanest.
+          settings: how. `strength` is how much of the process to run on `image`: sampling starts at the last
+            kept t <= strength * (T - 1), from the image diffused to it (SDEdit, Meng et al., 2022); with a
+            mask at 1 from pure noise.
+          image: float32 (H, W, C) in [-1, 1], what to edit; or (N, H, W, C), one for each index.
+          mask: bool (H, W), True where to paint anew; the rest of `image` stays as it is.
+          guidance: float32 (), known in the graph only, instead of that of the settings.
         Raises:
           UserError: settings that do not go together.
         """
-        if sampler not in ("ancestral", "ddim", "dpm_solver"):
-            raise ValueError(f"sampler={sampler!r}: use ancestral, ddim or dpm_solver")
-        self.denoiser = denoiser
-        self.schedule = _kept_steps(denoiser, sections, spacing, strength)
+        if mask is not None and (settings.sampler != "ancestral" or image is None):
+            raise UserError("a mask needs an image to paint in, and the ancestral sampler, whose steps it repeats")
+        self.denoiser, self.settings = denoiser, settings
+        self.guidance = settings.guidance if guidance is None else guidance
+        strength = 1.0 if image is None else settings.strength
+        self.schedule = _kept_steps(denoiser, settings, strength)
         self.from_noise = denoiser.t_stop == len(denoiser.schedule) and (
-            init_image is None or (mask is not None and strength == 1.0)
+            image is None or (mask is not None and strength == 1.0)
         )
-        if not self.from_noise and init_image is None:
-            raise ValueError(f"a denoiser of t < {denoiser.t_stop} cannot begin from pure noise: init_image?")
-        if mask is not None and (sampler != "ancestral" or init_image is None):
-            raise UserError("--mask needs an --init_image and --sampler=ancestral, whose steps it resamples")
-        self.sampler, self.variance, self.eta, self.guidance = sampler, variance, eta, guidance
+        if not self.from_noise and image is None:
+            raise ValueError(f"a denoiser of t < {denoiser.t_stop} cannot begin from pure noise: image?")
         # A tensor that a graph takes from outside: as a constant in it, many images make it huge.
-        self.init_image = None if init_image is None else tf.constant(init_image)
-        self.strength, self.mask = strength, mask
-        self.jump_length, self.resamplings = jump_length, resamplings
-        self.jit_compile = jit_compile
+        self.image, self.mask = None if image is None else tf.constant(image), mask
         self.strategy = tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
-        self._on_replica = tf.function(self._frames, jit_compile=jit_compile)
+        self._on_replica = tf.function(self._frames, jit_compile=settings.jit_compile)
         self._compiled = tf.function(self._on_replicas)
 
     @property
@@ -96,7 +91,7 @@ class Sampler:
         steps = len(self.schedule)
         if self.mask is None:
             return steps
-        return len(resampling_walk(steps, self.jump_length, self.resamplings)) - 1
+        return len(resampling_walk(steps, self.settings.jump_length, self.settings.resamplings)) - 1
 
     def __call__(self, seed: int, indices: Sequence[int], labels: Sequence[int]) -> np.ndarray:
         """Images of the given indices and labels, float32 (B, H, W, C) in [-1, 1]."""
@@ -112,8 +107,8 @@ class Sampler:
         """
         if len(indices) % self.replicas:
             raise UserError(
-                f"a batch of {len(indices)} samples does not divide by {self.replicas} replicas: use "
-                f"--sample_batch_size={-(-len(indices) // self.replicas) * self.replicas}"
+                f"a batch of {len(indices)} samples does not divide by {self.replicas} replicas: use one of "
+                f"{-(-len(indices) // self.replicas) * self.replicas}"
             )
         if frames > self.moves:
             raise UserError(f"{frames} frames are more than the {self.moves} steps of this sampling")
@@ -136,49 +131,49 @@ class Sampler:
 
     def _frames(self, seed, indices, labels, frames):
         """x_theta at `frames` steps, (frames, B, H, W, C): everything from the noise to the images."""
-        shape = self.denoiser.image_shape
+        shape, settings = self.denoiser.image_shape, self.settings
         denoise = guided(self.denoiser, labels, self.guidance)
         z = normal_each(stream(seed, "sampling prior"), indices, shape)
-        image = self.init_image
+        image = self.image
         if image is not None and image.shape.rank == 4:
             image = tf.gather(image, indices)
         if not self.from_noise:
-            z = diffuse(image, z, self.schedule, tf.constant(len(self.schedule) - 1))
+            z = diffuse(image, z, self.schedule.at(len(self.schedule) - 1))
 
         def noise(i):
             return normal_each(stream(seed, "sampling noise", i), indices, shape)
 
         if self.mask is not None:
             return repaint(
-                denoise, self.schedule, z, noise, image,
-                tf.constant(self.mask[..., None]), self.variance, self.jump_length, self.resamplings, frames,
+                denoise, self.schedule, z, noise, image, tf.constant(self.mask[..., None]), frames=frames,
+                variance=settings.variance, **options_of(settings, "mask"),
             )  # fmt: skip
-        if self.sampler == "ancestral":
-            return ancestral(denoise, self.schedule, z, noise, self.variance, frames)
-        if self.sampler == "ddim":
-            return ddim(denoise, self.schedule, z, noise, self.eta, frames)
-        return dpm_solver(denoise, self.schedule, z, frames)
+        sampler = SAMPLERS[settings.sampler]
+        steps = sampler(denoise, self.schedule, **options_of(settings, settings.sampler))
+        return descend(steps, self.schedule, z, noise, frames)
 
 
-def _kept_steps(
-    denoiser: Denoiser | Experts, sections: Sequence[int], spacing: str, strength: float
-) -> NoiseSchedule:
+def _kept_steps(denoiser: Denoiser, settings: SamplingConfig, strength: float) -> NoiseSchedule:
     """The strided schedule of the denoiser's own t, up to the last kept t <= strength * (T - 1)."""
     schedule = denoiser.schedule
     own = schedule.keep(range(denoiser.t_start, denoiser.t_stop))
-    if spacing == "logsnr":
-        (count,) = sections
+    if settings.spacing == "logsnr":
+        (count,) = settings.steps
         kept = logsnr_timesteps(own, count)
-    elif spacing == "even":
-        kept = own.timesteps[strided_timesteps(len(own), sections)]
     else:
-        raise ValueError(f"spacing={spacing!r}: use even or logsnr")
+        kept = own.timesteps[strided_timesteps(len(own), settings.steps)]
     kept = kept[kept <= strength * (len(schedule) - 1)]
     if not len(kept):
-        raise UserError(f"--strength={strength:g} leaves none of the steps: use more --steps")
+        raise UserError(f"a strength of {strength:g} leaves none of the steps: use more steps")
     return schedule.keep(kept)
 
 
-def cycled_labels(denoiser: Denoiser | Experts, count: int) -> np.ndarray:
+def steps_of_share(steps: Sequence[int], denoiser: Denoiser) -> tuple[int, ...]:
+    """Steps of the whole process -> those for a denoiser of a part of it, at least one a section."""
+    share = (denoiser.t_stop - denoiser.t_start) / len(denoiser.schedule)
+    return tuple(max(1, round(share * count)) for count in steps)
+
+
+def cycled_labels(denoiser: Denoiser, count: int) -> np.ndarray:
     """Labels 0, 1, 2, ... around all classes, int32 (count,); zeros without class conditioning."""
     return np.arange(count, dtype=np.int32) % (denoiser.num_classes if denoiser.conditional else 1)

@@ -16,6 +16,7 @@ from absl import logging
 
 from flags.errors import UserError
 from pdm_tf.atomic import disk_errors, sha256, sync
+from pdm_tf.run import RunFolder
 from pdm_tf.training.ema import ExponentialMovingAverage
 
 MANIFEST = "manifest.json"
@@ -26,7 +27,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run: RunFolder,
         state: tf.train.Checkpoint,
         ema: ExponentialMovingAverage,
         keep: int = 2,
@@ -36,7 +37,7 @@ class Checkpoints:
 
         The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: none).
         """
-        self.run_dir = Path(run_dir)
+        self.run = run
         self.state = state
         self.ema = ema
         self.keep = keep
@@ -48,21 +49,21 @@ class Checkpoints:
         Raises:
           UserError: the disk is full; earlier checkpoints are as they were.
         """
-        final = self._folder(step)
-        partial = final.with_name(f".{final.name}.partial")
+        final = self.run.checkpoint(step)
+        partial = self.run.partial_checkpoint(step)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             with disk_errors(final):
                 # Before the averages: it tells that they belong to a save that was not finished.
                 partial.mkdir(parents=True)
-                self.ema.save(self._ema_file(step))
+                self.ema.save(self.run.weights(step))
                 self.state.write(str(partial / "state"))
                 self._write_manifest(partial, step)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
                 sync(final.parent)
         finally:
-            self._clear(partial)
+            self._clear(step)
         self._prune(step)
 
     def restore_newest(self) -> int | None:
@@ -73,33 +74,42 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none of them is usable.
         """
-        for partial in (self.run_dir / "checkpoints").glob(".step_*.partial"):
-            self._clear(partial)
-        folders = sorted((self.run_dir / "checkpoints").glob("step_*"), reverse=True)
-        for folder in folders:
+        for step in self.run.partial_steps():
+            self._clear(step)
+        steps = self.run.checkpoint_steps()
+        for step in reversed(steps):
+            folder = self.run.checkpoint(step)
             problem = self._problem(folder)
             if problem is None:
-                step = _step_of(folder)
-                self.state.read(str(folder / "state")).assert_existing_objects_matched()
-                self.ema.load(self._ema_file(step))
+                self._read(folder)
+                self.ema.load(self.run.weights(step))
                 return step
             logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
-        if folders:
+        if steps:
             raise UserError(
-                f"none of the {len(folders)} checkpoints in {self.run_dir}/checkpoints is usable: "
-                "restore them from a copy, or delete the folder to start again from nothing"
+                f"none of the {len(steps)} checkpoints in {folder.parent} is usable: restore them from a copy, "
+                "or delete the folder to start again from nothing"
             )
         return None
 
-    def _clear(self, partial: Path) -> None:
+    def _read(self, folder: Path) -> None:
+        try:
+            self.state.read(str(folder / "state")).assert_existing_objects_matched()
+        except AssertionError as error:
+            raise UserError(
+                f"{folder} is whole, and of another network or written by another version of pdm_tf: use that "
+                "one, or another folder"
+            ) from error
+
+    def _clear(self, step: int) -> None:
         """Removes an unfinished checkpoint, if there is one, and the averages that were saved with it."""
-        step = _step_of(partial.with_suffix(""))
-        if partial.exists() and not self._folder(step).exists():
-            self._ema_file(step).unlink(missing_ok=True)
+        partial = self.run.partial_checkpoint(step)
+        if partial.exists() and not self.run.checkpoint(step).exists():
+            self.run.weights(step).unlink(missing_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
 
     def _write_manifest(self, folder: Path, step: int) -> None:
-        files = [*sorted(folder.iterdir()), self._ema_file(step)]
+        files = [*sorted(folder.iterdir()), self.run.weights(step)]
         manifest = {
             "step": step,
             "files": {self._relative(f, folder): _fingerprint(f) for f in files},
@@ -117,7 +127,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return f"{MANIFEST} is missing or not readable"
         for name, expected in files.items():
-            path = self.run_dir / name if name.startswith("ema/") else folder / name
+            path = self.run.path / name if name.startswith("ema/") else folder / name
             if not path.is_file():
                 return f"{name} is missing"
             if _fingerprint(path) != expected:
@@ -125,27 +135,15 @@ class Checkpoints:
         return None
 
     def _relative(self, file: Path, folder: Path) -> str:
-        return file.name if file.parent == folder else str(file.relative_to(self.run_dir))
-
-    def _folder(self, step: int) -> Path:
-        return self.run_dir / "checkpoints" / f"step_{step:08d}"
-
-    def _ema_file(self, step: int) -> Path:
-        return self.run_dir / "ema" / f"step_{step:08d}.npz"
+        return file.name if file.parent == folder else str(file.relative_to(self.run.path))
 
     def _prune(self, newest: int) -> None:
         """Keeps the `keep` newest up to the one just saved; any after that are damaged, and do not count."""
-        folders = sorted((self.run_dir / "checkpoints").glob("step_*"))
-        folders = [folder for folder in folders if _step_of(folder) <= newest]
-        for folder in folders[: -self.keep]:
-            if self.keep_every and _step_of(folder) % self.keep_every == 0:
-                continue
-            shutil.rmtree(folder)
-            (self.run_dir / "ema" / f"{folder.name}.npz").unlink(missing_ok=True)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.partition("_")[2])
+        steps = [step for step in self.run.checkpoint_steps() if step <= newest]
+        for step in steps[: -self.keep]:
+            if not self.keep_every or step % self.keep_every:
+                shutil.rmtree(self.run.checkpoint(step))
+                self.run.weights(step).unlink(missing_ok=True)
 
 
 def _fingerprint(path: Path) -> dict:

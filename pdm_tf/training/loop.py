@@ -3,161 +3,196 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import signal
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
-from absl import logging
+from tqdm import tqdm
 
-from flags.config import Config, differences
-from flags.errors import UserError
-from pdm_tf import data
-from pdm_tf.atomic import atomic_file, disk_errors
-from pdm_tf.denoiser import newest_ema, read_config
+from flags.config import Config
+from flags.errors import Stopped, UserError
+from flags.words import differences, leaves
+from pdm_tf import data, stack
 from pdm_tf.images import write_png
+from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.training.metrics import MetricsLog, progress
 from pdm_tf.training.model import PatchedDiffusion, build_model
-from pdm_tf.training.monitor import Evaluation, MetricsLog, Preview, progress
-from pdm_tf.training.strategy import Workers, is_chief, is_tpu
-
-# What may change between the parts of one run without changing what its steps compute.
-MAY_CHANGE = (
-    "training.steps", "training.log_every", "training.sample_every", "training.sample_images",
-    "training.sample_steps", "training.checkpoint_every", "training.keep_checkpoints", "training.keep_every",
-    "training.eval_every", "training.eval_batches", "training.max_bad_steps",
-)  # fmt: skip
+from pdm_tf.training.strategy import Workers, is_chief
+from pdm_tf.training.watch import Evaluation, Preview, Watch
 
 
-class Stopped(Exception):  # noqa: N818 (not an error: somebody asked for it)
-    """SIGTERM or SIGINT ended the run after a whole step; its state is saved."""
-
-
-def resolve(config: Config, run_dir: str | Path, strategy: tf.distribute.Strategy) -> Config:
-    """The config that a run in `run_dir` trains with: precision decided, and equal to an earlier part's.
+def resolve(config: Config, run: RunFolder, on_tpu: bool) -> Config:
+    """The config that a run in a folder trains with: precision decided, and equal to an earlier part's.
 
     Raises:
-      UserError: the folder holds a run with other settings, or the batch does not divide by the replicas.
+      UserError: the folder holds a run with other settings.
     """
     if config.training.precision == "auto":
-        precision = "mixed_bfloat16" if is_tpu(strategy) else "float32"
+        precision = "mixed_bfloat16" if on_tpu else "float32"
         config = config.replace({"training.precision": precision})
+    if run.has_config():
+        known = leaves(Config)
+        changed = differences(run.config(), config).items()
+        fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed if not known[k].rule.may_change]
+        if fixed:
+            raise UserError(
+                f"{run} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume it, "
+                "or another folder"
+            )
+    return config
+
+
+def check_batch(config: Config, replicas: int) -> None:
+    """Raises UserError if the batch cannot be shared out."""
     batch, parts = config.training.batch_size, config.training.grad_accum
-    replicas = strategy.num_replicas_in_sync
     if batch % (replicas * parts):
         nearest = max(round(batch / replicas / parts), 1) * replicas * parts
         raise UserError(
             f"training.batch_size={batch} does not divide by {replicas} replicas x "
             f"training.grad_accum={parts}: the nearest that does is {nearest}"
         )
-    if (Path(run_dir) / "config.json").is_file():
-        changed = differences(read_config(run_dir), config)
-        fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed.items() if k not in MAY_CHANGE]
-        if fixed:
-            raise UserError(
-                f"{run_dir} holds a run with other settings: {'; '.join(fixed)}: "
-                "give the same ones to resume it, or another --run_dir"
-            )
-    return config
 
 
-def train(
-    config: Config, run_dir: str | Path, info: data.DatasetInfo, strategy: tf.distribute.Strategy
-) -> None:
-    """Trains the config's network in `run_dir`, from its newest checkpoint if it has one.
+def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> None:
+    """Trains the config's network in a run folder, from its newest checkpoint if it has one.
 
     Args:
       config: a config from `resolve`.
-      run_dir: gets config.json, checkpoints/, ema/, logs/ and samples/.
+      run: gets config.json, checkpoints/, ema/, logs/ and previews/.
       info: the data set.
       strategy: where to compute.
     Raises:
-      UserError: damaged data or checkpoints, a full disk, gradients that stay infinite, or another process
-        that trains in the same folder.
+      UserError: damaged data or checkpoints, a full disk, gradients that stay infinite, a batch that cannot be
+        shared out, or another process that trains in the same folder.
       Stopped: asked to stop by a signal; the state is saved.
     """
-    settings, run_dir, chief = config.training, Path(run_dir), is_chief(strategy)
-    workers = Workers(strategy)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(workers.ending_together())
+    settings, workers, chief = config.training, Workers(strategy), is_chief(strategy)
+    check_batch(config, strategy.num_replicas_in_sync)
+    with contextlib.ExitStack() as on_exit:
+        # --- Of one mind, and alone in the folder ---
+        on_exit.enter_context(workers.ending_together())
         if not workers.same(zlib.crc32(config.to_json().encode())):
             raise UserError("the workers have different settings: give all of them the same command")
         if chief:
-            stack.enter_context(sole_writer(run_dir))
-
-        # --- Everything that a checkpoint holds ---
-        with strategy.scope():
-            model = build_model(config, settings.precision)
-        ema = ExponentialMovingAverage(
-            model.network.trainable_variables, settings.ema_decay, settings.ema_warmup
-        )
-        checkpoints = Checkpoints(
-            run_dir, training_state(model), ema, settings.keep_checkpoints, settings.keep_every
-        )
-        start = first_step(config, checkpoints, ema)
-        if not workers.same(start):
+            on_exit.enter_context(run.sole_writer())
+        state = restore(config, run, strategy)
+        if not workers.same(state.step):
             raise UserError(
-                f"this worker would go on from step {start:,} and another from elsewhere: give all workers "
-                "one --run_dir on a disk that they share"
+                f"this worker would go on from step {state.step:,} and another from elsewhere: give all "
+                "workers one run folder on a disk that they share"
             )
-
         if chief:
-            with atomic_file(run_dir / "config.json") as partial:
-                partial.write_text(config.to_json())
+            run.write_config(config)
 
         # --- What watches it ---
-        bar = stack.enter_context(progress(start, settings.steps, enabled=chief))
-        log = MetricsLog(run_dir / "logs" if chief else None, start, settings.batch_size)
+        bar = on_exit.enter_context(progress(state.step, settings.steps, enabled=chief))
+        log = MetricsLog(run if chief else None, state.step, settings.batch_size)
         # Replicas of other workers do not take part: only the chief draws.
         here = strategy if workers.alone else tf.distribute.get_strategy()
-        preview = Preview(model, ema, config, info, here)
-
-        def picture(step: int) -> Path:
-            return run_dir / "samples" / f"step_{step:08d}.png"
-
-        def show(step: int) -> None:
-            grid = preview.draw()
-            write_png(picture(step), grid)
-            log.image(step, grid)
-
-        evaluation = Evaluation(model, config, info, strategy)
-        signals = stack.enter_context(Signals(workers))
-        stack.enter_context(data.naming_shards())
+        evaluation = Evaluation(state.model, config, info, strategy)
+        preview = Preview(state.model, state.ema, config, info, here) if chief else None
+        # Saved first: whoever sent a signal may not wait, and what shows the run may fail.
+        keeping = what_keeps(config, state, log, bar, chief)
+        showing = what_shows(config, run, state.ema, evaluation, preview, log)
+        signals = on_exit.enter_context(Signals(workers))
+        on_exit.enter_context(data.naming_shards())
 
         # --- Train ---
-        load = train_pipeline(config, info, model, start)
+        load = train_pipeline(config, info, state.step)
         batches = iter(strategy.distribute_datasets_from_function(load))
-        train_steps, together = model.make_train_function(), settings.steps_per_execution
-        for step in range(start + together, settings.steps + 1, together):
+        train_steps, together = state.model.make_train_function(), settings.steps_per_execution
+        for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
             bar.update(together)
-            last = step == settings.steps
-            if step % settings.ema_every == 0:
-                ema.update(step // settings.ema_every - 1)
-            if step % settings.log_every == 0 or last:
-                log.write(step, model, bar)
-                check_bad_steps(model, settings.max_bad_steps)
-            with log.clock_stopped():
-                # Saved first: whoever sent a signal may not wait, and what watches the run may fail.
-                stop = signals.agreed(step, settings.log_every)
-                if chief and (step % settings.checkpoint_every == 0 or last or stop):
-                    checkpoints.save(step)
-                if stop and not last:
-                    workers.wait()
-                    raise Stopped(
-                        f"stopped by {stop} at step {step:,}, all saved: run the same command to go on"
-                    )
-                if step % settings.eval_every == 0 and evaluation.possible:
-                    with ema.applied():
-                        log.scalars(step, evaluation.run(), prefix="validation/")
-                if chief and step % settings.sample_every == 0:
-                    show(step)
-        if chief and not picture(settings.steps).exists():
-            show(settings.steps)
+            last, stop = step == settings.steps, signals.agreed(step, settings.log_every)
+            for watch in keeping:
+                watch.look(step, last, bool(stop))
+            if stop and not last:
+                workers.wait()
+                raise Stopped(f"stopped by {stop} at step {step:,}, all saved: run the same command to go on")
+            for watch in showing:
+                watch.look(step, last, bool(stop))
+        if chief and not run.preview(settings.steps).exists():  # it was killed after its last step
+            draw(settings.steps, run, preview, log)
         workers.wait()
+
+
+class State(NamedTuple):
+    """What a checkpoint holds, what keeps it, and how many steps are done."""
+
+    model: PatchedDiffusion
+    ema: ExponentialMovingAverage
+    checkpoints: Checkpoints
+    step: int
+
+
+def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) -> State:
+    """A model, its optimizer and its averages, as the newest checkpoint has them, or new.
+
+    Raises:
+      UserError: no checkpoint is whole, or the run is longer than it is to be.
+    """
+    settings = config.training
+    with strategy.scope():
+        model = build_model(config, settings.precision)
+    variables = model.network.trainable_variables
+    ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup)
+    saved = training_state(model)
+    checkpoints = Checkpoints(run, saved, ema, settings.keep_checkpoints, settings.keep_every)
+    return State(model, ema, checkpoints, first_step(config, checkpoints, ema))
+
+
+def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: bool) -> list[Watch]:
+    """Averages, metrics and, of the chief, checkpoints."""
+    t, model = config.training, state.model
+
+    def average(step: int) -> None:
+        state.ema.update(step // t.ema_every - 1)
+
+    def write(step: int) -> None:
+        log.write(step, model, model.bad_steps, t.max_bad_steps, bar)
+
+    watches = [Watch(t.ema_every, average), Watch(t.log_every, write, at_end=True)]
+    if chief:
+        save = log.off_the_clock(state.checkpoints.save)
+        watches.append(Watch(t.checkpoint_every, save, at_end=True, at_stop=True))
+    return watches
+
+
+def what_shows(
+    config: Config,
+    run: RunFolder,
+    ema: ExponentialMovingAverage,
+    evaluation: Evaluation,
+    preview: Preview | None,
+    log: MetricsLog,
+) -> list[Watch]:
+    """Held-out losses of the averages, where there is a held-out split, and the chief's previews."""
+
+    def evaluate(step: int) -> None:
+        with ema.applied():
+            log.scalars(step, evaluation.run(), prefix="validation/")
+
+    def show(step: int) -> None:
+        draw(step, run, preview, log)
+
+    watches = []
+    if evaluation.possible:
+        watches.append(Watch(config.training.eval_every, log.off_the_clock(evaluate)))
+    if preview:
+        watches.append(Watch(config.training.sample_every, log.off_the_clock(show), at_end=True))
+    return watches
+
+
+def draw(step: int, run: RunFolder, preview: Preview, log: MetricsLog) -> None:
+    """Draws a preview, as a file and in TensorBoard."""
+    grid = preview.draw()
+    write_png(run.preview(step), grid)
+    log.image(step, grid)
 
 
 def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
@@ -166,13 +201,13 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
     if step is not None:
         if step > config.training.steps:
             raise UserError(
-                f"{checkpoints.run_dir} has trained for {step:,} steps already, and training.steps="
-                f"{config.training.steps}: ask for more, or use another --run_dir"
+                f"{checkpoints.run} has trained for {step:,} steps already, and training.steps="
+                f"{config.training.steps}: ask for more, or use another folder"
             )
-        print(f"resuming {checkpoints.run_dir} at step {step:,} of {config.training.steps:,}", flush=True)
+        print(f"resuming {checkpoints.run} at step {step:,} of {config.training.steps:,}", flush=True)
         return step
     if config.training.warm_start:
-        weights = newest_ema(config.training.warm_start)
+        weights = RunFolder(config.training.warm_start).newest_weights()
         ema.load(weights, into_variables=True)
         print(f"starting from {weights}", flush=True)
     return 0
@@ -180,16 +215,17 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
 
 def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:
     """What is saved of a model: parameters, optimizer with its step count, and the count of bad steps."""
-    # Slot variables are made before restoring, so that a checkpoint without them is noticed.
-    model.optimizer._create_all_weights(model.network.trainable_variables)
-    return tf.train.Checkpoint(network=model.network, optimizer=model.optimizer, bad_steps=model.bad_steps)
+    # Made before restoring, so that a checkpoint without them is noticed.
+    stack.create_slots(model.optimizer, model.network.trainable_variables)
+    return tf.train.Checkpoint(
+        network=model.network, optimizer=model.optimizer, bad_steps=model.bad_steps.variable
+    )
 
 
-def train_pipeline(config: Config, info: data.DatasetInfo, model: PatchedDiffusion, start: int) -> Callable:
+def train_pipeline(config: Config, info: data.DatasetInfo, start: int) -> Callable:
     """The function that makes each worker's share of the training batches from step `start` on."""
 
     def load(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        model.input_pipelines = context.num_input_pipelines
         replicas_each = context.num_replicas_in_sync // context.num_input_pipelines
         return data.load_batches(
             info,
@@ -204,36 +240,6 @@ def train_pipeline(config: Config, info: data.DatasetInfo, model: PatchedDiffusi
         )
 
     return load
-
-
-def check_bad_steps(model: PatchedDiffusion, limit: int) -> None:
-    """Raises UserError if the last `limit` steps or more had gradients that are not finite."""
-    skipped, row, first, first_t = model.bad_steps.numpy().tolist()
-    if row >= limit:
-        level = f"t = {first_t}" if first_t >= 0 else "a finite loss"
-        raise UserError(
-            f"{row} steps in a row had a gradient that is not finite, from step {first + 1:,} on, beginning "
-            f"at {level}; they were skipped, and the weights are those of the last checkpoint or newer: "
-            "start from them with --warm_start in a new --run_dir, at a lower optimizer.learning_rate"
-        )
-    if row:
-        logging.warning("%d of the steps so far were skipped for a gradient that is not finite", skipped)
-
-
-@contextlib.contextmanager
-def sole_writer(run_dir: Path) -> Iterator[None]:
-    """Holds the run folder's lock, which the system lets go of when the process ends, however it ends."""
-    with disk_errors(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / ".lock", "w")  # noqa: SIM115 (closed below, after the run)
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process trains in {run_dir}: wait for it, or use another --run_dir"
-            ) from error
-        yield
 
 
 class Signals:

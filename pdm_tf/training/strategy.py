@@ -24,32 +24,23 @@ LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledE
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The strategy of `--strategy`; must come before any other use of TensorFlow.
+    """The strategy of a name; must come before any other use of TensorFlow.
 
     Args:
-      name: "cpu"; "mirrored", all GPUs of this machine; "multi_worker", the cluster of TF_CONFIG; "tpu", that
-        of TPU_NAME; or "auto": a TPU if TPU_NAME is set, the cluster if TF_CONFIG is, all GPUs if there are
-        any, else the CPU.
+      name: "cpu"; "mirrored", all GPUs of this machine; "multi_worker", the cluster of TF_CONFIG; or "tpu",
+        that of TPU_NAME.
     Raises:
       UserError: there is no such device, or the cluster is not described or cannot be reached.
     """
     tf.get_logger().setLevel("ERROR")  # it tells of every collective that it traces
-    if name == "auto":
-        name, reason = choose()
-        print(f"strategy: {name} ({reason})", flush=True)
     if name == "cpu":
         tf.config.set_visible_devices([], "GPU")
         return tf.distribute.get_strategy()
     if name == "mirrored":
         if not tf.config.list_physical_devices("GPU"):
-            raise UserError("--strategy=mirrored: TensorFlow sees no GPU on this machine; use --strategy=cpu")
+            raise UserError("strategy mirrored: TensorFlow sees no GPU on this machine; use cpu")
         return tf.distribute.MirroredStrategy()
     return _multi_worker() if name == "multi_worker" else _tpu()
-
-
-def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether the strategy computes on TPUs."""
-    return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -61,8 +52,13 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
 
 
-def choose() -> tuple[str, str]:
-    """What "auto" is here, and why."""
+def choose(name: str) -> tuple[str, str]:
+    """The strategy that a name stands for here, and why.
+
+    "auto" is a TPU if TPU_NAME is set, the cluster if TF_CONFIG is, all GPUs if there are any, else the CPU.
+    """
+    if name != "auto":
+        return name, "as asked for"
     if os.environ.get("TPU_NAME"):
         return "tpu", f"TPU_NAME={os.environ['TPU_NAME']}"
     if os.environ.get("TF_CONFIG"):
@@ -96,7 +92,7 @@ def _cluster(text: str) -> tuple[str, list[str]]:
             _host_and_port(address)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
-            '--strategy=multi_worker: set TF_CONFIG on every worker to {"cluster": {"worker": ["host:port", '
+            'strategy multi_worker: set TF_CONFIG on every worker to {"cluster": {"worker": ["host:port", '
             f'...]}}, "task": {{"type": "worker", "index": 0}}}}; it is {text or "not set"!r}'
         ) from error
     return own, [address for address in addresses if address != own]
@@ -113,7 +109,7 @@ def _meet(own: str, others: list[str]) -> None:
         listener = socket.create_server(("", _host_and_port(own)[1]))
     except OSError as error:
         raise UserError(
-            f"--strategy=multi_worker: cannot listen at {own} ({error.strerror}): give this worker another "
+            f"strategy multi_worker: cannot listen at {own} ({error.strerror}): give this worker another "
             "port in TF_CONFIG on all workers, or end the process that has it"
         ) from error
     missing, begin = others, time.monotonic()
@@ -121,7 +117,7 @@ def _meet(own: str, others: list[str]) -> None:
         while missing := [address for address in missing if not _listens(address)]:
             if time.monotonic() - begin > CONNECT_SECONDS:
                 raise UserError(
-                    f"--strategy=multi_worker: {own} waited {CONNECT_SECONDS} s for {', '.join(missing)}: "
+                    f"strategy multi_worker: {own} waited {CONNECT_SECONDS} s for {', '.join(missing)}: "
                     "start all workers together, each reachable at its address in TF_CONFIG"
                 )
             time.sleep(0.2)
@@ -137,7 +133,7 @@ def _listens(address: str) -> bool:
 
 def _tpu() -> tf.distribute.Strategy:
     name = os.environ.get("TPU_NAME", "")
-    late = f"--strategy=tpu: TPU {name!r} did not answer within {CONNECT_SECONDS} s: check that it is running"
+    late = f"strategy tpu: TPU {name!r} did not answer within {CONNECT_SECONDS} s: check that it is running"
     try:
         with _time_limit(f"{late} and reachable, then start again"):
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
@@ -146,7 +142,7 @@ def _tpu() -> tf.distribute.Strategy:
     except Exception as error:  # the resolver raises what its HTTP and metadata clients happen to raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--strategy=tpu: TPU {name!r} cannot be reached ({reason}); set TPU_NAME, or use --strategy=cpu"
+            f"strategy tpu: TPU {name!r} cannot be reached ({reason}); set TPU_NAME, or use cpu"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

@@ -1,0 +1,47 @@
+"""The Gaussian likelihoods that a bound on log p(x) is made of. Elementwise, in nats."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from pdm_tf.diffusion.schedules import Level
+
+
+def gaussian_kl(
+    mean_p: tf.Tensor, log_var_p: tf.Tensor, mean_q: tf.Tensor, log_var_q: tf.Tensor
+) -> tf.Tensor:
+    """KL(p || q) of two diagonal Gaussians."""
+    return 0.5 * (
+        log_var_q
+        - log_var_p
+        - 1.0
+        + tf.exp(log_var_p - log_var_q)
+        + tf.square(mean_p - mean_q) * tf.exp(-log_var_q)
+    )
+
+
+def prior_kl(x: tf.Tensor, last: Level) -> tf.Tensor:
+    """KL(q(z_T | x) || N(0, I)): what the ELBO pays for starting from pure noise; `last` is the level of T."""
+    log_variance = 2.0 * tf.math.log(last.noise)
+    return gaussian_kl(last.signal * x, log_variance, tf.zeros_like(x), tf.zeros_like(x))
+
+
+def discretized_gaussian_log_likelihood(x: tf.Tensor, mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
+    """log p(x) of 8-bit data under a Gaussian rounded to the 256 levels of [-1, 1].
+
+    The decoder of the last reverse step. Levels are 2/255 apart; the first and last take the tails.
+    """
+    inverse_std = tf.exp(-0.5 * log_variance)
+    above = (x - mean + 1.0 / 255.0) * inverse_std
+    below = (x - mean - 1.0 / 255.0) * inverse_std
+    # Mirrored onto the lower tail, where the difference of two CDFs does not cancel against 1.
+    flip = tf.where(above + below > 0.0, -tf.ones_like(x), tf.ones_like(x))
+    inner = tf.abs(_normal_cdf(flip * above) - _normal_cdf(flip * below))
+    probability = tf.where(x < -0.999, _normal_cdf(above), tf.where(x > 0.999, _normal_cdf(-below), inner))
+    return tf.math.log(tf.maximum(probability, 1e-12))
+
+
+def _normal_cdf(value: tf.Tensor) -> tf.Tensor:
+    return 0.5 * tf.math.erfc(-value / math.sqrt(2.0))

@@ -1,0 +1,155 @@
+"""Run folders -> one denoiser with its origin: one network's, or several experts' (Section 4.1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from flags.config import Config
+from flags.errors import UserError
+from flags.words import differences, leaves
+from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import assign_arrays, read_arrays
+
+
+class Experts:
+    """Denoisers of neighbouring intervals of t, used as one `Denoiser` ("model splitting").
+
+    An expert runs if any t of the batch lies in its interval, then on the whole batch, and each image takes
+    the answer of its own expert. So a batch at one t, as in sampling, costs one network, and a batch of
+    mixed t costs every network whose interval occurs in it. All shapes are static, as XLA needs.
+    """
+
+    def __init__(self, experts: Sequence[Denoiser]):
+        """`experts` from the least noise to the most, each beginning where the one before it stops.
+
+        Raises:
+          ValueError: they leave a gap, or overlap.
+        """
+        if any(one.t_stop != following.t_start for one, following in zip(experts, experts[1:])):
+            raise ValueError(f"intervals that do not meet: {[(e.t_start, e.t_stop) for e in experts]}")
+        first = experts[0]
+        self.experts = list(experts)
+        self.t_start, self.t_stop = first.t_start, experts[-1].t_stop
+        self.schedule = first.schedule
+        self.image_shape = first.image_shape
+        self.num_classes = first.num_classes
+        self.conditional = first.conditional
+        self.null_label = first.null_label
+        self.variables = [variable for expert in experts for variable in expert.variables]
+
+    def __call__(self, z, t, labels, dropout_key=None):
+        """As `Denoiser.__call__`."""
+        pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
+        for expert in self.experts:
+            own = (t >= expert.t_start) & (t < expert.t_stop)
+            answer = tf.cond(
+                tf.reduce_any(own),
+                lambda expert=expert: expert(z, t, labels, dropout_key),
+                lambda before=(pred_x, u): before,
+            )
+            own = own[:, None, None, None]
+            pred_x, u = tf.where(own, answer[0], pred_x), tf.where(own, answer[1], u)
+        return pred_x, u
+
+
+class Run(NamedTuple):
+    """One run of a model: its folder and its config."""
+
+    folder: RunFolder
+    config: Config
+
+
+class Loaded(NamedTuple):
+    """A model from run folders.
+
+    Attributes:
+      denoiser: with the newest averaged weights.
+      config: that of the run with the least noise.
+      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction.
+    """
+
+    denoiser: Denoiser
+    config: Config
+    origin: list[dict[str, Any]]
+
+
+def read_runs(*run_dirs: str | os.PathLike) -> list[Run]:
+    """The run that does a whole process alone, or the experts that make one up, from the least noise on.
+
+    Their intervals of t come from their own configs; they may be named in any order.
+
+    Raises:
+      UserError: no run, or runs that do not make up one whole process.
+    """
+    runs = [Run(folder, folder.config()) for folder in map(RunFolder, run_dirs)]
+    runs.sort(key=lambda run: run.config.diffusion.t_start)
+    _check_alike(runs)
+    _check_whole(runs)
+    return runs
+
+
+def load(runs: Sequence[Run]) -> Loaded:
+    """The model of `read_runs`' runs.
+
+    Raises:
+      UserError: a run has no weights, or damaged ones.
+    """
+    denoisers, origin = zip(*map(_load_one, runs))
+    denoiser = denoisers[0] if len(denoisers) == 1 else Experts(denoisers)
+    return Loaded(denoiser, runs[0].config, list(origin))
+
+
+def _load_one(run: Run) -> tuple[Denoiser, dict[str, Any]]:
+    config, weights = run.config, run.folder.newest_weights()
+    network = build_network(config)
+    assign_arrays(network.trainable_variables, read_arrays(weights), weights)
+    origin = {
+        "weights": str(weights),
+        "t_start": config.diffusion.t_start,
+        "t_stop": config.diffusion.t_stop,
+        "patch_size": config.network.patch_size,
+        "prediction": config.diffusion.prediction,
+    }
+    return build_denoiser(config.diffusion, network), origin
+
+
+def _check_alike(runs: Sequence[Run]) -> None:
+    """Raises UserError if runs differ in what experts of one model share."""
+    first, shared = runs[0], [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
+    for run in runs[1:]:
+        changed = differences(first.config, run.config)
+        problems = ["{} is {} and {}".format(key, *changed[key]) for key in shared if key in changed]
+        if run.config.conditional != first.config.conditional:
+            problems.append("only one of them knows classes")
+        if problems:
+            raise UserError(f"{first.folder} and {run.folder} cannot be experts of one model: {problems[0]}")
+
+
+def _check_whole(runs: Sequence[Run]) -> None:
+    """Raises UserError if runs, ordered by t_start, leave a gap in t, or overlap."""
+    covered, before = 0, None
+    for run in runs:
+        start = run.config.diffusion.t_start
+        if start > covered:
+            raise UserError(_missing(runs, covered, start))
+        if start < covered:
+            raise UserError(
+                f"{before} and {run.folder} were both trained on t = {start}: name runs whose intervals of t "
+                "meet without overlapping"
+            )
+        covered, before = run.config.diffusion.t_stop, run.folder
+    if covered < runs[0].config.diffusion.num_timesteps:
+        raise UserError(_missing(runs, covered, runs[0].config.diffusion.num_timesteps))
+
+
+def _missing(runs: Sequence[Run], start: int, stop: int) -> str:
+    names, was = [str(run.folder) for run in runs], "was" if len(runs) == 1 else "were"
+    return (
+        f"{' and '.join(names)} {was} not trained on {start} <= t < {stop}: name the run of that interval "
+        f"too, as in {','.join(names)},RUN"
+    )

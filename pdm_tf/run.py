@@ -1,0 +1,142 @@
+"""A run folder: what lies where in it, and who may write."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from flags.config import Config
+from flags.errors import UserError
+from pdm_tf.atomic import atomic_text, sole_writer
+
+# A run folder that ships with the project: what is sampled before anything has been trained.
+PRETRAINED = Path(__file__).parent / "pretrained" / "emoji64"
+
+
+class RunFolder:
+    """config.json, checkpoints/, ema/, logs/, previews/ and samples/. Nobody else writes these names.
+
+    Attributes:
+      path: the folder; it need not be there.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config_file(self) -> Path:
+        """All that is needed to rebuild the run's networks, and how its owner likes them sampled."""
+        return self.path / "config.json"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard's files, and beside them the metrics and the loss curve."""
+        return self.path / "logs"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The scalars that TensorBoard shows, one JSON object a line."""
+        return self.logs / "metrics.jsonl"
+
+    @property
+    def loss_curve(self) -> Path:
+        """The picture that a finished training draws of its metrics."""
+        return self.logs / "loss.png"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.path / "checkpoints" / _name(step)
+
+    def partial_checkpoint(self, step: int) -> Path:
+        """Where a checkpoint is written before it takes its name."""
+        return self.path / "checkpoints" / f".{_name(step)}.partial"
+
+    def weights(self, step: int) -> Path:
+        """The averaged weights of a step."""
+        return self.path / "ema" / f"{_name(step)}.npz"
+
+    def preview(self, step: int) -> Path:
+        """The grid of samples that training draws at a step."""
+        return self.path / "previews" / f"{_name(step)}.png"
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the checkpoints, whole or damaged, ascending."""
+        return _steps(self.path / "checkpoints", r"step_(\d+)")
+
+    def partial_steps(self) -> list[int]:
+        """The steps of the checkpoints that a killed process left unfinished."""
+        return _steps(self.path / "checkpoints", r"\.step_(\d+)\.partial")
+
+    def newest_weights(self) -> Path:
+        """The newest averaged weights.
+
+        Raises:
+          UserError: there are none yet.
+        """
+        files = sorted((self.path / "ema").glob("step_*.npz"))
+        if not files:
+            raise UserError(f"{self.path}/ema holds no weights yet: train until the first checkpoint is written")
+        return files[-1]
+
+    def has_config(self) -> bool:
+        """Whether there is a run."""
+        return self.config_file.is_file()
+
+    def config(self) -> Config:
+        """Reads config.json.
+
+        Raises:
+          UserError: there is none, or it is not valid.
+        """
+        if not self.has_config():
+            raise UserError(f"{self.path} holds no run (no config.json): train one there first")
+        return Config.from_json(self.config_file.read_text(), str(self.config_file))
+
+    def write_config(self, config: Config) -> None:
+        """Writes config.json."""
+        atomic_text(self.config_file, config.to_json())
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The scalars so far: name -> (n, 2) float64 of step and value, ascending by step.
+
+        Where a resumed run has gone over steps again, the later values count. A line that a killed process
+        left unfinished is passed over.
+        """
+        series: dict[str, dict[int, float]] = {}
+        for line in self.metrics_file.read_text().splitlines():
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            step = values.pop("step")
+            for name, value in values.items():
+                series.setdefault(name, {})[step] = value
+        return {name: np.array(sorted(points.items()), np.float64) for name, points in series.items()}
+
+    def sole_writer(self) -> AbstractContextManager[None]:
+        """Holds the folder's lock, which the system lets go of when the process ends, however it ends.
+
+        Raises:
+          UserError: another process has it.
+        """
+        return sole_writer(
+            self.path, f"another process trains in {self.path}: wait for it, or use another folder"
+        )
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _steps(folder: Path, pattern: str) -> list[int]:
+    """The numbers in the names of a folder's entries that fit a pattern, ascending."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(found[1]) for found in (re.fullmatch(pattern, name) for name in names) if found)

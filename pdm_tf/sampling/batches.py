@@ -1,0 +1,113 @@
+"""Samples as an iterator of uint8 batches: what files, evaluation, benchmarks and pages eat."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from flags.errors import UserError, one_line
+from pdm_tf.atomic import atomic_file
+from pdm_tf.images import to_uint8
+from pdm_tf.sampling.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Which images of a sampler: 0..count-1 of a seed, `batch_size` at a time, of the labels in turn."""
+
+    sampler: Sampler
+    seed: int
+    count: int
+    batch_size: int
+    labels: Sequence[int]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, C) of all images."""
+        return (self.count, *self.sampler.denoiser.image_shape)
+
+    @property
+    def starts(self) -> range:
+        """The index of each batch's first image."""
+        return range(0, self.count, self.batch_size)
+
+    @property
+    def image_labels(self) -> np.ndarray | None:
+        """The images' labels, int32 (N,); None of a model without classes."""
+        return self._labels_of(np.arange(self.count)) if self.sampler.denoiser.conditional else None
+
+    def frames(self, start: int, frames: int) -> np.ndarray:
+        """x_theta on the way to a whole batch of images, the last one beyond `count` too, so that all batches
+        run one and the same graph: float32 (frames, batch_size, H, W, C)."""
+        indices = np.arange(start, start + self.batch_size)
+        return self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames)
+
+    def batches(self, folder: Path | None = None) -> Iterator[np.ndarray]:
+        """The images in order, uint8 (B, H, W, C), with a progress bar; the last batch may be smaller.
+
+        Args:
+          folder: keeps finished batches, so that what is drawn there already is read and not drawn again.
+        Raises:
+          UserError: the disk is full, or a finished batch is damaged.
+        """
+        files = {start: folder / f"batch_{start:08d}.npy" for start in self.starts} if folder else {}
+        done = sum(file.exists() for file in files.values())
+        if done:
+            print(f"{done} of {len(files)} batches are done already", flush=True)
+        bar = tqdm(
+            total=self.count, unit="image", desc=f"sample, {self.sampler.moves} steps", dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 20,
+        )  # fmt: skip
+        with bar:
+            for start in self.starts:
+                file = files.get(start)
+                ready = file is not None and file.exists()
+                batch = (self._read(file) if ready else self._draw(start, file))[: self.count - start]
+                bar.initial += ready * len(batch)  # the rate is that of drawing
+                bar.update(len(batch))
+                yield batch
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the pixels of image i, whatever the number of images, as JSON values."""
+        sampler, weights = self.sampler, 0
+        for variable in sampler.denoiser.variables:
+            weights = zlib.crc32(np.ascontiguousarray(variable.numpy()), weights)
+        arrays = [sampler.image, sampler.mask, sampler.schedule.alpha]
+        return {
+            **dataclasses.asdict(sampler.settings),
+            "timesteps": sampler.schedule.timesteps.tolist(),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "replicas": sampler.replicas,
+            "labels": np.asarray(self.labels).tolist(),
+            "weights_crc32": weights,
+            "image_mask_alpha_crc32": [
+                None if a is None else zlib.crc32(np.asarray(a).tobytes()) for a in arrays
+            ],
+        }
+
+    def _labels_of(self, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(self.labels, np.int32)[indices % len(self.labels)]
+
+    def _draw(self, start: int, file: Path | None) -> np.ndarray:
+        images = to_uint8(self.frames(start, 1)[0])
+        if file is not None:
+            with atomic_file(file) as partial, open(partial, "wb") as opened:
+                np.save(opened, images, allow_pickle=False)
+        return images
+
+    @staticmethod
+    def _read(file: Path) -> np.ndarray:
+        try:
+            return np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(
+                f"{file} is damaged ({one_line(error)}): delete it and run the command again"
+            ) from error

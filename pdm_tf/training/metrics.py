@@ -1,0 +1,129 @@
+"""Metrics of a run: running means in the graph, and where they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from pdm_tf import stack
+from pdm_tf.atomic import disk_errors
+from pdm_tf.run import RunFolder
+from pdm_tf.stack import keras
+from pdm_tf.training.gradients import BadSteps
+
+QUARTERS = 4
+
+
+class LossMeans:
+    """Running means of the losses that are finite, and of the squared error by quarter of the range of t."""
+
+    def __init__(self, t_start: int, t_stop: int):
+        self.t_start, self.t_stop = t_start, t_stop
+        self.losses = {name: keras.metrics.Mean(name) for name in ("loss", "simple_loss", "vlb_loss")}
+        self.quarters = [keras.metrics.Mean(f"mse_quarter{q + 1}") for q in range(QUARTERS)]
+
+    @property
+    def all(self) -> list[keras.metrics.Metric]:
+        """The Keras metrics; `mse_quarter1` is the quarter with the least noise."""
+        return [*self.losses.values(), *self.quarters]
+
+    def update(self, losses: dict[str, tf.Tensor], t: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Takes a batch's losses and timesteps, each (B,), and returns the means by name."""
+        for name, mean in self.losses.items():
+            update_mean(mean, losses[name])
+        quarter = (t - self.t_start) * QUARTERS // (self.t_stop - self.t_start)
+        for q, mean in enumerate(self.quarters):
+            update_mean(mean, losses["mse"], tf.cast(quarter == q, tf.float32))
+        return {mean.name: mean.result() for mean in self.all}
+
+
+def update_mean(mean: keras.metrics.Mean, values: tf.Tensor, weights: tf.Tensor | float = 1.0) -> None:
+    """Takes the finite ones of `values` into a mean."""
+    finite = tf.math.is_finite(values)
+    mean.update_state(tf.where(finite, values, 0.0), tf.cast(finite, tf.float32) * weights)
+
+
+def progress(start: int, steps: int, enabled: bool) -> tqdm:
+    """The bar on stderr: steps, rate and time left; few lines where stderr is a file."""
+    return tqdm(
+        total=steps, initial=min(start, steps), unit="step", desc="train", dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 20, disable=not enabled,
+    )  # fmt: skip
+
+
+class MetricsLog:
+    """Numbers and pictures by step, as TensorBoard scalars and as JSON lines in metrics.jsonl."""
+
+    def __init__(self, run: RunFolder | None, start: int, batch_size: int):
+        """Without a run nothing is written, as in workers that are not the chief."""
+        self.run, self.batch_size = run, batch_size
+        self.since, self.last_step = time.monotonic(), start
+        if run:
+            with disk_errors(run.logs):
+                run.logs.mkdir(parents=True, exist_ok=True)
+                self.writer = tf.summary.create_file_writer(str(run.logs))
+                self._end_last_line()
+
+    def _end_last_line(self) -> None:
+        """A process that was killed, or had no space left, may have written half a line."""
+        with open(self.run.metrics_file, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+
+    def write(self, step: int, model: keras.Model, bad_steps: BadSteps, max_bad_steps: int, bar: tqdm) -> None:
+        """Writes the means of the model's metrics since the last call, and resets them.
+
+        Raises:
+          UserError: the last `max_bad_steps` steps had a gradient that is not finite.
+        """
+        values = {metric.name: float(metric.result()) for metric in model.metrics}
+        model.reset_metrics()
+        elapsed, steps = time.monotonic() - self.since, step - self.last_step
+        self.since, self.last_step = time.monotonic(), step
+        values["images_per_second"] = steps * self.batch_size / elapsed
+        values["learning_rate"] = stack.learning_rate(model.optimizer)
+        values["skipped_steps"] = int(bad_steps.variable[0])
+        self.scalars(step, values)
+        bar.set_postfix(loss=f"{values['loss']:.4g}", images_per_sec=f"{values['images_per_second']:.1f}")
+        skipped = bad_steps.check(max_bad_steps)
+        if bad_steps.variable[1]:
+            logging.warning("%d of the steps so far were skipped for a gradient that is not finite", skipped)
+
+    def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
+        """Adds named numbers."""
+        if not self.run:
+            return
+        values = {prefix + name: value for name, value in values.items()}
+        with disk_errors(self.run.logs):
+            with self.writer.as_default(step=step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+            with open(self.run.metrics_file, "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def image(self, step: int, grid: np.ndarray) -> None:
+        """Adds a uint8 picture (H, W, C)."""
+        with disk_errors(self.run.logs):
+            with self.writer.as_default(step=step):
+                tf.summary.image("samples", grid[None])
+            self.writer.flush()
+
+    def off_the_clock(self, do: Callable[[int], None]) -> Callable[[int], None]:
+        """`do`, with its time kept out of the training speed."""
+
+        def timed(step: int) -> None:
+            before = time.monotonic()
+            do(step)
+            self.since += time.monotonic() - before
+
+        return timed
