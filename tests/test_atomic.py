@@ -101,7 +101,7 @@ def test_one_process_writes_and_its_death_frees_the_folder(repository, tmp_path)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=repository, **pipes) as other:
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(UserError, match="^somebody else$"), sole_writer(folder, "somebody else"):
+        with pytest.raises(UserError, match=r"^somebody else$"), sole_writer(folder, "somebody else"):
             pass
         other.kill()
     with sole_writer(folder, "somebody else"):
