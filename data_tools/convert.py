@@ -8,11 +8,8 @@ run that was killed is continued by making the shards that do not exist yet.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import functools
-import glob
 import hashlib
 import json
 import multiprocessing
@@ -23,17 +20,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection as mp_connection
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-import tqdm
 from PIL import Image
+from tqdm import tqdm
 
-from data_tools import images, shards
+from data_tools import shards
 from data_tools.shards import Encoder, Item, Task
-from flags.errors import UserError
-from pdm_tf.atomic import sha256
+from flags.errors import UserError, one_line
+from pdm_tf.atomic import atomic_json, atomic_text, sha256, sole_writer
 from pdm_tf.data import describe_directory
+from pdm_tf.images import UNREADABLE
 
 MANIFEST = "manifest.json"
 SKIPPED = "skipped.tsv"
@@ -46,7 +45,7 @@ SAMPLED_ITEMS = 32
 class Options:
     """What every tool lets its user choose; see `add_arguments`."""
 
-    output: str
+    output: Path
     encoding: str
     png_level: int
     jpeg_quality: int
@@ -59,14 +58,17 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The data set to make: its TFDS name, image size, class names (None: unlabelled), and a line
-    that describes it."""
+    """The data set to make: TFDS name, image size, class names (None: unlabelled), a line about it."""
 
     name: str
     height: int
     width: int
     label_names: Sequence[str] | None
     description: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, 3
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -75,7 +77,7 @@ class Target:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that all the tools share."""
     add = functools.partial(parser.add_argument_group("all the tools").add_argument, metavar="VALUE")
-    add("--output", required=True, help="folder of the data set; run again to resume")
+    add("--output", type=Path, required=True, help="folder of the data set; run again to resume")
     add("--encoding", choices=("png", "jpeg"), default="png", help="png (lossless, default) or jpeg")
     add("--png_level", type=int, choices=range(1, 10), default=6, help="zlib level 1-9; default 6")
     add("--jpeg_quality", type=int, default=95, help="1-100, default 95; colour is not subsampled")
@@ -90,7 +92,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
     """Checks the shared flags.
 
     Raises:
-        UserError: a value out of range.
+      UserError: a value out of range.
     """
     names = [field.name for field in dataclasses.fields(Options)]
     options = Options(**{name: getattr(arguments, name) for name in names})
@@ -105,17 +107,11 @@ def options_from(arguments: argparse.Namespace) -> Options:
     return options
 
 
-def run(main: Callable[[], None]) -> int:
-    """Runs a tool's main function; returns its exit status, with one line to stderr on errors."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
-    return 0
+def progress_bar(total: int, unit: str, **more: Any) -> tqdm:
+    """A bar on stderr with a rate and the time left; few lines where stderr is a file."""
+    return tqdm(
+        total=total, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20, **more
+    )
 
 
 # --- the conversion ------------------------------------------------------------------------------
@@ -127,24 +123,17 @@ def convert(
     """Makes the data set, or what is missing of it.
 
     Args:
-        items: all images, in an order that is the same each time.
-        load: item -> RGB image of the target's size; a module's function (or a partial of one) that
-            can be sent to worker processes. What it raises of `images.UNREADABLE` counts as an
-            unreadable item.
-        target: the data set to make.
-        options: the shared flags.
-
+      items: all images, in an order that is the same each time.
+      load: item -> RGB image of the target's size; a module's function (or a partial of one) that can be
+        sent to worker processes. What it raises of `UNREADABLE` counts as an unreadable item.
+      target: the data set to make.
+      options: the shared flags.
     Raises:
-        UserError: no items, an unreadable item (with on_error=fail), a disk that is full, or an
-            output folder that holds something else.
+      UserError: no items, an unreadable item (with on_error=fail), a disk that is full, or an output folder
+        that holds something else.
     """
     if not items:
         raise UserError("there are no images in the input")
-    work_dir = os.path.join(options.output, WORK_DIR)
-    try:
-        os.makedirs(work_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {work_dir} ({error.strerror})") from error
     encoder = Encoder(
         load,
         (target.width, target.height),
@@ -153,39 +142,27 @@ def convert(
         options.jpeg_quality,
         options.on_error,
     )
-    with _alone_in(work_dir):
-        for leftover in glob.glob(os.path.join(glob.escape(work_dir), "*.partial")):
-            os.remove(leftover)
+    work_dir = options.output / WORK_DIR
+    with sole_writer(work_dir, busy=f"another conversion is running in {work_dir}"):
         ordered = list(items)
         random.Random(options.seed).shuffle(ordered)
-        plan = _plan(ordered, encoder, target, options, work_dir)
-        tasks = _tasks(ordered, plan, target, options, work_dir)
-        outcomes = _finished(tasks, options.output, work_dir)
+        plan = _plan(ordered, encoder, target, options)
+        tasks = _tasks(ordered, plan, target, options)
+        outcomes = _finished(tasks, options.output)
         todo = [task for task in tasks if task.path not in outcomes]
         _require_space(todo, plan, options.output)
         outcomes.update(_write_shards(todo, encoder, options.workers, len(ordered)))
-        _write_metadata(tasks, outcomes, plan, target, options)
+        _write_metadata(tasks, outcomes, target, options)
+        _write_manifest(tasks, outcomes, plan, options.output)
+        describe_directory(options.output)
         shutil.rmtree(work_dir)
 
 
-@contextlib.contextmanager
-def _alone_in(work_dir: str) -> Iterator[None]:
-    """Keeps a second conversion out of the same folder; the lock dies with its process."""
-    with open(os.path.join(work_dir, "lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another conversion is running in {work_dir}") from error
-        yield
-
-
-def _plan(
-    ordered: list[Item], encoder: Encoder, target: Target, options: Options, work_dir: str
-) -> dict[str, Any]:
+def _plan(ordered: list[Item], encoder: Encoder, target: Target, options: Options) -> dict[str, Any]:
     """What decides every byte of the result; read back when a conversion is resumed.
 
     Raises:
-        UserError: the folder holds the result, or the beginning, of another conversion.
+      UserError: the folder holds the result, or the beginning, of another conversion.
     """
     listing = "".join(sorted(f"{item.name}\t{item.label}\n" for item in ordered))
     digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
@@ -193,7 +170,7 @@ def _plan(
         "input": f"{len(ordered)} images, sha256 of their names and labels {digest}",
         "name": target.name,
         "description": target.description,
-        "image_shape": [target.height, target.width, 3],
+        "image_shape": list(target.image_shape),
         "label_names": list(target.label_names) if target.label_names else None,
         "encoding": options.encoding,
         "level_or_quality": options.png_level if options.encoding == "png" else options.jpeg_quality,
@@ -201,13 +178,12 @@ def _plan(
         "seed": options.seed,
         "shard_mb": options.shard_mb,
     }
-    path = os.path.join(work_dir, "plan.json")
+    path = options.output / WORK_DIR / "plan.json"
     manifest = read_manifest(options.output)
     earlier = manifest["plan"] if manifest else _read_json(path)
     if earlier is None:
-        size = _mean_record_bytes(ordered, encoder)
-        plan = {**chosen, "mean_record_bytes": size}
-        shards.write_json(path, plan)
+        plan = {**chosen, "mean_record_bytes": _mean_record_bytes(ordered, encoder)}
+        atomic_json(path, plan)
         return plan
     different = [key for key, value in chosen.items() if earlier.get(key) != value]
     if different:
@@ -224,35 +200,26 @@ def _mean_record_bytes(ordered: list[Item], encoder: Encoder) -> int:
     for item in ordered[:SAMPLED_ITEMS]:
         try:
             sizes.append(len(encoder.record(item)))
-        except images.UNREADABLE as error:
-            if encoder.on_error == "fail":
-                raise UserError(
-                    f"cannot read {item.name} ({shards.one_line(error)});"
-                    " mend it, or leave such images out with --on_error=skip"
-                ) from error
+        except UNREADABLE as error:
+            encoder.refuse_or_skip(item, error)
     if not sizes:
         raise UserError(f"none of {SAMPLED_ITEMS} images tried can be read; is the input right?")
     return sum(sizes) // len(sizes)
 
 
-def _tasks(
-    ordered: list[Item],
-    plan: dict[str, Any],
-    target: Target,
-    options: Options,
-    work_dir: str,
-) -> list[Task]:
+def _tasks(ordered: list[Item], plan: dict[str, Any], target: Target, options: Options) -> list[Task]:
     """All shards of both splits with their items; the first of the order are held out."""
     held_out = round(len(ordered) * options.validation_fraction)
     tasks = []
     for split, items in (("train", ordered[held_out:]), ("validation", ordered[:held_out])):
+        template = _template(target, options, split)
         count = -(-len(items) * plan["mean_record_bytes"] // int(options.shard_mb * 1e6))
         # With fewer items than shards some would be empty.
         count = min(count, len(items))
         for index in range(count):
-            path = _template(target, options, split).sharded_filepath(shard_index=index, num_shards=count)
+            path = Path(template.sharded_filepath(shard_index=index, num_shards=count))
             begin, end = index * len(items) // count, (index + 1) * len(items) // count
-            tasks.append(Task(os.fspath(path), work_dir, items[begin:end]))
+            tasks.append(Task(split, path, options.output / WORK_DIR, items[begin:end]))
     return tasks
 
 
@@ -262,21 +229,19 @@ def _template(target: Target, options: Options, split: str) -> tfds.core.Sharded
     )
 
 
-def _finished(tasks: list[Task], output: str, work_dir: str) -> dict[str, dict]:
+def _finished(tasks: list[Task], output: Path) -> dict[Path, dict]:
     """Shard path -> recorded outcome, of the shards that are there in their recorded size."""
     manifest = read_manifest(output)
     finished = {}
     for task in tasks:
-        name = os.path.basename(task.path)
-        outcome = manifest["shards"].get(name) if manifest else None
-        outcome = outcome or _read_json(os.path.join(work_dir, f"{name}.json"))
-        there = os.path.exists(task.path)
-        if outcome and there and os.path.getsize(task.path) == outcome["bytes"]:
+        outcome = manifest["shards"].get(task.path.name) if manifest else None
+        outcome = outcome or _read_json(task.outcome_path)
+        if outcome and task.path.exists() and task.path.stat().st_size == outcome["bytes"]:
             finished[task.path] = outcome
     return finished
 
 
-def _require_space(todo: list[Task], plan: dict[str, Any], output: str) -> None:
+def _require_space(todo: list[Task], plan: dict[str, Any], output: Path) -> None:
     needed = sum(len(task.items) for task in todo) * plan["mean_record_bytes"]
     free = shutil.disk_usage(output).free
     if needed > free:
@@ -286,7 +251,7 @@ def _require_space(todo: list[Task], plan: dict[str, Any], output: str) -> None:
         )
 
 
-def _write_shards(todo: list[Task], encoder: Encoder, workers: int, total: int) -> dict[str, dict]:
+def _write_shards(todo: list[Task], encoder: Encoder, workers: int, total: int) -> dict[Path, dict]:
     """Has worker processes write shards; returns shard path -> outcome."""
     if not todo:
         return {}
@@ -308,7 +273,7 @@ def _write_shards(todo: list[Task], encoder: Encoder, workers: int, total: int) 
             processes.append(process)
             connections.append(ours)
             ours.send(next(waiting))
-        with tqdm.tqdm(total=total, initial=initial, unit="img", mininterval=0.5) as progress:
+        with progress_bar(total, "img", initial=initial) as progress:
             while len(outcomes) < len(todo):
                 for ready in mp_connection.wait(connections):
                     _receive(ready, waiting, outcomes, progress)
@@ -328,8 +293,8 @@ def _work(connection: mp_connection.Connection, encoder: Encoder) -> None:
 def _receive(
     connection: mp_connection.Connection,
     waiting: Iterator[Task],
-    outcomes: dict[str, dict],
-    progress: tqdm.tqdm,
+    outcomes: dict[Path, dict],
+    progress: tqdm,
 ) -> None:
     """Takes one message of a worker, and gives it its next shard when it has finished one."""
     try:
@@ -355,32 +320,23 @@ def _receive(
         connection.send(task)
 
 
-def _write_metadata(
-    tasks: list[Task],
-    outcomes: dict[str, dict],
-    plan: dict[str, Any],
-    target: Target,
-    options: Options,
-) -> None:
-    """Writes TFDS's metadata, the list of skipped items, and last the manifest."""
+def _write_metadata(tasks: list[Task], outcomes: dict[Path, dict], target: Target, options: Options) -> None:
+    """Writes what TFDS needs to open the data set."""
     if not any(outcome["records"] for outcome in outcomes.values()):
         raise UserError("no image could be read: no data set is made")
     splits = []
     for split in ("train", "validation"):
-        template = _template(target, options, split)
-        prefix = f"{target.name}-{split}."
-        found = [outcomes[task.path] for task in tasks if os.path.basename(task.path).startswith(prefix)]
+        found = [outcomes[task.path] for task in tasks if task.split == split]
         if found:
             splits.append(
                 tfds.core.SplitInfo(
                     name=split,
                     shard_lengths=[outcome["records"] for outcome in found],
                     num_bytes=sum(outcome["payload_bytes"] for outcome in found),
-                    filename_template=template,
+                    filename_template=_template(target, options, split),
                 )
             )
-    shape = (target.height, target.width, 3)
-    features = {"image": tfds.features.Image(shape=shape, encoding_format=options.encoding)}
+    features = {"image": tfds.features.Image(shape=target.image_shape, encoding_format=options.encoding)}
     if target.label_names:
         features["label"] = tfds.features.ClassLabel(names=list(target.label_names))
     tfds.folder_dataset.write_metadata(
@@ -391,51 +347,42 @@ def _write_metadata(
         supervised_keys=("image", "label") if target.label_names else None,
         check_data=False,
     )
-    _write_manifest(tasks, outcomes, plan, options)
-    describe_directory(options.output)
 
 
 def _write_manifest(
-    tasks: list[Task], outcomes: dict[str, dict], plan: dict[str, Any], options: Options
+    tasks: list[Task], outcomes: dict[Path, dict], plan: dict[str, Any], output: Path
 ) -> None:
-    recorded = {os.path.basename(task.path): outcomes[task.path] for task in tasks}
+    """Writes the list of skipped items, and last the manifest: with it the data set is finished."""
+    recorded = {task.path.name: outcomes[task.path] for task in tasks}
     metadata = ["dataset_info.json", "features.json"]
     if plan["label_names"]:
         metadata.append("label.labels.txt")
     skipped = [line for outcome in recorded.values() for line in outcome["skipped"]]
     if skipped:
-        report = os.path.join(options.output, SKIPPED)
-        with open(report, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{name}\t{reason}\n" for name, reason in skipped)
+        report = output / SKIPPED
+        atomic_text(report, "".join(f"{name}\t{reason}\n" for name, reason in skipped))
         metadata.append(SKIPPED)
         print(f"{len(skipped)} images were skipped; {report} names them", file=sys.stderr)
-    manifest = {
-        "plan": plan,
-        "shards": recorded,
-        "metadata_sha256": {name: sha256(os.path.join(options.output, name)) for name in metadata},
-    }
-    shards.write_json(os.path.join(options.output, MANIFEST), manifest)
+    digests = {name: sha256(output / name) for name in metadata}
+    atomic_json(output / MANIFEST, {"plan": plan, "shards": recorded, "metadata_sha256": digests})
     count = sum(outcome["records"] for outcome in recorded.values())
     size = sum(outcome["bytes"] for outcome in recorded.values())
-    print(f"{count} images, {size / 1e6:.1f} MB in {len(recorded)} shards: {options.output}")
+    print(f"{count} images, {size / 1e6:.1f} MB in {len(recorded)} shards: {output}")
 
 
-def read_manifest(directory: str) -> dict[str, Any] | None:
+def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of a finished data set; None where there is none.
 
     Raises:
-        UserError: it is damaged.
+      UserError: it is damaged.
     """
-    return _read_json(os.path.join(directory, MANIFEST))
+    return _read_json(directory / MANIFEST)
 
 
-def _read_json(path: str) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        with open(path) as file:
-            return json.load(file)
+        return json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({shards.one_line(error)}); remove it and convert again"
-        ) from error
+        raise UserError(f"{path} cannot be read ({one_line(error)}); remove it and convert again") from error

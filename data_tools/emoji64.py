@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import sys
 import tarfile
+from pathlib import Path
 
 from PIL import Image
 
-from data_tools import convert, images
+from data_tools import convert
 from data_tools.shards import Item
-from flags.errors import UserError
+from flags.errors import UserError, one_line, run
+from pdm_tf import images
 
 PACKAGE = "emoji-datasource-google"
 VERSION = "16.0.0"
@@ -31,24 +32,21 @@ LEFT_OUT_CATEGORY = "Component"
 
 
 @functools.lru_cache(maxsize=1)
-def read_package(package: str) -> dict[str, bytes]:
+def read_package(package: Path) -> dict[str, bytes]:
     """The descriptions and 64-pixel images of the npm package: path in it -> bytes.
 
     Args:
-        package: the `.tgz` of `npm pack`, or the folder it unpacks to.
-
+      package: the `.tgz` of `npm pack`, or the folder it unpacks to.
     Raises:
-        UserError: it cannot be read, or is not version 16.0.0.
+      UserError: it cannot be read, or is not version 16.0.0.
     """
     wanted = ("package.json", "emoji.json", IMAGES)
     files = {}
     try:
-        if os.path.isdir(package):
-            paths = ["package.json", "emoji.json"]
-            paths += [IMAGES + name for name in os.listdir(os.path.join(package, IMAGES))]
-            for path in paths:
-                with open(os.path.join(package, path), "rb") as file:
-                    files[path] = file.read()
+        if package.is_dir():
+            pictures = [IMAGES + path.name for path in (package / IMAGES).iterdir()]
+            for path in ("package.json", "emoji.json", *pictures):
+                files[path] = (package / path).read_bytes()
         else:
             with tarfile.open(package) as archive:
                 for member in archive:
@@ -57,7 +55,7 @@ def read_package(package: str) -> dict[str, bytes]:
                         files[path] = archive.extractfile(member).read()
         found = json.loads(files["package.json"])
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
-        raise UserError(f"cannot read the npm package {package} ({error}); {FETCH}") from error
+        raise UserError(f"cannot read the npm package {package} ({one_line(error)}); {FETCH}") from error
     if (found.get("name"), found.get("version")) != (PACKAGE, VERSION):
         raise UserError(
             f"{package} is {found.get('name')} {found.get('version')}, not {PACKAGE} {VERSION}; {FETCH}"
@@ -65,12 +63,12 @@ def read_package(package: str) -> dict[str, bytes]:
     return files
 
 
-def load(item: Item, *, package: str) -> Image.Image:
+def load(item: Item, *, package: Path) -> Image.Image:
     """One glyph -> RGB 64 x 64 on white."""
     return images.to_rgb(images.decode(read_package(package)[item.location]), "white")
 
 
-def list_items(package: str) -> tuple[list[Item], list[str]]:
+def list_items(package: Path) -> tuple[list[Item], list[str]]:
     """The distinct base glyphs, in the order of the package's `emoji.json`, and their categories.
 
     Entries that share one picture (the flags of France and of Clipperton Island, say) count once:
@@ -98,7 +96,7 @@ def list_items(package: str) -> tuple[list[Item], list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="the package's .tgz or unpacked folder")
+    parser.add_argument("--input", type=Path, required=True, help="the package's .tgz or unpacked folder")
     convert.add_arguments(parser)
     parser.set_defaults(validation_fraction=0.05, png_level=9)
     arguments = parser.parse_args(argv)
@@ -116,4 +114,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(convert.run(main))
+    sys.exit(run(main))

@@ -14,36 +14,36 @@ import functools
 import os
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from data_tools import convert, images
+from data_tools import convert
 from data_tools.shards import Item
-from flags.errors import UserError
+from flags.errors import UserError, run
+from pdm_tf import images
 
 # Before a record: its length (uint64) and that number's checksum; after it: its checksum.
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 
 
-def list_png_items(directory: str) -> list[Item]:
+def list_png_items(directory: Path) -> list[Item]:
     """All PNG files below a folder, sorted by their path in it."""
-    paths = []
-    for folder, _, files in os.walk(directory):
-        paths += [os.path.join(folder, name) for name in files if name.lower().endswith(".png")]
-    return [Item(os.path.relpath(path, directory), path) for path in sorted(paths)]
+    found = [path for path in directory.rglob("*") if path.suffix.lower() == ".png" and not path.is_dir()]
+    return [Item(str(path.relative_to(directory)), path) for path in sorted(found, key=str)]
 
 
-def list_tfrecord_items(path: str) -> list[Item]:
+def list_tfrecord_items(path: Path) -> list[Item]:
     """All records of a TFRecord file, as (offset, bytes), found by reading the lengths alone.
 
     Raises:
-        UserError: the file does not end where its last record does.
+      UserError: the file does not end where its last record does.
     """
-    items, offset, size = [], 0, os.path.getsize(path)
-    with open(path, "rb") as file:
+    items, offset, size = [], 0, path.stat().st_size
+    with path.open("rb") as file:
         while offset < size:
             file.seek(offset)
             header = file.read(HEADER_BYTES)
@@ -53,22 +53,22 @@ def list_tfrecord_items(path: str) -> list[Item]:
                 raise UserError(
                     f"{path} is cut short or damaged at record {len(items)} (byte {offset}); fetch it again"
                 )
-            items.append(Item(f"{os.path.basename(path)}: record {len(items)}", (offset, whole)))
+            items.append(Item(f"{path.name}: record {len(items)}", (offset, whole)))
             offset += whole
     return items
 
 
 @functools.lru_cache(maxsize=1)
-def open_tfrecords(path: str) -> int:
+def open_tfrecords(path: Path) -> int:
     """One file descriptor a process."""
     return os.open(path, os.O_RDONLY)
 
 
-def read_record(path: str, offset: int, size: int) -> bytes:
+def read_record(path: Path, offset: int, size: int) -> bytes:
     """The record whose frame is at `offset`, its checksums verified.
 
     Raises:
-        OSError: the record is damaged.
+      OSError: the record is damaged.
     """
     frame = os.pread(open_tfrecords(path), size, offset)
     # TensorFlow verifies checksums of files only, from their beginning: give it a file in memory.
@@ -86,12 +86,10 @@ def read_record(path: str, offset: int, size: int) -> bytes:
 
 def load_png(item: Item, *, resolution: int) -> Image.Image:
     """One PNG file -> RGB."""
-    with open(item.location, "rb") as file:
-        image = images.to_rgb(images.decode(file.read()))
-    return _exactly(image, resolution)
+    return _exactly(images.to_rgb(images.decode(item.location.read_bytes())), resolution)
 
 
-def load_tfrecord(item: Item, *, path: str, resolution: int) -> Image.Image:
+def load_tfrecord(item: Item, *, path: Path, resolution: int) -> Image.Image:
     """One StyleGAN record -> RGB."""
     example = tf.train.Example.FromString(read_record(path, *item.location))
     shape = list(example.features.feature["shape"].int64_list.value)
@@ -115,16 +113,16 @@ def _exactly(image: Image.Image, resolution: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="images1024x1024, or ffhq-r10.tfrecords")
+    parser.add_argument("--input", type=Path, required=True, help="images1024x1024, or ffhq-r10.tfrecords")
     parser.add_argument("--resolution", type=int, default=1024, help="that of the input")
     convert.add_arguments(parser)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     tf.get_logger().setLevel("ERROR")
     source, resolution = arguments.input, arguments.resolution
-    if os.path.isdir(source):
+    if source.is_dir():
         items, loader = list_png_items(source), functools.partial(load_png, resolution=resolution)
-    elif os.path.isfile(source):
+    elif source.is_file():
         items = list_tfrecord_items(source)
         loader = functools.partial(load_tfrecord, path=source, resolution=resolution)
     else:
@@ -140,4 +138,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(convert.run(main))
+    sys.exit(run(main))

@@ -16,25 +16,28 @@ import functools
 import os
 import re
 import sys
+from pathlib import Path
 
 from PIL import Image, ImageColor
 
-from data_tools import convert, images
-from data_tools.shards import Item, one_line
-from flags.errors import UserError
+from data_tools import convert
+from data_tools.geometry import resize_then_crop
+from data_tools.shards import Item
+from flags.errors import UserError, one_line, run
+from pdm_tf import images
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 
 
-def list_items(directory: str, labels: bool) -> tuple[list[Item], list[str] | None]:
+def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | None]:
     """All images below a folder sorted by path, and the class names (None without `labels`).
 
     Says on stderr how many files were left out for their names' sake.
 
     Raises:
-        UserError: no such folder, or `labels` with images outside of any sub-folder.
+      UserError: no such folder, or `labels` with images outside of any sub-folder.
     """
-    if not os.path.isdir(directory):
+    if not directory.is_dir():
         raise UserError(f"{directory} is no folder")
     names, left_out = [], collections.Counter()
     for folder, _, files in os.walk(directory, followlinks=True):
@@ -63,15 +66,15 @@ def list_items(directory: str, labels: bool) -> tuple[list[Item], list[str] | No
 
 def open_rgb(item: Item, background: str) -> Image.Image:
     """One file -> RGB, upright."""
-    with open(item.location, "rb") as file:
-        return images.to_rgb(images.upright(images.decode(file.read())), background)
+    image = images.decode(Path(item.location).read_bytes())
+    return images.to_rgb(images.upright(image), background)
 
 
 def load(item: Item, *, height: int, width: int, crop: str, background: str) -> Image.Image:
     """One file -> RGB `height` x `width`; with crop "exact" it must have that size."""
     image = open_rgb(item, background)
     if crop == "center":
-        return images.resize_then_crop(image, height, width)
+        return resize_then_crop(image, height, width)
     if crop == "stretch":
         return image.resize((width, height), Image.Resampling.LANCZOS)
     if image.size != (width, height):
@@ -86,7 +89,7 @@ def parse_resolution(text: str) -> tuple[int, int]:
     """ "256" or "128x256" (height x width) -> (height, width).
 
     Raises:
-        UserError: it is neither.
+      UserError: it is neither.
     """
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if not match:
@@ -95,7 +98,7 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return height, int(match.group(2) or height)
 
 
-def dataset_name(directory: str) -> str:
+def dataset_name(directory: Path) -> str:
     """A name that TFDS accepts, from the output folder's."""
     name = re.sub(r"\W+", "_", os.path.basename(os.path.abspath(directory)), flags=re.ASCII)
     return name.lower().strip("_") if re.match("[A-Za-z]", name) else f"images_{name.lower()}"
@@ -103,7 +106,7 @@ def dataset_name(directory: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="folder of images")
+    parser.add_argument("--input", type=Path, required=True, help="folder of images")
     parser.add_argument("--resolution", help="256 or HEIGHTxWIDTH; default: that of the images")
     parser.add_argument(
         "--crop",
@@ -146,4 +149,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(convert.run(main))
+    sys.exit(run(main))

@@ -18,14 +18,16 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
-import tqdm
 from PIL import Image
 
-from data_tools import convert, images
+from data_tools import convert
+from data_tools.geometry import resize_then_crop
 from data_tools.shards import Item
-from flags.errors import UserError
+from flags.errors import UserError, run
+from pdm_tf import images
 
 BLOCK = tarfile.BLOCKSIZE
 WNID = re.compile(r"(?:.*/)?(n\d{8})\.tar$")
@@ -37,7 +39,7 @@ def members(file: BinaryIO, begin: int, end: int, name: str) -> Iterator[tarfile
     tarfile alone stops in silence at a damaged header, and at the end of a file that was cut.
 
     Raises:
-        UserError: the tar is cut short or damaged.
+      UserError: the tar is cut short or damaged.
     """
     cut = UserError(f"{name} is cut short or damaged; fetch it again")
     following = begin
@@ -65,20 +67,20 @@ def members(file: BinaryIO, begin: int, end: int, name: str) -> Iterator[tarfile
         raise cut
 
 
-def list_items(path: str, classes: int) -> tuple[list[Item], list[str]]:
+def list_items(path: Path, classes: int) -> tuple[list[Item], list[str]]:
     """All images, as (name, (offset, size), label), and the wnids in sorted order.
 
     Raises:
-        UserError: the archive is cut short, damaged, something else, or has not `classes` classes.
+      UserError: the archive is cut short, damaged, something else, or has not `classes` classes.
     """
     try:
-        size = os.path.getsize(path)
-        file = open(path, "rb")  # noqa: SIM115 (the with statement below closes it)
+        size = path.stat().st_size
+        file = path.open("rb")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
     found: dict[str, list[Item]] = {}
-    with file, tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="index") as progress:
-        for class_tar in list(members(file, 0, size, path)):
+    with file, convert.progress_bar(size, "B", unit_scale=True, desc="index") as progress:
+        for class_tar in list(members(file, 0, size, str(path))):
             match = WNID.match(class_tar.name)
             if not match:
                 raise UserError(
@@ -87,7 +89,7 @@ def list_items(path: str, classes: int) -> tuple[list[Item], list[str]]:
                 )
             begin, end = class_tar.offset_data, class_tar.offset_data + class_tar.size
             found[match.group(1)] = [
-                Item(f"{os.path.basename(path)}: {member.name}", (member.offset_data, member.size))
+                Item(f"{path.name}: {member.name}", (member.offset_data, member.size))
                 for member in members(file, begin, end, f"{path}: {class_tar.name}")
             ]
             progress.update(end - progress.n)
@@ -101,23 +103,23 @@ def list_items(path: str, classes: int) -> tuple[list[Item], list[str]]:
 
 
 @functools.lru_cache(maxsize=1)
-def open_archive(path: str) -> int:
+def open_archive(path: Path) -> int:
     """One file descriptor a process."""
     return os.open(path, os.O_RDONLY)
 
 
-def load(item: Item, *, path: str, resolution: int) -> Image.Image:
+def load(item: Item, *, path: Path, resolution: int) -> Image.Image:
     """One image -> RGB `resolution` x `resolution`."""
     offset, size = item.location
     data = os.pread(open_archive(path), size, offset)
     if len(data) != size:
         raise OSError("the archive is cut short here")
-    return images.resize_then_crop(images.to_rgb(images.decode(data)), resolution, resolution)
+    return resize_then_crop(images.to_rgb(images.decode(data)), resolution, resolution)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="ILSVRC2012_img_train.tar")
+    parser.add_argument("--input", type=Path, required=True, help="ILSVRC2012_img_train.tar")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--classes", type=int, default=1000, help="classes that must be there")
     convert.add_arguments(parser)
@@ -136,4 +138,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(convert.run(main))
+    sys.exit(run(main))

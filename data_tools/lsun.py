@@ -12,41 +12,45 @@ import argparse
 import functools
 import os
 import sys
+from pathlib import Path
 
 import lmdb
 from PIL import Image
 
-from data_tools import convert, images
+from data_tools import convert
+from data_tools.geometry import square_then_box
 from data_tools.shards import Item
-from flags.errors import UserError
+from flags.errors import UserError, run
+from pdm_tf import images
 
 
 @functools.lru_cache(maxsize=1)
-def open_lmdb(directory: str) -> lmdb.Environment:
+def open_lmdb(directory: Path) -> lmdb.Environment:
     """Opens an LMDB folder to read it.
 
     Raises:
-        UserError: it is no LMDB, or its file is shorter than its own header says (to read on would
-            end the process with a bus error).
+      UserError: it is no LMDB, or its file is shorter than its own header says (to read on would end the
+        process with a bus error).
     """
-    path = os.path.join(directory, "data.mdb")
-    if not os.path.isfile(path):
+    path = directory / "data.mdb"
+    if not path.is_file():
         raise UserError(
             f"{directory} holds no data.mdb; unzip LSUN's church_outdoor_train_lmdb.zip and"
             " give the folder church_outdoor_train_lmdb as --input"
         )
     try:
         # Random access: reading ahead would load pages that no one asked for.
-        environment = lmdb.open(directory, readonly=True, lock=False, readahead=False)
+        environment = lmdb.open(str(directory), readonly=True, lock=False, readahead=False)
         promised = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     except lmdb.Error as error:
         raise UserError(f"{path} is no LMDB that can be read ({error}); fetch it again") from error
-    if os.path.getsize(path) < promised:
-        raise UserError(f"{path} is cut short: {os.path.getsize(path)} bytes of {promised}; fetch it again")
+    size = path.stat().st_size
+    if size < promised:
+        raise UserError(f"{path} is cut short: {size} bytes of {promised}; fetch it again")
     return environment
 
 
-def list_items(directory: str) -> list[Item]:
+def list_items(directory: Path) -> list[Item]:
     """All entries, in the order of their keys."""
     try:
         with open_lmdb(directory).begin() as transaction:
@@ -56,11 +60,11 @@ def list_items(directory: str) -> list[Item]:
         raise UserError(f"{directory} is damaged ({error}); fetch it again") from error
     if len(keys) != entries:
         raise UserError(f"{directory} is damaged: {len(keys)} of {entries} keys; fetch it again")
-    name = os.path.basename(os.path.abspath(directory))
+    name = Path(os.path.abspath(directory)).name
     return [Item(f"{name}: {key.decode('utf-8', 'replace')}", key) for key in keys]
 
 
-def load(item: Item, *, directory: str, resolution: int) -> Image.Image:
+def load(item: Item, *, directory: Path, resolution: int) -> Image.Image:
     """One entry -> RGB `resolution` x `resolution`."""
     try:
         with open_lmdb(directory).begin() as transaction:
@@ -69,12 +73,12 @@ def load(item: Item, *, directory: str, resolution: int) -> Image.Image:
         raise OSError(str(error)) from error
     if not data:
         raise OSError("the entry is empty")
-    return images.square_then_box(images.to_rgb(images.decode(data)), resolution)
+    return square_then_box(images.to_rgb(images.decode(data)), resolution)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="the folder that holds data.mdb")
+    parser.add_argument("--input", type=Path, required=True, help="the folder that holds data.mdb")
     parser.add_argument("--resolution", type=int, default=256)
     convert.add_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -91,4 +95,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(convert.run(main))
+    sys.exit(run(main))

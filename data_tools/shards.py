@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 from PIL import Image
 
-from data_tools import images
-from flags.errors import UserError
-from pdm_tf.atomic import sha256, sync
+from flags.errors import UserError, one_line
+from pdm_tf.atomic import atomic_file, atomic_json, sha256
+from pdm_tf.images import UNREADABLE, encode
 
 PROGRESS_SECONDS = 0.2
 
@@ -24,9 +24,9 @@ class Item(NamedTuple):
     """One image of a raw archive.
 
     Attributes:
-        name: how messages and reports call it.
-        location: where the tool's loader finds it (a path, a key, an offset and size).
-        label: class index; None in an unlabelled set.
+      name: how messages and reports call it.
+      location: where the tool's loader finds it (a path, a key, an offset and size).
+      label: class index; None in an unlabelled set.
     """
 
     name: str
@@ -35,11 +35,17 @@ class Item(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One shard to write: the file, a folder for its parts, and its items in order."""
+    """One shard to write: its split, its file, a folder for unfinished things, and its items in order."""
 
-    path: str
-    work_dir: str
+    split: str
+    path: Path
+    work_dir: Path
     items: list[Item]
+
+    @property
+    def outcome_path(self) -> Path:
+        """Where the finished shard's outcome is kept until the manifest is written."""
+        return self.work_dir / f"{self.path.name}.json"
 
 
 class Encoder(NamedTuple):
@@ -56,7 +62,7 @@ class Encoder(NamedTuple):
         """Loads one item and makes its record.
 
         Raises:
-            one of `images.UNREADABLE`: the item cannot be read, or has the wrong size.
+          one of `UNREADABLE`: the item cannot be read, or has the wrong size.
         """
         image = self.load(item)
         if image.mode != "RGB" or image.size != self.size:
@@ -64,7 +70,7 @@ class Encoder(NamedTuple):
                 f"the image is {image.mode} {image.height}x{image.width},"
                 f" not RGB {self.size[1]}x{self.size[0]}"
             )
-        data = images.encode(image, self.encoding, png_level=self.png_level, jpeg_quality=self.jpeg_quality)
+        data = encode(image, self.encoding, png_level=self.png_level, jpeg_quality=self.jpeg_quality)
         feature = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
         if item.label is not None:
             feature["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[item.label]))
@@ -72,10 +78,13 @@ class Encoder(NamedTuple):
         # Map fields have no fixed order on the wire unless asked for.
         return example.SerializeToString(deterministic=True)
 
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line; its type where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    def refuse_or_skip(self, item: Item, error: Exception) -> None:
+        """Raises UserError for an unreadable item, unless such items are to be skipped."""
+        if self.on_error == "fail":
+            raise UserError(
+                f"cannot read {item.name} ({one_line(error)});"
+                " mend it, or leave such images out with --on_error=skip"
+            ) from error
 
 
 def work(connection: Connection, encoder: Encoder) -> None:
@@ -111,34 +120,31 @@ def _progress_reporter(connection: Connection) -> Callable[[int], None]:
 
 
 def write_shard(task: Task, encoder: Encoder, report: Callable[[int], None]) -> dict:
-    """Writes a shard under a temporary name, then renames it: it exists whole or not at all.
+    """Writes a shard, which exists whole or not at all, and then its outcome.
 
     Returns:
-        its outcome, as in the manifest: records, bytes of the file, payload_bytes of the records,
-        sha256, and skipped, a list of [name, reason].
-
+      the outcome, as in the manifest: records, bytes of the file, payload_bytes of the records, sha256, and
+        skipped, a list of [name, reason].
     Raises:
-        UserError: an item is unreadable (with on_error=fail), or the disk does not take it.
+      UserError: an item is unreadable (with on_error=fail), or the disk does not take it.
     """
-    name = os.path.basename(task.path)
-    partial = os.path.join(task.work_dir, f"{name}.{os.getpid()}.partial")
     outcome = {"records": 0, "payload_bytes": 0, "skipped": []}
-    records = _records(task.items, encoder, outcome["skipped"], report)
+    # Not beside its place: what kills leave goes when the work folder goes.
+    made = task.work_dir / task.path.name
     try:
-        with tf.io.TFRecordWriter(partial) as writer:
-            for record in records:
-                writer.write(record)
-                outcome["records"] += 1
-                outcome["payload_bytes"] += len(record)
-        outcome["bytes"] = os.path.getsize(partial)
-        outcome["sha256"] = sha256(partial)
-        sync(partial)
-        os.replace(partial, task.path)
-        write_json(os.path.join(task.work_dir, f"{name}.json"), outcome)
+        with atomic_file(made) as partial:
+            with tf.io.TFRecordWriter(str(partial)) as writer:
+                for record in _records(task.items, encoder, outcome["skipped"], report):
+                    writer.write(record)
+                    outcome["records"] += 1
+                    outcome["payload_bytes"] += len(record)
+            outcome["bytes"] = partial.stat().st_size
+            outcome["sha256"] = sha256(partial)
+        os.replace(made, task.path)
+        atomic_json(task.outcome_path, outcome)
+    except (BrokenPipeError, ConnectionResetError):  # the parent is gone: not the disk's fault
+        raise
     except (OSError, tf.errors.OpError) as error:
-        # The parent is gone: not the disk's fault.
-        if isinstance(error, (BrokenPipeError, ConnectionResetError)):
-            raise
         raise UserError(
             f"cannot write {task.path} ({one_line(error)}); make room or mend the disk, then run"
             " the same command again: finished shards are kept"
@@ -152,23 +158,9 @@ def _records(
     for item in items:
         try:
             record = encoder.record(item)
-        except images.UNREADABLE as error:
-            if encoder.on_error == "fail":
-                raise UserError(
-                    f"cannot read {item.name} ({one_line(error)});"
-                    " mend it, or leave such images out with --on_error=skip"
-                ) from error
+        except UNREADABLE as error:
+            encoder.refuse_or_skip(item, error)
             skipped.append([item.name, one_line(error)])
         else:
             yield record
         report(1)
-
-
-def write_json(path: str, content: Any) -> None:
-    """Writes JSON that appears whole or not at all."""
-    partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "w") as file:
-        json.dump(content, file, indent=1, sort_keys=True, ensure_ascii=True)
-        file.write("\n")
-    sync(partial)
-    os.replace(partial, path)

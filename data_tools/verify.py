@@ -9,22 +9,21 @@ other TFDS set by its checksums and record counts. With --decode every image is 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import tensorflow as tf
-import tqdm
 
-from data_tools import convert, images
-from data_tools.shards import one_line
-from flags.errors import UserError
+from data_tools import convert
+from flags.errors import UserError, one_line, run
+from pdm_tf import images
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, describe_directory
 
 
 def check_shard(
-    path: str,
+    path: Path,
     length: int,
     recorded: dict | None,
     check_record: Callable[[bytes], None] | None,
@@ -33,38 +32,34 @@ def check_shard(
     """Checks one shard.
 
     Args:
-        path: its file.
-        length: the number of records it must hold.
-        recorded: what the manifest says of it, if there is one.
-        check_record: raises one of `images.UNREADABLE` for a record that is no good, or None to
-            trust records whose bytes are right.
-        report: called with the bytes read, for progress.
-
+      path: its file.
+      length: the number of records it must hold.
+      recorded: what the manifest says of it, if there is one.
+      check_record: raises one of `images.UNREADABLE` for a record that is no good, or None to trust records
+        whose bytes are right.
+      report: called with the bytes read, for progress.
     Returns:
-        None if it is whole, else what is wrong.
+      None if it is whole, else what is wrong.
     """
-    if not os.path.exists(path):
+    if not path.exists():
         return "is missing"
-    size = os.path.getsize(path)
-    if recorded and recorded["sha256"] == sha256(path, report):
-        problem = None
-    elif recorded:
+    size, problem = path.stat().st_size, None
+    if not recorded:
+        report(size)
+    elif recorded["sha256"] != sha256(path, report):
         problem = "differs from the manifest"
         if size != recorded["bytes"]:
             problem = f"has {size} bytes, the manifest says {recorded['bytes']}"
-    else:
-        problem = None
-        report(size)
     if problem or not recorded or check_record:
         found = _first_bad_record(path, length, check_record)
         problem = "; ".join(filter(None, [problem, found])) or None
     return problem
 
 
-def _first_bad_record(path: str, length: int, check_record: Callable[[bytes], None] | None) -> str | None:
+def _first_bad_record(path: Path, length: int, check_record: Callable[[bytes], None] | None) -> str | None:
     index = 0
     try:
-        for record in tf.compat.v1.io.tf_record_iterator(path):
+        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
             if check_record:
                 check_record(record)
             index += 1
@@ -88,16 +83,15 @@ def image_checker(info: DatasetInfo) -> Callable[[bytes], None]:
     return check
 
 
-def verify(directory: str, decode: bool) -> list[str]:
+def verify(directory: Path, decode: bool) -> list[str]:
     """Checks a whole data set.
 
     Returns:
-        a line for each file that is missing or damaged.
-
+      a line for each file that is missing or damaged.
     Raises:
-        UserError: there is no data set, or its metadata cannot be read.
+      UserError: there is no data set, or its metadata cannot be read.
     """
-    if not os.path.exists(os.path.join(directory, "dataset_info.json")):
+    if not (directory / "dataset_info.json").exists():
         raise UserError(
             f"{directory} holds no finished data set (dataset_info.json); a conversion that was"
             " stopped continues with its own command"
@@ -105,22 +99,21 @@ def verify(directory: str, decode: bool) -> list[str]:
     manifest = convert.read_manifest(directory)
     problems = []
     for name, digest in (manifest or {}).get("metadata_sha256", {}).items():
-        path = os.path.join(directory, name)
-        if not os.path.exists(path) or sha256(path) != digest:
+        path = directory / name
+        if not path.exists() or sha256(path) != digest:
             problems.append(f"{path}: is missing or differs from the manifest")
     info = describe_directory(directory)
     recorded = manifest["shards"] if manifest else {}
     expected = {
-        path: length
+        Path(path): length
         for split in info.splits.values()
         for path, length in zip(split.shards, split.shard_lengths)
     }
-    total = sum(os.path.getsize(path) for path in expected if os.path.exists(path))
+    total = sum(path.stat().st_size for path in expected if path.exists())
     check_record = image_checker(info) if decode else None
-    with tqdm.tqdm(total=total, unit="B", unit_scale=True) as progress:
+    with convert.progress_bar(total, "B", unit_scale=True) as progress:
         for path, length in sorted(expected.items()):
-            of_shard = recorded.get(os.path.basename(path))
-            problem = check_shard(path, length, of_shard, check_record, progress.update)
+            problem = check_shard(path, length, recorded.get(path.name), check_record, progress.update)
             if problem:
                 problems.append(f"{path}: {problem}")
     if not problems:
@@ -132,7 +125,7 @@ def verify(directory: str, decode: bool) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="folder with dataset_info.json")
+    parser.add_argument("--input", type=Path, required=True, help="folder with dataset_info.json")
     parser.add_argument("--decode", action="store_true", help="decode every image, too")
     arguments = parser.parse_args(argv)
     tf.get_logger().setLevel("ERROR")
@@ -147,4 +140,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(convert.run(main))
+    sys.exit(run(main))

@@ -1,17 +1,20 @@
-"""Files and folders that are either whole or not there, and the hashes that tell."""
+"""Files and folders that are either whole or not there, who may write them, and the hashes that tell."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -40,6 +43,17 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def atomic_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file, atomically, in UTF-8; file names that are none come back as they were."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def atomic_json(path: str | os.PathLike, values: Any) -> None:
+    """Writes JSON, atomically; equal values give equal bytes."""
+    atomic_text(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager
@@ -98,6 +112,33 @@ def _other_runs(process: int) -> bool:
     except OSError:
         pass
     return process != os.getpid()
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
+    """Holds a folder's lock, which the system lets go of when the process ends, however it ends.
+
+    Args:
+      folder: made if it is not there; gets a file .lock.
+      busy: what to say if another process holds the lock.
+    Raises:
+      UserError: `busy`, or the folder cannot be written, or its file system knows no locks.
+    """
+    folder = Path(folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below, after the work)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(busy) from error
+            raise UserError(
+                f"the file system of {folder} has no locks ({error.strerror}), so that nothing would keep a "
+                "second process from writing there: choose a folder on another disk"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -1,19 +1,48 @@
-"""Images in and out of the program: 8-bit conversion, grids and files."""
+"""Images in and out of the program: 8 bits, grids, and the only reader and writer of image files."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
+import struct
+import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
 
 PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# What Pillow's decoders are known to raise on damaged files; UserError is a ValueError.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# EXIF's orientation -> what turns the stored pixels upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -42,6 +71,65 @@ def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> 
     return grid
 
 
+# --- files -> images -----------------------------------------------------------------------------
+
+
+def decode(data: bytes) -> Image.Image:
+    """Bytes of an image file, of whatever format its first bytes tell -> its first frame, loaded.
+
+    Raises:
+      one of `UNREADABLE`: damaged or no image.
+    """
+    # Pillow warns of harmless oddities (EXIF, palettes) in files that it reads well.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError as error:
+            # Pillow's text holds an address in memory, another one each time.
+            raise UnidentifiedImageError("its bytes are of no known image format") from error
+        image.load()
+    return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF orientation says.
+
+    No other tag is touched: Pillow's `exif_transpose` writes all of them anew, and fails on odd ones.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        except UNREADABLE:  # damaged tags beside a good picture
+            turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any mode -> RGB: transparent parts on `background`, 16-bit greyscale by its upper 8 bits."""
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = _on_background(image.convert("RGBA"), background)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greyscale -> 8 bits, at 255 of which Pillow's own conversions would clip it."""
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    grey = Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        opaque = (levels != image.info["transparency"]) * np.uint8(255)
+        grey.putalpha(Image.fromarray(opaque))
+    return grey
+
+
+def _on_background(image: Image.Image, background: str) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+
+
 def read_image(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
     """Reads an image file of exactly `image_shape` = (H, W, C), uint8. Transparent parts become white.
 
@@ -51,33 +139,35 @@ def read_image(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarra
     height, width, channels = image_shape
     if channels not in PILLOW_MODES:
         raise UserError(f"{path}: a model of {channels} channels cannot edit image files")
-    image = _open_image(path, width, height)
+    image = _read_rgba(path, width, height)
     if channels in (1, 3):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = _on_background(image, "white")
     return np.asarray(image.convert(PILLOW_MODES[channels])).reshape(image_shape)
 
 
 def read_mask(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
     """Reads a mask of the size of `image_shape` = (H, W, C): bool (H, W), True where the file is light.
 
+    Transparent parts are not painted anew, whatever colour lies under them.
+
     Raises:
       UserError: it is missing, no image, of another size, or dark everywhere.
     """
-    mask = np.asarray(_open_image(path, image_shape[1], image_shape[0]).convert("L")) >= 128
+    image = _on_background(_read_rgba(path, image_shape[1], image_shape[0]), "black")
+    mask = np.asarray(image.convert("L")) >= 128
     if not mask.any():
         raise UserError(f"{path} is black everywhere: make white what is to be painted anew")
     return mask
 
 
-def _open_image(path: str | os.PathLike, width: int, height: int) -> Image.Image:
+def _read_rgba(path: str | os.PathLike, width: int, height: int) -> Image.Image:
+    """An image file, upright, of that size."""
     try:
-        with Image.open(path) as file:
-            image = file.copy()
+        image = _eight_bits(upright(decode(Path(path).read_bytes()))).convert("RGBA")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error})") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as an image ({one_line(error)})") from error
     if image.size != (width, height):
         raise UserError(
             f"{path} is {image.width} pixels wide and {image.height} high: resize it to the model's "
@@ -86,10 +176,67 @@ def _open_image(path: str | os.PathLike, width: int, height: int) -> Image.Image
     return image
 
 
+def samples_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
+    """(N, H, W, C) of the images in an .npz file, none of which is read.
+
+    Raises:
+      UserError: it is missing or damaged, or holds no uint8 images as `arr_0`.
+    """
+    with _open_samples(path) as (_, shape):
+        return shape
+
+
+def read_samples(path: str | os.PathLike, batch_size: int = 64) -> Iterator[np.ndarray]:
+    """Yields uint8 (B, H, W, C): the images `arr_0` of an .npz file in order, a batch at a time in memory.
+
+    The last batch may be smaller.
+
+    Raises:
+      UserError: as `samples_shape`, before the first batch; or damage, where it is found.
+    """
+    with _open_samples(path) as (member, (count, *image_shape)):
+        for start in range(0, count, batch_size):
+            size = min(batch_size, count - start)
+            data = member.read(size * math.prod(image_shape))
+            yield np.frombuffer(data, np.uint8).reshape(size, *image_shape)
+
+
+@contextlib.contextmanager
+def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int, int, int, int]]]:
+    """The images' bytes and shape."""
+    try:
+        with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+            shape, column_major, dtype = read_header(member)
+            if len(shape) != 4 or column_major or dtype != np.uint8:
+                raise ValueError(f"arr_0 is {dtype} {shape}")
+            yield member, shape
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, EOFError, KeyError, ValueError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is no whole .npz file of uint8 images (N, H, W, C) named arr_0 ({one_line(error)})"
+        ) from error
+
+
+# --- images -> files -----------------------------------------------------------------------------
+
+
+def encode(image: Image.Image, encoding: str, *, png_level: int = 6, jpeg_quality: int = 95) -> bytes:
+    """Image -> bytes of a file: "png" (lossless) or "jpeg" (full-resolution colour)."""
+    buffer = io.BytesIO()
+    if encoding == "png":
+        image.save(buffer, format="PNG", compress_level=png_level)
+    else:
+        image.save(buffer, format="JPEG", quality=jpeg_quality, subsampling=0)
+    return buffer.getvalue()
+
+
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8 (H, W, C) with 1 to 4 channels as PNG, atomically."""
     with atomic_file(path) as partial:
-        _to_pillow(image).save(partial, format="PNG")
+        partial.write_bytes(encode(_to_pillow(image), "png"))
 
 
 def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.15) -> None:

@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import sys
 import pytest
 
 from flags.errors import UserError
-from pdm_tf.atomic import HOST, atomic_file, atomic_folder
+from pdm_tf.atomic import HOST, atomic_file, atomic_folder, atomic_json, atomic_text, sole_writer
 
 KILLED = """
 import os, signal, sys
@@ -77,3 +79,42 @@ def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, write):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/below"), write(tmp_path / "file" / "below"):
         pass
+
+
+def test_text_and_json_come_back_and_equal_values_give_equal_bytes(tmp_path):
+    odd = os.fsdecode(b"caf\xe9 \xc3\xa9")
+    atomic_text(tmp_path / "a", odd)
+    assert os.fsencode(odd) == (tmp_path / "a").read_bytes()
+    atomic_json(tmp_path / "b", {"b": [1, None], "a": "é"})
+    atomic_json(tmp_path / "c", {"a": "é", "b": [1, None]})
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+    assert json.loads((tmp_path / "b").read_text()) == {"a": "é", "b": [1, None]}
+
+
+def test_one_process_writes_and_its_death_frees_the_folder(repository, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    code = (
+        "import sys\nfrom pdm_tf.atomic import sole_writer\n"
+        "with sole_writer(sys.argv[1], 'busy'):\n    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=repository, **pipes) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match=r"^somebody else$"), sole_writer(folder, "somebody else"):
+            pass
+        other.kill()
+    with sole_writer(folder, "somebody else"):
+        pass
+    with pytest.raises(BlockingIOError, match="mine"), sole_writer(folder, "somebody else"):
+        raise BlockingIOError("mine")
+
+
+def test_a_file_system_without_locks_is_not_called_busy(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=f"the file system of {tmp_path} has no locks"):
+        with sole_writer(tmp_path, "busy"):
+            pass

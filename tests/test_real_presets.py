@@ -16,7 +16,7 @@ from tests.data.fixtures import make_preset_dataset
     [("lsun_church", "--patch_size=4"), ("imagenet256", "--split=high"), ("ffhq1024", "--prediction=v")],
 )
 def test_two_training_steps(repository, tmp_path, dataset, choice):
-    make_preset_dataset(dataset, str(tmp_path))
+    make_preset_dataset(dataset, tmp_path)
     settings = {
         "log_every": 1, "eval_every": 1, "eval_batches": 1, "sample_images": 1, "sample_steps": 1,
     }  # fmt: skip

@@ -1,8 +1,8 @@
-"""TFRecord data sets in TFDS layout -> batches of images in [-1, 1] and labels."""
+"""TFRecord data sets in TFDS layout -> batches of images in [-1, 1], labels, and places in the stream."""
 
 from pdm_tf.data.damage import naming_shards
 from pdm_tf.data.info import DatasetInfo, Split, describe_directory, find_dataset
-from pdm_tf.data.pipeline import load_batches
+from pdm_tf.data.pipeline import load_batches, uint8_batches
 
 __all__ = [
     "DatasetInfo",
@@ -11,4 +11,5 @@ __all__ = [
     "find_dataset",
     "load_batches",
     "naming_shards",
+    "uint8_batches",
 ]

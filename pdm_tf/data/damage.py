@@ -1,21 +1,21 @@
 """Errors of the input pipeline that name the shard and the record they come from.
 
-A TFRecord reader alone does not: it takes an empty shard for a finished one, and its message for a
-damaged record holds a byte offset without the file. Inside a tf.data graph no UserError can be
-raised either, so `require` raises an assertion with a recognisable text there, and `naming_shards`
-turns it into the one-line UserError outside.
+A TFRecord reader alone does not: it takes an empty shard for a finished one, and its message for a damaged
+record holds a byte offset without the file. Inside a tf.data graph no UserError can be raised either, so
+`require` raises an assertion with a recognisable text there, and `naming_shards` turns it into the one-line
+UserError outside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import tensorflow as tf
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
 from pdm_tf.data.info import DatasetInfo
 
 _TAG = "pdm_tf.data"
@@ -25,17 +25,18 @@ _MISSING = re.compile(r"(\S*\.tfrecord\S*); No such file")
 _DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Example proto")
 
 
-def require(condition: tf.Tensor, problem: str, path: tf.Tensor, record: tf.Tensor, count: tf.Tensor):
+def require(
+    condition: tf.Tensor, problem: str, path: tf.Tensor, record: tf.Tensor, count: tf.Tensor
+) -> tf.Operation:
     """Inside tf.data: fails unless `condition` (bool scalar) holds.
 
     Args:
-        problem: what is then wrong, following the words "record 3 of 120".
-        path: string scalar, the shard's file.
-        record: int64 scalar, the record's index from 0.
-        count: int64 scalar, the shard's promised number of records.
-
+      problem: what is then wrong, following the words "record 3 of 120".
+      path: string scalar, the shard's file.
+      record: int64 scalar, the record's index from 0.
+      count: int64 scalar, the shard's promised number of records.
     Returns:
-        The assertion, for `tf.control_dependencies`.
+      the assertion, for `tf.control_dependencies`.
     """
     return tf.debugging.Assert(condition, [_TAG, problem, path, record, count])
 
@@ -45,8 +46,8 @@ def naming_shards() -> Iterator[None]:
     """Wrap this around any loop over `load_batches`, `Model.fit` among them.
 
     Raises:
-        UserError: a shard is damaged, short, or too long; names it and the record. An error that
-            does not come from the data goes through untouched.
+      UserError: a shard is damaged, short, or too long; names it and the record. An error that does not come
+        from the data goes through untouched.
     """
     try:
         yield
@@ -55,15 +56,15 @@ def naming_shards() -> Iterator[None]:
         if found:
             problem, path, record, count = found.groups()
             raise UserError(
-                f"{path}: record {record} of {count} {problem}; {_advice(os.path.dirname(path))}"
+                f"{path}: record {record} of {count} {problem}; {_advice(Path(path).parent)}"
             ) from error
-        if isinstance(error, tf.errors.NotFoundError) and _MISSING.search(str(error)):
-            path = _MISSING.search(str(error)).group(1)
-            raise UserError(f"shard {path} has disappeared; {_advice(os.path.dirname(path))}") from error
+        missing = isinstance(error, tf.errors.NotFoundError) and _MISSING.search(str(error))
+        if missing:
+            path = Path(missing.group(1))
+            raise UserError(f"shard {path} has disappeared; {_advice(path.parent)}") from error
         if _DECODING.search(str(error)):
-            reason = " ".join(error.message.split())[:200]
             raise UserError(
-                f"a record holds no image that can be decoded ({reason});"
+                f"a record holds no image that can be decoded ({one_line(error)});"
                 " find it with: python -m data_tools.verify --decode --input DATASET_FOLDER"
             ) from error
         raise
@@ -73,15 +74,14 @@ def check_files(info: DatasetInfo, split: str) -> int:
     """Checks that every shard of a split exists and is not empty.
 
     Returns:
-        The bytes of all its shards.
-
+      the bytes of all its shards.
     Raises:
-        UserError: names the first shard that is missing or empty.
+      UserError: names the first shard that is missing or empty.
     """
     total = 0
     for path, length in zip(info.splits[split].shards, info.splits[split].shard_lengths):
         try:
-            size = os.path.getsize(path)
+            size = path.stat().st_size
         except OSError as error:
             raise UserError(
                 f"shard {path} is missing ({error.strerror}); {_advice(info.directory)}"
@@ -94,5 +94,5 @@ def check_files(info: DatasetInfo, split: str) -> int:
     return total
 
 
-def _advice(directory: str) -> str:
+def _advice(directory: Path) -> str:
     return f"list all damage with: python -m data_tools.verify --input {directory}"

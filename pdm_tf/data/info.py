@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import glob
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
+from pdm_tf.stack import image_encoding
 
-EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "emoji64")
+METADATA = "dataset_info.json"
+EMBEDDED = Path(__file__).absolute().parent / "emoji64"
 
 # name -> (the raw archive, the arguments that make the data set from it)
 SOURCES = {
@@ -31,33 +33,33 @@ SOURCES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Split:
     """One split: its shard files in order, and the number of records promised for each."""
 
-    shards: tuple[str, ...]
+    shards: tuple[Path, ...]
     shard_lengths: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class DatasetInfo:
     """What a data set's metadata says of it.
 
     Attributes:
-        name: the data set's name, e.g. `emoji64`.
-        directory: the folder that holds `dataset_info.json` and the shards.
-        image_shape: (height, width, channels); the first two are None where images differ in size.
-        num_classes: number of classes, 0 when unlabelled.
-        label_names: a name for each class, () when unlabelled.
-        num_examples: split name -> number of images.
-        image_key, label_key: feature names in a record; `label_key` is None when unlabelled.
-        image_dtype: "uint8" or "uint16".
-        encoding: "png" or "jpeg"; None where it may be either.
-        splits: split name -> its shards.
+      name: the data set's name, e.g. `emoji64`.
+      directory: the folder that holds `dataset_info.json` and the shards.
+      image_shape: (height, width, channels); the first two are None where images differ in size.
+      num_classes: number of classes, 0 when unlabelled.
+      label_names: a name for each class, () when unlabelled.
+      num_examples: split name -> number of images.
+      image_key, label_key: feature names in a record; `label_key` is None when unlabelled.
+      image_dtype: "uint8" or "uint16".
+      encoding: "png" or "jpeg"; None where it may be either.
+      splits: split name -> its shards.
     """
 
     name: str
-    directory: str
+    directory: Path
     image_shape: tuple[int | None, int | None, int]
     num_classes: int
     label_names: tuple[str, ...]
@@ -69,41 +71,29 @@ class DatasetInfo:
     splits: dict[str, Split]
 
 
-def find_dataset(dataset: str, data_dir: str) -> DatasetInfo:
+def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
     """Finds a data set and describes it from its metadata alone.
 
     Args:
-        dataset: `emoji64` (embedded: needs no `data_dir`); `lsun_church`, `imagenet256` or
-            `ffhq1024`, found under `data_dir/<name>`; `tfds:NAME`, where NAME may go on with
-            `/CONFIG` and `:VERSION`, found where TFDS puts it under `data_dir`; `folder:PATH`.
-        data_dir: folder of the named data sets.
-
+      dataset: `emoji64` (embedded: needs no `data_dir`); `lsun_church`, `imagenet256` or `ffhq1024`, found
+        under `data_dir/<name>`; `tfds:NAME`, where NAME may go on with `/CONFIG` and `:VERSION`, found where
+        TFDS puts it under `data_dir`; `folder:PATH`.
+      data_dir: folder of the named data sets.
     Raises:
-        UserError: unknown name, missing data (says how to make them), or unusable metadata.
+      UserError: unknown name, missing data (says how to make them), or unusable metadata.
     """
     kind, _, rest = dataset.partition(":")
     if dataset == "emoji64":
         return describe_directory(EMBEDDED, name=dataset)
     if dataset in SOURCES:
-        directory = os.path.join(data_dir, dataset)
-        archive, arguments = SOURCES[dataset]
-        command = f"python -m data_tools.{arguments} --output {directory}"
-        if not os.path.isdir(directory):
-            raise UserError(f"{dataset} is not in {directory}; make it from {archive} with: {command}")
-        found = _newest_version(directory)
-        if found is None:
-            raise UserError(
-                f"{directory} holds no finished {dataset};"
-                f" start or resume its conversion from {archive} with: {command}"
-            )
-        return describe_directory(found, name=dataset)
+        return describe_directory(_named_directory(dataset, Path(data_dir)), name=dataset)
     if kind == "tfds" and rest:
-        return describe_directory(_tfds_directory(rest, data_dir))
+        return describe_directory(_tfds_directory(rest, Path(data_dir)))
     if kind == "folder" and rest:
-        found = _newest_version(rest)
+        found = _newest_version(Path(rest))
         if found is None:
             raise UserError(
-                f"no data set (dataset_info.json) in {rest}; make one from a folder of images with:"
+                f"no data set ({METADATA}) in {rest}; make one from a folder of images with:"
                 f" python -m data_tools.image_folder --input IMAGES --output {rest}"
             )
         return describe_directory(found)
@@ -111,26 +101,26 @@ def find_dataset(dataset: str, data_dir: str) -> DatasetInfo:
     raise UserError(f"unknown data set {dataset!r}; write one of {known}")
 
 
-def describe_directory(directory: str, name: str | None = None) -> DatasetInfo:
+def describe_directory(directory: str | os.PathLike, name: str | None = None) -> DatasetInfo:
     """Describes the data set in TFDS layout in `directory`, under `name` or its own name.
 
     Raises:
-        UserError: the metadata cannot be read, or there is no image feature that can be used.
+      UserError: the metadata cannot be read, or there is no image feature that can be used.
     """
+    directory = Path(directory)
     # TFDS raises whatever its JSON and protobuf readers happen to raise on damaged metadata.
     try:
         info = tfds.builder_from_directory(directory).info
         splits = {
-            key: Split(tuple(map(os.fspath, split.filepaths)), tuple(split.shard_lengths))
+            key: Split(tuple(map(Path, split.filepaths)), tuple(split.shard_lengths))
             for key, split in info.splits.items()
             if split.num_examples
         }
         features = dict(_flatten(info.features))
         file_format = info.file_format.value if info.file_format else "tfrecord"
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the metadata in {directory} cannot be read ({reason}); make the data set anew"
+            f"the metadata in {directory} cannot be read ({one_line(error)}); make the data set anew"
         ) from error
     if file_format != "tfrecord":
         raise UserError(
@@ -148,7 +138,7 @@ def describe_directory(directory: str, name: str | None = None) -> DatasetInfo:
         image_key=image_key,
         label_key=label_key,
         image_dtype=_dtype_name(image),
-        encoding=image._encoding_format,
+        encoding=image_encoding(image),
         splits=splits,
     )
 
@@ -162,14 +152,14 @@ def _flatten(features, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield prefix + key, feature
 
 
-def _image_feature(directory: str, features: dict[str, object]):
+def _image_feature(directory: Path, features: dict[str, object]):
     # A LabeledImage (a subclass) is a segmentation map, no picture.
     images = [(key, found) for key, found in features.items() if type(found) is tfds.features.Image]
     if not images:
         raise UserError(f"{directory} has no image feature; its features: {', '.join(features)}")
     key, image = images[0]
     dtype = _dtype_name(image)
-    if dtype not in ("uint8", "uint16") or (dtype == "uint16" and image._encoding_format != "png"):
+    if dtype not in ("uint8", "uint16") or (dtype == "uint16" and image_encoding(image) != "png"):
         raise UserError(f"image feature {key!r} of {directory} is {dtype}; only uint8 and uint16 PNG")
     if image.shape[-1] is None:
         raise UserError(f"image feature {key!r} of {directory} has no fixed number of channels")
@@ -188,31 +178,43 @@ def _label_feature(features: dict[str, object]):
     return key, labels[key]
 
 
-def _newest_version(directory: str) -> str | None:
-    """The folder with `dataset_info.json`: `directory` itself or its highest version; else None."""
-    if os.path.exists(os.path.join(directory, "dataset_info.json")):
+def _named_directory(name: str, data_dir: Path) -> Path:
+    """Where a data set of `SOURCES` lies, finished."""
+    directory = data_dir / name
+    archive, arguments = SOURCES[name]
+    command = f"python -m data_tools.{arguments} --output {directory}"
+    if not directory.is_dir():
+        raise UserError(f"{name} is not in {directory}; make it from {archive} with: {command}")
+    found = _newest_version(directory)
+    if found is None:
+        raise UserError(
+            f"{directory} holds no finished {name};"
+            f" start or resume its conversion from {archive} with: {command}"
+        )
+    return found
+
+
+def _newest_version(directory: Path) -> Path | None:
+    """The folder with the metadata: `directory` itself or its highest version; else None."""
+    if (directory / METADATA).exists():
         return directory
-    versions = []
-    for path in glob.glob(os.path.join(glob.escape(directory), "*", "dataset_info.json")):
-        folder = os.path.dirname(path)
-        if tfds.core.Version.is_valid(os.path.basename(folder)):
-            versions.append((tfds.core.Version(os.path.basename(folder)), folder))
-    return max(versions)[1] if versions else None
+    versions = {
+        tfds.core.Version(path.parent.name): path.parent
+        for path in directory.glob(f"*/{METADATA}")
+        if tfds.core.Version.is_valid(path.parent.name)
+    }
+    return versions[max(versions)] if versions else None
 
 
-def _tfds_directory(name: str, data_dir: str) -> str:
+def _tfds_directory(name: str, data_dir: Path) -> Path:
     """`NAME`, `NAME/CONFIG`, either with `:VERSION` -> its folder under `data_dir`."""
     path, _, version = name.partition(":")
-    root = os.path.join(data_dir, path, version) if version else os.path.join(data_dir, path)
+    root = data_dir / path / version
     found = _newest_version(root)
     if found is not None:
         return found
-    configs = {}
-    if os.path.isdir(root):
-        for entry in sorted(os.listdir(root)):
-            folder = _newest_version(os.path.join(root, entry))
-            if folder is not None:
-                configs[entry] = folder
+    entries = sorted(root.iterdir()) if root.is_dir() else []
+    configs = {entry.name: _newest_version(entry) for entry in entries if _newest_version(entry)}
     if len(configs) > 1:
         raise UserError(
             f"{root} holds several configurations ({', '.join(configs)});"

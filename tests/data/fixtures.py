@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -47,7 +47,7 @@ def example(image: bytes, label: int | None = None) -> bytes:
 
 
 def write_shards(
-    directory: str,
+    directory: Path,
     shards: Sequence[Sequence[bytes]],
     *,
     shape: Sequence[int | None] = (8, 6, 3),
@@ -57,13 +57,13 @@ def write_shards(
     split: str = "train",
 ) -> DatasetInfo:
     """Writes records to shards, and TFDS metadata that promise exactly these."""
-    os.makedirs(directory, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     template = tfds.core.ShardedFileTemplate(
         data_dir=directory, dataset_name="made", split=split, filetype_suffix="tfrecord"
     )
     for index, records in enumerate(shards):
         path = template.sharded_filepath(shard_index=index, num_shards=len(shards))
-        with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+        with tf.io.TFRecordWriter(str(path)) as writer:
             for record in records:
                 writer.write(record)
     features = {"image": tfds.features.Image(shape=shape, dtype=dtype, encoding_format=encoding)}
@@ -81,7 +81,7 @@ def write_shards(
     return describe_directory(directory)
 
 
-def numbered_dataset(directory: str, shard_lengths: Sequence[int], classes: int = 5) -> DatasetInfo:
+def numbered_dataset(directory: Path, shard_lengths: Sequence[int], classes: int = 5) -> DatasetInfo:
     """Images numbered from 0 on through the shards, labelled by number modulo classes."""
     shards, number = [], 0
     for length in shard_lengths:
@@ -89,6 +89,13 @@ def numbered_dataset(directory: str, shard_lengths: Sequence[int], classes: int 
         shards.append([example(encode(numbered_image(n)), n % classes) for n in numbers])
         number += length
     return write_shards(directory, shards, classes=classes)
+
+
+def flip_byte(path: Path, position: int) -> None:
+    """Changes one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
 
 
 # --- raw archives, in the forms in which they are published --------------------------------------
@@ -113,12 +120,12 @@ def cmyk_jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def make_lsun(directory: str, count: int, height: int = 40, width: int = 50) -> list[bytes]:
+def make_lsun(directory: Path, count: int, height: int = 40, width: int = 50) -> list[bytes]:
     """An LMDB as LSUN publishes it, JPEG and WebP entries mixed; returns the encoded entries."""
     entries = [
         encode(natural_image(n, height, width), ("JPEG", "WEBP")[n % 2], quality=90) for n in range(count)
     ]
-    with lmdb.open(directory, map_size=1 << 30) as environment:
+    with lmdb.open(str(directory), map_size=1 << 30) as environment:
         with environment.begin(write=True) as transaction:
             for n, data in enumerate(entries):
                 key = hashlib.sha1(b"%d" % n).hexdigest().encode()
@@ -126,7 +133,7 @@ def make_lsun(directory: str, count: int, height: int = 40, width: int = 50) -> 
     return entries
 
 
-def make_imagenet(path: str, images: dict[str, list[bytes]]) -> None:
+def make_imagenet(path: Path, images: dict[str, list[bytes]]) -> None:
     """A tar of one tar a wnid, as ImageNet publishes it; `images`: wnid -> .JPEG files' bytes."""
     with tarfile.open(path, "w") as outer:
         for wnid, contents in images.items():
@@ -154,19 +161,19 @@ def imagenet_images(classes: int, each: int, height: int = 60, width: int = 45):
     return found
 
 
-def make_ffhq_folder(directory: str, count: int, resolution: int) -> list[np.ndarray]:
+def make_ffhq_folder(directory: Path, count: int, resolution: int) -> list[np.ndarray]:
     """`images1024x1024/00000/00000.png` and so on, a thousand a sub-folder; returns the pixels."""
     images = [natural_image(n, resolution, resolution) for n in range(count)]
     for n, image in enumerate(images):
-        folder = os.path.join(directory, f"{n // 1000 * 1000:05d}")
-        os.makedirs(folder, exist_ok=True)
-        Image.fromarray(image).save(os.path.join(folder, f"{n:05d}.png"))
+        folder = directory / f"{n // 1000 * 1000:05d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{n:05d}.png")
     return images
 
 
-def make_ffhq_tfrecords(path: str, images: Sequence[np.ndarray]) -> None:
+def make_ffhq_tfrecords(path: Path, images: Sequence[np.ndarray]) -> None:
     """StyleGAN's tfrecords: uncompressed, CHW."""
-    with tf.io.TFRecordWriter(path) as writer:
+    with tf.io.TFRecordWriter(str(path)) as writer:
         for image in images:
             planes = image.transpose(2, 0, 1)
             feature = {
@@ -177,38 +184,35 @@ def make_ffhq_tfrecords(path: str, images: Sequence[np.ndarray]) -> None:
             writer.write(record.SerializeToString())
 
 
-def make_folder(directory: str, files: dict[str, bytes]) -> None:
+def make_folder(directory: Path, files: dict[str, bytes]) -> None:
     """Path in the folder -> contents."""
     for name, data in files.items():
-        path = os.path.join(directory, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(data)
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 # --- data sets of the real presets ---------------------------------------------------------------
 
 
-def make_preset_dataset(name: str, data_dir: str, count: int = 8) -> str:
+def make_preset_dataset(name: str, data_dir: Path, count: int = 8) -> None:
     """Makes a raw archive at its real resolution and converts it, as a user would.
 
     Args:
-        name: `lsun_church`, `imagenet256` (1000 classes of two images each) or `ffhq1024`.
-        data_dir: what to pass as `--data_dir`; the raw archive goes beside the data set.
-
-    Returns:
-        the data set's folder.
+      name: `lsun_church`, `imagenet256` (1000 classes of two images each) or `ffhq1024`.
+      data_dir: what to pass as `--data_dir`; the raw archive goes beside the data set.
+      count: of images, but for `imagenet256`.
     """
-    raw, output = os.path.join(data_dir, f"raw_{name}"), os.path.join(data_dir, name)
-    common = ["--output", output, "--workers", "2", "--validation_fraction", "0.25"]
+    raw = data_dir / f"raw_{name}"
+    common = ["--input", str(raw), "--output", str(data_dir / name)]
+    common += ["--workers", "2", "--validation_fraction", "0.25"]
     if name == "lsun_church":
         make_lsun(raw, count, 256, 341)
-        lsun.main(["--input", raw, *common])
+        lsun.main(common)
     elif name == "imagenet256":
         files = imagenet_images(classes=1, each=2, height=300, width=400)["n00000000"]
         make_imagenet(raw, {f"n{c:08d}": files for c in range(1000)})
-        imagenet.main(["--input", raw, *common])
+        imagenet.main(common)
     else:
         make_ffhq_folder(raw, count, 1024)
-        ffhq.main(["--input", raw, *common])
-    return output
+        ffhq.main(common)

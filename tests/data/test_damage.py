@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 
 from flags.errors import UserError
-from pdm_tf.data import load_batches, naming_shards
+from pdm_tf.data import load_batches, naming_shards, uint8_batches
 from tests.data import fixtures
 
 
 @pytest.fixture
 def info(tmp_path):
-    return fixtures.numbered_dataset(str(tmp_path), (6, 6, 6))
+    return fixtures.numbered_dataset(tmp_path, (6, 6, 6))
 
 
 def read_epoch(info, **arguments):
@@ -29,22 +29,10 @@ def read_epoch(info, **arguments):
     return message
 
 
-def contents(path):
-    with open(path, "rb") as file:
-        return bytearray(file.read())
-
-
-def overwrite(path, data):
-    with open(path, "wb") as file:
-        file.write(data)
-
-
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_flipped_byte(info, shuffle):
     shard = info.splits["train"].shards[1]
-    data = contents(shard)
-    data[len(data) // 2] ^= 1
-    overwrite(shard, data)
+    fixtures.flip_byte(shard, shard.stat().st_size // 2)
     message = read_epoch(info, shuffle=shuffle)
     assert f"{shard}: record 3 of 6 cannot be read" in message
 
@@ -52,17 +40,16 @@ def test_flipped_byte(info, shuffle):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_cut_tail(info, shuffle):
     shard = info.splits["train"].shards[2]
-    overwrite(shard, contents(shard)[:-10])
+    os.truncate(shard, shard.stat().st_size - 10)
     assert f"{shard}: record 5 of 6 cannot be read" in read_epoch(info, shuffle=shuffle)
 
 
 def test_missing_last_records(info):
     # Cut where one record ends: no checksum can show this.
     shard = info.splits["train"].shards[2]
-    size = len(contents(shard))
-    lengths = [len(record) + 16 for record in tf.data.TFRecordDataset(shard).as_numpy_iterator()]
-    assert sum(lengths) == size
-    overwrite(shard, contents(shard)[: sum(lengths[:4])])
+    lengths = [len(record) + 16 for record in tf.data.TFRecordDataset(str(shard)).as_numpy_iterator()]
+    assert sum(lengths) == shard.stat().st_size
+    os.truncate(shard, sum(lengths[:4]))
     # Which of the two missing records comes first is the shuffle's choice.
     assert f"{shard}: record 4 of 6 cannot be read" in read_epoch(info, shuffle=False)
     assert f"{shard}: record" in read_epoch(info, shuffle=True)
@@ -70,28 +57,28 @@ def test_missing_last_records(info):
 
 def test_surplus_record(info):
     first, second, _ = info.splits["train"].shards
-    one = next(tf.data.TFRecordDataset(second).as_numpy_iterator())
-    overwrite(first, contents(first) + contents(second)[: len(one) + 16])
+    one = next(tf.data.TFRecordDataset(str(second)).as_numpy_iterator())
+    first.write_bytes(first.read_bytes() + second.read_bytes()[: len(one) + 16])
     message = read_epoch(info)
     assert f"{first}: record 6 of 6 is one more than the metadata promise" in message
 
 
 def test_empty_shard(info):
     shard = info.splits["train"].shards[0]
-    overwrite(shard, b"")
+    os.truncate(shard, 0)
     assert f"{shard} is empty, 6 records are promised" in read_epoch(info)
 
 
 def test_missing_shard(info):
     shard = info.splits["train"].shards[0]
-    os.remove(shard)
+    shard.unlink()
     assert f"{shard} is missing" in read_epoch(info)
 
 
 def test_shard_that_disappears_after_opening(info):
     dataset = load_batches(info, split="train", seed=0, batch_size=3)
     shard = info.splits["train"].shards[1]
-    os.remove(shard)
+    shard.unlink()
     with pytest.raises(UserError, match=f"shard {shard} has disappeared"), naming_shards():
         for _ in dataset.take(20):
             pass
@@ -100,30 +87,39 @@ def test_shard_that_disappears_after_opening(info):
 def test_image_of_another_size_names_its_record(tmp_path):
     sizes = [(8, 6), (8, 6), (6, 8)]
     records = [fixtures.example(fixtures.encode(np.zeros((*size, 3), np.uint8))) for size in sizes]
-    info = fixtures.write_shards(str(tmp_path), [records])
+    info = fixtures.write_shards(tmp_path, [records])
     assert "record 2 of 3 is not 8x6x3" in read_epoch(info, batch_size=1)
 
 
 def test_unlabelled_split_of_a_labelled_set(tmp_path):
     image = fixtures.encode(fixtures.numbered_image(0))
-    info = fixtures.write_shards(str(tmp_path), [[fixtures.example(image, -1)]], classes=5)
+    info = fixtures.write_shards(tmp_path, [[fixtures.example(image, -1)]], classes=5)
     assert "record 0 of 1 has no label in 0..4" in read_epoch(info)
 
 
 def test_undecodable_image(tmp_path):
     whole = fixtures.encode(fixtures.numbered_image(0))
-    info = fixtures.write_shards(str(tmp_path), [[fixtures.example(whole[:60])]])
+    info = fixtures.write_shards(tmp_path, [[fixtures.example(whole[:60])]])
     assert "verify --decode" in read_epoch(info)
 
 
 def test_damage_shows_through_keras_fit(info):
     shard = info.splits["train"].shards[1]
-    overwrite(shard, contents(shard)[:40])
+    os.truncate(shard, 40)
     model = tf.keras.Sequential([tf.keras.layers.Flatten(), tf.keras.layers.Dense(5)])
     model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    batches = load_batches(info, split="train", seed=0, batch_size=3)
+    batches = load_batches(info, split="train", seed=0, batch_size=3).map(lambda x, y, _: (x, y))
     with pytest.raises(UserError, match="cannot be read"), naming_shards():
         model.fit(batches, steps_per_epoch=10, verbose=0)
+
+
+def test_damage_shows_through_batches_of_bytes(info):
+    shard = info.splits["train"].shards[1]
+    os.truncate(shard, 40)
+    batches = uint8_batches(info, "train", 6)
+    assert len(next(batches)) == 6
+    with pytest.raises(UserError, match=rf"{shard}: record 0 of 6 cannot be read"):
+        next(batches)
 
 
 def test_other_errors_go_through_untouched():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -18,7 +16,7 @@ def image_record():
 
 
 def write(directory, **arguments):
-    return fixtures.write_shards(str(directory), [[image_record()]], classes=3, **arguments)
+    return fixtures.write_shards(directory, [[image_record()]], classes=3, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +42,13 @@ def test_missing_data_name_the_command_and_the_archive(tmp_path, name, tool, arc
 def test_tfds_with_versions_and_configurations(tmp_path):
     write(tmp_path / "flat" / "9.0.0")
     write(tmp_path / "flat" / "10.0.0")
-    find = lambda name: find_dataset(name, str(tmp_path)).directory  # noqa: E731
-    assert find("tfds:flat") == str(tmp_path / "flat" / "10.0.0")
-    assert find("tfds:flat:9.0.0") == str(tmp_path / "flat" / "9.0.0")
+    find = lambda name: find_dataset(name, tmp_path).directory  # noqa: E731
+    assert find("tfds:flat") == tmp_path / "flat" / "10.0.0"
+    assert find("tfds:flat:9.0.0") == tmp_path / "flat" / "9.0.0"
     write(tmp_path / "deep" / "small" / "1.0.0")
-    assert find("tfds:deep") == str(tmp_path / "deep" / "small" / "1.0.0")
+    assert find("tfds:deep") == tmp_path / "deep" / "small" / "1.0.0"
     write(tmp_path / "deep" / "large" / "1.0.0")
-    assert find("tfds:deep/large") == str(tmp_path / "deep" / "large" / "1.0.0")
+    assert find("tfds:deep/large") == tmp_path / "deep" / "large" / "1.0.0"
     with pytest.raises(UserError, match=r"several configurations.*large, small"):
         find("tfds:deep")
     with pytest.raises(UserError, match=r"tfds build mnist --data_dir"):
@@ -72,12 +70,10 @@ def test_unknown_names(name):
 
 def test_damaged_metadata(tmp_path):
     info = write(tmp_path / "set")
-    path = os.path.join(info.directory, "dataset_info.json")
-    with open(path) as file:
-        text = file.read()
+    path = info.directory / "dataset_info.json"
+    text = path.read_text()
     for broken in (text[: len(text) // 2], ""):
-        with open(path, "w") as file:
-            file.write(broken)
+        path.write_text(broken)
         with pytest.raises(UserError, match=r"metadata in .* cannot be read"):
             find_dataset(f"folder:{info.directory}", "")
 
@@ -119,7 +115,7 @@ def test_a_set_that_tfds_itself_wrote(tmp_path):
     info = find_dataset("tfds:shapes", str(tmp_path))
     assert info.image_key == "nested/picture" and info.label_names == ("x", "y", "z")
     batches = load_batches(info, split="train", batch_size=6, seed=0)
-    images, labels = next(iter(batches))
+    images, labels, _ = next(iter(batches))
     found = fixtures.numbers_of(images)
     assert sorted(found) == list(range(6))
     assert [n % 3 for n in found] == list(labels.numpy())

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from flags.errors import UserError
-from pdm_tf.data import find_dataset, load_batches, naming_shards, pipeline
+from pdm_tf.data import find_dataset, load_batches, naming_shards, stream, uint8_batches
 from tests.data import fixtures
 
 LENGTHS = (5, 0, 9, 3, 7, 4, 8, 6)  # 42 records
@@ -16,24 +16,24 @@ COUNT = sum(LENGTHS)
 
 @pytest.fixture(scope="module")
 def info(tmp_path_factory):
-    return fixtures.numbered_dataset(str(tmp_path_factory.mktemp("numbered")), LENGTHS)
+    return fixtures.numbered_dataset(tmp_path_factory.mktemp("numbered"), LENGTHS)
 
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
     """Three groups of shards, the last one smaller, and a buffer smaller than a group."""
-    monkeypatch.setattr(pipeline, "SHARDS_PER_GROUP", 3)
-    monkeypatch.setattr(pipeline, "SHUFFLE_BUFFER_BYTES", 2000)
+    monkeypatch.setattr(stream, "SHARDS_PER_GROUP", 3)
+    monkeypatch.setattr(stream, "SHUFFLE_BUFFER_BYTES", 2000)
 
 
 def batches(info, count=None, **arguments):
     arguments = {"split": "train", "batch_size": 4, "seed": 7, **arguments}
     dataset = load_batches(info, **arguments)
-    return [(x.numpy(), y.numpy()) for x, y in (dataset.take(count) if count else dataset)]
+    return list((dataset.take(count) if count else dataset).as_numpy_iterator())
 
 
 def numbers(found):
-    return [number for images, _ in found for number in fixtures.numbers_of(images)]
+    return [number for images, _, _ in found for number in fixtures.numbers_of(images)]
 
 
 @pytest.mark.parametrize("start", [1, 10, 11, 23])
@@ -41,9 +41,9 @@ def numbers(found):
 def test_start_batch_continues_bit_for_bit(info, start, shuffle):
     whole = batches(info, start + 13, shuffle=shuffle, horizontal_flip=True)
     resumed = batches(info, 13, shuffle=shuffle, horizontal_flip=True, start_batch=start)
-    for (images, labels), (resumed_images, resumed_labels) in zip(whole[start:], resumed):
-        np.testing.assert_array_equal(images, resumed_images)
-        np.testing.assert_array_equal(labels, resumed_labels)
+    for batch, resumed_batch in zip(whole[start:], resumed):
+        for before, after in zip(batch, resumed_batch):
+            np.testing.assert_array_equal(before, after)
 
 
 def test_start_batch_within_a_single_epoch(info):
@@ -63,7 +63,7 @@ def test_every_epoch_is_another_permutation(info):
 def test_unshuffled_order_is_that_of_the_files(info):
     found = batches(info, repeat=False, shuffle=False, drop_remainder=False)
     assert numbers(found) == list(range(COUNT))
-    assert [len(images) for images, _ in found] == [4] * 10 + [2]
+    assert [len(images) for images, _, _ in found] == [4] * 10 + [2]
 
 
 def test_order_depends_on_seed_and_on_nothing_else(info):
@@ -76,7 +76,7 @@ def test_order_depends_on_seed_and_on_nothing_else(info):
 
 
 def test_shuffles_within_a_shard_and_across_shards(tmp_path):
-    info = fixtures.numbered_dataset(str(tmp_path), (40, 40, 40))
+    info = fixtures.numbered_dataset(tmp_path, (40, 40, 40))
     steps = np.abs(np.diff(numbers(batches(info, 30))))
     assert np.mean(steps == 1) < 0.2 and np.mean(steps > 40) > 0.3
 
@@ -96,17 +96,22 @@ def test_pipelines_split_each_global_batch(info, pipelines):
         )
         for i in range(pipelines)
     ]
-    for step, (images, labels) in enumerate(whole[3:]):
-        union = {image.tobytes() for part in parts for image in part[step][0]}
-        assert union == {image.tobytes() for image in images}
-        assert sorted(labels) == sorted(label for part in parts for label in part[step][1])
+    for step, (images, labels, places) in enumerate(whole[3:]):
+        assert list(places) == list(range(len(places) * (step + 3), len(places) * (step + 4)))
+        of_place = {
+            place: (image.tobytes(), label) for part in parts for image, label, place in zip(*part[step])
+        }
+        for image, label, place in zip(images, labels, places):
+            assert of_place.pop(place) == (image.tobytes(), label)
+        assert not of_place
 
 
 def test_images_are_the_stored_ones_scaled(info):
     spec = load_batches(info, split="train", batch_size=4, seed=0).element_spec
     assert spec[0] == tf.TensorSpec((4, 8, 6, 3), tf.float32)
     assert spec[1] == tf.TensorSpec((4,), tf.int32)
-    for images, labels in batches(info, repeat=False):
+    assert spec[2] == tf.TensorSpec((4,), tf.int64)
+    for images, labels, _ in batches(info, repeat=False):
         for image, label in zip(images, labels):
             number = fixtures.numbers_of(image[None])[0]
             stored = fixtures.numbered_image(number)
@@ -114,10 +119,31 @@ def test_images_are_the_stored_ones_scaled(info):
             assert label == number % 5
 
 
+def test_batches_of_bytes_are_the_stored_pixels_in_stored_order(info):
+    found = list(uint8_batches(info, "train", 5))
+    assert [len(batch) for batch in found] == [5] * 8 + [2] and found[0].dtype == np.uint8
+    stored = np.stack([fixtures.numbered_image(number) for number in range(COUNT)])
+    np.testing.assert_array_equal(np.concatenate(found), stored)
+    with pytest.raises(UserError, match="no split 'test'"):  # before the first batch is asked for
+        uint8_batches(info, "test", 5)
+
+
+def test_batches_of_bytes_of_other_images(tmp_path):
+    levels = np.array([[0, 257 * 3], [257 * 200, 65535]], np.uint16)
+    shards = [[fixtures.example(fixtures.encode(levels))]]
+    info = fixtures.write_shards(tmp_path / "16", shards, shape=(2, 2, 1), dtype=np.uint16)
+    (found,) = uint8_batches(info, "train", 3)
+    np.testing.assert_array_equal(found[0, ..., 0], levels // 257)
+    shards = [[fixtures.example(fixtures.encode(np.full((40, 120, 3), 77, np.uint8)))]]
+    info = fixtures.write_shards(tmp_path / "any", shards, shape=(None, None, 3))
+    (found,) = uint8_batches(info, "train", 3, image_shape=(20, 20, 3))
+    assert found.shape == (1, 20, 20, 3) and (found == 77).all()
+
+
 def test_flips_mirror_half_of_the_images_anew_each_epoch(info):
     found = batches(info, 2, batch_size=COUNT, horizontal_flip=True)
     flipped = np.zeros((2, COUNT), bool)
-    for epoch, (images, _) in enumerate(found):
+    for epoch, (images, _, _) in enumerate(found):
         for image, number in zip(images, fixtures.numbers_of(images)):
             stored = fixtures.numbered_image(number) / 127.5 - 1
             flipped[epoch, number] = not np.allclose(image, stored, atol=1e-6)
@@ -128,9 +154,10 @@ def test_flips_mirror_half_of_the_images_anew_each_epoch(info):
 
 
 def test_batch_larger_than_the_data_set(info):
-    ((images, _),) = batches(info, 1, batch_size=100)
+    ((images, _, places),) = batches(info, 1, batch_size=100)
     counts = np.bincount(fixtures.numbers_of(images), minlength=COUNT)
     assert counts.min() == 2 and counts.max() == 3
+    assert list(places) == list(range(100))  # on and on through the epochs
     with pytest.raises(UserError, match="42 images, fewer than one batch of 100"):
         batches(info, repeat=False, batch_size=100)
 
@@ -139,9 +166,8 @@ def test_resuming_neither_reads_skipped_groups_nor_decodes_skipped_records(tmp_p
     # One shard a group when unshuffled: the first is unreadable, the second holds no images.
     good = [fixtures.example(fixtures.encode(fixtures.numbered_image(n))) for n in range(8)]
     shards = [good[:4], [fixtures.example(b"no image")] * 4 + good[4:]]
-    info = fixtures.write_shards(str(tmp_path), shards)
-    with open(info.splits["train"].shards[0], "wb") as file:
-        file.write(b"rubbish")
+    info = fixtures.write_shards(tmp_path, shards)
+    info.splits["train"].shards[0].write_bytes(b"rubbish")
     assert numbers(batches(info, 1, shuffle=False, start_batch=2)) == [4, 5, 6, 7]
     with pytest.raises(UserError, match=r"00000-of-00002: record 0 of 4 cannot be read"):
         with naming_shards():
@@ -155,13 +181,13 @@ def test_images_of_any_size_are_cropped_and_resized_when_asked(tmp_path):
     left_to_right = np.zeros((40, 120, 3), np.uint8)
     left_to_right[:, 40:80] = 255
     shards = [[fixtures.example(fixtures.encode(left_to_right, "JPEG"))] * 2]
-    info = fixtures.write_shards(str(tmp_path), shards, shape=(None, None, 3), encoding=None)
+    info = fixtures.write_shards(tmp_path, shards, shape=(None, None, 3), encoding=None)
     with pytest.raises(UserError, match="differ in size"):
         batches(info)
-    ((images, labels),) = batches(info, 1, batch_size=2, image_shape=(20, 20, 3))
+    ((images, labels, _),) = batches(info, 1, batch_size=2, image_shape=(20, 20, 3))
     assert images.shape == (2, 20, 20, 3) and images[:, :, 3:-3].min() > 0.9
     assert list(labels) == [0, 0]
-    ((wide, _),) = batches(info, 1, batch_size=1, image_shape=(10, 30, 3))
+    ((wide, _, _),) = batches(info, 1, batch_size=1, image_shape=(10, 30, 3))
     assert wide[0, :, 13:17].min() > 0.9 and wide[0, :, :8].max() < -0.9
 
 
@@ -173,8 +199,8 @@ def test_stored_size_is_never_changed_in_silence(info):
 def test_sixteen_bit_greyscale(tmp_path):
     image = np.array([[0, 65535], [32768, 1]], np.uint16)
     shards = [[fixtures.example(fixtures.encode(image))]]
-    info = fixtures.write_shards(str(tmp_path), shards, shape=(2, 2, 1), dtype=np.uint16)
-    ((images, _),) = batches(info, 1, batch_size=1)
+    info = fixtures.write_shards(tmp_path, shards, shape=(2, 2, 1), dtype=np.uint16)
+    ((images, _, _),) = batches(info, 1, batch_size=1)
     np.testing.assert_allclose(images[0, ..., 0], image / 32767.5 - 1, atol=1e-6)
 
 
@@ -219,8 +245,8 @@ def test_emoji64_ships_with_the_project():
     seen = {}
     for split, count in info.num_examples.items():
         found = batches(info, split=split, repeat=False, batch_size=128, drop_remainder=False)
-        assert sum(len(images) for images, _ in found) == count
-        assert all(images.min() >= -1 and images.max() <= 1 for images, _ in found)
-        seen[split] = {image.tobytes() for images, _ in found for image in images}
+        assert sum(len(images) for images, _, _ in found) == count
+        assert all(images.min() >= -1 and images.max() <= 1 for images, _, _ in found)
+        seen[split] = {image.tobytes() for images, _, _ in found for image in images}
         assert len(seen[split]) == count  # no picture twice
     assert not seen["train"] & seen["validation"]
