@@ -7,30 +7,30 @@ import tensorflow as tf
 
 from flags.config import Config
 from pdm_tf.denoiser import build_network
-from pdm_tf.networks.unet import UNet
+from pdm_tf.networks.patched import PatchedNetwork
 
 
 def describe_network(config: Config) -> str:
     """A few lines of text on the config's network."""
     network = build_network(config)
-    shape, p = config.data.image_shape, config.network.patch_size
-    lines = [f"network: UNet, predicts {config.diffusion.prediction} and u, both {shape}"]
-    lines.append(f"  image {shape} -> patches {(*network.grid, shape[-1] * p * p)}")
-    for level, width in enumerate(network.widths):
-        grid = tuple(size // 2**level for size in network.grid)
-        attention = max(grid) in network.attention_resolutions
-        lines.append(f"  level {level}: {(*grid, width)}{', attention' if attention else ''}")
-    lines.append(f"trainable parameters: {count_parameters(network):,}")
-    lines.append(f"forward FLOPs per image: {forward_flops(network):,}")
+    shape, values = network.image_shape, network.image_shape[-1] * network.patch_size**2
+    kind, prediction = type(network.trunk).__name__, config.diffusion.prediction
+    lines = [
+        f"network: {kind}, predicts {prediction} and u, both {shape}",
+        f"  image {shape} -> patches {(*network.grid, values)}",
+        *(f"  {line}" for line in network.trunk.describe()),
+        f"trainable parameters: {count_parameters(network):,}",
+        f"forward FLOPs per image: {forward_flops(network):,}",
+    ]
     return "\n".join(lines)
 
 
-def count_parameters(network: tf.keras.Model) -> int:
+def count_parameters(network: PatchedNetwork) -> int:
     """The exact number of trainable parameters."""
     return int(sum(np.prod(variable.shape) for variable in network.trainable_variables))
 
 
-def forward_flops(network: UNet) -> int:
+def forward_flops(network: PatchedNetwork) -> int:
     """Floating-point operations of one forward pass on one image, a multiply-add being two.
 
     Counted by TensorFlow's profiler on the traced graph; its counts of convolutions and matrix products are

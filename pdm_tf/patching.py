@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from flags.errors import UserError
+from pdm_tf.stack import keras
 
 
 def _extract(image: tf.Tensor, patch_size: int) -> tf.Tensor:
@@ -24,7 +25,7 @@ def _assemble(patches: tf.Tensor, patch_size: int) -> tf.Tensor:
     return tf.nn.depth_to_space(patches, patch_size) if patch_size > 1 else tf.identity(patches)
 
 
-class _PatchLayer(tf.keras.layers.Layer):
+class _PatchLayer(keras.layers.Layer):
     def __init__(self, patch_size: int, **kwargs):
         super().__init__(**kwargs)
         if patch_size < 1:
@@ -35,7 +36,7 @@ class _PatchLayer(tf.keras.layers.Layer):
         return {**super().get_config(), "patch_size": self.patch_size}
 
 
-@tf.keras.utils.register_keras_serializable("pdm_tf")
+@keras.utils.register_keras_serializable("pdm_tf")
 class ImageToPatches(_PatchLayer):
     """Images (B, H, W, C) -> a grid of patches (B, H/P, W/P, P*P*C).
 
@@ -62,7 +63,7 @@ class ImageToPatches(_PatchLayer):
         )
 
 
-@tf.keras.utils.register_keras_serializable("pdm_tf")
+@keras.utils.register_keras_serializable("pdm_tf")
 class PatchesToImage(_PatchLayer):
     """A grid of patches (B, H/P, W/P, P*P*C) -> images (B, H, W, C): the exact inverse of `ImageToPatches`.
 

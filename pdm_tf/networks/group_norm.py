@@ -1,25 +1,13 @@
-"""GroupNormalization: tensorflow-addons' layer, with float32 statistics and a folded affine map.
-
-tensorflow-addons is at its end of life. On a stack without it, Keras' own layer, which has the same
-weights, epsilon and meaning, takes its place here and nowhere else.
-"""
+"""GroupNormalization with float32 statistics and a folded affine map, in place of the stack's own."""
 
 from __future__ import annotations
 
-import warnings
-
 import tensorflow as tf
 
-try:
-    with warnings.catch_warnings():
-        # Its end-of-life notice is for us, not for whoever runs this program.
-        warnings.simplefilter("ignore")
-        from tensorflow_addons.layers import GroupNormalization
-except ImportError:
-    GroupNormalization = tf.keras.layers.GroupNormalization
+from pdm_tf.stack import GroupNormalization, keras
 
 
-@tf.keras.utils.register_keras_serializable("pdm_tf")
+@keras.utils.register_keras_serializable("pdm_tf")
 class GroupNorm(GroupNormalization):
     """Group normalization over (B, ..., C), optionally followed by `* (1 + scale) + shift`.
 

@@ -7,6 +7,7 @@ import math
 import tensorflow as tf
 
 from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.stack import keras
 
 
 def sinusoidal_frequencies(count: int) -> tf.Tensor:
@@ -50,8 +51,8 @@ def upsample(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [-1, 2 * height, 2 * width, channels])
 
 
-@tf.keras.utils.register_keras_serializable("pdm_tf")
-class ResBlock(tf.keras.layers.Layer):
+@keras.utils.register_keras_serializable("pdm_tf")
+class ResBlock(keras.layers.Layer):
     """Residual block with a timestep-conditional norm and, when asked, a class gate.
 
     GroupNorm swish Conv3x3; GroupNorm (1 + scale, shift from the timestep) swish dropout Conv3x3; times
@@ -73,7 +74,7 @@ class ResBlock(tf.keras.layers.Layer):
         self.dropout = dropout
         self.gated = gated
         self.project_shortcut = project_shortcut
-        policy, layers = self.dtype_policy, tf.keras.layers
+        policy, layers = self.dtype_policy, keras.layers
         self.norm_in = GroupNorm(32, dtype=policy, name="norm_in")
         self.conv_in = layers.Conv2D(channels, 3, padding="same", dtype=policy, name="conv_in")
         self.norm_out = GroupNorm(32, center=False, scale=False, dtype=policy, name="norm_out")
@@ -90,7 +91,7 @@ class ResBlock(tf.keras.layers.Layer):
     def build(self, input_shape):
         """Adds the shortcut's projection where one is needed."""
         if self.project_shortcut or input_shape[-1] != self.channels:
-            self.shortcut = tf.keras.layers.Dense(self.channels, dtype=self.dtype_policy, name="shortcut")
+            self.shortcut = keras.layers.Dense(self.channels, dtype=self.dtype_policy, name="shortcut")
         super().build(input_shape)
 
     def call(
@@ -117,8 +118,8 @@ class ResBlock(tf.keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-@tf.keras.utils.register_keras_serializable("pdm_tf")
-class SelfAttention(tf.keras.layers.Layer):
+@keras.utils.register_keras_serializable("pdm_tf")
+class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention over all positions, with a GroupNorm before and a residual around it.
 
     q and k are each scaled by head_channels^(-1/4), which keeps their product in range in low precision;
@@ -133,10 +134,8 @@ class SelfAttention(tf.keras.layers.Layer):
         """Creates the projections for `input_shape`'s channels, which must divide by `head_channels`."""
         channels, policy = input_shape[-1], self.dtype_policy
         self.norm = GroupNorm(32, dtype=policy, name="norm")
-        self.query_key_value = tf.keras.layers.Dense(3 * channels, dtype=policy, name="query_key_value")
-        self.project = tf.keras.layers.Dense(
-            channels, kernel_initializer="zeros", dtype=policy, name="project"
-        )
+        self.query_key_value = keras.layers.Dense(3 * channels, dtype=policy, name="query_key_value")
+        self.project = keras.layers.Dense(channels, kernel_initializer="zeros", dtype=policy, name="project")
         super().build(input_shape)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
