@@ -1,6 +1,5 @@
 """Patched Diffusion Models: python main.py --mode=train|sample|export|describe."""
 
-import os
 import resource
 import sys
 
@@ -135,7 +134,9 @@ def trained_runs():
     run_dirs = definitions.run_dirs()
     is_default = FLAGS.run_dir is None and definitions.dataset_name() == DEFAULT_DATASET
     if is_default and not RunFolder(run_dirs[0]).has_config():
-        print(f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True)
+        print(
+            f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True
+        )
         run_dirs = [PRETRAINED]
     return read_runs(*run_dirs)
 

@@ -111,10 +111,15 @@ def differences(old: typing.Any, new: typing.Any) -> dict[str, tuple[typing.Any,
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def options_of(section: typing.Any, name: str) -> dict[str, typing.Any]:
-    """The fields of a section that are `of` the sampler or kind of network `name`, with their values."""
-    found = leaves(type(section)).items()
-    return {key: getattr(section, key) for key, leaf in found if name in leaf.rule.of}
+def options_of(section: typing.Any, name: str, shared: bool = False) -> dict[str, typing.Any]:
+    """The fields of a section that are `of` the sampler or kind of network `name`, with their values.
+
+    `shared`: also those that are of all.
+    """
+    rules = {key: leaf.rule for key, leaf in leaves(type(section)).items()}
+    return {
+        k: getattr(section, k) for k, rule in rules.items() if name in rule.of or (shared and not rule.of)
+    }
 
 
 def check(section: typing.Any) -> None:

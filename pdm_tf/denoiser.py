@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
 import tensorflow as tf
 
 from flags.config import Config, DiffusionConfig
+from flags.words import options_of
 from pdm_tf.diffusion.predictions import predicted_x
 from pdm_tf.diffusion.schedules import SCHEDULES, NoiseSchedule
 from pdm_tf.networks.patched import PatchedNetwork
@@ -84,7 +84,7 @@ def build_network(config: Config, precision: str = "float32", recompute: bool = 
         num_classes=config.data.num_classes,
         precision=precision,
         recompute=recompute,
-        **dataclasses.asdict(config.network),
+        **options_of(config.network, config.network.kind, shared=True),
     )
 
 

@@ -182,7 +182,7 @@ def describe(loaded: Loaded) -> dict[str, typing.Any]:
             },
             "denoise": {
                 "inputs": {"z": images, "t": numbers, "labels": numbers},
-                "outputs": {name: images for name in ("x", "log_variance", "u")},
+                "outputs": dict.fromkeys(("x", "log_variance", "u"), images),
             },
         },
     }

@@ -83,7 +83,9 @@ class RunFolder:
         """
         files = sorted((self.path / "ema").glob("step_*.npz"))
         if not files:
-            raise UserError(f"{self.path}/ema holds no weights yet: train until the first checkpoint is written")
+            raise UserError(
+                f"{self.path}/ema holds no weights yet: train until the first checkpoint is written"
+            )
         return files[-1]
 
     def has_config(self) -> bool:

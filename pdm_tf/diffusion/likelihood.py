@@ -23,7 +23,7 @@ def gaussian_kl(
 
 
 def prior_kl(x: tf.Tensor, last: Level) -> tf.Tensor:
-    """KL(q(z_T | x) || N(0, I)): what the ELBO pays for starting from pure noise; `last` is the level of T."""
+    """KL(q(z_T | x) || N(0, I)): the price of starting from pure noise; `last` is the level of T."""
     log_variance = 2.0 * tf.math.log(last.noise)
     return gaussian_kl(last.signal * x, log_variance, tf.zeros_like(x), tf.zeros_like(x))
 

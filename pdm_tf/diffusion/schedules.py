@@ -1,4 +1,4 @@
-"""Noise schedules: float64 tables of the variance-preserving process (Eqs. 1 and 2), and one level of them."""
+"""Noise schedules: float64 tables of the variance-preserving process (Eqs. 1 and 2), and their levels."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class NoiseLevel(Level):
 class NoiseSchedule:
     """The kept steps of a diffusion process, from the least to the most noise.
 
-    In the full process all T steps are kept, and the index i of a kept step is its t; a strided schedule keeps
-    a subset, and each of its steps spans the gap to the kept step before it. All tables are float64, (N,).
+    In the full process all T steps are kept, and the index i of a kept step is its t; a strided schedule
+    keeps a subset, and each of its steps spans the gap to the kept step before it. Tables are float64, (N,).
 
     Attributes:
       timesteps: (N,) int32, ascending, each in 0..T-1: what a network is told.
@@ -162,8 +162,8 @@ def cosine(num_timesteps: int = 1000) -> NoiseSchedule:
 def shifted_cosine(num_timesteps: int = 1000, side: int = 64) -> NoiseSchedule:
     """log SNR = -2 ln tan(pi t / 2) + 2 ln(64 / side) (Hoogeboom et al., 2023, Eqs. 4 and 5).
 
-    An image of `side` pixels, the longer one, is as noisy as one of 64 averaged down to it. t is at the middle
-    of each of the T steps, where both ends are finite.
+    Averaged down to 64 pixels, an image of `side` pixels, the longer side, is as noisy as one of 64. t is at
+    the middle of each of the T steps, where both ends are finite.
     """
     time = (np.arange(num_timesteps) + 0.5) / num_timesteps
     log_snr = -2.0 * np.log(np.tan(math.pi / 2 * time)) + 2.0 * math.log(64 / side)

@@ -8,9 +8,10 @@ from pdm_tf.diffusion.predictions import eps_from_x
 from pdm_tf.diffusion.schedules import NoiseSchedule
 from pdm_tf.sampling.loop import Denoise, Steps
 
-# Weights of eps_theta of this step and of those before it; row k is that of step k and, from 3 on, of all.
+# Weights of eps_theta of this step and of those before it; row k is that of step k, the last of the rest.
 ADAMS_BASHFORTH = np.array([
-    [1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    [1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0],
+    [55 / 24, -59 / 24, 37 / 24, -9 / 24],
 ])  # fmt: skip
 
 

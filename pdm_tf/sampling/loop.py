@@ -1,7 +1,7 @@
 """The loop that every sampler runs in: one `tf.while_loop`, so that all steps are one compiled graph.
 
-A sampler is a plain function `(denoise, schedule, *, its own options) -> Steps`. The descending index, the noise
-of each step, what a multistep solver remembers, and the frames of a trajectory are the loop's.
+A sampler is a plain function `(denoise, schedule, *, its own options) -> Steps`. The descending index, the
+noise of each step, what a multistep solver remembers, and the frames of a trajectory are the loop's.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Steps(NamedTuple):
     """How a sampler goes from one kept step to the one before it.
 
     Attributes:
-      step: (level, z, noise, own, memory) -> x_theta, z of the step before, and the new memory. `level` is the
-        `NoiseLevel` of z, `noise()` draws standard normal numbers shaped as z, `own` is the step's row of
+      step: (level, z, noise, own, memory) -> x_theta, z of the step before, and the new memory. `level` is
+        the `NoiseLevel` of z, `noise()` draws standard normal numbers shaped as z, `own` is the step's row of
         `table`, and `memory` a list of tensors shaped as z, zeros at first.
       table: the sampler's own numbers for each kept step, float64 (N, K).
       memory: how many tensors it remembers.

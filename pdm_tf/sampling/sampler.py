@@ -68,7 +68,9 @@ class Sampler:
           UserError: settings that do not go together.
         """
         if mask is not None and (settings.sampler != "ancestral" or image is None):
-            raise UserError("a mask needs an image to paint in, and the ancestral sampler, whose steps it repeats")
+            raise UserError(
+                "a mask needs an image to paint in, and the ancestral sampler, whose steps it repeats"
+            )
         self.denoiser, self.settings = denoiser, settings
         self.guidance = settings.guidance if guidance is None else guidance
         strength = 1.0 if image is None else settings.strength

@@ -15,8 +15,8 @@ def unipc(denoise: Denoise, schedule: NoiseSchedule, *, order: int = 2) -> Steps
     """UniPC-p of order p = 2 or 3, with B(h) = exp(-h) - 1 (Algorithms 5 to 8 of Zhao et al., 2023).
 
     z_t is corrected by UniC-p, from the step before it and with x_theta at z_t, and the corrected z_t goes to
-    z_s by UniP-p; x_theta at the z_t that was not corrected serves both. The first steps, and the last, have a
-    lower order. As in all solvers here, the last step, to the data, returns x_theta.
+    z_s by UniP-p; x_theta at the z_t that was not corrected serves both. The first and last steps have a lower
+    order. As in all solvers here, the last step, to the data, returns x_theta.
     """
 
     def step(level, z, noise, own, memory):
@@ -66,9 +66,9 @@ def _exponential_step(
 ) -> tuple[float, np.ndarray]:
     """Weights of z_start and of x_theta at the nodes, the first of which is `start`, in z_end.
 
-    z_end = sigma_end / sigma_start z_start + sigma_end * integral of exp(lambda) x(lambda) from lambda_start to
-    lambda_end, x being the polynomial through the nodes. With one node beside `start`, UniPC's coefficient is
-    1/2, which is as exact as its order needs and, of the predictor, the step of DPM-Solver++(2M).
+    z_end = sigma_end / sigma_start z_start + sigma_end * integral of exp(lambda) x(lambda) from lambda_start
+    to lambda_end, x being the polynomial through the nodes. With one node beside `start`, UniPC's coefficient
+    is 1/2, which is as exact as its order needs and, of the predictor, the step of DPM-Solver++(2M).
     """
     sigma = np.sqrt(1.0 - schedule.alpha)
     offsets = schedule.half_log_snr[list(nodes)] - schedule.half_log_snr[start]

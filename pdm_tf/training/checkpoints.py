@@ -87,8 +87,8 @@ class Checkpoints:
             logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
         if steps:
             raise UserError(
-                f"none of the {len(steps)} checkpoints in {folder.parent} is usable: restore them from a copy, "
-                "or delete the folder to start again from nothing"
+                f"none of the {len(steps)} checkpoints in {folder.parent} is usable: restore them from a copy, or "
+                "delete the folder to start again from nothing"
             )
         return None
 
@@ -97,8 +97,8 @@ class Checkpoints:
             self.state.read(str(folder / "state")).assert_existing_objects_matched()
         except AssertionError as error:
             raise UserError(
-                f"{folder} is whole, and of another network or written by another version of pdm_tf: use that "
-                "one, or another folder"
+                f"{folder} is whole, and of another network or written by another version of pdm_tf: use "
+                "that one, or another folder"
             ) from error
 
     def _clear(self, step: int) -> None:

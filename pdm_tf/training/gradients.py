@@ -53,7 +53,7 @@ class BadSteps:
     """Counts steps whose gradient is not finite, and remembers where a row of them began.
 
     Attributes:
-      variable: int64 (4,): steps skipped in all, skipped in a row, and the step and t at which that row began.
+      variable: int64 (4,): steps skipped in all, skipped in a row, and the step and t where that row began.
     """
 
     def __init__(self):
@@ -84,8 +84,8 @@ class BadSteps:
         if row >= limit:
             level = f"t = {first_t}" if first_t >= 0 else "a finite loss"
             raise UserError(
-                f"{row} steps in a row had a gradient that is not finite, from step {first + 1:,} on, beginning "
-                f"at {level}; they were skipped, and the weights are those of the last checkpoint or newer: "
+                f"{row} steps in a row had a gradient that is not finite, from step {first + 1:,} on, "
+                f"beginning at {level}; they were skipped, and the weights are those of the last checkpoint or newer: "
                 "start from them with training.warm_start in a new run folder, at a lower "
                 "optimizer.learning_rate"
             )

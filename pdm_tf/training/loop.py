@@ -40,8 +40,8 @@ def resolve(config: Config, run: RunFolder, on_tpu: bool) -> Config:
         fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed if not known[k].rule.may_change]
         if fixed:
             raise UserError(
-                f"{run} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume it, "
-                "or another folder"
+                f"{run} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume "
+                "it, or another folder"
             )
     return config
 
@@ -66,8 +66,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
       info: the data set.
       strategy: where to compute.
     Raises:
-      UserError: damaged data or checkpoints, a full disk, gradients that stay infinite, a batch that cannot be
-        shared out, or another process that trains in the same folder.
+      UserError: damaged data or checkpoints, a full disk, gradients that stay infinite, a batch that cannot
+        be shared out, or another process that trains in the same folder.
       Stopped: asked to stop by a signal; the state is saved.
     """
     settings, workers, chief = config.training, Workers(strategy), is_chief(strategy)

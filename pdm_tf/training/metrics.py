@@ -80,7 +80,9 @@ class MetricsLog:
                 if file.read() != b"\n":
                     file.write(b"\n")
 
-    def write(self, step: int, model: keras.Model, bad_steps: BadSteps, max_bad_steps: int, bar: tqdm) -> None:
+    def write(
+        self, step: int, model: keras.Model, bad_steps: BadSteps, max_bad_steps: int, bar: tqdm
+    ) -> None:
         """Writes the means of the model's metrics since the last call, and resets them.
 
         Raises:

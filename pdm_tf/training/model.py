@@ -26,8 +26,8 @@ class PatchedDiffusion(keras.Model):
     """A patched diffusion model for `compile`, `fit` and `evaluate`.
 
     It is fed images, float32 (B, H, W, C) in [-1, 1], or (images, labels) with int32 labels (B,), or (images,
-    labels, place) with the images' places in the stream of training images, int64 (B,), which a strategy of
-    several replicas needs. Noise, timesteps and label dropout are functions of (seed, step, place in the global
+    labels, place) with the images' places in the stream of training images, int64 (B,), which several input
+    pipelines need. Noise, timesteps and label dropout are functions of (seed, step, place in the global
     batch), the same on any number of replicas; dropout is one of (seed, step, replica). None needs saving.
 
     Args:
@@ -138,7 +138,9 @@ class PatchedDiffusion(keras.Model):
         if place is None:
             indices = context.replica_id_in_sync_group * size + tf.range(size)
         elif not place.dtype.is_integer:
-            raise ValueError("the third part of a batch is its images' places: sample weights are not supported")
+            raise ValueError(
+                "the third part of a batch is its images' places: sample weights are not supported"
+            )
         else:
             indices = tf.cast(place % tf.cast(size * context.num_replicas_in_sync, place.dtype), tf.int32)
         rate = self.diffusion.label_dropout if drop_labels else 0.0
