@@ -80,7 +80,10 @@ def test_processes_write_into_one_folder_at_once(repository, tmp_path):
             partial.write_text("ours")
             assert len(os.listdir(tmp_path)) == 2
     assert other.returncode == 0
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"ours": "ours", "theirs": "theirs"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "ours": "ours",
+        "theirs": "theirs",
+    }
 
 
 def test_a_number_that_a_new_process_has_again_is_no_sign_of_life(tmp_path):
