@@ -3,10 +3,10 @@
     python -m benchmarks.data_pipeline [--sizes 64 256 1024] [--seconds 10] [--repeats 5]
 
 Both read the same pictures, in the same encoding, with the same number of processes or cores: ours
-from TFRecord through `pdm_tf.data.load_batches`, the peer from PNG or JPEG files with Pillow in
-worker processes (torch's DataLoader if torch is installed, else a loader of the same shape that
-hands batches over in shared memory). Ours and the peer take turns, and the ratio is taken within
-each turn, so that whatever else the machine does falls on both.
+from TFRecord through `pdm_tf.data.load_batches`, the peer from PNG or JPEG files with Pillow in worker
+processes (torch's DataLoader if torch is installed, else a loader of the same shape that hands batches over
+in shared memory). Ours and the peer take turns, and the ratio is taken within each turn, so that whatever
+else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import shared_memory
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -36,8 +37,7 @@ WARM_UP_BATCHES = 4
 
 
 def natural_image(seed: int, size: int) -> np.ndarray:
-    """uint8 RGB whose spectrum falls as photographs' do, with a little noise, so that compressed
-    sizes and decoding times are like theirs."""
+    """uint8 RGB whose spectrum falls as photographs' do, and so compresses and decodes as they do."""
     random = np.random.RandomState(seed)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
@@ -51,25 +51,25 @@ def natural_image(seed: int, size: int) -> np.ndarray:
     return (image + random.normal(0, 1.5, image.shape)).clip(0, 255).astype(np.uint8)
 
 
-def make_fixtures(folder: str, size: int, encoding: str) -> tuple[list[str], str]:
+def make_fixtures(folder: Path, size: int, encoding: str) -> tuple[list[Path], Path]:
     """Writes pictures to files and converts them; returns the paths and the data set's folder."""
-    files, output = os.path.join(folder, "files"), os.path.join(folder, "set")
-    os.makedirs(files)
+    files, output = folder / "files", folder / "set"
+    files.mkdir()
     paths = []
     for n in range(COUNTS[size]):
-        paths.append(os.path.join(files, f"{n:05d}.{'jpg' if encoding == 'jpeg' else 'png'}"))
+        paths.append(files / f"{n:05d}.{'jpg' if encoding == 'jpeg' else 'png'}")
         options = {"quality": 95, "subsampling": 0} if encoding == "jpeg" else {}
         Image.fromarray(natural_image(n, size)).save(paths[-1], **options)
     shared = ["--workers", "2", "--validation_fraction", "0", "--shard_mb", "10"]
     with contextlib.redirect_stdout(io.StringIO()):
-        image_folder.main(["--input", files, "--output", output, "--encoding", encoding, *shared])
+        image_folder.main(["--input", str(files), "--output", str(output), "--encoding", encoding, *shared])
     return paths, output
 
 
 # --- the peer ------------------------------------------------------------------------------------
 
 
-def read_file(path: str, flip: bool) -> np.ndarray:
+def read_file(path: Path, flip: bool) -> np.ndarray:
     """An image file -> float32 CHW in [-1, 1], as a PyTorch data set's __getitem__ does it."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"), np.float32)
@@ -78,7 +78,7 @@ def read_file(path: str, flip: bool) -> np.ndarray:
     return pixels.transpose(2, 0, 1) / 127.5 - 1
 
 
-def torch_batches(paths: list[str], batch: int, workers: int) -> Iterator[object]:
+def torch_batches(paths: list[Path], batch: int, workers: int) -> Iterator[object]:
     """Endless batches from torch's own DataLoader."""
     import torch
 
@@ -97,7 +97,7 @@ def torch_batches(paths: list[str], batch: int, workers: int) -> Iterator[object
         yield from loader
 
 
-def _fill_slot(job: tuple[str, int, list[str], int]) -> int:
+def _fill_slot(job: tuple[str, int, list[Path], int]) -> int:
     name, slot, paths, size = job
     memory = shared_memory.SharedMemory(name)
     shape = (len(paths), 3, size, size)
@@ -110,9 +110,11 @@ def _fill_slot(job: tuple[str, int, list[str], int]) -> int:
     return slot
 
 
-def process_batches(paths: list[str], batch: int, workers: int, size: int) -> Iterator[np.ndarray]:
-    """Endless batches of a loader shaped like torch's: a worker makes a whole batch, two batches
-    ahead for each worker, and hands it over in shared memory."""
+def process_batches(paths: list[Path], batch: int, workers: int, size: int) -> Iterator[np.ndarray]:
+    """Endless batches of a loader shaped like torch's.
+
+    A worker makes a whole batch, two batches ahead for each worker, and hands it over in shared memory.
+    """
     slots = 2 * workers + 1
     shape = (batch, 3, size, size)
     length = int(np.prod(shape)) * 4
@@ -137,7 +139,7 @@ def process_batches(paths: list[str], batch: int, workers: int, size: int) -> It
         memory.unlink()
 
 
-def peer_batches(paths: list[str], batch: int, workers: int, size: int) -> Iterator[object]:
+def peer_batches(paths: list[Path], batch: int, workers: int, size: int) -> Iterator[object]:
     """torch's DataLoader if there is one."""
     try:
         import torch  # noqa: F401
@@ -165,8 +167,9 @@ def waiting_share(batches: Iterable, step: Callable, steps: int) -> float:
     """The share of a training loop's time, over `steps` steps, that is spent waiting for `batches`.
 
     Args:
-        batches: what `load_batches` returns (endless).
-        step: called with (images, labels); must not return before its work is done.
+      batches: what `load_batches` returns (endless).
+      step: called with what a batch holds; must not return before its work is done.
+      steps: how many.
     """
     iterator = iter(batches)
     for _ in range(WARM_UP_BATCHES):
@@ -185,9 +188,9 @@ def measure(size: int, encoding: str, seconds: float, repeats: int, workers: int
     batch = BATCHES[size]
     ours, peers = [], []
     with tempfile.TemporaryDirectory(prefix="data_pipeline_") as folder:
-        paths, output = make_fixtures(folder, size, encoding)
+        paths, output = make_fixtures(Path(folder), size, encoding)
         info = describe_directory(output)
-        kilobytes = sum(map(os.path.getsize, paths)) / len(paths) / 1e3
+        kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
         with naming_shards():
             for repeat in range(repeats):
                 batches = load_batches(

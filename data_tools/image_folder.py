@@ -98,6 +98,21 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return height, int(match.group(2) or height)
 
 
+def common_size(items: list[Item], background: str) -> tuple[int, int]:
+    """(height, width) of the first image, which all must have where no resolution is given.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        image = open_rgb(items[0], background)
+    except images.UNREADABLE as error:
+        raise UserError(
+            f"cannot read {items[0].name} ({one_line(error)}); mend it, or pass --resolution"
+        ) from error
+    return image.height, image.width
+
+
 def dataset_name(directory: Path) -> str:
     """A name that TFDS accepts, from the output folder's."""
     name = re.sub(r"\W+", "_", os.path.basename(os.path.abspath(directory)), flags=re.ASCII)
@@ -126,17 +141,10 @@ def main(argv: list[str] | None = None) -> None:
     items, classes = list_items(arguments.input, arguments.labels)
     if not items:
         raise UserError(f"there are no images in {arguments.input}")
-    crop = arguments.crop
     if arguments.resolution:
-        height, width = parse_resolution(arguments.resolution)
+        crop, (height, width) = arguments.crop, parse_resolution(arguments.resolution)
     else:
-        crop = "exact"
-        try:
-            width, height = open_rgb(items[0], arguments.background).size
-        except images.UNREADABLE as error:
-            raise UserError(
-                f"cannot read {items[0].name} ({one_line(error)}); mend it, or pass --resolution"
-            ) from error
+        crop, (height, width) = "exact", common_size(items, arguments.background)
     target = convert.Target(
         name=dataset_name(arguments.output),
         height=height,

@@ -66,6 +66,26 @@ def test_other_writers_of_now_and_other_files_are_left_alone(tmp_path):
     assert set(os.listdir(tmp_path)) == {"file", *others}
 
 
+def test_processes_write_into_one_folder_at_once(repository, tmp_path):
+    code = (
+        "import sys\nfrom pdm_tf.atomic import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as partial:\n"
+        "    partial.write_text('theirs')\n    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "theirs")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=repository, **pipes) as other:
+        assert other.stdout.readline() == "in\n"
+        with atomic_file(tmp_path / "ours") as partial:
+            partial.write_text("ours")
+            assert len(os.listdir(tmp_path)) == 2
+    assert other.returncode == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "ours": "ours",
+        "theirs": "theirs",
+    }
+
+
 def test_a_number_that_a_new_process_has_again_is_no_sign_of_life(tmp_path):
     (tmp_path / f".folder.partial-{HOST}-{os.getpid()}").mkdir()
     (tmp_path / f".folder.partial-{HOST}-{10**30}").mkdir()
