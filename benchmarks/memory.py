@@ -25,7 +25,7 @@ STEPS = 3
 
 def config_of(network: str, recompute: bool):
     """A preset, or "c64": 64x64 pixels, P=2, 6.95M parameters."""
-    from flags.presets import EMOJI64, preset
+    from flags.presets import preset
 
     settings = {"training.recompute": recompute, "training.batch_size": BATCHES[network]}
     if network == "c64":
@@ -34,7 +34,7 @@ def config_of(network: str, recompute: bool):
             "network.blocks_per_level": 2, "network.attention_resolutions": (16, 8),
             "network.class_conditioning": "none",
         }  # fmt: skip
-        return EMOJI64.replace({**settings, **c64})
+        return preset("emoji64").replace({**settings, **c64})
     return preset(network).replace(settings)
 
 

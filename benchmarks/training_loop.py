@@ -13,15 +13,11 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 
@@ -30,6 +26,7 @@ from flags.config import Config
 from flags.presets import preset
 from pdm_tf import data
 from pdm_tf.denoiser import build_network
+from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import build_model
@@ -45,7 +42,7 @@ def config_of(dataset: str, steps: int, together: int) -> Config:
     return preset(dataset).replace({
         "training.steps": end, "training.log_every": every, "training.steps_per_execution": together,
         "training.eval_every": 1000 * every, "training.sample_every": 1000 * every,
-        "training.sample_images": 1, "training.sample_steps": 1, "training.checkpoint_every": 1000 * every,
+        "training.sample_images": 1, "sampling.steps": (1,), "training.checkpoint_every": 1000 * every,
         "training.ema_every": max(together, preset(dataset).training.ema_every),
     })  # fmt: skip
 
@@ -53,14 +50,14 @@ def config_of(dataset: str, steps: int, together: int) -> Config:
 def loop_rate(config: Config, info: data.DatasetInfo) -> float:
     """Steps a second of `loop.train` from the first log line after the warm-up to the last."""
     strategy = tf.distribute.get_strategy()
-    with tempfile.TemporaryDirectory(prefix="training_loop_") as run_dir:
-        resolved = loop.resolve(config, run_dir, strategy)
+    with tempfile.TemporaryDirectory(prefix="training_loop_") as folder:
+        run = RunFolder(folder)
+        resolved = loop.resolve(config, run, on_tpu=False)
         with contextlib.redirect_stderr(io.StringIO()):
-            loop.train(resolved, run_dir, info, strategy)
-        lines = [json.loads(line) for line in (Path(run_dir) / "logs/metrics.jsonl").read_text().splitlines()]
-    counted = [line for line in lines if line["step"] - config.training.log_every >= WARM_UP_STEPS]
-    seconds = sum(config.training.batch_size / line["images_per_second"] for line in counted) / len(counted)
-    return 1 / seconds
+            loop.train(resolved, run, info, strategy)
+        steps, rates = run.metrics()["images_per_second"].T
+    counted = rates[steps - config.training.log_every >= WARM_UP_STEPS]
+    return 1 / statistics.mean(config.training.batch_size / counted)
 
 
 class BareStep:

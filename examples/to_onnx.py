@@ -12,6 +12,7 @@ import json
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as examples/serve.py
 
 import tensorflow as tf
 import tf2onnx

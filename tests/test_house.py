@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Bottom to top: a file imports its own room and those before it.
-ROOMS = [
-    "flags", "pdm_tf.patching", "pdm_tf.randomness", "pdm_tf.atomic", "pdm_tf.images", "pdm_tf.weights",
-    "pdm_tf.diffusion", "pdm_tf.networks", "pdm_tf.denoiser", "pdm_tf.describe", "pdm_tf.sampling",
-    "pdm_tf.export", "pdm_tf.data", "pdm_tf.training", "pdm_tf.plots", "data_tools", "benchmarks", "main",
-]  # fmt: skip
+# Room -> the rooms that it uses: all of them, and no others.
+MAY_USE = {
+    "flags": "",
+    "pdm_tf": "pdm_tf.stack",
+    "pdm_tf.stack": "",
+    "pdm_tf.randomness": "",
+    "pdm_tf.atomic": "flags",
+    "pdm_tf.images": "flags pdm_tf.atomic",
+    "pdm_tf.weights": "flags pdm_tf.atomic",
+    "pdm_tf.patching": "flags pdm_tf.stack",
+    "pdm_tf.run": "flags pdm_tf.atomic",
+    "pdm_tf.diffusion": "",
+    "pdm_tf.networks": "flags pdm_tf.patching pdm_tf.stack",
+    "pdm_tf.denoiser": "flags pdm_tf.diffusion pdm_tf.networks",
+    "pdm_tf.experts": "flags pdm_tf.denoiser pdm_tf.run pdm_tf.weights",
+    "pdm_tf.describe": "flags pdm_tf.denoiser pdm_tf.networks",
+    "pdm_tf.data": "flags pdm_tf.images pdm_tf.stack",
+    "pdm_tf.sampling": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.images pdm_tf.randomness",
+    "pdm_tf.export": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.experts pdm_tf.sampling",
+    "pdm_tf.training": "flags pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.images "
+    "pdm_tf.networks pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.weights",
+    "pdm_tf.plots": "pdm_tf.atomic pdm_tf.run",
+    "data_tools": "flags pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.images",
+    "benchmarks": "data_tools flags pdm_tf pdm_tf.data pdm_tf.denoiser pdm_tf.experts pdm_tf.images "
+    "pdm_tf.networks pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.training",
+    "main": "flags pdm_tf.data pdm_tf.describe pdm_tf.experts pdm_tf.export pdm_tf.images pdm_tf.plots "
+    "pdm_tf.run pdm_tf.sampling pdm_tf.training",
+    "examples": "",
+}
 SOURCES = [
     path
-    for top in ("flags", "pdm_tf", "data_tools", "benchmarks", "main.py")
+    for top in ("flags", "pdm_tf", "data_tools", "benchmarks", "examples", "main.py")
     for path in ([ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")))
 ]
 
@@ -37,39 +61,68 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def room_of(name: str) -> int | None:
-    fitting = [room for room in ROOMS if name == room or name.startswith(room + ".")]
-    return ROOMS.index(max(fitting, key=len)) if fitting else None
+def room_of(name: str) -> str | None:
+    fitting = [room for room in MAY_USE if name == room or name.startswith(room + ".")]
+    return max(fitting, key=len, default=None)
+
+
+def rooms_used(room: str) -> set[str]:
+    used = {
+        room_of(name)
+        for path in SOURCES
+        if room_of(module_of(path)) == room
+        for name in imports_of(path)
+    }
+    return used - {None, room}
+
+
+@pytest.mark.parametrize("room", MAY_USE)
+def test_each_room_uses_the_rooms_of_the_table_and_no_others(room):
+    assert rooms_used(room) == set(MAY_USE[room].split())
+
+
+def test_every_file_lies_in_a_room_and_rooms_form_no_circle():
+    for path in SOURCES:
+        assert room_of(module_of(path)), f"{path} lies in no room of the plan"
+    below = {room: set(uses.split()) for room, uses in MAY_USE.items()}
+    while below:
+        ready = {room for room, uses in below.items() if not uses & set(below)}
+        assert ready, f"a circle among {sorted(below)}"
+        below = {room: uses for room, uses in below.items() if room not in ready}
+
+
+def test_the_readme_s_picture_shows_the_rooms():
+    text = (ROOT / "README.md").read_text()
+    picture = re.search(r"## The house\n+```\n(.*?)```", text, re.DOTALL)[1]
+    shown, top = set(), ""
+    for line in picture.splitlines():
+        indented, names = line.startswith(" "), re.match(r"\s*((?:[a-z_]+(?:\.py|/)\s)+)", line + " ")
+        if names:
+            own = [name.removesuffix(".py").removesuffix("/") for name in names[1].split()]
+            top = top if indented else own[0]
+            shown |= {f"{top}.{name}" if indented else name for name in own}
+    inside_flags = {name for name in shown if name.startswith("flags.")}
+    assert {f"{name.replace('.', '/')}.py" for name in inside_flags} == {
+        str(path.relative_to(ROOT)) for path in (ROOT / "flags").glob("[a-z]*.py")
+    }
+    assert shown - inside_flags - {"tests"} == set(MAY_USE)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_imports_come_from_the_same_room_or_from_below(path):
-    own = room_of(module_of(path))
-    if module_of(path) == "pdm_tf":
-        assert not imports_of(path)
-        return
-    assert own is not None, f"{path} lies in no room of the plan"
-    for name in imports_of(path):
-        other = room_of(name)
-        assert other is None or other <= own, f"{module_of(path)} imports {name}, which is above it"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_walls_that_are_not_about_order(path):
-    module, imported = module_of(path), imports_of(path)
-    tops = {name.partition(".")[0] for name in imported}
+def test_walls_that_are_not_about_rooms(path):
+    module, text = module_of(path), path.read_text()
+    tops = {name.partition(".")[0] for name in imports_of(path)}
     if module.startswith("flags"):
-        assert not tops & {"tensorflow", "keras", "pdm_tf", "tensorflow_addons"}
+        assert not tops & {"tensorflow", "keras", "tensorflow_addons"}
     if module.startswith("pdm_tf"):
-        assert "absl.flags" not in imported and "flags.definitions" not in imported
-        assert not any(name.startswith("flags.presets") for name in imported)
-    if module.startswith("pdm_tf.sampling"):
-        assert not any(name.startswith("pdm_tf.training") for name in imported)
+        assert not imports_of(path) & {"absl.flags", "flags.definitions", "flags.presets"}
+        assert not re.search(r"[\"' ]--[a-z_]+[ =\"']", text.replace("data_tools.", "")) or "data_tools" in text
     if module.startswith("pdm_tf.diffusion"):
-        text = path.read_text()
-        assert "tf.keras" not in text and tops <= {
+        assert tops <= {
             "__future__", "collections", "dataclasses", "functools", "math", "numpy", "tensorflow", "pdm_tf",
         }  # fmt: skip
+    if module != "pdm_tf.stack" and not module.startswith("examples"):
+        assert not re.search(r"tf\.keras|tensorflow_addons|TF_ENABLE|TF_CPP", text)
     assert "main" not in tops
     assert not tops & {"pickle", "cPickle", "dill"}
 
@@ -77,3 +130,14 @@ def test_walls_that_are_not_about_order(path):
 def test_every_module_says_what_it_is():
     for path in SOURCES:
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_functions_fit_a_screen():
+    """Fifty lines of code, docstring and comments not counted."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = path.read_text().splitlines()[body[0].lineno - 1 : node.end_lineno] if body else []
+                code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+                assert len(code) <= 50, f"{path}: {node.name} has {len(code)} lines"
