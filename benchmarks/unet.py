@@ -5,7 +5,8 @@
 The network is the design's yardstick: 64 x 64, P = 2, c = 64, multipliers 1,2,2, 2 blocks a level
 (6,946,200 parameters). The variants run in turn, again and again, so that a change of the machine's speed
 hits all of them; a ratio is the median over the turns of (variant / first) and its spread their range.
-The peer, "addons", is the same network with tensorflow-addons' own GroupNormalization.
+The peer, "stack's", is the same network with the GroupNormalization of tensorflow-addons (or Keras' own).
+oneDNN is on or off for a whole process: run it with TF_ENABLE_ONEDNN_OPTS=0 before it for the other half.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import argparse
 import os
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.networks import group_norm, layers, unet
+from pdm_tf.networks import layers, patched
+from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.stack import GroupNormalization
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.optimizer import GuardedAdam
 
 SHAPE = (64, 64, 3)
 
 
-class AddonsGroupNorm(group_norm.GroupNormalization):
-    """tensorflow-addons' layer as it is, followed by the timestep's scale and shift."""
+class StacksGroupNorm(GroupNormalization):
+    """The layer that ours replaces, as it is, followed by the timestep's scale and shift."""
 
     def call(self, inputs, scale=None, shift=None):
         """As `GroupNorm.call`."""
@@ -37,28 +38,37 @@ class AddonsGroupNorm(group_norm.GroupNormalization):
         return x * tf.cast(1.0 + scale, x.dtype)[:, None, None] + tf.cast(shift, x.dtype)[:, None, None]
 
 
-def make_network(precision: str, norm: type) -> unet.UNet:
+def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
     """The yardstick with random weights: graph optimizers remove blocks whose kernels are zero."""
     before = layers.GroupNorm
-    layers.GroupNorm = unet.GroupNorm = norm
+    layers.GroupNorm = patched.GroupNorm = norm
     try:
-        network = unet.UNet(SHAPE, 2, 64, (1, 2, 2), 2, precision=precision)
+        network = patched.PatchedNetwork(
+            SHAPE,
+            patch_size=2,
+            base_channels=64,
+            precision=precision,
+            channel_multipliers=(1, 2, 2),
+            blocks_per_level=2,
+            attention_resolutions=(16, 8),
+            head_channels=64,
+        )
     finally:
-        layers.GroupNorm = unet.GroupNorm = before
+        layers.GroupNorm = patched.GroupNorm = before
     rng = np.random.default_rng(0)
     for variable in network.trainable_variables:
         variable.assign(rng.normal(0, 0.02, variable.shape).astype(np.float32))
     return network
 
 
-def forward_of(network: unet.UNet, batch: int):
+def forward_of(network: patched.PatchedNetwork, batch: int):
     """A function that runs one forward pass."""
     z, t = tf.random.normal((batch, *SHAPE)), tf.fill([batch], 500)
     compiled = tf.function(lambda: network(z, t, t))
     return lambda: compiled()[0].numpy()
 
 
-def train_step_of(network: unet.UNet, batch: int):
+def train_step_of(network: patched.PatchedNetwork, batch: int):
     """A function that runs one step as `fit` does, optimizer and metrics included."""
     model = PatchedDiffusion(network)
     model.compile(optimizer=GuardedAdam(1e-4))
@@ -83,13 +93,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     variants = {
-        "ours, float32": ("float32", group_norm.GroupNorm),
-        "addons, float32": ("float32", AddonsGroupNorm),
-        "ours, mixed_bfloat16": ("mixed_bfloat16", group_norm.GroupNorm),
-        "addons, mixed_bfloat16": ("mixed_bfloat16", AddonsGroupNorm),
+        "ours, float32": ("float32", GroupNorm),
+        "stack's, float32": ("float32", StacksGroupNorm),
+        "ours, mixed_bfloat16": ("mixed_bfloat16", GroupNorm),
+        "stack's, mixed_bfloat16": ("mixed_bfloat16", StacksGroupNorm),
     }
     cores = len(os.sched_getaffinity(0))
-    print(f"TensorFlow {tf.__version__}, {cores} cores, batch {options.batch}, {options.repeats} turns")
+    onednn = {"0": "off", "1": "on"}.get(os.environ["TF_ENABLE_ONEDNN_OPTS"], "as set")
+    print(
+        f"TensorFlow {tf.__version__}, oneDNN {onednn}, {cores} cores, batch {options.batch}, "
+        f"{options.repeats} turns"
+    )
     for kind, make in (("forward", forward_of), ("train step", train_step_of)):
         runs = {name: make(make_network(*settings), options.batch) for name, settings in variants.items()}
         for run in runs.values():

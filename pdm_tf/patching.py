@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from flags.errors import UserError
 from pdm_tf.stack import keras
+
+
+def grid_of(image_shape: Sequence[int | None], patch_size: int) -> tuple[int | None, int | None]:
+    """The patches of an image, (H, W, ...) -> (H/P, W/P); unknown sizes stay unknown.
+
+    Raises:
+      UserError: H or W does not divide by P.
+    """
+    height, width = image_shape[:2]
+    for side, size in (("height", height), ("width", width)):
+        if size is not None and size % patch_size:
+            raise UserError(f"image {side} {size} does not divide by patch_size={patch_size}")
+    return height and height // patch_size, width and width // patch_size
 
 
 def _extract(image: tf.Tensor, patch_size: int) -> tf.Tensor:
@@ -49,18 +64,14 @@ class ImageToPatches(_PatchLayer):
 
     def call(self, image: tf.Tensor) -> tf.Tensor:
         """Any dtype that `tf.image.extract_patches` takes."""
-        for side, size in zip(("height", "width"), image.shape[1:3]):
-            if size is not None and size % self.patch_size:
-                raise UserError(f"image {side} {size} does not divide by patch_size={self.patch_size}")
+        grid_of(image.shape[1:], self.patch_size)
         return _extract(image, self.patch_size)
 
     def compute_output_shape(self, input_shape):
         """(B, H, W, C) -> (B, H/P, W/P, P*P*C); unknown sizes stay unknown."""
-        batch, height, width, channels = input_shape
-        p = self.patch_size
-        return tf.TensorShape(
-            (batch, height and height // p, width and width // p, channels and channels * p * p)
-        )
+        batch, *size, channels = input_shape
+        grid = grid_of(size, self.patch_size)
+        return tf.TensorShape((batch, *grid, channels and channels * self.patch_size**2))
 
 
 @keras.utils.register_keras_serializable("pdm_tf")

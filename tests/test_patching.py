@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from flags.errors import UserError
-from pdm_tf.patching import ImageToPatches, PatchesToImage
+from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
+from pdm_tf.stack import keras
 
 SIZES = [
     (p, h * p, w * p, c) for p in (1, 2, 4, 8) for h, w in ((3, 3), (2, 5), (4, 1)) for c in (1, 2, 3, 4)
@@ -69,24 +70,29 @@ def test_gradient_equals_tensorflows_own():
 
 @pytest.mark.parametrize("layer", [ImageToPatches(4, name="a"), PatchesToImage(4, name="b")])
 def test_layers_are_serialisable(layer):
-    again = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(layer))
+    again = keras.utils.deserialize_keras_object(keras.utils.serialize_keras_object(layer))
     assert type(again) is type(layer) and again.patch_size == 4 and again.name == layer.name
     assert layer.compute_output_shape((None, 8, 12, 16)) == again.compute_output_shape((None, 8, 12, 16))
 
 
 def test_layers_in_a_saved_keras_model(tmp_path):
-    inputs = tf.keras.Input((8, 12, 3))
-    model = tf.keras.Model(inputs, PatchesToImage(4)(ImageToPatches(4)(inputs)))
+    inputs = keras.Input((8, 12, 3))
+    model = keras.Model(inputs, PatchesToImage(4)(ImageToPatches(4)(inputs)))
     assert model.output_shape == (None, 8, 12, 3)
     model.save(tmp_path / "model.keras")
     x = images(8, 12, 3)
-    np.testing.assert_array_equal(tf.keras.models.load_model(tmp_path / "model.keras")(x), x)
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), x)
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(9, 8, "height 9"), (8, 10, "width 10")])
 def test_sizes_that_do_not_divide_are_refused(height, width, side):
     with pytest.raises(UserError, match=f"image {side} does not divide by patch_size=4"):
         ImageToPatches(4)(images(height, width, 3))
+
+
+def test_the_grid_of_an_image():
+    assert grid_of((8, 12, 3), 4) == (2, 3)
+    assert grid_of((None, 12), 4) == (None, 3)
 
 
 def test_channels_that_do_not_divide_are_refused():

@@ -16,7 +16,7 @@ import tensorflow as tf
 from pdm_tf.networks.group_norm import GroupNorm
 from pdm_tf.networks.layers import position_encoding, timestep_features
 from pdm_tf.networks.unet import UNet
-from pdm_tf.patching import ImageToPatches, PatchesToImage
+from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
 
 
@@ -63,9 +63,9 @@ class PatchedNetwork(keras.Model):
 
     Args:
       image_shape: (height, width, channels); height and width divide by `patch_size`.
-      kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
       patch_size: P; the trunk works on a grid of (height / P) x (width / P) patches.
       base_channels: width of the first convolution.
+      kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
       num_classes: 0 for data without labels.
       class_conditioning: "none", "gate" (a sigmoid gate on each residual branch, the paper's ImageNet
         networks) or "embedding" (added to the timestep embedding). Label `num_classes` is the null label.
@@ -74,15 +74,17 @@ class PatchedNetwork(keras.Model):
       recompute: keep only the inputs of the trunk's blocks for the backward pass, which computes the rest
         again: less memory, more time, the same gradients.
       **trunk_settings: of that kind alone.
+    Raises:
+      UserError: the image or the grid does not divide.
     """
 
     def __init__(
         self,
         image_shape: Sequence[int],
         *,
+        patch_size: int,
+        base_channels: int,
         kind: str = "unet",
-        patch_size: int = 4,
-        base_channels: int = 128,
         num_classes: int = 0,
         class_conditioning: str = "none",
         precision: str = "float32",
@@ -94,28 +96,27 @@ class PatchedNetwork(keras.Model):
         self._config = {**own, **trunk_settings}
         self.image_shape = tuple(image_shape)
         self.patch_size = patch_size
-        self.grid = (image_shape[0] // patch_size, image_shape[1] // patch_size)
+        self.grid = grid_of(image_shape, patch_size)
         self.base_channels = base_channels
         self.num_classes = self.null_label = num_classes
         self.conditional = class_conditioning != "none"
+        self.gated = class_conditioning == "gate"
         self.policy = keras.mixed_precision.Policy(precision)
-        gated = class_conditioning == "gate"
-        self.trunk = NETWORKS[kind](
-            self.grid, base_channels, gated=gated, dtype=self.policy, recompute=recompute, **trunk_settings
-        )
-        self._make_embeddings(gated)
+        common = {"gated": self.gated, "dtype": self.policy, "recompute": recompute}
+        self.trunk = NETWORKS[kind](self.grid, base_channels, **common, **trunk_settings)
+        self._make_embeddings()
         self._make_stem_and_heads()
         # Keras finds layers in lists, and not in a trunk. Last, for the order of `trainable_variables`.
         self._trunk_layers = self.trunk.layers
         self._create_weights()
 
-    def _make_embeddings(self, gated: bool):
+    def _make_embeddings(self):
         dense, width = keras.layers.Dense, self.trunk.embedding_width
         self.embed_t_in = dense(4 * self.base_channels, activation="swish", name="embed_t_in")
         self.embed_t_out = dense(width, activation="swish", name="embed_t_out")
-        self.embed_label, self.gated = None, gated
+        self.embed_label = None
         if self.conditional:
-            label_width = self.base_channels if gated else width
+            label_width = self.base_channels if self.gated else width
             self.embed_label = keras.layers.Embedding(self.null_label + 1, label_width, name="embed_label")
 
     def _make_stem_and_heads(self):

@@ -36,14 +36,14 @@ class UNet:
     Args:
       grid: (height, width), both of which divide by 2^(levels - 1).
       base_channels: channels of the h that it takes, and the measure of its widths.
-      gated: each residual branch has a sigmoid gate, by the label's embedding.
-      dtype: policy of convolutions and attention.
-      recompute: keep only the inputs of blocks and attention for the backward pass.
       channel_multipliers: width of each level over `base_channels`.
       blocks_per_level: residual blocks of each encoder level; a decoder level has one more.
       attention_resolutions: the grid sizes (of the longer side) with self-attention after each block.
       head_channels: channels of an attention head.
       dropout: dropout rate in the residual blocks.
+      gated: each residual branch has a sigmoid gate, by the label's embedding.
+      dtype: policy of convolutions and attention.
+      recompute: keep only the inputs of blocks and attention for the backward pass.
     Raises:
       UserError: the grid does not divide.
     """
@@ -53,14 +53,14 @@ class UNet:
         grid: tuple[int, int],
         base_channels: int,
         *,
+        channel_multipliers: Sequence[float],
+        blocks_per_level: int,
+        attention_resolutions: Sequence[int],
+        head_channels: int,
+        dropout: float = 0.0,
         gated: bool = False,
         dtype: str | keras.mixed_precision.Policy = "float32",
         recompute: bool = False,
-        channel_multipliers: Sequence[float] = (1, 2, 2),
-        blocks_per_level: int = 2,
-        attention_resolutions: Sequence[int] = (16, 8),
-        head_channels: int = 64,
-        dropout: float = 0.0,
     ):
         widths = [round(base_channels * multiplier) for multiplier in channel_multipliers]
         self.width, self.embedding_width = widths[0], widths[-1]

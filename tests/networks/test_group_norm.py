@@ -1,4 +1,4 @@
-"""GroupNorm against tensorflow-addons' own layer and against its definition."""
+"""GroupNorm against the stack's own layer and against its definition."""
 
 import subprocess
 import sys
@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_addons as tfa
 
 from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.stack import GroupNormalization
+from tests.networks.tiny_networks import randomized
 
 
 def inputs(shape=(3, 5, 4, 64), mean=2.0, seed=0):
@@ -17,17 +18,14 @@ def inputs(shape=(3, 5, 4, 64), mean=2.0, seed=0):
 
 def with_weights(layer, shape):
     layer.build(shape)
-    rng = np.random.default_rng(1)
-    layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
-    return layer
+    return randomized(layer)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 64), (2, 7, 32), (1, 1, 1, 96), (2, 16, 16, 128)])
 @pytest.mark.parametrize("affine", [True, False])
-def test_values_and_gradients_equal_tensorflow_addons(shape, affine):
+def test_values_and_gradients_equal_the_stacks_own(shape, affine):
     layers = [
-        with_weights(cls(32, center=affine, scale=affine), shape)
-        for cls in (GroupNorm, tfa.layers.GroupNormalization)
+        with_weights(cls(32, center=affine, scale=affine), shape) for cls in (GroupNorm, GroupNormalization)
     ]
     assert [w.shape for w in layers[0].weights] == [w.shape for w in layers[1].weights]
     x, probe = inputs(shape), inputs(shape, 0.0, seed=2)
@@ -71,7 +69,7 @@ def test_import_is_quiet_and_works_without_tensorflow_addons():
     program = """
 import sys
 sys.modules["tensorflow_addons"] = None
-import numpy as np, tensorflow as tf
+import tensorflow as tf
 from pdm_tf.networks.group_norm import GroupNorm
 assert GroupNorm.__mro__[1] is tf.keras.layers.GroupNormalization
 print(float(tf.reduce_sum(GroupNorm(2)(tf.reshape(tf.range(32.0), [1, 2, 4, 4])) ** 3)))

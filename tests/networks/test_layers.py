@@ -5,13 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.networks.layers import ResBlock, SelfAttention, position_encoding, timestep_features, upsample
-
-RNG = np.random.default_rng(0)
-
-
-def randomize(layer, scale=0.3):
-    layer.set_weights([RNG.normal(0, scale, w.shape) for w in layer.get_weights()])
-    return layer
+from tests.networks.tiny_networks import randomized
 
 
 def test_timestep_features():
@@ -33,7 +27,7 @@ def test_position_encoding_has_the_columns_half_first(height, width):
 
 
 def test_upsample_equals_nearest_resize():
-    x = tf.constant(RNG.normal(size=(2, 3, 5, 4)), tf.float32)
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 3, 5, 4)), tf.float32)
     np.testing.assert_array_equal(upsample(x), tf.image.resize(x, (6, 10), method="nearest"))
 
 
@@ -52,7 +46,7 @@ def test_block_equals_its_formula():
     x, t, label = tf.random.normal((2, 4, 4, 32)), tf.random.normal((2, 16)), tf.random.normal((2, 8))
     block = ResBlock(64, gated=True)
     block(x, t, label)
-    randomize(block)
+    randomized(block)
 
     def norm(h):
         grouped = tf.reshape(h, [2, 16, 32, h.shape[-1] // 32])
@@ -74,7 +68,7 @@ def test_dropout_is_a_function_of_its_key():
     x, t = tf.random.normal((2, 4, 4, 32)), tf.random.normal((2, 16))
     block = ResBlock(32, dropout=0.5)
     block(x, t)
-    randomize(block)
+    randomized(block)
     first, again, other = (block(x, t, None, tf.constant(key)) for key in ([1, 2], [1, 2], [1, 3]))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
@@ -85,7 +79,7 @@ def test_attention_equals_its_formula_head_by_head():
     x = tf.random.normal((2, 3, 4, 96))
     attention = SelfAttention(32)
     attention(x)
-    randomize(attention, 0.1)
+    randomized(attention)
     projected = attention.query_key_value(attention.norm(x)).numpy().reshape(2, 12, 3, 96)
     parts = []
     for head in range(3):

@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.networks.unet import UNet
-
-NETWORK = {
-    "image_shape": (16, 16, 3), "patch_size": 2, "base_channels": 32, "channel_multipliers": (1,),
-    "blocks_per_level": 1, "attention_resolutions": (), "head_channels": 32, "dropout": 0.3,
-    "num_classes": 2, "class_conditioning": "gate",
-}  # fmt: skip
+from tests.networks.tiny_networks import small
 
 
 def network_of(recompute, **changes):
-    network = UNet(**{**NETWORK, **changes}, recompute=recompute)
-    rng = np.random.default_rng(0)
-    for variable in network.trainable_variables:
-        variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))
-    return network
+    settings = {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.3}
+    labels = {"num_classes": 2, "class_conditioning": "gate"}
+    return small(**{**settings, **labels, **changes}, recompute=recompute)
 
 
 def gradients_of(network, jit_compile=False):
@@ -71,8 +63,8 @@ def test_gradients_are_the_same_on_two_replicas():
 def test_variables_and_config_are_the_same():
     kept, again = network_of(False), network_of(True)
     assert [v.name for v in kept.trainable_variables] == [v.name for v in again.trainable_variables]
-    for network in (kept, again):
-        assert network.get_config()["recompute"] is network.recompute
+    for network, recompute in ((kept, False), (again, True)):
+        assert network.get_config()["recompute"] is recompute
 
 
 @pytest.mark.slow

@@ -1,37 +1,15 @@
-"""The U-Net: the paper's parameter counts, what depends on what, precision."""
+"""The U-Net: the paper's parameter counts, the weights that ship, its trunk against its own formula."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from flags.presets import preset
-from pdm_tf.denoiser import build_network
+from pdm_tf.denoiser import PRETRAINED, build_network
 from pdm_tf.describe import count_parameters, describe_network, forward_flops
-from pdm_tf.networks.unet import UNet
-
-SMALL = {
-    "image_shape": (16, 16, 3),
-    "patch_size": 2,
-    "base_channels": 32,
-    "channel_multipliers": (1, 2),
-    "blocks_per_level": 1,
-    "attention_resolutions": (4,),
-}
-
-
-def small(randomized=True, **changes):
-    network = UNet(**{**SMALL, **changes})
-    if randomized:
-        rng = np.random.default_rng(0)
-        for variable in network.trainable_variables:
-            variable.assign(rng.normal(0, 0.1, variable.shape).astype(np.float32))
-    return network
-
-
-def batch(shape=(16, 16, 3), count=2):
-    z = tf.constant(np.random.default_rng(1).normal(size=(count, *shape)), tf.float32)
-    return z, tf.constant([3, 700][:count]), tf.constant([0, 1][:count])
-
+from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.weights import variable_names
+from tests.networks.tiny_networks import SMALL, small
 
 PAPER = [
     ("lsun_church", {"patch_size": 2}, 122_916_120),
@@ -50,127 +28,59 @@ def test_presets_have_the_papers_parameter_counts(dataset, choice, parameters):
 
 
 def test_the_measured_network_of_the_design_has_its_count():
-    network = UNet((64, 64, 3), patch_size=2, base_channels=64, channel_multipliers=(1, 2, 2))
+    changes = {"image_shape": (64, 64, 3), "base_channels": 64, "channel_multipliers": (1, 2, 2)}
+    attention = {"attention_resolutions": (16, 8), "head_channels": 64}
+    network = PatchedNetwork(**{**SMALL, **changes, **attention, "blocks_per_level": 2})
     assert count_parameters(network) == 6_946_200
 
 
-def test_outputs_have_the_images_shape_and_u_lies_in_0_1():
-    prediction, u = small()(*batch())
-    assert prediction.shape == u.shape == (2, 16, 16, 3)
-    assert prediction.dtype == u.dtype == tf.float32
-    assert float(tf.reduce_min(u)) >= 0 and float(tf.reduce_max(u)) <= 1
+def test_names_and_shapes_are_those_of_the_weights_that_ship():
+    variables = build_network(preset("emoji64")).trainable_variables
+    with np.load(next((PRETRAINED / "ema").glob("*.npz"))) as file:
+        shapes = {name: file[name].shape for name in file.files}
+    # The order too: an optimizer's state and a checkpoint's averages follow it.
+    assert list(shapes.items()) == [(n, tuple(v.shape)) for n, v in zip(variable_names(variables), variables)]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4])
-def test_other_channel_counts_and_non_square_images(channels):
-    prediction, u = small(image_shape=(16, 32, channels))(*batch((16, 32, channels)))
-    assert prediction.shape == u.shape == (2, 16, 32, channels)
-
-
-def test_a_new_network_predicts_zero():
-    np.testing.assert_array_equal(small(randomized=False)(*batch())[0], 0.0)
-
-
-def test_images_of_a_batch_do_not_mix_and_the_batch_may_be_unknown():
-    network = small(class_conditioning="gate", num_classes=2)
-    z, t, labels = batch()
-    function = tf.function(network.__call__, input_signature=[
-        tf.TensorSpec((None, 16, 16, 3)), tf.TensorSpec((None,), tf.int32), tf.TensorSpec((None,), tf.int32),
-    ])  # fmt: skip
-    together = function(z, t, labels)
-    for i in range(2):
-        alone = function(z[i : i + 1], t[i : i + 1], labels[i : i + 1])
-        for a, b in zip(together, alone):
-            np.testing.assert_allclose(a[i : i + 1], b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("conditioning", ["gate", "embedding"])
-def test_labels_matter_when_conditional_and_the_null_label_is_one_more(conditioning):
-    network = small(class_conditioning=conditioning, num_classes=2)
-    z, t, _ = batch()
-    first, second, null = (network(z, t, tf.fill([2], label))[0] for label in (0, 1, 2))
-    assert np.abs(first - second).max() > 1e-3 and np.abs(first - null).max() > 1e-3
-
-
-def test_labels_do_not_matter_without_conditioning():
-    network = small(num_classes=2)
-    z, t, _ = batch()
-    np.testing.assert_array_equal(network(z, t, tf.fill([2], 0))[0], network(z, t, tf.fill([2], 1))[0])
-
-
-def test_timesteps_matter():
-    z, t, labels = batch()
-    network = small()
-    assert np.abs(network(z, t, labels)[0] - network(z, t + 1, labels)[0]).max() > 1e-4
-
-
-@pytest.mark.parametrize("conditioning", ["none", "gate", "embedding"])
-def test_u_gives_its_gradient_to_the_variance_head_alone(conditioning):
-    network = small(class_conditioning=conditioning, num_classes=2)
-    with tf.GradientTape() as tape:
-        _, u = network(*batch())
-        loss = tf.reduce_sum(tf.square(u))
-    gradients = tape.gradient(loss, network.trainable_variables)
-    for variable, gradient in zip(network.trainable_variables, gradients):
-        if "/variance_" in variable.name:
-            assert float(tf.reduce_max(tf.abs(gradient))) > 0, variable.name
-        else:
-            assert gradient is None, variable.name
-
-
-def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close():
-    exact, mixed = small(), small(precision="mixed_bfloat16")
-    for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
-        assert variable.dtype == tf.float32 and variable.name == other.name
-    for name in (
-        "conv_in",
-        "norm_out",
-        "conv_out",
-        "variance_out",
-        "embed_t_in",
-        "embed_t_out",
-        "variance_t",
-    ):
-        assert getattr(mixed, name).compute_dtype == "float32", name
-    assert mixed.middle_in.conv_in.compute_dtype == "bfloat16"
-    for a, b in zip(exact(*batch()), mixed(*batch())):
-        assert b.dtype == tf.float32
-        assert 0 < float(tf.norm(a - b) / tf.norm(a)) < 0.03
-
-
-def test_mixed_bfloat16_graph_convolves_first_and_last_in_float32():
-    """Read from the traced graph, not from the layers' own word."""
-    network = small(precision="mixed_bfloat16")
-    number = tf.TensorSpec((2,), tf.int32)
-    traced = tf.function(network.__call__).get_concrete_function(
-        tf.TensorSpec((2, 16, 16, 3)), number, number
+def test_trunk_equals_its_formula_written_out():
+    """method.md's U-Net of two levels with one block each, line by line, dropout and gate included."""
+    network = small(dropout=0.3, num_classes=2, class_conditioning="gate")
+    rng = np.random.default_rng(2)
+    x, t, label = (
+        tf.constant(rng.normal(size=shape), tf.float32) for shape in ((2, 8, 8, 32), (2, 64), (2, 32))
     )
-    kinds = {"float32": [], "bfloat16": []}
-    for op in traced.graph.get_operations():
-        if op.type == "Conv2D":
-            kinds[op.get_attr("T").name].append(op.name)
-        if op.type in ("Mean", "SquaredDifference", "Rsqrt"):
-            assert op.get_attr("T") == tf.float32, op.name
-    assert {name.split("/")[1] for name in kinds["float32"]} == {"conv_in", "conv_out", "variance_out"}
-    assert len(kinds["bfloat16"]) > 10
+    key = tf.constant([5, 6])
 
+    def block(name, number, h, skip=None):
+        h = h if skip is None else tf.concat([h, skip], -1)
+        block_key = tf.random.experimental.stateless_fold_in(key, number)
+        return network.get_layer(name)(h, t, label, dropout_key=block_key)
 
-def test_variable_names_are_the_same_in_every_instance():
-    names = [[variable.name for variable in small(False).trainable_variables] for _ in range(2)]
-    assert names[0] == names[1] and len(set(names[0])) == len(names[0])
+    def attention(name, h):
+        return network.get_layer(name)(h)
 
+    def conv(name, h, stride=1):
+        layer = network.get_layer(name)
+        return tf.nn.conv2d(h, layer.kernel, stride, "SAME") + layer.bias
 
-def test_network_is_serialisable():
-    network = small(class_conditioning="gate", num_classes=2)
-    again = tf.keras.utils.deserialize_keras_object(tf.keras.utils.serialize_keras_object(network))
-    again.set_weights(network.get_weights())
-    for a, b in zip(network(*batch()), again(*batch())):
-        np.testing.assert_array_equal(a, b)
+    fine = block("encoder0_0", 0, x)
+    down = conv("down0", fine, stride=2)
+    coarse = attention("encoder1_0_attention", block("encoder1_0", 1, down))
+    h = attention("middle_attention", block("middle_in", 2, coarse))
+    h = block("middle_out", 3, h)
+    h = attention("decoder1_0_attention", block("decoder1_0", 4, h, coarse))
+    h = attention("decoder1_1_attention", block("decoder1_1", 5, h, down))
+    h = conv("up1", tf.image.resize(h, (8, 8), "nearest"))
+    h = block("decoder0_0", 6, h, fine)
+    h = block("decoder0_1", 7, h, x)
+    np.testing.assert_allclose(network.trunk(x, [t, label], key), h, rtol=1e-4, atol=1e-5)
+    # All layers of the trunk had their part.
+    assert len(network.trunk.layers) == 8 + 4 + 2
 
 
 def test_flops_equal_a_count_by_hand():
     """Convolutions, dense layers and attention of a tiny network, counted layer by layer."""
-    network = UNet((16, 16, 3), 2, 32, (1,), blocks_per_level=1, attention_resolutions=(8,), head_channels=32)
+    network = small(channel_multipliers=(1,), attention_resolutions=(8,))
     area, c, values = 64, 32, 12
 
     def conv(a, b, kernel=3):
@@ -191,5 +101,14 @@ def test_flops_equal_a_count_by_hand():
 
 def test_description_of_the_default():
     text = describe_network(preset("emoji64"))
-    assert "patches (16, 16, 48)" in text and "level 2: (4, 4, 128)" in text
-    assert "trainable parameters: 5,792,672" in text
+    assert "network: UNet, predicts x and u, both (64, 64, 3)" in text
+    assert "image (64, 64, 3) -> patches (16, 16, 48)" in text
+    assert "level 0: (16, 16, 128)\n" in text and "level 1: (8, 8, 128), attention\n" in text
+    assert "level 2: (4, 4, 128)\n" in text
+    assert "trainable parameters: 5,792,672\n" in text
+
+
+def test_description_of_a_grid_that_is_not_square():
+    settings = {"base_channels": 64, "channel_multipliers": (1, 1.5), "attention_resolutions": (8,)}
+    network = small(image_shape=(16, 32, 3), **settings)
+    assert network.trunk.describe() == ["level 0: (8, 16, 64)", "level 1: (4, 8, 96), attention"]

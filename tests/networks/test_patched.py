@@ -1,0 +1,183 @@
+"""The patched network: what depends on what, precision, names, and what it leaves to its trunk."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.networks import patched
+from pdm_tf.networks.layers import position_encoding, timestep_features
+from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.stack import keras
+from tests.networks.tiny_networks import SMALL, batch, small
+
+
+def test_outputs_have_the_images_shape_and_u_lies_in_0_1():
+    prediction, u = small()(*batch())
+    assert prediction.shape == u.shape == (2, 16, 16, 3)
+    assert prediction.dtype == u.dtype == tf.float32
+    assert float(tf.reduce_min(u)) >= 0 and float(tf.reduce_max(u)) <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_channel_counts_and_non_square_images(channels):
+    prediction, u = small(image_shape=(16, 32, channels))(*batch((16, 32, channels)))
+    assert prediction.shape == u.shape == (2, 16, 32, channels)
+
+
+def test_a_new_network_predicts_zero():
+    np.testing.assert_array_equal(PatchedNetwork(**SMALL)(*batch())[0], 0.0)
+
+
+def test_what_it_says_of_itself():
+    network = small(image_shape=(16, 32, 3), num_classes=2, class_conditioning="embedding")
+    assert network.image_shape == (16, 32, 3) and network.grid == (8, 16) and network.patch_size == 2
+    assert network.num_classes == network.null_label == 2 and network.conditional
+    assert not small().conditional
+
+
+class Doubling:
+    """A trunk that keeps what it was given, and gives it back twice side by side."""
+
+    def __init__(self, grid, base_channels, *, gated, dtype, recompute, embedding_width):
+        self.layers = []
+        self.width, self.embedding_width = 2 * base_channels, embedding_width
+
+    def __call__(self, h, embeddings, dropout_key=None):
+        self.given = h, embeddings, dropout_key
+        return tf.concat([h, h], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "widths"), [("none", [12]), ("embedding", [12]), ("gate", [12, 32])]
+)
+def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
+    """It gets the projected patches with their positions, and the embeddings in its own width."""
+    monkeypatch.setitem(patched.NETWORKS, "doubling", Doubling)
+    settings = {"image_shape": (16, 32, 3), "patch_size": 4, "base_channels": 32, "embedding_width": 12}
+    network = PatchedNetwork(**settings, kind="doubling", num_classes=2, class_conditioning=conditioning)
+    z, t, labels = batch((16, 32, 3))
+    output, u = network(z, t, labels, tf.constant([1, 2]))
+    assert output.shape == u.shape == z.shape
+    h, embeddings, key = network.trunk.given
+    np.testing.assert_array_equal(key, [1, 2])
+    expected = network.conv_in(network.to_patches(z)) + position_encoding(4, 8, 32)
+    np.testing.assert_array_equal(h, expected)
+    assert [embedding.shape for embedding in embeddings] == [(2, width) for width in widths]
+    if conditioning == "none":
+        swish, (first, last) = tf.nn.silu, (network.embed_t_in, network.embed_t_out)
+        hidden = swish(timestep_features(t, 32) @ first.kernel + first.bias)
+        np.testing.assert_allclose(embeddings[0], swish(hidden @ last.kernel + last.bias), rtol=1e-5)
+    assert all(variable.name.startswith("doubling/") for variable in network.trainable_variables)
+
+
+def test_images_of_a_batch_do_not_mix_and_the_batch_may_be_unknown():
+    network = small(class_conditioning="gate", num_classes=2)
+    z, t, labels = batch()
+    function = tf.function(network.__call__, input_signature=[
+        tf.TensorSpec((None, 16, 16, 3)), tf.TensorSpec((None,), tf.int32), tf.TensorSpec((None,), tf.int32),
+    ])  # fmt: skip
+    together = function(z, t, labels)
+    for i in range(2):
+        alone = function(z[i : i + 1], t[i : i + 1], labels[i : i + 1])
+        for a, b in zip(together, alone):
+            np.testing.assert_allclose(a[i : i + 1], b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("conditioning", ["gate", "embedding"])
+def test_labels_matter_when_conditional_and_the_null_label_is_one_more(conditioning):
+    network = small(class_conditioning=conditioning, num_classes=2)
+    z, t, _ = batch()
+    first, second, null = (network(z, t, tf.fill([2], label))[0] for label in (0, 1, network.null_label))
+    assert np.abs(first - second).max() > 1e-3 and np.abs(first - null).max() > 1e-3
+
+
+def test_labels_do_not_matter_without_conditioning():
+    network = small(num_classes=2)
+    z, t, _ = batch()
+    np.testing.assert_array_equal(network(z, t, tf.fill([2], 0))[0], network(z, t, tf.fill([2], 1))[0])
+    np.testing.assert_array_equal(network(z, t)[0], network(z, t, tf.fill([2], 1))[0])
+
+
+def test_timesteps_matter():
+    z, t, labels = batch()
+    network = small()
+    assert np.abs(network(z, t, labels)[0] - network(z, t + 1, labels)[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("conditioning", ["none", "gate", "embedding"])
+def test_u_gives_its_gradient_to_the_variance_head_alone(conditioning):
+    network = small(class_conditioning=conditioning, num_classes=2)
+    with tf.GradientTape() as tape:
+        _, u = network(*batch())
+        loss = tf.reduce_sum(tf.square(u))
+    gradients = tape.gradient(loss, network.trainable_variables)
+    for variable, gradient in zip(network.trainable_variables, gradients):
+        if "/variance_" in variable.name:
+            assert float(tf.reduce_max(tf.abs(gradient))) > 0, variable.name
+        else:
+            assert gradient is None, variable.name
+
+
+def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close():
+    exact, mixed = small(), small(precision="mixed_bfloat16")
+    for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
+        assert variable.dtype == tf.float32 and variable.name == other.name
+    float32 = ["conv_in", "norm_out", "conv_out", "variance_out", "embed_t_in", "embed_t_out", "variance_t"]
+    for name in float32:
+        assert getattr(mixed, name).compute_dtype == "float32", name
+    assert {layer.compute_dtype for layer in mixed.trunk.layers} == {"bfloat16"}
+    for a, b in zip(exact(*batch()), mixed(*batch())):
+        assert b.dtype == tf.float32
+        assert 0 < float(tf.norm(a - b) / tf.norm(a)) < 0.03
+
+
+def test_mixed_bfloat16_graph_convolves_first_and_last_in_float32():
+    """Read from the traced graph, not from the layers' own word."""
+    network = small(precision="mixed_bfloat16")
+    number = tf.TensorSpec((2,), tf.int32)
+    traced = tf.function(network.__call__).get_concrete_function(
+        tf.TensorSpec((2, 16, 16, 3)), number, number
+    )
+    kinds = {"float32": [], "bfloat16": []}
+    for op in traced.graph.get_operations():
+        if op.type == "Conv2D":
+            kinds[op.get_attr("T").name].append(op.name)
+        if op.type in ("Mean", "SquaredDifference", "Rsqrt"):
+            assert op.get_attr("T") == tf.float32, op.name
+    assert {name.split("/")[1] for name in kinds["float32"]} == {"conv_in", "conv_out", "variance_out"}
+    assert len(kinds["bfloat16"]) > 10
+
+
+def test_variable_names_are_the_same_in_every_instance():
+    names = [[v.name for v in PatchedNetwork(**SMALL).trainable_variables] for _ in range(2)]
+    assert names[0] == names[1] and len(set(names[0])) == len(names[0])
+
+
+def test_network_is_serialisable():
+    changes = {"image_shape": (16, 32, 3), "channel_multipliers": (1, 1.5), "base_channels": 64}
+    network = small(**changes, class_conditioning="gate", num_classes=2)
+    again = keras.utils.deserialize_keras_object(keras.utils.serialize_keras_object(network))
+    again.set_weights(network.get_weights())
+    for a, b in zip(network(*batch((16, 32, 3))), again(*batch((16, 32, 3)))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_checkpoints_hold_all_variables(tmp_path):
+    network, again = small(), PatchedNetwork(**SMALL)
+    path = tf.train.Checkpoint(network=network).write(str(tmp_path / "state"))
+    tf.train.Checkpoint(network=again).read(path).assert_consumed()
+    for a, b in zip(network.trainable_variables, again.trainable_variables):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_shape": (16, 15, 3)}, "image width 15 does not divide by patch_size=2"),
+        ({"image_shape": (18, 16, 3)}, r"a grid of 9 x 8 patches does not divide by .* = 2"),
+    ],
+)
+def test_images_that_do_not_divide_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        PatchedNetwork(**{**SMALL, **changes})
