@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import DiffusionConfig
-from flags.words import leaves
 from pdm_tf.diffusion.likelihood import gaussian_kl
 from pdm_tf.diffusion.losses import MIN_SNR_GAMMA, WEIGHTINGS, simple_loss, vlb_loss
 from pdm_tf.diffusion.predictions import predicted_x
@@ -25,10 +23,6 @@ def weights(name, schedule=SCHEDULE):
     return np.ravel(WEIGHTINGS[name](schedule.at(tf.range(len(schedule)), tf.float64)))
 
 
-def test_every_weighting_of_the_config_is_in_the_table():
-    assert tuple(WEIGHTINGS) == leaves(DiffusionConfig)["loss_weighting"].rule.choices
-
-
 def test_gamma_is_the_square_root_of_the_snr():
     gamma, alpha = weights("sqrt_snr"), SCHEDULE.alpha
     np.testing.assert_allclose(gamma, np.sqrt(alpha / (1 - alpha)), rtol=1e-12)
@@ -44,7 +38,9 @@ def test_other_weightings():
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE.keep([0, 40, 600])], ids=["full", "strided"])
-def test_the_vlb_weight_is_half_the_fall_of_the_snr_and_the_first_step_a_decoder_of_the_noises_width(schedule):
+def test_the_vlb_weight_is_half_the_fall_of_the_snr_and_the_first_step_a_decoder_of_the_noises_width(
+    schedule,
+):
     expected = 0.5 * np.concatenate([schedule.snr[:1], -np.diff(schedule.snr)])
     np.testing.assert_allclose(weights("vlb", schedule), expected, rtol=1e-9)
 
