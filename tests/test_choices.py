@@ -1,4 +1,4 @@
-"""What the config lets a user choose is what the tables hold: a name in one alone would fail, or be hidden."""
+"""What the config lets a user choose is what the tables hold: a name in one alone fails, or is hidden."""
 
 import inspect
 
