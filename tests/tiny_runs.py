@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from flags.config import Config, DataConfig, DiffusionConfig, NetworkConfig, TrainingConfig, validate
-from pdm_tf.denoiser import Denoiser, build_network, build_schedule
+from pdm_tf.denoiser import NetworkDenoiser, build_denoiser, build_network
 from pdm_tf.weights import assign_arrays, variable_names, write_arrays
 
 CLASSES = ("cat", "dog", "owl")
@@ -18,7 +18,10 @@ def tiny_config(**settings) -> Config:
     """A class-conditional network for 16 x 16 images; `settings` are dotted keys with __ for the dots."""
     config = Config(
         data=DataConfig("emoji64", (16, 16, 3), num_classes=len(CLASSES), label_names=CLASSES),
-        network=NetworkConfig(4, 32, (1,), 1, (), 32, class_conditioning="gate"),
+        network=NetworkConfig(
+            patch_size=4, base_channels=32, channel_multipliers=(1,), blocks_per_level=1,
+            attention_resolutions=(), head_channels=32, class_conditioning="gate",
+        ),
         diffusion=DiffusionConfig(),
         training=TrainingConfig(batch_size=4, steps=1),
     )
@@ -44,11 +47,9 @@ def tiny_network(config: Config, seed: int):
     return network
 
 
-def tiny_denoiser(config: Config | None = None, seed: int = 0) -> Denoiser:
+def tiny_denoiser(config: Config | None = None, seed: int = 0) -> NetworkDenoiser:
     config = config or tiny_config()
-    d = config.diffusion
-    network = tiny_network(_of_network(config), seed)
-    return Denoiser(network, build_schedule(config), d.prediction, d.t_start, d.t_stop)
+    return build_denoiser(config.diffusion, tiny_network(_of_network(config), seed))
 
 
 def _of_network(config: Config) -> Config:

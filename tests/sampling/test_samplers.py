@@ -191,7 +191,7 @@ def test_the_dtype_is_that_of_the_images(sampler):
     np.testing.assert_allclose(single, few(sampler), atol=1e-5)
 
 
-# Steps of all sizes, h from 0.1 to 1.5 or so.
+# Steps of all sizes, h from 0.2 to 3.2.
 UNEVEN = FULL.keep([0, 1, 4, 20, 90, 200, 230, 600, 999])
 
 
