@@ -11,21 +11,23 @@ shares of the classes are the same. The floor is the distance of the validation 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
-import os
 import sys
 import time
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from flags.errors import UserError
+from flags.config import Config, SamplingConfig, check_sampling
+from flags.errors import run
 from pdm_tf import data
-from pdm_tf.denoiser import load_denoiser
-from pdm_tf.images import from_uint8, to_uint8
+from pdm_tf.denoiser import Denoiser
+from pdm_tf.experts import load, read_runs
+from pdm_tf.images import from_uint8
+from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.sampler import Sampler
 
 SCALES, FILTERS, THUMBNAIL = (1, 2, 4), (64, 128), 8
@@ -100,49 +102,69 @@ def read_split(dataset: str, data_dir: str, split: str, image_shape) -> tuple[np
         drop_remainder=False,
     )  # fmt: skip
     with data.naming_shards():
-        images, labels = zip(*batches.as_numpy_iterator())
+        images, labels, *_ = zip(*batches.as_numpy_iterator())
     return np.concatenate(images), np.concatenate(labels)
 
 
-def measure(denoiser, name: str, steps: int, labels: np.ndarray, distance: Distance, arguments) -> dict:
-    """One line of the table: seconds an image, and the distance with its spread over seeds."""
+def settings_of(name: str, steps: int, guidance: float, config: Config) -> SamplingConfig:
+    """How the table's row samples; a name is a sampler's, or SAMPLER/SPACING.
+
+    Raises:
+      UserError: there is no such sampler, or the model cannot be sampled so.
+    """
     kind, _, spacing = name.partition("/")
-    guidance = arguments.guidance
-    sampler = Sampler(denoiser, sampler=kind, sections=(steps,), spacing=spacing or "even", guidance=guidance)
-    batch, count = arguments.batch_size, arguments.num_images
-    sampler(0, range(batch), labels[:batch])  # traces and warms up
+    settings = SamplingConfig(kind, (steps,), spacing or "even", guidance)
+    check_sampling(dataclasses.replace(config, sampling=settings))
+    return settings
+
+
+def measure(
+    denoiser: Denoiser,
+    settings: SamplingConfig,
+    labels: np.ndarray,
+    distance: Callable,
+    batch: int,
+    seeds: int,
+) -> dict:
+    """One line of the table: seconds an image, and the distance with its spread over seeds.
+
+    `labels` has one for each image of a seed; `batch` images are drawn at a time.
+    """
+    sampler = Sampler(denoiser, settings)
+    sampler(0, range(batch), np.resize(labels, batch))  # traces and warms up
     distances, seconds = [], 0.0
-    for seed in range(arguments.seeds):
-        parts, before = [], time.monotonic()
-        for start in range(0, count, batch):
-            indices = np.arange(start, start + batch)
-            parts.append(sampler(seed, indices, labels[indices % count])[: count - start])
+    for seed in range(seeds):
+        draw, before = Draw(sampler, seed, len(labels), batch, labels), time.monotonic()
+        images = np.concatenate(list(draw.batches()))
         seconds += time.monotonic() - before
-        distances.append(distance(from_uint8(to_uint8(np.concatenate(parts)))))
-    drawn = arguments.seeds * -(-count // batch) * batch
+        distances.append(distance(from_uint8(images)))
+    drawn = seeds * -(-len(labels) // batch) * batch
     return {
-        "sampler": name, "steps": steps, "seconds_per_image": seconds / drawn,
-        "distance": float(np.mean(distances)), "spread": float(np.std(distances)), "distances": distances,
-        "num_images": count, "guidance": guidance,
+        "seconds_per_image": seconds / drawn, "distance": float(np.mean(distances)),
+        "spread": float(np.std(distances)), "distances": distances, "num_images": len(labels),
+        **dataclasses.asdict(settings),
     }  # fmt: skip
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Prints the table, a line as soon as it is measured, and writes each as JSON to --out."""
-    config, denoiser = load_denoiser(*arguments.run_dir.split(","))
-    split_of = (config.data.dataset, arguments.data_dir)
-    train, train_labels = read_split(*split_of, "train", config.data.image_shape)
-    held_out, _ = read_split(*split_of, "validation", config.data.image_shape)
+    runs = read_runs(*arguments.run_dir.split(","))
+    rows = itertools.product(arguments.samplers.split(","), map(int, arguments.steps.split(",")))
+    # All that can be refused is looked at before anything is measured.
+    rows = [
+        (name, steps, settings_of(name, steps, arguments.guidance, runs[0].config)) for name, steps in rows
+    ]
+    denoiser, config, _ = load(runs)
+    train, train_labels = read_split(
+        config.data.dataset, arguments.data_dir, "train", config.data.image_shape
+    )
     distance = Distance(train)
-    blurred = tf.image.resize(tf.nn.avg_pool2d(train, 2, 2, "VALID"), train.shape[1:3], "bilinear").numpy()
-    print(f"validation set ({len(held_out)} images), the floor: {distance(held_out):.2f}")
-    print(f"training set averaged over 2 x 2 pixels, for scale: {distance(blurred):.2f}")
+    print_scale(train, distance, config, arguments.data_dir)
     order = np.random.default_rng(0).permutation(len(train_labels))
-    labels = np.resize(train_labels[order], arguments.num_images) if denoiser.conditional else None
-    labels = np.zeros(arguments.num_images, np.int32) if labels is None else labels
+    labels = np.resize(train_labels[order] if denoiser.conditional else 0, arguments.num_images)
     print("| sampler | steps | seconds an image | distance | spread over seeds |\n|---|---|---|---|---|")
-    for name, steps in itertools.product(arguments.samplers.split(","), arguments.steps.split(",")):
-        line = measure(denoiser, name, int(steps), labels, distance, arguments)
+    for name, steps, settings in rows:
+        line = measure(denoiser, settings, labels, distance, arguments.batch_size, arguments.seeds)
         print(
             f"| {name} | {steps} | {line['seconds_per_image']:.3f} | {line['distance']:.2f} | "
             f"{line['spread']:.2f} |",
@@ -153,25 +175,31 @@ def benchmark(arguments: argparse.Namespace) -> None:
                 file.write(json.dumps(line) + "\n")
 
 
-def main() -> int:
-    """Reads the command line; returns the exit status."""
+def print_scale(train: np.ndarray, distance: Distance, config: Config, data_dir: str) -> None:
+    """Prints what distances to compare those of the table with."""
+    held_out, _ = read_split(config.data.dataset, data_dir, "validation", config.data.image_shape)
+    blurred = tf.image.resize(tf.nn.avg_pool2d(train, 2, 2, "VALID"), train.shape[1:3], "bilinear").numpy()
+    print(f"validation set ({len(held_out)} images), the floor: {distance(held_out):.2f}")
+    print(f"training set averaged over 2 x 2 pixels, for scale: {distance(blurred):.2f}")
+
+
+def main() -> None:
+    """Reads the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run_dir", default="runs/emoji64", help="a run's folder, or those of experts")
     parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--samplers", default="ancestral,ddim,dpm_solver,dpm_solver/logsnr")
+    parser.add_argument(
+        "--samplers", default="ancestral,ddim,dpm_solver,dpm_solver/logsnr,unipc/logsnr,ipndm/logsnr",
+        help="names, or SAMPLER/SPACING",
+    )  # fmt: skip
     parser.add_argument("--steps", default="10,20,50,250")
     parser.add_argument("--num_images", type=int, default=500, help="for each seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--batch_size", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--out", help="a file that gets the lines as JSON, too")
-    try:
-        benchmark(parser.parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    benchmark(parser.parse_args())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

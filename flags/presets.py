@@ -62,7 +62,7 @@ _EXTRA = {
         "training.eval_every": 1000, "training.sample_every": 1000, "training.checkpoint_every": 1000,
         "training.sample_images": 36,
         # benchmarks/samplers: as near to the data as 250 ancestral steps, in a twelfth of the time.
-        "sampling.sampler": "dpm_solver", "sampling.spacing": "logsnr", "sampling.steps": (20,), "sampling.guidance": 1.5,
+        "sampling.sampler": "dpm_solver", "sampling.spacing": "logsnr", "sampling.steps": (20,),
     },
 }
 # fmt: on

@@ -68,10 +68,7 @@ def room_of(name: str) -> str | None:
 
 def rooms_used(room: str) -> set[str]:
     used = {
-        room_of(name)
-        for path in SOURCES
-        if room_of(module_of(path)) == room
-        for name in imports_of(path)
+        room_of(name) for path in SOURCES if room_of(module_of(path)) == room for name in imports_of(path)
     }
     return used - {None, room}
 
@@ -116,7 +113,9 @@ def test_walls_that_are_not_about_rooms(path):
         assert not tops & {"tensorflow", "keras", "tensorflow_addons"}
     if module.startswith("pdm_tf"):
         assert not imports_of(path) & {"absl.flags", "flags.definitions", "flags.presets"}
-        assert not re.search(r"[\"' ]--[a-z_]+[ =\"']", text.replace("data_tools.", "")) or "data_tools" in text
+        assert (
+            not re.search(r"[\"' ]--[a-z_]+[ =\"']", text.replace("data_tools.", "")) or "data_tools" in text
+        )
     if module.startswith("pdm_tf.diffusion"):
         assert tops <= {
             "__future__", "collections", "dataclasses", "functools", "math", "numpy", "tensorflow", "pdm_tf",

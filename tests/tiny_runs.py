@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
 import numpy as np
 
 from flags.config import Config, DataConfig, DiffusionConfig, NetworkConfig, TrainingConfig, validate
-from pdm_tf.denoiser import Denoiser, build_network, build_schedule
+from pdm_tf.denoiser import NetworkDenoiser, build_denoiser, build_network
+from pdm_tf.run import RunFolder
 from pdm_tf.weights import assign_arrays, variable_names, write_arrays
 
 CLASSES = ("cat", "dog", "owl")
@@ -18,7 +20,15 @@ def tiny_config(**settings) -> Config:
     """A class-conditional network for 16 x 16 images; `settings` are dotted keys with __ for the dots."""
     config = Config(
         data=DataConfig("emoji64", (16, 16, 3), num_classes=len(CLASSES), label_names=CLASSES),
-        network=NetworkConfig(4, 32, (1,), 1, (), 32, class_conditioning="gate"),
+        network=NetworkConfig(
+            patch_size=4,
+            base_channels=32,
+            channel_multipliers=(1,),
+            blocks_per_level=1,
+            attention_resolutions=(),
+            head_channels=32,
+            class_conditioning="gate",
+        ),
         diffusion=DiffusionConfig(),
         training=TrainingConfig(batch_size=4, steps=1),
     )
@@ -36,32 +46,32 @@ def random_arrays(network, seed: int = 0) -> dict[str, np.ndarray]:
     return arrays
 
 
-@functools.cache
-def tiny_network(config: Config, seed: int):
-    """Tests share the networks that they do not change: making one takes seconds."""
-    network = build_network(config)
+def randomized(network, seed: int = 0):
+    """Gives a network, or a layer, weights that are all alive."""
     assign_arrays(network.trainable_variables, random_arrays(network, seed), "random_arrays")
     return network
 
 
-def tiny_denoiser(config: Config | None = None, seed: int = 0) -> Denoiser:
+@functools.cache
+def tiny_network(config: Config, seed: int):
+    """Tests share the networks that they do not change: making one takes seconds."""
+    return randomized(build_network(config), seed)
+
+
+def tiny_denoiser(config: Config | None = None, seed: int = 0) -> NetworkDenoiser:
     config = config or tiny_config()
-    d = config.diffusion
-    network = tiny_network(_of_network(config), seed)
-    return Denoiser(network, build_schedule(config), d.prediction, d.t_start, d.t_stop)
+    return build_denoiser(config.diffusion, tiny_network(_of_network(config), seed))
 
 
 def _of_network(config: Config) -> Config:
-    """The config but for what does not change the network."""
-    return config.replace({"diffusion": DiffusionConfig(), "training": TrainingConfig()})
+    """Nothing but what makes the network."""
+    return dataclasses.replace(Config(), data=config.data, network=config.network)
 
 
 def write_run(run_dir: Path, config: Config | None = None, seed: int = 0) -> Path:
     """A run folder as training leaves it: config.json and averaged weights."""
     config = config or tiny_config()
-    run_dir.mkdir(parents=True)
-    (run_dir / "config.json").write_text(config.to_json())
-    write_arrays(
-        run_dir / "ema" / "step_00000001.npz", random_arrays(tiny_network(_of_network(config), 0), seed)
-    )
+    run = RunFolder(run_dir)
+    run.write_config(config)
+    write_arrays(run.weights(1), random_arrays(tiny_network(_of_network(config), 0), seed))
     return run_dir

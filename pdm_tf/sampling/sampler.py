@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from flags.config import SamplingConfig
 from flags.errors import UserError
-from flags.words import options_of
+from flags.words import check, options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import NoiseSchedule, logsnr_timesteps, strided_timesteps
@@ -65,8 +65,9 @@ class Sampler:
           mask: bool (H, W), True where to paint anew; the rest of `image` stays as it is.
           guidance: float32 (), known in the graph only, instead of that of the settings.
         Raises:
-          UserError: settings that do not go together.
+          UserError: settings that are not allowed, or do not go together.
         """
+        check(settings)
         if mask is not None and (settings.sampler != "ancestral" or image is None):
             raise UserError(
                 "a mask needs an image to paint in, and the ancestral sampler, whose steps it repeats"

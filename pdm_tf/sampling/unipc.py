@@ -15,8 +15,9 @@ def unipc(denoise: Denoise, schedule: NoiseSchedule, *, order: int = 2) -> Steps
     """UniPC-p of order p = 2 or 3, with B(h) = exp(-h) - 1 (Algorithms 5 to 8 of Zhao et al., 2023).
 
     z_t is corrected by UniC-p, from the step before it and with x_theta at z_t, and the corrected z_t goes to
-    z_s by UniP-p; x_theta at the z_t that was not corrected serves both. The first and last steps have a
-    lower order. As in all solvers here, the last step, to the data, returns x_theta.
+    z_s by UniP-p; x_theta at the z_t that was not corrected serves both. The correction raises the order to
+    p + 1; the first and last steps have a lower one. As in all solvers here, the last step, to the data,
+    returns x_theta.
     """
 
     def step(level, z, noise, own, memory):

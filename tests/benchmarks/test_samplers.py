@@ -1,8 +1,15 @@
-"""The distance that the table of samplers is made of."""
+"""The table of samplers: the distance that it is made of, and what is measured."""
+
+import sys
 
 import numpy as np
+import pytest
+import tensorflow as tf
 
-from benchmarks.samplers import Distance, features, mmd2, read_split
+from benchmarks.samplers import Distance, features, main, measure, mmd2, read_split, settings_of
+from flags.errors import UserError, run
+from tests.fakes import FakeDenoiser
+from tests.tiny_runs import tiny_config
 
 
 def test_mmd_is_unbiased_and_grows_with_the_difference():
@@ -40,3 +47,26 @@ def test_the_distance_tells_data_from_damaged_data():
 def test_features_do_not_depend_on_the_batch():
     images = np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 3)).astype(np.float32)
     np.testing.assert_allclose(features(images, 2), features(images, 5), rtol=1e-4, atol=1e-5)
+
+
+def test_samples_of_each_seed_are_measured_with_their_own_labels():
+    """A denoiser that paints each image in the grey of its label, and their mean as the "distance"."""
+    denoiser = FakeDenoiser(lambda z, t, labels: 0 * z + tf.cast(labels, z.dtype)[:, None, None, None] / 4)
+    labels = np.array([0, 1, 2, 0, 1], np.int32)
+    settings = settings_of("unipc/logsnr", 3, 1.0, tiny_config())
+    line = measure(denoiser, settings, labels, lambda images: float(images.mean()), 2, seeds=2)
+    np.testing.assert_allclose(line["distances"], [labels.mean() / 4] * 2, atol=1 / 127)
+    assert line["spread"] < 1e-6 and line["seconds_per_image"] > 0 and line["num_images"] == 5
+    assert (line["sampler"], line["spacing"], line["steps"]) == ("unipc", "logsnr", (3,))
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim/cosine"])
+def test_a_row_that_cannot_be_sampled_is_refused(name):
+    with pytest.raises(UserError, match="use one of"):
+        settings_of(name, 5, 1.0, tiny_config())
+
+
+def test_without_a_run_the_program_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["samplers", f"--run_dir={tmp_path}"])
+    assert run(main) == 2
+    assert "holds no run" in capsys.readouterr().err

@@ -4,55 +4,71 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.diffusion.losses import loss_weights, simple_loss, vlb_loss
+from pdm_tf.diffusion.likelihood import gaussian_kl
+from pdm_tf.diffusion.losses import MIN_SNR_GAMMA, WEIGHTINGS, simple_loss, vlb_loss
 from pdm_tf.diffusion.predictions import predicted_x
-from pdm_tf.diffusion.process import diffuse, gaussian_kl, posterior_mean
-from pdm_tf.diffusion.schedules import linear_schedule
+from pdm_tf.diffusion.process import diffuse, posterior_mean
+from pdm_tf.diffusion.schedules import linear
 
-SCHEDULE = linear_schedule()
+SCHEDULE = linear()
+
+
+def at(*i):
+    """The levels of steps i in float64."""
+    return SCHEDULE.at(tf.constant(i), tf.float64)
+
+
+def weights(name, schedule=SCHEDULE):
+    """gamma_t of every step, float64 (N,)."""
+    return np.ravel(WEIGHTINGS[name](schedule.at(tf.range(len(schedule)), tf.float64)))
 
 
 def test_gamma_is_the_square_root_of_the_snr():
-    gamma = loss_weights(SCHEDULE, "sqrt_snr")
-    alpha = SCHEDULE.alpha
+    gamma, alpha = weights("sqrt_snr"), SCHEDULE.alpha
     np.testing.assert_allclose(gamma, np.sqrt(alpha / (1 - alpha)), rtol=1e-12)
     assert gamma[0] == pytest.approx(99.995, rel=1e-6)
     assert gamma[396] == pytest.approx(0.5, abs=2e-3)
 
 
 def test_other_weightings():
-    assert np.all(loss_weights(SCHEDULE, "constant") == 1)
-    np.testing.assert_array_equal(loss_weights(SCHEDULE, "snr"), SCHEDULE.snr)
-    assert loss_weights(SCHEDULE, "min_snr").max() == 5
-    with pytest.raises(ValueError, match="use sqrt_snr"):
-        loss_weights(SCHEDULE, "p2")
+    assert np.all(weights("constant") == 1)
+    np.testing.assert_array_equal(weights("snr"), SCHEDULE.snr)
+    np.testing.assert_array_equal(weights("min_snr"), np.minimum(SCHEDULE.snr, 5))
+    assert MIN_SNR_GAMMA == 5
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE.keep([0, 40, 600])], ids=["full", "strided"])
+def test_the_vlb_weight_is_half_the_fall_of_the_snr_and_the_first_step_a_decoder_of_the_noises_width(
+    schedule,
+):
+    expected = 0.5 * np.concatenate([schedule.snr[:1], -np.diff(schedule.snr)])
+    np.testing.assert_allclose(weights("vlb", schedule), expected, rtol=1e-9)
 
 
 def test_snr_weighting_is_the_loss_on_eps():
     rng = np.random.default_rng(1)
     x, eps, pred_eps = (tf.constant(rng.normal(size=(3, 2, 2, 1))) for _ in range(3))
-    index = tf.constant([1, 300, 900])
-    z = diffuse(x, eps, SCHEDULE, index)
-    pred_x = predicted_x("eps", pred_eps, z, SCHEDULE, index)
+    level = at(1, 300, 900)
+    z = diffuse(x, eps, level)
+    pred_x = predicted_x("eps", pred_eps, z, level)
     on_eps = tf.reduce_sum((pred_eps - eps) ** 2, [1, 2, 3])
-    np.testing.assert_allclose(simple_loss(x, pred_x, SCHEDULE.snr, index), on_eps, rtol=1e-9)
+    np.testing.assert_allclose(simple_loss(x, pred_x, level, "snr"), on_eps, rtol=1e-9)
 
 
 def test_vlb_weighting_is_the_kl_of_the_posteriors_at_the_true_variance():
     """(SNR_s - SNR_t)/2 ||x_theta - x||^2 = KL(N(mu(x), b_tilde) || N(mu(x_theta), b_tilde))."""
     rng = np.random.default_rng(2)
     x, pred_x, z = (tf.constant(rng.normal(size=(3, 2, 2, 1))) for _ in range(3))
-    index = tf.constant([1, 300, 999])
-    variance = tf.reshape(tf.constant(SCHEDULE.log_beta_tilde[index.numpy()]), [3, 1, 1, 1])
-    means = [posterior_mean(z, value, SCHEDULE, index) for value in (x, pred_x)]
+    level = at(1, 300, 999)
+    variance = tf.reshape(tf.constant(SCHEDULE.log_beta_tilde[[1, 300, 999]]), [3, 1, 1, 1])
+    means = [posterior_mean(z, value, level) for value in (x, pred_x)]
     kl = tf.reduce_sum(gaussian_kl(means[0], variance, means[1], variance), [1, 2, 3])
-    weights = loss_weights(SCHEDULE, "vlb")
-    np.testing.assert_allclose(simple_loss(x, pred_x, weights, index), kl, rtol=1e-6)
+    np.testing.assert_allclose(simple_loss(x, pred_x, level, "vlb"), kl, rtol=1e-6)
 
 
 def test_simple_loss_sums_over_pixels():
     x = tf.zeros((2, 4, 3, 2), tf.float64)
-    loss = simple_loss(x, x + 0.5, loss_weights(SCHEDULE, "sqrt_snr"), tf.constant([396, 0]))
+    loss = simple_loss(x, x + 0.5, at(396, 0), "sqrt_snr")
     np.testing.assert_allclose(loss, SCHEDULE.snr[[396, 0]] ** 0.5 * 24 * 0.25, rtol=1e-9)
 
 
@@ -65,27 +81,24 @@ def test_the_minimiser_for_gaussian_data_is_the_known_linear_denoiser(prediction
     the exact expectation, by Gauss-Hermite quadrature over x and eps.
     """
     m, s, alpha = 0.4, 0.6, SCHEDULE.alpha[t]
-    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    nodes, shares = np.polynomial.hermite_e.hermegauss(8)
     x, eps = (grid.reshape(-1, 1, 1, 1) for grid in np.meshgrid(m + s * nodes, nodes, indexing="ij"))
-    weights = np.outer(weights, weights).ravel() / weights.sum() ** 2
-    index = tf.fill([len(weights)], t)
-    z = diffuse(tf.constant(x), tf.constant(eps), SCHEDULE, index)
-    gamma = loss_weights(SCHEDULE, "sqrt_snr")
+    shares = np.outer(shares, shares).ravel() / shares.sum() ** 2
+    level = at(*[t] * len(shares))
+    z = diffuse(tf.constant(x), tf.constant(eps), level)
 
     parameters = tf.Variable([0.0, 0.0], dtype=tf.float64)
     with tf.GradientTape() as outer:
         with tf.GradientTape() as inner:
             output = parameters[0] * z + parameters[1]
-            pred_x = predicted_x(prediction, output, z, SCHEDULE, index)
-            loss = tf.reduce_sum(weights * simple_loss(tf.constant(x), pred_x, gamma, index))
+            pred_x = predicted_x(prediction, output, z, level)
+            loss = tf.reduce_sum(shares * simple_loss(tf.constant(x), pred_x, level, "sqrt_snr"))
         gradient = inner.gradient(loss, parameters)
     hessian = outer.jacobian(gradient, parameters)
     a, b = parameters.numpy() - np.linalg.solve(hessian, gradient)
 
     probe = np.array([-1.3, 0.0, 0.9]).reshape(-1, 1, 1, 1)
-    fitted = predicted_x(
-        prediction, tf.constant(a * probe + b), tf.constant(probe), SCHEDULE, tf.fill([3], t)
-    )
+    fitted = predicted_x(prediction, tf.constant(a * probe + b), tf.constant(probe), at(t))
     gain = s**2 * np.sqrt(alpha) / (alpha * s**2 + 1 - alpha)
     np.testing.assert_allclose(fitted, m + gain * (probe - np.sqrt(alpha) * m), rtol=1e-6, atol=1e-8)
 
@@ -93,25 +106,25 @@ def test_the_minimiser_for_gaussian_data_is_the_known_linear_denoiser(prediction
 def test_vlb_is_zero_for_the_true_posterior_and_at_the_first_step():
     rng = np.random.default_rng(3)
     x, z = (tf.constant(rng.normal(size=(2, 2, 2, 1))) for _ in range(2))
-    at_truth = vlb_loss(x, z, x, tf.ones_like(x), SCHEDULE, tf.constant([500, 1]))
+    at_truth = vlb_loss(x, z, x, tf.ones_like(x), at(500, 1))
     np.testing.assert_allclose(at_truth, 0.0, atol=1e-12)
-    first = vlb_loss(x, z, x + 1.0, tf.zeros_like(x), SCHEDULE, tf.constant([0, 0]))
+    first = vlb_loss(x, z, x + 1.0, tf.zeros_like(x), at(0, 0))
     np.testing.assert_array_equal(first, 0.0)
 
 
 def test_vlb_teaches_the_variance_the_mean_squared_error_of_the_mean():
     """The sigma^2 that minimises L_vlb is b_tilde + E[(mu(x) - mu(x_theta))^2]."""
     t = 50
-    index = tf.constant([t])
     x, z = (tf.constant(value, tf.float64, (1, 1, 1, 1)) for value in (0.2, 0.1))
     # An error of the mean whose square is half of beta - b_tilde, so that the optimum is inside.
     scale = SCHEDULE.beta[t] * np.sqrt(SCHEDULE.alpha_before[t]) / (1 - SCHEDULE.alpha[t])
     error = np.sqrt((SCHEDULE.beta[t] - SCHEDULE.beta_tilde[t]) / 2)
     best = SCHEDULE.beta_tilde[t] + error**2
-    span = SCHEDULE.log_beta_tilde[t] - SCHEDULE.log_beta[t]
-    u = tf.Variable([[[[(np.log(best) - SCHEDULE.log_beta[t]) / span]]]], dtype=tf.float64)
+    log_beta = np.log(SCHEDULE.beta[t])
+    span = SCHEDULE.log_beta_tilde[t] - log_beta
+    u = tf.Variable([[[[(np.log(best) - log_beta) / span]]]], dtype=tf.float64)
     with tf.GradientTape() as tape:
-        loss = vlb_loss(x, z, x + error / scale, u, SCHEDULE, index)
+        loss = vlb_loss(x, z, x + error / scale, u, at(t))
     assert 0 < float(u) < 1
     assert float(tape.gradient(loss, u)) == pytest.approx(0.0, abs=1e-9)
 
@@ -120,6 +133,6 @@ def test_vlb_gives_the_prediction_no_gradient():
     x = tf.zeros((1, 1, 1, 1))
     pred_x, u = tf.Variable(x + 0.3), tf.Variable(x + 0.4)
     with tf.GradientTape() as tape:
-        loss = vlb_loss(x, x, pred_x, u, SCHEDULE, tf.constant([500]))
+        loss = vlb_loss(x, x, pred_x, u, SCHEDULE.at(tf.constant([500])))
     to_prediction, to_u = tape.gradient(loss, [pred_x, u])
     assert to_prediction is None and float(tf.abs(to_u)) > 0

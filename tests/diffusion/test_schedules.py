@@ -1,12 +1,26 @@
-"""Schedules against their definitions and the paper's numbers."""
+"""Schedules against their definitions and the papers' numbers, and the levels that are taken from them."""
+
+import dataclasses
+import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.diffusion.schedules import at, linear_schedule, logsnr_timesteps, strided_timesteps
+from flags.config import DiffusionConfig
+from flags.words import leaves
+from pdm_tf.diffusion.schedules import (
+    SCHEDULES,
+    Level,
+    cosine,
+    linear,
+    logsnr_timesteps,
+    shifted_cosine,
+    strided_timesteps,
+    take,
+)
 
-FULL = linear_schedule()
+FULL = linear()
 
 
 def test_alpha_is_the_cumulative_product_of_one_minus_a_linear_beta():
@@ -14,17 +28,12 @@ def test_alpha_is_the_cumulative_product_of_one_minus_a_linear_beta():
     for t in range(steps):
         product *= 1.0 - (1e-4 + (0.02 - 1e-4) * t / (steps - 1))
         assert FULL.alpha[t] == pytest.approx(product, rel=1e-12)
-    assert linear_schedule(beta_end=0.025).beta[-1] == pytest.approx(0.025, rel=1e-12)
+    assert linear(beta_end=0.025).beta[-1] == pytest.approx(0.025, rel=1e-12)
 
 
 def test_snr_is_a_quarter_at_index_396():
     assert int(np.argmin(np.abs(FULL.snr - 0.25))) == 396
     assert FULL.snr[396] == pytest.approx(0.25, abs=2e-3)
-
-
-def test_rates_are_variance_preserving():
-    np.testing.assert_allclose(FULL.signal_rate**2 + FULL.noise_rate**2, 1.0, rtol=1e-14)
-    np.testing.assert_allclose(FULL.snr, (FULL.signal_rate / FULL.noise_rate) ** 2, rtol=1e-12)
 
 
 def test_tables_cannot_be_changed():
@@ -110,9 +119,155 @@ def test_a_strided_schedule_has_the_full_ones_marginals_and_composed_transitions
         assert 1 - strided.beta[i] == pytest.approx(np.prod(1 - FULL.beta[s + 1 : t + 1]), rel=1e-9)
 
 
-def test_at_gathers_and_broadcasts_over_images():
-    table = np.array([0.1, 0.2, 0.3])
-    batch = at(table, tf.constant([2, 0]), tf.float64)
-    assert batch.shape == (2, 1, 1, 1) and batch.dtype == tf.float64
-    np.testing.assert_array_equal(tf.squeeze(batch), [0.3, 0.1])
-    assert at(table, tf.constant(1)).shape == ()
+# Of different lengths, spacings and noise; the last keeps one step, whose step before is the data.
+SOME = {
+    "full": FULL,
+    "strided": FULL.keep(strided_timesteps(1000, (90, 60, 60, 20, 20))),
+    "cosine": cosine(300),
+    "one step": FULL.keep([999]),
+}
+
+
+def levels_of(schedule, dtype=tf.float64):
+    """The levels of all steps at once."""
+    return schedule.at(tf.range(len(schedule)), dtype)
+
+
+@pytest.mark.parametrize("schedule", SOME.values(), ids=SOME)
+def test_levels_equal_the_definitions_computed_in_float64(schedule):
+    level, alpha = levels_of(schedule), schedule.alpha
+    before = np.concatenate([[1.0], alpha[:-1]])
+    beta = 1 - alpha / before
+    expected = {
+        "signal": np.sqrt(alpha),
+        "noise": np.sqrt(1 - alpha),
+        "snr": alpha / (1 - alpha),
+        "root_snr": np.sqrt(alpha / (1 - alpha)),
+        "pull": beta / (1 - alpha),
+        "stretch": 1 / np.sqrt(1 - beta),
+        "log_beta": np.log(beta),
+        "log_beta_tilde": schedule.log_beta_tilde,
+    }
+    assert {field.name for field in dataclasses.fields(level)} == {*expected, "t", "before"}
+    for name, values in expected.items():
+        np.testing.assert_allclose(np.ravel(getattr(level, name)), values, rtol=1e-14, err_msg=name)
+    np.testing.assert_array_equal(level.t, schedule.timesteps)
+    np.testing.assert_allclose(level.signal**2 + level.noise**2, 1.0, rtol=1e-14)
+
+
+@pytest.mark.parametrize("schedule", SOME.values(), ids=SOME)
+def test_the_level_before_a_step_is_that_of_the_step_before(schedule):
+    level = levels_of(schedule)
+    for field in dataclasses.fields(Level):
+        here, before = (np.ravel(getattr(one, field.name)) for one in (level, level.before))
+        np.testing.assert_array_equal(before[1:], here[:-1])
+    # Before the first step lies the data, which nothing was added to.
+    data = schedule.at(0).before
+    assert (float(data.signal), float(data.noise), float(data.snr)) == (1.0, 0.0, math.inf)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_a_level_is_of_one_step_or_of_one_for_each_image(dtype):
+    exact = levels_of(FULL)
+    for i, shape in ((7, ()), (tf.constant(7), ()), (tf.constant([7, 0, 999]), (3, 1, 1, 1))):
+        level, steps = FULL.at(i, dtype), np.ravel(i)
+        assert level.t.dtype == tf.int32 and level.t.shape == shape[:1]
+        tensors = {
+            n: v for one in (level, level.before) for n, v in vars(one).items() if n not in ("t", "before")
+        }
+        for name, value in tensors.items():
+            assert value.shape == shape and value.dtype == dtype, name
+        # Rounded once, from float64: no digit is lost where 1 - alpha is small.
+        for name in ("noise", "log_beta_tilde", "pull"):
+            rounded = np.ravel(getattr(exact, name))[steps].astype(dtype.as_numpy_dtype)
+            np.testing.assert_array_equal(np.ravel(getattr(level, name)), rounded)
+
+
+def test_a_strided_level_tells_the_network_the_t_of_the_process():
+    np.testing.assert_array_equal(FULL.keep([3, 50, 999]).at(tf.constant([2, 0])).t, [999, 3])
+
+
+def test_rows_of_a_table_broadcast_over_images():
+    table = np.array([[0.1, 1.0], [0.2, 2.0], [0.3, 3.0]])
+    first, second = take(table, tf.constant([2, 0]), tf.float64)
+    assert first.shape == (2, 1, 1, 1) and first.dtype == tf.float64
+    np.testing.assert_array_equal(tf.squeeze(first), [0.3, 0.1])
+    np.testing.assert_array_equal(tf.squeeze(second), [3.0, 1.0])
+    assert [value.shape for value in take(table, tf.constant(1), tf.float32)] == [(), ()]
+
+
+@pytest.mark.parametrize("steps", [1000, 64])
+def test_cosine_is_the_papers_formula_with_beta_clipped(steps):
+    """beta_t = min(1 - f(t + 1) / f(t), 0.999), f the squared cosine (Nichol & Dhariwal, 2021, Eq. 17)."""
+
+    def f(t):
+        return math.cos((t / steps + 0.008) / (1 + 0.008) * math.pi / 2) ** 2
+
+    schedule, product = cosine(steps), 1.0
+    for t in range(steps):
+        product *= 1 - min(1 - f(t + 1) / f(t), 0.999)
+        assert schedule.alpha[t] == pytest.approx(product, rel=1e-9)
+        # Until beta is clipped, alpha is the squared cosine itself.
+        assert t == steps - 1 or schedule.alpha[t] == pytest.approx(f(t + 1) / f(0), rel=1e-9)
+    assert schedule.beta.max() == schedule.beta[-1] == pytest.approx(0.999, rel=1e-9)
+
+
+@pytest.mark.parametrize("side", [32, 64, 256, 1024])
+def test_shifted_cosine_has_the_log_snr_of_simple_diffusion(side):
+    """-2 ln tan(pi t / 2) + 2 ln(64 / side), t at the middles of the steps (Hoogeboom et al., 2023)."""
+    schedule = shifted_cosine(1000, side)
+    for i in (0, 1, 250, 499, 500, 998, 999):
+        t = (i + 0.5) / 1000
+        wanted = -2 * math.log(math.tan(math.pi * t / 2)) + 2 * math.log(64 / side)
+        assert 2 * schedule.half_log_snr[i] == pytest.approx(wanted, abs=1e-8)
+    shift = 2 * (schedule.half_log_snr - shifted_cosine(1000, 64).half_log_snr)
+    np.testing.assert_allclose(shift, 2 * math.log(64 / side), atol=1e-8)
+    assert np.isfinite(schedule.half_log_snr).all() and np.all(np.diff(schedule.alpha) < 0)
+
+
+def test_at_64_pixels_shifted_cosine_is_the_plain_one_with_an_snr_of_1_in_the_middle():
+    schedule = shifted_cosine(999, 64)
+    assert schedule.snr[499] == pytest.approx(1.0, rel=1e-12)
+    np.testing.assert_allclose(np.sqrt(schedule.alpha), np.cos((np.arange(999) + 0.5) / 999 * np.pi / 2))
+
+
+def test_an_averaged_image_is_as_noisy_as_one_of_64_pixels():
+    """Averaging k x k pixels divides the noise's variance by k^2, and keeps a constant signal."""
+    large, small = shifted_cosine(1000, 256), shifted_cosine(1000, 64)
+    noise = np.random.default_rng(0).standard_normal((256, 256)).reshape(64, 4, 64, 4).mean(axis=(1, 3))
+    for i in (100, 500, 900):
+        averaged = large.alpha[i] / ((1 - large.alpha[i]) * noise.var())
+        assert averaged == pytest.approx(small.snr[i], rel=0.1)
+
+
+def other_values(leaf):
+    """Values of a field that are not its default."""
+    if leaf.rule.choices:
+        return [choice for choice in leaf.rule.choices if choice != leaf.default]
+    return {int: [leaf.default + 1], float: [leaf.default / 2 or 0.25]}[leaf.kind]
+
+
+@pytest.mark.parametrize("key, leaf", leaves(DiffusionConfig).items(), ids=leaves(DiffusionConfig))
+def test_experts_share_what_decides_the_schedule_and_nothing_else_of_the_process(key, leaf):
+    """A field that changed the schedule without being marked would join unlike experts in silence."""
+    changes = False
+    for name in SCHEDULES:
+        plain = DiffusionConfig(schedule=name)
+        for value in other_values(leaf):
+            d = dataclasses.replace(plain, **{key: value})
+            tables = [SCHEDULES[one.schedule](one, 64).alpha for one in (plain, d)]
+            changes |= not np.array_equal(*tables)
+    assert changes == leaf.rule.shared
+
+
+@pytest.mark.parametrize("name, uses_side", [("linear", False), ("cosine", False), ("shifted_cosine", True)])
+def test_the_table_hands_on_the_settings(name, uses_side):
+    d = DiffusionConfig(num_timesteps=50, beta_start=0.001, beta_end=0.3)
+    alpha = SCHEDULES[name](d, 128).alpha
+    direct = {
+        "linear": linear(50, 0.001, 0.3),
+        "cosine": cosine(50),
+        "shifted_cosine": shifted_cosine(50, 128),
+    }
+    np.testing.assert_array_equal(alpha, direct[name].alpha)
+    assert np.array_equal(alpha, SCHEDULES[name](d, 64).alpha) != uses_side

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pdm_tf.networks.group_norm import GroupNorm
 from pdm_tf.stack import GroupNormalization
-from tests.networks.tiny_networks import randomized
+from tests.tiny_runs import randomized
 
 
 def inputs(shape=(3, 5, 4, 64), mean=2.0, seed=0):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.networks.layers import ResBlock, SelfAttention, position_encoding, timestep_features, upsample
-from tests.networks.tiny_networks import randomized
+from tests.tiny_runs import randomized
 
 
 def test_timestep_features():

@@ -6,8 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.networks.patched import PatchedNetwork
-from pdm_tf.weights import assign_arrays
-from tests.tiny_runs import random_arrays
+from tests.tiny_runs import randomized
 
 SMALL = {
     "image_shape": (16, 16, 3),
@@ -18,12 +17,6 @@ SMALL = {
     "attention_resolutions": (4,),
     "head_channels": 32,
 }
-
-
-def randomized(network):
-    """Gives a network, or a layer, weights that are all alive."""
-    assign_arrays(network.trainable_variables, random_arrays(network), "random_arrays")
-    return network
 
 
 def small(**changes) -> PatchedNetwork:

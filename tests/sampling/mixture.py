@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.diffusion.schedules import NoiseSchedule, at
+from pdm_tf.diffusion.schedules import NoiseSchedule
+from pdm_tf.sampling.loop import descend
+from tests.fakes import FakeDenoiser
 
 
 class Mixture:
@@ -24,33 +26,49 @@ class Mixture:
         outer = self.covariances + centred[:, :, None] * centred[:, None, :]
         return np.einsum("k,kij->ij", self.shares, outer)
 
-    def denoiser(self, schedule: NoiseSchedule, u: float = 0.0):
-        """(z (B, 1, 1, D), t ()) -> x* = E[x | z_t = z] and a constant u, in z's dtype."""
+    def denoiser(self, process: NoiseSchedule, u: float = 0.0) -> FakeDenoiser:
+        """(z (B, 1, 1, D), t () or (B,)) -> x* = E[x | z_t = z] and a constant u, in z's dtype."""
         dimensions = self.means.shape[1]
 
-        def denoise(z, t):
+        def answer(z, t, labels):
             dtype = z.dtype
             shares, means, covariances = (
                 tf.constant(v, dtype) for v in (self.shares, self.means, self.covariances)
             )
-            signal, noise = at(schedule.signal_rate, t, dtype), at(schedule.noise_rate, t, dtype)
-            # z | mode k ~ N(signal mean_k, signal^2 covariance_k + noise^2 I)
+            level = process.at(t, dtype)
+            signal, noise = (tf.reshape(v, [-1, 1, 1, 1]) for v in (level.signal, level.noise))
+            # z | mode k ~ N(signal mean_k, signal^2 covariance_k + noise^2 I), (B or 1, K, D, D)
             total = signal**2 * covariances + noise**2 * tf.eye(dimensions, dtype=dtype)
-            off = tf.reshape(z, [-1, 1, dimensions]) - signal * means  # (B, K, D)
-            precision_off = tf.einsum("kij,bkj->bki", tf.linalg.inv(total), off)
+            off = tf.reshape(z, [-1, 1, dimensions]) - signal[..., 0] * means  # (B, K, D)
+            precision_off = _times(tf.linalg.inv(total), off)
             logits = tf.math.log(shares) - 0.5 * (
                 tf.reduce_sum(off * precision_off, axis=-1) + tf.linalg.logdet(total)
             )
-            posterior_means = means + signal * tf.einsum("kij,bkj->bki", covariances, precision_off)
+            posterior_means = means + signal[..., 0] * _times(covariances, precision_off)
             x = tf.einsum("bk,bki->bi", tf.nn.softmax(logits), posterior_means)
             return tf.reshape(x, tf.shape(z)), tf.fill(tf.shape(z), tf.constant(u, dtype))
 
-        return denoise
+        return FakeDenoiser(answer, process, (1, 1, dimensions), num_classes=0)
 
     def shares_of(self, x: np.ndarray) -> np.ndarray:
         """The part of samples (N, D) that lies nearest to each mode's mean, (K,)."""
         nearest = np.argmin(np.linalg.norm(x[:, None] - self.means, axis=-1), axis=1)
         return np.bincount(nearest, minlength=len(self.shares)) / len(x)
+
+
+def _times(matrices: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    """(..., D, D) times (..., D); that many products this small are quicker as sums than as `matmul`."""
+    return tf.reduce_sum(matrices * vectors[..., None, :], axis=-1)
+
+
+def unlabelled(denoiser: FakeDenoiser):
+    """(z, t) -> x_theta and u, as samplers take it; `guided` would clip x."""
+    return lambda z, t: denoiser(z, t, None)
+
+
+def draw(sampler, denoiser: FakeDenoiser, schedule: NoiseSchedule, z, noise=None, frames=1, **options):
+    """x_theta at `frames` of the sampler's steps, (frames, *z.shape)."""
+    return descend(sampler(unlabelled(denoiser), schedule, **options), schedule, z, noise, frames)
 
 
 def normal(shape, *key: int) -> tf.Tensor:

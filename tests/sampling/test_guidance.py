@@ -5,21 +5,18 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.sampling.guidance import dynamic_threshold, guided
+from tests.fakes import FakeDenoiser
 
 
-class Linear:
-    """A denoiser whose x is (label + 1) / 10 * z, and that notes the rows of each call."""
+def linear():
+    """x is (label + 1) / 10 * z, and u is that share."""
 
-    num_classes = 5
-
-    def __init__(self):
-        self.rows = []
-
-    def __call__(self, z, t, labels):
-        self.rows.append(z.shape[0])
+    def answer(z, t, labels):
         assert t.shape == labels.shape == z.shape[:1]
         share = tf.cast(labels + 1, tf.float32)[:, None, None, None] / 10.0
         return share * z, tf.broadcast_to(share, z.shape)
+
+    return FakeDenoiser(answer, image_shape=(4, 4, 2), num_classes=5)
 
 
 Z = tf.random.stateless_normal((3, 4, 4, 2), [0, 1])
@@ -27,7 +24,7 @@ LABELS = tf.constant([0, 2, 4])
 
 
 def test_without_guidance_there_is_one_pass_and_x_is_clipped():
-    denoiser = Linear()
+    denoiser = linear()
     pred_x, _ = guided(denoiser, LABELS, 1.0)(20.0 * Z, tf.constant(7))
     assert denoiser.rows == [3]
     np.testing.assert_array_equal(pred_x, tf.clip_by_value(denoiser(20.0 * Z, LABELS, LABELS)[0], -1, 1))
@@ -36,7 +33,7 @@ def test_without_guidance_there_is_one_pass_and_x_is_clipped():
 
 @pytest.mark.parametrize("weight", [0.0, 1.5, 2.25, tf.constant(1.5), tf.constant(1.0)])
 def test_both_passes_are_one_call_and_x_is_extrapolated_from_null_to_conditional(weight):
-    denoiser = Linear()
+    denoiser = linear()
     z = 0.2 * Z
     pred_x, u = guided(denoiser, LABELS, weight)(z, tf.constant(7))
     assert denoiser.rows == [6]

@@ -6,29 +6,9 @@ from PIL import Image
 
 from flags.errors import UserError
 from pdm_tf.images import to_uint8
-from pdm_tf.sampling.output import draw_samples, draw_trajectory
-from pdm_tf.sampling.sampler import Sampler
-from tests.sampling.test_sampler import Easy
-
-COMMAND = {"seed": 3, "count": 11, "batch_size": 4, "labels": [0, 2]}
-
-
-class Killed(Exception):
-    pass
-
-
-class Mortal(Sampler):
-    """A sampler that dies in the place of its k-th batch, and counts its batches."""
-
-    def __init__(self, dies_at=None, **settings):
-        super().__init__(Easy(), sections=(3,), **settings)
-        self.drawn, self.dies_at = [], dies_at
-
-    def __call__(self, seed, indices, labels):
-        if len(self.drawn) == self.dies_at:
-            raise Killed
-        self.drawn.append(list(indices))
-        return super().__call__(seed, indices, labels)
+from pdm_tf.sampling import output
+from pdm_tf.sampling.output import write_images, write_trajectory
+from tests.sampling.mortal import Killed, draw_of
 
 
 def files(folder):
@@ -39,7 +19,7 @@ def files(folder):
 def whole(tmp_path_factory):
     """What an uninterrupted run writes."""
     out = tmp_path_factory.mktemp("whole")
-    draw_samples(Mortal(), out, **COMMAND, save_pngs=True)
+    write_images(draw_of(), out, save_pngs=True)
     return out
 
 
@@ -51,68 +31,80 @@ def test_the_files_hold_the_images_in_order(whole):
         images, labels = file["arr_0"], file["arr_1"]
     assert images.dtype == np.uint8 and images.shape == (11, 16, 16, 3)
     np.testing.assert_array_equal(labels, [0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0])
-    sampler = Mortal()
-    expected = to_uint8(sampler(3, [10, 4, 5, 0], [0, 0, 2, 0]))
+    expected = to_uint8(draw_of().sampler(3, [10, 4, 5, 0], [0, 0, 2, 0]))
     np.testing.assert_array_equal(images[[10, 4, 5, 0]], expected)
     np.testing.assert_array_equal(np.asarray(Image.open(whole / "sample_000010.png")), images[10])
     np.testing.assert_array_equal(np.asarray(Image.open(whole / "grid.png"))[2:18, 20:36], images[1])
 
 
+def test_the_npz_the_grid_and_the_pngs_come_from_one_pass(tmp_path, whole, monkeypatch):
+    """With no image drawn twice, and no more kept in memory than the grid shows."""
+    monkeypatch.setattr(output, "GRID_IMAGES", 5)
+    draw = draw_of()
+    write_images(draw, tmp_path, save_pngs=True)
+    assert draw.sampler.drawn == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert (
+        np.asarray(Image.open(tmp_path / "grid.png")).size < np.asarray(Image.open(whole / "grid.png")).size
+    )
+    assert {**files(tmp_path), "grid.png": b""} == {**files(whole), "grid.png": b""}
+
+
 @pytest.mark.parametrize("dies_at", [0, 1, 2])
 def test_a_killed_run_goes_on_without_a_duplicate_or_a_gap(tmp_path, whole, dies_at):
     with pytest.raises(Killed):
-        draw_samples(Mortal(dies_at), tmp_path, **COMMAND, save_pngs=True)
-    assert not files(tmp_path)
-    again = Mortal()
-    draw_samples(again, tmp_path, **COMMAND, save_pngs=True)
-    assert again.drawn == [list(range(start, start + 4)) for start in (0, 4, 8)][dies_at:]
+        write_images(draw_of(dies_at), tmp_path, save_pngs=True)
+    # Of what was finished, the PNGs are there, and nothing that would pass for the whole.
+    assert sorted(files(tmp_path)) == [f"sample_{number:06d}.png" for number in range(4 * dies_at)]
+    again = draw_of()
+    write_images(again, tmp_path, save_pngs=True)
+    assert again.sampler.drawn == [list(range(start, start + 4)) for start in (0, 4, 8)][dies_at:]
     assert files(tmp_path) == files(whole) and len(list(tmp_path.iterdir())) == len(files(whole))
 
 
 def test_more_images_of_the_same_command_go_on_too(tmp_path, whole):
     with pytest.raises(Killed):
-        draw_samples(Mortal(2), tmp_path, **{**COMMAND, "count": 9})
-    again = Mortal()
-    draw_samples(again, tmp_path, **COMMAND)
-    assert again.drawn == [[8, 9, 10, 11]]
+        write_images(draw_of(2, count=9), tmp_path)
+    again = draw_of()
+    write_images(again, tmp_path)
+    assert again.sampler.drawn == [[8, 9, 10, 11]]
     assert (tmp_path / "samples.npz").read_bytes() == (whole / "samples.npz").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "other, settings",
+    "other",
     [
-        ({"seed": 4}, {}),
-        ({"labels": [1]}, {}),
-        ({"batch_size": 3}, {}),
-        ({}, {"guidance": 2.0}),
-        ({}, {"sampler": "ddim"}),
-        ({}, {"init_image": np.zeros((16, 16, 3), np.float32)}),
+        {"seed": 4},
+        {"labels": [1]},
+        {"batch_size": 3},
+        {"guidance": 2.0},
+        {"sampler": "ddim"},
+        {"image": np.zeros((16, 16, 3), np.float32)},
     ],
 )
-def test_another_command_never_mixes_in(tmp_path, capsys, other, settings):
+def test_another_command_never_mixes_in(tmp_path, capsys, other):
     with pytest.raises(Killed):
-        draw_samples(Mortal(2), tmp_path, **COMMAND)
-    others = Mortal(1, **settings)
+        write_images(draw_of(2), tmp_path)
+    others = draw_of(1, **other)
     with pytest.raises(Killed):
-        draw_samples(others, tmp_path, **{**COMMAND, **other})
-    assert len(others.drawn) == 1
+        write_images(others, tmp_path)
+    assert len(others.sampler.drawn) == 1
     assert "holds 2 batches of another, unfinished command" in capsys.readouterr().out
     assert len(list(tmp_path.glob(".unfinished-*/command.json"))) == 2
 
 
 def test_a_damaged_batch_is_named(tmp_path):
     with pytest.raises(Killed):
-        draw_samples(Mortal(2), tmp_path, **COMMAND)
+        write_images(draw_of(2), tmp_path)
     (damaged,) = tmp_path.glob(".unfinished-*/batch_00000004.npy")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"batch_00000004.npy is damaged .*: delete it and run the command"):
-        draw_samples(Mortal(), tmp_path, **COMMAND)
+        write_images(draw_of(), tmp_path)
     damaged.unlink()
-    draw_samples(Mortal(), tmp_path, **COMMAND)
+    write_images(draw_of(), tmp_path)
 
 
 def test_a_trajectory_is_drawn_as_a_strip_and_an_animation(tmp_path, whole):
-    draw_trajectory(Mortal(), tmp_path, **COMMAND, frames=3)
+    write_trajectory(draw_of(), tmp_path, frames=3)
     with np.load(whole / "samples.npz") as file:
         images = file["arr_0"]
     strip = np.asarray(Image.open(tmp_path / "trajectory.png"))
@@ -123,3 +115,8 @@ def test_a_trajectory_is_drawn_as_a_strip_and_an_animation(tmp_path, whole):
     assert np.abs(strip[2:18, 2:18].astype(int) - images[0]).max() > 1
     with Image.open(tmp_path / "trajectory.gif") as file:
         assert file.n_frames == 3
+
+
+def test_a_trajectory_is_of_no_more_images_than_were_asked_for(tmp_path):
+    write_trajectory(draw_of(count=2), tmp_path, frames=3)
+    assert np.asarray(Image.open(tmp_path / "trajectory.png")).shape == (2 + 2 * 18, 2 + 3 * 18, 3)

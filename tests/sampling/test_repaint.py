@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.diffusion.schedules import linear_schedule, strided_timesteps
+from pdm_tf.diffusion.schedules import linear, strided_timesteps
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.repaint import repaint, resampling_walk
-from tests.sampling.mixture import Mixture, noise_of, normal
+from tests.sampling.mixture import Mixture, draw, noise_of, normal, unlabelled
 
-FULL = linear_schedule()
+FULL = linear()
 
 
 def test_without_resampling_the_walk_goes_straight_down():
@@ -40,11 +40,13 @@ def paint(resamplings, steps=50, count=2000, known=0.9):
     """Second coordinates painted beside a known first one."""
     shape = (count, 1, 1, 2)
     # A "pixel" of this image is one of the two coordinates.
-    schedule, denoise = FULL.keep(strided_timesteps(1000, (steps,))), GAUSSIAN.denoiser(FULL)
+    schedule = FULL.keep(strided_timesteps(1000, (steps,)))
+    denoise = unlabelled(GAUSSIAN.denoiser(FULL))
     image, unknown = tf.constant([[[known, 0.0]]], tf.float64), tf.constant([[[False, True]]])
     run = tf.function(
         lambda z: repaint(
-            denoise, schedule, z, noise_of(shape, 4), image, unknown, "small", 5, resamplings
+            denoise, schedule, z, noise_of(shape, 4), image, unknown,
+            variance="small", jump_length=5, resamplings=resamplings,
         )[-1]
     )  # fmt: skip
     x = run(normal(shape, 5)).numpy().reshape(count, 2)
@@ -63,10 +65,11 @@ def test_resampling_brings_the_painted_part_nearer_to_its_conditional_distributi
 
 def test_with_everything_unknown_and_no_resampling_it_is_ancestral_sampling():
     shape, schedule = (6, 1, 1, 2), FULL.keep([0, 200, 600, 999])
-    denoise, z, noise = GAUSSIAN.denoiser(FULL, 0.3), normal(shape, 6), noise_of(shape, 2)
+    denoiser, z, noise = GAUSSIAN.denoiser(FULL, 0.3), normal(shape, 6), noise_of(shape, 2)
     last = len(schedule) - 1
     painted = repaint(
-        denoise, schedule, z, noise, tf.zeros((1, 1, 2), tf.float64), tf.constant([[[True]]]), resamplings=1
-    )[-1]
-    plain = ancestral(denoise, schedule, z, lambda i: noise(2 * (last - i)))[-1]
+        unlabelled(denoiser), schedule, z, noise, tf.zeros((1, 1, 2), tf.float64), tf.constant([[[True]]]),
+        variance="learned", jump_length=10, resamplings=1,
+    )[-1]  # fmt: skip
+    plain = draw(ancestral, denoiser, schedule, z, lambda i: noise(2 * (last - i)))[-1]
     np.testing.assert_allclose(painted, plain, rtol=1e-12)

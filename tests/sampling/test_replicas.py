@@ -15,18 +15,21 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
+from flags.config import SamplingConfig
 from flags.errors import UserError
-from pdm_tf.denoiser import load_denoiser
+from pdm_tf.experts import load, read_runs
 from pdm_tf.images import to_uint8
-from pdm_tf.sampling.output import draw_samples
+from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.output import write_images
 from pdm_tf.sampling.sampler import Sampler
 from tests.tiny_runs import write_run
 from pathlib import Path
 
-run = write_run(Path(sys.argv[1]) / "run")
+runs = read_runs(write_run(Path(sys.argv[1]) / "run"))
+settings = SamplingConfig(steps=(3,), guidance=2.0)
 with strategy.scope():
-    shared = Sampler(load_denoiser(run)[1], sections=(3,), guidance=2.0)
-single = Sampler(load_denoiser(run)[1], sections=(3,), guidance=2.0)
+    shared = Sampler(load(runs).denoiser, settings)
+single = Sampler(load(runs).denoiser, settings)
 assert (shared.replicas, single.replicas) == (2, 1)
 
 frames = shared.trajectory(5, [0, 1, 2, 3], [0, 1, 2, 0], 2)
@@ -35,12 +38,12 @@ np.testing.assert_array_equal(frames[-1], images)
 try:
     shared(5, [0, 1, 2], [0, 1, 2])
 except UserError as error:
-    assert str(error).endswith("does not divide by 2 replicas: use --sample_batch_size=4"), error
+    assert str(error).endswith("does not divide by 2 replicas: use one of 4"), error
 else:
     raise AssertionError("three images on two replicas were not refused")
 
 # As files, whose batches are named after the weights that the replicas hold copies of.
-draw_samples(shared, sys.argv[1], seed=5, count=3, batch_size=4, labels=[0, 1, 2])
+write_images(Draw(shared, seed=5, count=3, batch_size=4, labels=[0, 1, 2]), sys.argv[1])
 with np.load(Path(sys.argv[1]) / "samples.npz") as file:
     np.testing.assert_array_equal(file["arr_0"], to_uint8(images[:3]))
 print("all equal")

@@ -1,43 +1,48 @@
 """`Sampler`: seeds, batches, XLA, schedules, experts and editing, on small random networks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from flags.config import SamplingConfig
 from flags.errors import UserError
-from pdm_tf.denoiser import Experts
-from pdm_tf.diffusion.schedules import linear_schedule
+from flags.words import leaves
+from pdm_tf.diffusion.schedules import linear
+from pdm_tf.experts import Experts
 from pdm_tf.images import from_uint8, to_uint8
 from pdm_tf.randomness import normal_each, stream
-from pdm_tf.sampling.ancestral import ancestral
-from pdm_tf.sampling.ddim import ddim
-from pdm_tf.sampling.dpm_solver import dpm_solver
 from pdm_tf.sampling.guidance import guided
+from pdm_tf.sampling.loop import descend
 from pdm_tf.sampling.repaint import repaint
-from pdm_tf.sampling.sampler import Sampler, cycled_labels
+from pdm_tf.sampling.sampler import SAMPLERS, Sampler, cycled_labels, steps_of_share
+from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, tiny_denoiser
 
 LABELS = [0, 1, 2, 0]
 
 
-class Easy:
-    """A denoiser without weights that is quick to trace: x is near z / sqrt(alpha) and knows the label."""
+def easy_denoiser(t_start=0, t_stop=1000):
+    """One without weights that is quick to trace: x is near z / sqrt(alpha) and knows the label."""
+    schedule = linear()
 
-    schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (16, 16, 3), 3, True, ()
-
-    def __init__(self, t_start=0, t_stop=1000):
-        self.t_start, self.t_stop = t_start, t_stop
-
-    def __call__(self, z, t, labels):
-        signal_rate = tf.gather(tf.constant(self.schedule.signal_rate, tf.float32), t)
-        share = 1.0 + 0.01 * tf.cast(labels, tf.float32)
-        x = (share / signal_rate)[:, None, None, None] * z
+    def answer(z, t, labels):
+        share = 1.0 + 0.01 * tf.cast(labels, tf.float32)[:, None, None, None]
+        x = share / schedule.at(t).signal * z
         return x, tf.clip_by_value(x, 0.0, 1.0)
+
+    return FakeDenoiser(answer, schedule, t_start=t_start, t_stop=t_stop)
+
+
+def sampler_of(denoiser, image=None, mask=None, strength=1.0, **settings):
+    """Of a whole process, unless `strength` says how much of one to run on an image."""
+    return Sampler(denoiser, SamplingConfig(strength=strength, **settings), image=image, mask=mask)
 
 
 @pytest.fixture
 def easy():
-    return Easy()
+    return easy_denoiser()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def denoiser():
 
 @pytest.fixture(scope="module")
 def ancestral_of_4_steps(denoiser):
-    return Sampler(denoiser, sections=(4,))
+    return sampler_of(denoiser, steps=(4,))
 
 
 def test_an_image_is_the_same_in_any_batch_of_one_size(ancestral_of_4_steps):
@@ -72,44 +77,45 @@ def test_inside_xla_an_image_is_the_same_in_any_batch_too(easy):
     mask = np.arange(256).reshape(16, 16) % 3 == 0
     for settings in (
         {"sampler": "dpm_solver", "guidance": 1.5},
-        {"mask": mask, "init_image": np.ones((16, 16, 3), np.float32), "jump_length": 2, "resamplings": 2},
+        {"mask": mask, "image": np.ones((16, 16, 3), np.float32), "jump_length": 2, "resamplings": 2},
     ):
-        sampler = Sampler(easy, sections=(4,), jit_compile=True, **settings)
+        sampler = sampler_of(easy, steps=(4,), jit_compile=True, **settings)
         together, elsewhere = sampler(3, [0, 1], [0, 1]), sampler(3, [1, 7], [1, 2])
         np.testing.assert_array_equal(elsewhere[0], together[1])
         assert np.abs(together[0] - together[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("sampler", [ancestral, ddim, dpm_solver, repaint])
-def test_xla_computes_the_same_from_the_same_noise(easy, sampler):
+@pytest.mark.parametrize("name", [*SAMPLERS, "repaint"])
+def test_xla_computes_the_same_from_the_same_noise(easy, name):
     # XLA's random numbers are its own, so these are tables.
     z, noises = np.random.default_rng(0).standard_normal((2, 12, 2, 16, 16, 3)).astype(np.float32)
     noises, schedule = tf.constant(noises), easy.schedule.keep([0, 100, 500, 999])
-    arguments = {
-        ancestral: [lambda i: noises[i]],
-        ddim: [lambda i: noises[i], 0.5],
-        dpm_solver: [],
-        repaint: [lambda i: noises[i % 12], tf.ones((16, 16, 3)), tf.constant(z[0, 0, :, :, :1] > 0)],
-    }[sampler]
-    kwargs = {"jump_length": 2, "resamplings": 2} if sampler is repaint else {}
-    labels = tf.constant([0, 2])
+    options, unknown = {"eta": 0.5} if name == "ddim" else {}, tf.constant(z[0, 0, :, :, :1] > 0)
 
     def run(z):
-        return sampler(guided(easy, labels, 2.0), schedule, z, *arguments, frames=3, **kwargs)
+        denoise = guided(easy, tf.constant([0, 2]), 2.0)
+        if name != "repaint":
+            return descend(SAMPLERS[name](denoise, schedule, **options), schedule, z, lambda i: noises[i], 3)
+        return repaint(
+            denoise, schedule, z, lambda i: noises[i % 12], tf.ones((16, 16, 3)), unknown,
+            variance="learned", jump_length=2, resamplings=2, frames=3,
+        )  # fmt: skip
 
     plain, compiled = (tf.function(run, jit_compile=jit)(tf.constant(z[0])) for jit in (False, True))
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
 
 
 def test_a_guidance_weight_that_is_a_tensor_draws_the_same_images(easy):
-    fixed = Sampler(easy, sections=(3,), sampler="ddim", guidance=2.0)
+    settings = SamplingConfig("ddim", (3,), guidance=2.0)
     numbers = tf.constant(3), tf.constant([0, 1]), tf.constant([0, 1])
-    fed = tf.function(lambda w: Sampler(easy, sections=(3,), sampler="ddim", guidance=w).sample(*numbers))
-    np.testing.assert_allclose(fed(tf.constant(2.0)), fixed(*numbers), atol=1e-5)
+    plain = dataclasses.replace(settings, guidance=1.0)
+    fixed = Sampler(easy, settings).sample(*numbers)
+    fed = tf.function(lambda w: Sampler(easy, plain, guidance=w).sample(*numbers))
+    np.testing.assert_allclose(fed(tf.constant(2.0)), fixed, atol=1e-5)
 
 
 def test_a_trajectory_ends_at_the_images(easy):
-    ancestral_of_4_steps = Sampler(easy, sections=(4,))
+    ancestral_of_4_steps = sampler_of(easy, steps=(4,))
     images = ancestral_of_4_steps(5, [0, 1], [0, 1])
     frames = ancestral_of_4_steps.trajectory(5, [0, 1], [0, 1], 2)
     assert frames.shape == (2, 2, 16, 16, 3)
@@ -119,54 +125,77 @@ def test_a_trajectory_ends_at_the_images(easy):
 
 
 def kept(denoiser, **settings):
-    return Sampler(denoiser, **settings).schedule.timesteps.tolist()
+    return sampler_of(denoiser, **settings).schedule.timesteps.tolist()
 
 
 def test_the_kept_steps(easy):
-    assert kept(easy, sections=(5,)) == [0, 250, 500, 749, 999]
-    assert kept(easy, sections=(2, 1)) == [0, 499, 999]
-    assert kept(easy, sections=(3,), spacing="logsnr") == [0, 302, 999]
-    assert kept(easy, sections=(1,)) == [999]
-    assert kept(easy, sections=(1000,)) == list(range(1000))
+    assert kept(easy, steps=(5,)) == [0, 250, 500, 749, 999]
+    assert kept(easy, steps=(2, 1)) == [0, 499, 999]
+    assert kept(easy, steps=(3,), spacing="logsnr") == [0, 302, 999]
+    assert kept(easy, steps=(1,)) == [999]
+    assert kept(easy, steps=(1000,)) == list(range(1000))
 
 
 def test_a_part_of_the_process_is_sampled_on_its_own_steps():
     images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
-    assert kept(Easy(500, 1000), sections=(3,)) == [500, 750, 999]
-    assert kept(Easy(0, 400), sections=(3,), init_image=images) == [0, 200, 399]
-    assert kept(Easy(200, 400), sections=(2, 1), init_image=images) == [200, 299, 399]
-    assert kept(Easy(0, 400), sections=(2,), spacing="logsnr", init_image=images) == [0, 399]
+    assert kept(easy_denoiser(500, 1000), steps=(3,)) == [500, 750, 999]
+    assert kept(easy_denoiser(0, 400), steps=(3,), image=images) == [0, 200, 399]
+    assert kept(easy_denoiser(200, 400), steps=(2, 1), image=images) == [200, 299, 399]
+    assert kept(easy_denoiser(0, 400), steps=(2,), spacing="logsnr", image=images) == [0, 399]
     with pytest.raises(ValueError, match="t < 400 cannot begin from pure noise"):
-        Sampler(Easy(0, 400), sections=(3,))
+        sampler_of(easy_denoiser(0, 400), steps=(3,))
 
 
 def test_each_index_begins_at_its_own_image():
     images = np.stack([np.full((16, 16, 3), value, np.float32) for value in (-0.5, 0.0, 0.5)])
-    sampler = Sampler(Easy(0, 50), sampler="dpm_solver", sections=(5,), init_image=images)
+    sampler = sampler_of(easy_denoiser(0, 50), sampler="dpm_solver", steps=(5,), image=images)
     drawn = sampler(0, [2, 0], [0, 0])
     np.testing.assert_allclose(drawn.mean(axis=(1, 2, 3)), [0.5, -0.5], atol=0.03)
 
 
 def test_strength_cuts_the_schedule(easy):
     image = np.zeros((16, 16, 3), np.float32)
-    assert kept(easy, sections=(5,), init_image=image, strength=0.6) == [0, 250, 500]
-    assert kept(easy, sections=(5,), init_image=image, strength=0.0) == [0]
-    assert kept(easy, sections=(5,), init_image=image, strength=1.0)[-1] == 999
-    with pytest.raises(UserError, match=r"--strength=0.9 leaves none of the steps: use more --steps"):
-        Sampler(easy, sections=(1,), init_image=image, strength=0.9)
+    assert kept(easy, steps=(5,), image=image, strength=0.6) == [0, 250, 500]
+    assert kept(easy, steps=(5,), image=image, strength=0.0) == [0]
+    assert kept(easy, steps=(5,), image=image, strength=1.0)[-1] == 999
+    with pytest.raises(UserError, match=r"a strength of 0.9 leaves none of the steps: use more steps"):
+        sampler_of(easy, steps=(1,), image=image, strength=0.9)
 
 
 def test_a_mask_without_what_it_needs_is_refused(easy):
     mask, image = np.ones((16, 16), bool), np.zeros((16, 16, 3), np.float32)
-    for settings in ({"mask": mask}, {"mask": mask, "init_image": image, "sampler": "ddim"}):
-        with pytest.raises(UserError, match="--mask needs an --init_image and --sampler=ancestral"):
-            Sampler(easy, **settings)
+    for settings in ({"mask": mask}, {"mask": mask, "image": image, "sampler": "ddim"}):
+        with pytest.raises(UserError, match="a mask needs an image to paint in, and the ancestral sampler"):
+            sampler_of(easy, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"sampler": "euler"}, {"spacing": "cosine"}, {"sections": (1001,)}])
-def test_unknown_settings_are_refused(easy, settings):
-    with pytest.raises(ValueError, match=r"use ancestral, ddim|use even or logsnr|cannot keep 1001"):
-        Sampler(easy, **settings)
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        ({"sampler": "euler"}, "sampler=euler: use one of ancestral, ddim"),
+        ({"spacing": "cosine"}, "spacing=cosine: use one of even, logsnr"),
+        ({"variance": "huge"}, "variance=huge: use one of learned"),
+        ({"order": 4}, "order=4: use a number from 2 to 3"),
+        ({"steps": (1001,)}, "cannot keep 1001"),
+    ],
+)
+def test_unknown_settings_are_refused(easy, settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        sampler_of(easy, **settings)
+
+
+OF_SAMPLERS = {k: leaf for k, leaf in leaves(SamplingConfig).items() if set(leaf.rule.of) & set(SAMPLERS)}
+OTHER = {"variance": "small", "eta": 0.5, "order": 3}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_option_changes_the_images_of_its_own_sampler_alone(easy, name):
+    assert set(OTHER) == set(OF_SAMPLERS)
+    images = sampler_of(easy, sampler=name, steps=(5,))(5, [0, 1], [0, 1])
+    for key, leaf in OF_SAMPLERS.items():
+        settings = {"sampler": name, "steps": (5,), key: OTHER[key]}
+        same = np.array_equal(sampler_of(easy, **settings)(5, [0, 1], [0, 1]), images)
+        assert same == (name not in leaf.rule.of), key
 
 
 def test_the_known_pixels_come_back_as_the_same_bytes(easy):
@@ -175,8 +204,8 @@ def test_the_known_pixels_come_back_as_the_same_bytes(easy):
     image.reshape(-1)[:256] = np.arange(256)
     mask = generator.random((16, 16)) < 0.5
     for strength in (0.5, 1.0):
-        sampler = Sampler(
-            easy, sections=(6,), init_image=from_uint8(image), strength=strength, mask=mask,
+        sampler = sampler_of(
+            easy, steps=(6,), image=from_uint8(image), strength=strength, mask=mask,
             jump_length=2, resamplings=2,
         )  # fmt: skip
         painted = to_uint8(sampler(0, [0, 1], [0, 1]))
@@ -190,15 +219,15 @@ def test_little_strength_changes_an_image_less_than_much(easy):
     image = np.full((16, 16, 3), 0.25, np.float32)
     off = []
     for strength in (0.0, 0.15, 0.35):
-        sampler = Sampler(easy, sampler="ddim", sections=(11,), init_image=image, strength=strength)
+        sampler = sampler_of(easy, sampler="ddim", steps=(11,), image=image, strength=strength)
         off.append(np.abs(sampler(0, [0, 1], [0, 1]) - image).mean())
     assert off[0] < 0.02 and off[0] < 0.5 * off[1] < 0.25 * off[2], off
 
 
 def test_experts_of_one_network_draw_what_that_network_draws(easy):
-    experts = Experts([Easy(0, 500), Easy(500, 1000)])
+    experts = Experts([easy_denoiser(0, 500), easy_denoiser(500, 1000)])
     for settings in ({"sampler": "dpm_solver"}, {"guidance": 2.0}):
-        single, split = (Sampler(d, sections=(4,), **settings)(5, [0, 1], [0, 1]) for d in (easy, experts))
+        single, split = (sampler_of(d, steps=(4,), **settings)(5, [0, 1], [0, 1]) for d in (easy, experts))
         np.testing.assert_allclose(split, single, atol=1e-5)
 
 
@@ -206,7 +235,7 @@ def test_experts_of_different_patch_sizes_draw_together():
     fine = tiny_denoiser(tiny_config(diffusion__t_stop=500))
     settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 500}
     coarse = tiny_denoiser(tiny_config(**settings), 1)
-    sampler = Sampler(Experts([fine, coarse]), sections=(2,), sampler="dpm_solver")
+    sampler = sampler_of(Experts([fine, coarse]), steps=(2,), sampler="dpm_solver")
     first, last = sampler.trajectory(5, [0, 1], [0, 1], 2)
     z = normal_each(stream(5, "sampling prior"), tf.constant([0, 1]), (16, 16, 3))
     for frame, expert, t in ((first, coarse, 999), (last, fine, 0)):
@@ -216,8 +245,13 @@ def test_experts_of_different_patch_sizes_draw_together():
 
 
 def ddim_step_to_0(z, pred_x, schedule):
-    eps = (z - schedule.signal_rate[999] * pred_x) / schedule.noise_rate[999]
-    return schedule.signal_rate[0] * pred_x + schedule.noise_rate[0] * eps
+    here, there = schedule.at(999), schedule.at(0)
+    return there.signal * pred_x + there.noise * (z - here.signal * pred_x) / here.noise
+
+
+def test_steps_of_a_part_are_its_share_and_at_least_one():
+    assert steps_of_share((250,), easy_denoiser(0, 400)) == (100,)
+    assert steps_of_share((90, 2), easy_denoiser(0, 100)) == (9, 1)
 
 
 def test_labels_are_cycled(easy):

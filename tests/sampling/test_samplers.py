@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.diffusion.schedules import NoiseSchedule, linear_schedule, logsnr_timesteps, strided_timesteps
+from pdm_tf.diffusion.schedules import NoiseSchedule, linear, logsnr_timesteps, strided_timesteps
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.ddim import ddim
-from pdm_tf.sampling.dpm_solver import dpm_solver
-from tests.sampling.mixture import Mixture, noise_of, normal
+from pdm_tf.sampling.dpm_solver import _coefficients, dpm_solver
+from pdm_tf.sampling.ipndm import ipndm
+from pdm_tf.sampling.sampler import SAMPLERS
+from pdm_tf.sampling.unipc import _moments, _weights, unipc
+from tests.sampling.mixture import Mixture, draw, noise_of, normal, unlabelled
 
-FULL = linear_schedule()
+FULL = linear()
 DATA = Mixture(
     shares=[0.5, 0.3, 0.2],
     means=[[-0.8, 0.0], [0.8, 0.6], [0.5, -0.9]],
@@ -20,20 +23,25 @@ DATA = Mixture(
 )
 COUNT = 20_000
 SHAPE = (COUNT, 1, 1, 2)
+SOLVERS = [ddim, dpm_solver, unipc, ipndm]
+ALL = SAMPLERS.values()
 
-SAMPLERS = {
-    "ancestral, small": lambda d, s, z, n: ancestral(d, s, z, n, "small"),
-    "ancestral, large": lambda d, s, z, n: ancestral(d, s, z, n, "large"),
-    "ancestral, learned": lambda d, s, z, n: ancestral(d, s, z, n, "learned"),
-    "ddim": lambda d, s, z, n: ddim(d, s, z, n),
-    "ddim, eta 0.5": lambda d, s, z, n: ddim(d, s, z, n, 0.5),
-    "dpm_solver": lambda d, s, z, n: dpm_solver(d, s, z),
+WITH_OPTIONS = {
+    "ancestral, small": (ancestral, {"variance": "small"}),
+    "ancestral, large": (ancestral, {"variance": "large"}),
+    "ancestral, learned": (ancestral, {"variance": "learned"}),
+    "ddim": (ddim, {}),
+    "ddim, eta 0.5": (ddim, {"eta": 0.5}),
+    "dpm_solver": (dpm_solver, {}),
+    "unipc, order 2": (unipc, {"order": 2}),
+    "unipc, order 3": (unipc, {"order": 3}),
+    "ipndm": (ipndm, {}),
 }
 
 
-def sample(sampler, kept, seed=0, u=0.7):
-    schedule, denoise = FULL.keep(kept), DATA.denoiser(FULL, u)
-    run = tf.function(lambda z: sampler(denoise, schedule, z, noise_of(SHAPE, seed))[-1])
+def sample(sampler, kept, seed=0, u=0.7, **options):
+    schedule, denoiser = FULL.keep(kept), DATA.denoiser(FULL, u)
+    run = tf.function(lambda z: draw(sampler, denoiser, schedule, z, noise_of(SHAPE, seed), **options)[-1])
     return run(normal(SHAPE, 1, seed)).numpy().reshape(COUNT, 2)
 
 
@@ -46,62 +54,94 @@ def errors(x):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", WITH_OPTIONS)
 def test_the_samples_moments_and_mode_shares_converge_to_the_datas(name):
     # Of 20,000 true samples, the mean and shares are off by 0.005 and the covariance by 0.006, or so.
+    sampler, options = WITH_OPTIONS[name]
     steps = 500 if "large" in name or "learned" in name else 250
-    many = errors(sample(SAMPLERS[name], strided_timesteps(1000, (steps,))))
+    many = errors(sample(sampler, strided_timesteps(1000, (steps,)), **options))
     assert np.all(many < 0.02), many
-    few = errors(sample(SAMPLERS[name], strided_timesteps(1000, (4,))))
+    few = errors(sample(sampler, strided_timesteps(1000, (4,)), **options))
     assert few.max() > 2 * many.max(), (few, many)
 
 
 def test_each_mode_has_its_own_shape():
-    x = sample(SAMPLERS["dpm_solver"], logsnr_timesteps(FULL, 100))
+    x = sample(dpm_solver, logsnr_timesteps(FULL, 100))
     nearest = np.argmin(np.linalg.norm(x[:, None] - DATA.means, axis=-1), axis=1)
     for mode, covariance in enumerate(DATA.covariances):
         np.testing.assert_allclose(np.cov(x[nearest == mode].T), covariance, atol=0.002)
 
 
-# A process of 2,049 steps, evenly spaced in log-SNR between ends that all strided schedules share, so that
-# every solver goes from the same z along the same ODE to the same noise level.
-FINE = 2048
-PROCESS = NoiseSchedule(
-    np.arange(FINE + 1, dtype=np.int32), 1.0 / (1.0 + np.exp(-np.linspace(6, -6, FINE + 1)))
-)
+# Processes of `steps` steps between the same two ends, so that every solver goes from the same z along the
+# same ODE to the same noise level, whose x_theta is the image. Not kept steps of one process: timesteps are
+# whole numbers, and rounding to them would spoil the high orders.
+LEAST, MOST = np.exp(-3.0), np.exp(3.0)  # noise over signal
+
+
+def process_of(rho):
+    return NoiseSchedule(np.arange(len(rho), dtype=np.int32), 1.0 / (1.0 + rho**2))
+
+
+def equal_in_log_snr(steps):
+    return process_of(np.exp(np.linspace(np.log(LEAST), np.log(MOST), steps + 1)))
+
+
+def equal_in_rho(steps):
+    return process_of(np.linspace(LEAST, MOST, steps + 1))
 
 
 @functools.cache
-def solve(solver, steps):
-    schedule = PROCESS.keep(np.arange(0, FINE + 1, FINE // steps))
-    denoise, z = DATA.denoiser(PROCESS), normal((500, 1, 1, 2), 2)
-    return tf.function(lambda: solver(denoise, schedule, z))()[-1].numpy()
+def solve(solver, process, steps, **options):
+    schedule, z = process(steps), normal((500, 1, 1, 2), 2)
+    return tf.function(lambda: draw(solver, DATA.denoiser(schedule), schedule, z, **options))()[-1].numpy()
 
 
-def ddim_ode(denoise, schedule, z):
-    return ddim(denoise, schedule, z, noise=None)
+def error(solver, process, steps, **options):
+    """Root mean square distance from the ODE's solution."""
+    truth = solve(unipc, equal_in_log_snr, 2048, order=3)
+    return np.sqrt(np.mean((solve(solver, process, steps, **options) - truth) ** 2))
 
 
-@pytest.mark.parametrize("solver, order", [(ddim_ode, 1), (dpm_solver, 2)], ids=["ddim", "dpm_solver"])
-def test_the_solvers_converge_at_their_orders(solver, order):
-    truth = solve(dpm_solver, FINE)
-    error = [np.sqrt(np.mean((solve(solver, n) - truth) ** 2)) for n in (32, 64, 128, 256)]
-    measured = np.log2(np.divide(error[:-1], error[1:]))
-    assert measured[-1] == pytest.approx(order, abs=0.2), (error, measured)
-    assert np.all(measured > order - 0.35), (error, measured)
+ORDERS = {
+    "ddim": (ddim, {}, equal_in_log_snr, (32, 64, 128, 256), 1),
+    "dpm_solver": (dpm_solver, {}, equal_in_log_snr, (32, 64, 128, 256), 2),
+    # The corrector adds one to the order p of the predictor. Of p = 3 the first and last steps are of lower
+    # order, but their errors are much smaller here than those of the steps in between.
+    "unipc, order 2": (unipc, {"order": 2}, equal_in_log_snr, (64, 128, 256), 3),
+    "unipc, order 3": (unipc, {"order": 3}, equal_in_log_snr, (64, 128, 256), 4),
+    # Its weights are those of equal steps in rho, fine enough for the modes' widths from 512 on. The
+    # first ones, of lower order, err little, since eps is all but constant where there is so much noise.
+    "ipndm": (ipndm, {}, equal_in_log_snr, (32, 64, 128, 256), 2),
+    "ipndm, equal steps in rho": (ipndm, {}, equal_in_rho, (512, 1024, 2048), 4),
+}
 
 
-def test_the_multistep_solver_is_far_ahead_of_ddim_at_as_many_steps():
-    truth = solve(dpm_solver, FINE)
-    off = {s: np.sqrt(np.mean((solve(s, 32) - truth) ** 2)) for s in (ddim_ode, dpm_solver)}
-    assert off[dpm_solver] < 0.3 * off[ddim_ode], off
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_solvers_converge_at_their_orders(name):
+    solver, options, process, steps, order = ORDERS[name]
+    off = [error(solver, process, n, **options) for n in steps]
+    measured = np.log2(np.divide(off[:-1], off[1:]))
+    print(f"{name}: errors {np.array(off)}, orders {measured}")
+    assert measured[-1] == pytest.approx(order, abs=0.2), (off, measured)
+    assert np.all(measured > order - 0.35), (off, measured)
 
 
-def few(sampler, kept=(0, 300, 700, 999), u=0.0, dtype=tf.float64, **kwargs):
+def test_two_solvers_of_different_kinds_agree_on_the_truth():
+    # Far below the smallest error that an order is measured at.
+    assert error(ipndm, equal_in_rho, 8192) < 1e-8
+
+
+def test_the_multistep_solvers_are_far_ahead_of_ddim_at_as_many_steps():
+    off = {solver: error(solver, equal_in_log_snr, 32) for solver in SOLVERS}
+    assert off[dpm_solver] < 0.3 * off[ddim], off
+    assert off[unipc] < 0.8 * off[dpm_solver] and off[ipndm] < 0.8 * off[dpm_solver], off
+
+
+def few(sampler, kept=(0, 300, 700, 999), u=0.0, dtype=tf.float64, frames=1, **options):
     schedule, shape = FULL.keep(list(kept)), (5, 1, 1, 2)
     z, noise = tf.cast(normal(shape, 3), dtype), noise_of(shape, 1)
-    arguments = [] if sampler is dpm_solver else [lambda i: tf.cast(noise(i), dtype)]
-    return sampler(DATA.denoiser(FULL, u), schedule, z, *arguments, **kwargs).numpy()
+    in_dtype = lambda i: tf.cast(noise(i), dtype)  # noqa: E731
+    return draw(sampler, DATA.denoiser(FULL, u), schedule, z, in_dtype, frames, **options).numpy()
 
 
 def test_eta_of_1_is_ancestral_sampling_with_the_small_variance():
@@ -114,31 +154,88 @@ def test_the_learned_variance_lies_between_the_fixed_ones():
     assert np.abs(few(ancestral, u=0.5) - few(ancestral, u=0.0)).max() > 1e-3
 
 
-def test_the_first_and_the_last_step_of_the_multistep_solver_are_ddims():
-    np.testing.assert_allclose(few(dpm_solver, (0, 999)), few(ddim, (0, 999)), rtol=1e-9)
-    assert np.abs(few(dpm_solver, (0, 400, 999)) - few(ddim, (0, 400, 999))).max() > 1e-3
+@pytest.mark.parametrize("solver", [dpm_solver, ipndm])
+def test_the_first_and_the_last_step_of_a_multistep_solver_are_ddims(solver):
+    np.testing.assert_allclose(few(solver, (0, 999)), few(ddim, (0, 999)), rtol=1e-9)
+    assert np.abs(few(solver, (0, 400, 999)) - few(ddim, (0, 400, 999))).max() > 1e-3
 
 
-@pytest.mark.parametrize("sampler", [ancestral, ddim, dpm_solver])
+def test_the_first_and_the_last_step_of_unipc_are_ddims_and_the_one_between_is_corrected():
+    # With two steps there is a corrected z, but nothing is drawn from it: x_theta is of the z before.
+    np.testing.assert_allclose(few(unipc, (0, 999)), few(ddim, (0, 999)), rtol=1e-9)
+    assert np.abs(few(unipc, (0, 400, 999)) - few(dpm_solver, (0, 400, 999))).max() > 1e-4
+
+
+@pytest.mark.parametrize("sampler", ALL)
 def test_one_step_returns_the_predicted_x(sampler):
-    pred_x, _ = DATA.denoiser(FULL)(normal((5, 1, 1, 2), 3), tf.constant(999))
+    pred_x, _ = unlabelled(DATA.denoiser(FULL))(normal((5, 1, 1, 2), 3), tf.constant(999))
     np.testing.assert_array_equal(few(sampler, (999,))[-1], pred_x)
 
 
-@pytest.mark.parametrize("sampler", [ancestral, ddim, dpm_solver])
+@pytest.mark.parametrize("sampler", ALL)
 def test_frames_show_the_way_and_end_at_the_image(sampler):
     x = few(sampler)[-1]
     np.testing.assert_array_equal(few(sampler, frames=2)[-1], x)
     frames = few(sampler, frames=4)
     np.testing.assert_array_equal(frames[-1], x)
     # The first frame is x_theta of the noise itself, and the second of two frames is the fourth of four.
-    pred_x, _ = DATA.denoiser(FULL)(normal((5, 1, 1, 2), 3), tf.constant(999))
+    pred_x, _ = unlabelled(DATA.denoiser(FULL))(normal((5, 1, 1, 2), 3), tf.constant(999))
     np.testing.assert_array_equal(frames[0], pred_x)
     np.testing.assert_array_equal(few(sampler, frames=2)[0], frames[1])
 
 
-def test_the_dtype_is_that_of_the_images():
-    for sampler in (ancestral, ddim, dpm_solver):
-        single = few(sampler, dtype=tf.float32)
-        assert single.dtype == np.float32
-        np.testing.assert_allclose(single, few(sampler), atol=1e-5)
+@pytest.mark.parametrize("sampler", ALL)
+def test_the_dtype_is_that_of_the_images(sampler):
+    single = few(sampler, dtype=tf.float32)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, few(sampler), atol=1e-5)
+
+
+# Steps of all sizes, h from 0.2 to 3.2.
+UNEVEN = FULL.keep([0, 1, 4, 20, 90, 200, 230, 600, 999])
+
+
+def test_the_predictor_of_unipc_of_order_2_is_the_step_of_dpm_solver():
+    z_weight, d_weight, extrapolation = _coefficients(UNEVEN).T
+    as_weights = [z_weight, d_weight * (1 + extrapolation), -d_weight * extrapolation]
+    np.testing.assert_allclose(_weights(UNEVEN, 2)[:, 5:], np.stack(as_weights, axis=1), atol=1e-13)
+
+
+def polynomial_path(schedule, power):
+    """x = lambda^power, and the z that it leads along: z = sigma F, F' = exp(lambda) x, at each step."""
+    time = schedule.half_log_snr
+    antiderivative = np.exp(time)
+    for k in range(1, power + 1):
+        antiderivative = time**k * np.exp(time) - k * antiderivative
+    return time**power, np.sqrt(1 - schedule.alpha) * antiderivative
+
+
+@pytest.mark.parametrize(
+    "order, part, degree", [(2, "corrector", 2), (3, "predictor", 2), (3, "corrector", 3)]
+)
+def test_unipc_follows_a_polynomial_x_exactly(order, part, degree):
+    table, last = _weights(UNEVEN, order), len(UNEVEN) - 1
+    exact = 0
+    for power in range(degree + 2):
+        x, z = polynomial_path(UNEVEN, power)
+        off = []
+        for i in range(2, last - 2):  # where enough steps came before and more than one is to come
+            nodes = x[i : i + order + 1]
+            if part == "corrector":
+                found, wanted = table[i, 1 : order + 3] @ [z[i + 1], *nodes], z[i]
+            else:
+                found, wanted = table[i, order + 3 :] @ [z[i], *nodes[:order]], z[i - 1]
+            off.append(abs(found / wanted - 1))
+        exact += max(off) < 1e-10
+        assert power <= degree or min(off) > 1e-6, off
+    assert exact == degree + 1
+
+
+def test_the_moments_of_unipc_are_the_integrals_on_both_sides_of_1():
+    nodes, shares = np.polynomial.legendre.leggauss(60)
+    for h in (1e-8, 1e-3, 0.5, 1.0, np.nextafter(1.0, 2.0), 3.0, 15.0):
+        v = h * (nodes + 1) / 2
+        integrals = [h / 2 * np.sum(shares * np.exp(v - h) * (v / h) ** k) for k in range(4)]
+        np.testing.assert_allclose(_moments(h, 4), integrals, rtol=1e-12)
+    # The series below 1 and the recursion above it meet.
+    np.testing.assert_allclose(_moments(1.0, 4), _moments(np.nextafter(1.0, 2.0), 4), rtol=1e-13)

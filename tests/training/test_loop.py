@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from pdm_tf.training.monitor import Preview
 
 from flags.config import parse_settings, validate
 from flags.errors import UserError
@@ -17,7 +18,6 @@ from pdm_tf import data
 from pdm_tf.denoiser import load_denoiser, read_config
 from pdm_tf.plots import read_metrics
 from pdm_tf.training import loop
-from pdm_tf.training.monitor import Preview
 from pdm_tf.training.strategy import Workers
 from pdm_tf.weights import read_arrays
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from pdm_tf.training.monitor import Preview
 
 from flags.config import parse_settings, validate
 from flags.presets import preset
@@ -14,7 +15,6 @@ from pdm_tf.diffusion.schedules import linear_schedule
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import build_model
-from pdm_tf.training.monitor import Preview
 
 INFO = data.find_dataset("emoji64", "")
 CPU = tf.distribute.get_strategy()

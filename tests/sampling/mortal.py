@@ -1,0 +1,32 @@
+"""A sampler that dies, as a killed process would, and what it draws."""
+
+from __future__ import annotations
+
+from flags.config import SamplingConfig
+from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.sampler import Sampler
+from tests.sampling.test_sampler import easy_denoiser
+
+
+class Killed(Exception):
+    pass
+
+
+class Mortal(Sampler):
+    """Dies in the place of its `dies_at`-th batch, and notes the indices of each that it draws."""
+
+    def __init__(self, dies_at=None, image=None, mask=None, denoiser=None, **settings):
+        settings = SamplingConfig(**{"steps": (3,), **settings})
+        super().__init__(denoiser or easy_denoiser(), settings, image=image, mask=mask)
+        self.drawn, self.dies_at = [], dies_at
+
+    def trajectory(self, seed, indices, labels, frames):
+        if len(self.drawn) == self.dies_at:
+            raise Killed
+        self.drawn.append(list(indices))
+        return super().trajectory(seed, indices, labels, frames)
+
+
+def draw_of(dies_at=None, seed=3, count=11, batch_size=4, labels=(0, 2), **settings):
+    """11 images in batches of 4 of `Mortal`."""
+    return Draw(Mortal(dies_at, **settings), seed, count, batch_size, list(labels))
