@@ -292,9 +292,9 @@ def _check_training(config: Config) -> None:
 
 def check_sampling(config: Config) -> None:
     """Raises UserError if the config's model cannot be sampled as its `sampling` says."""
-    words.check(config.sampling)
+    words.check(config.sampling, "sampling.")
     steps, spacing = config.sampling.steps, config.sampling.spacing
-    text = ",".join(map(str, steps))
+    text = words.word(steps)
     require(
         len(steps) > 0, "sampling.steps is empty: write a number, or one for each section: 90,60,60,20,20"
     )

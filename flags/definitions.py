@@ -124,6 +124,11 @@ def _advice(mode: str, name: str) -> str:
     return "leave it out"
 
 
+def flags_of(mode: str) -> list[str]:
+    """The names of the flags that a mode has."""
+    return [name for name, modes in _MODES_OF.items() if mode in modes]
+
+
 def dataset_name() -> str:
     """The data set that was asked for, or the default."""
     return FLAGS.dataset or DEFAULT_DATASET

@@ -122,12 +122,17 @@ def options_of(section: typing.Any, name: str, shared: bool = False) -> dict[str
     }
 
 
-def check(section: typing.Any) -> None:
-    """Raises UserError for the first field whose value its rule does not allow."""
+def check(section: typing.Any, prefix: str = "") -> None:
+    """Raises UserError for the first field whose value its rule does not allow; `prefix` begins its key."""
     for key, leaf in leaves(type(section)).items():
         value = get(section, key)
         problem = leaf.rule.problem(value)
-        require(not problem, f"{key}={value}: {problem}")
+        require(not problem, f"{prefix}{key}={word(value)}: {problem}")
+
+
+def word(value: typing.Any) -> str:
+    """A value as it is written on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def require(condition: bool, message: str) -> None:

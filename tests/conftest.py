@@ -3,12 +3,15 @@
 import gc
 import os
 
+# Tests run on the CPU of whatever machine they find.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pdm_tf  # noqa: F401, I001 (before TensorFlow: it sets its environment)
 import pytest
 import tensorflow as tf
 
-# Tests run on the CPU of whatever machine they find, and quietly.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+from pdm_tf.stack import keras
+
 # Two logical CPUs, so that MirroredStrategy can be tested; must precede any other use of TensorFlow.
 _CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -18,7 +21,7 @@ tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfigu
 def _give_memory_back():
     """Keras and TensorFlow keep every graph of a process; a module's are of no use to the next one."""
     yield
-    tf.keras.backend.clear_session()
+    keras.backend.clear_session()
     gc.collect()
 
 

@@ -64,7 +64,7 @@ def test_experts_guidance_and_a_trajectory(runs, tmp_path, capsys):
 
 
 def test_an_unconditional_run_has_no_labels_and_lies_in_the_run_folder(runs, capsys):
-    assert sample(capsys, run_dir=runs / "plain", sampler="ddim", schedule="logsnr")[0] == 0
+    assert sample(capsys, run_dir=runs / "plain", sampler="ddim", spacing="logsnr")[0] == 0
     with np.load(runs / "plain" / "samples" / "samples.npz") as file:
         assert file.files == ["arr_0"]
 

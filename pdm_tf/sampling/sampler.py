@@ -67,7 +67,7 @@ class Sampler:
         Raises:
           UserError: settings that are not allowed, or do not go together.
         """
-        check(settings)
+        check(settings, "sampling.")
         if mask is not None and (settings.sampler != "ancestral" or image is None):
             raise UserError(
                 "a mask needs an image to paint in, and the ancestral sampler, whose steps it repeats"

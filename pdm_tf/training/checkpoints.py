@@ -87,8 +87,8 @@ class Checkpoints:
             logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
         if steps:
             raise UserError(
-                f"none of the {len(steps)} checkpoints in {folder.parent} is usable: restore them from a copy, "
-                "or delete the folder to start again from nothing"
+                f"none of the {len(steps)} checkpoints in {folder.parent} is usable: restore them from a "
+                "copy, or delete the folder to start again from nothing"
             )
         return None
 

@@ -85,8 +85,8 @@ class BadSteps:
             level = f"t = {first_t}" if first_t >= 0 else "a finite loss"
             raise UserError(
                 f"{row} steps in a row had a gradient that is not finite, from step {first + 1:,} on, "
-                f"beginning at {level}; they were skipped, and the weights are those of the last checkpoint or "
-                "newer: start from them with training.warm_start in a new run folder, at a lower "
+                f"beginning at {level}; they were skipped, and the weights are those of the last checkpoint "
+                "or newer: start from them with training.warm_start in a new run folder, at a lower "
                 "optimizer.learning_rate"
             )
         return skipped

@@ -4,15 +4,16 @@ import pytest
 from absl.testing import flagsaver
 
 from flags import definitions
-from flags.config import Config, DataConfig, NetworkConfig
+from flags.config import Config, DataConfig, NetworkConfig, SamplingConfig
 from flags.definitions import FLAGS
 from flags.errors import UserError
 
 CONFIG = Config(
     data=DataConfig(num_classes=3, label_names=("Cat", "Dog & Wolf", "Owl")),
     network=NetworkConfig(class_conditioning="gate"),
+    sampling=SamplingConfig(sampler="dpm_solver", steps=(20,), spacing="logsnr", guidance=1.25),
 )
-UNCONDITIONAL = CONFIG.replace({"network.class_conditioning": "none"})
+UNCONDITIONAL = CONFIG.replace({"network.class_conditioning": "none", "sampling.guidance": 1.0})
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +22,9 @@ def parsed():
         FLAGS(["main.py"])
 
 
-def settings(config=CONFIG, **flags):
+def settings(config=CONFIG, **flags) -> SamplingConfig:
     with flagsaver.flagsaver(**flags):
-        return definitions.sampling_settings(config)
+        return definitions.with_sampling_flags(config).sampling
 
 
 def refusal(function, *args, **flags):
@@ -33,29 +34,31 @@ def refusal(function, *args, **flags):
     return str(caught.value)
 
 
-def test_only_what_was_asked_for_is_set():
-    assert settings() == {
-        "sampler": "ancestral", "sections": (250,), "spacing": "even", "guidance": 1.0, "jit_compile": False,
-    }  # fmt: skip
-    asked = {"sampler": "ddim", "eta": 0.0, "steps": "20", "schedule": "logsnr", "guidance": 2.0}
-    assert settings(**asked) == {
-        "sampler": "ddim", "sections": (20,), "spacing": "logsnr", "guidance": 2.0, "jit_compile": False,
-        "eta": 0.0,
-    }  # fmt: skip
+def test_flags_override_what_the_run_has_and_nothing_else():
+    assert settings() == CONFIG.sampling
+    asked = settings(sampler="ddim", eta=0.5, steps="50,20", spacing="even", jit_compile=True)
+    assert asked == SamplingConfig(
+        "ddim", (50, 20), "even", guidance=1.25, eta=0.5, jit_compile=True
+    )  # fmt: skip
+    assert settings(guidance=1.0).guidance == 1.0
+    assert settings(sampler="unipc", order=3).order == 3
+    with flagsaver.flagsaver(sampler="ddim"):
+        assert definitions.with_sampling_flags(CONFIG).data == CONFIG.data
 
 
 def test_editing_changes_half_of_an_image_by_default_and_all_of_what_is_masked():
-    assert settings(init_image="a.png")["strength"] == 0.5
-    assert settings(init_image="a.png", strength=0.0)["strength"] == 0.0
-    assert "strength" not in settings(init_image="a.png", mask="b.png")
-    asked = settings(init_image="a.png", mask="b.png", strength=0.7, jump_length=5, resamplings=3)
-    assert (asked["strength"], asked["jump_length"], asked["resamplings"]) == (0.7, 5, 3)
+    assert settings(init_image="a.png").strength == 0.5
+    assert settings(init_image="a.png", strength=0.0).strength == 0.0
+    paint = {"init_image": "a.png", "mask": "b.png", "sampler": "ancestral"}
+    assert settings(**paint).strength == 1.0
+    asked = settings(**paint, strength=0.7, jump_length=5, resamplings=3)
+    assert (asked.strength, asked.jump_length, asked.resamplings) == (0.7, 5, 3)
 
 
 @pytest.mark.parametrize(
     "flags, needed",
     [
-        ({"eta": 0.5}, "--eta needs --sampler=ddim"),
+        ({"eta": 0.5, "spacing": "even"}, "--eta needs --sampler=ddim"),
         ({"variance": "small", "sampler": "ddim"}, "--variance needs --sampler=ancestral"),
         ({"strength": 0.5}, "--strength needs an --init_image"),
         ({"mask": "m.png"}, "--mask needs an --init_image"),
@@ -65,29 +68,30 @@ def test_editing_changes_half_of_an_image_by_default_and_all_of_what_is_masked()
         ),
         ({"jump_length": 5}, "--jump_length needs a --mask"),
         ({"resamplings": 5, "init_image": "a.png"}, "--resamplings needs a --mask"),
+        ({"order": 3}, "--order needs --sampler=unipc"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(flags, needed):
-    assert needed in refusal(definitions.sampling_settings, CONFIG, **flags)
+    assert needed in refusal(definitions.with_sampling_flags, CONFIG, **flags)
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         ({"steps": "1001"}, "the process has 1000 steps, so use 1 to 1000"),
-        ({"steps": "300,90,60,20,20"}, "use 1 to 200 in each of 5 sections"),
-        ({"steps": "0"}, "use 1 to 1000"),
+        ({"steps": "300,90,60,20,20", "spacing": "even"}, "use 1 to 200 in each of 5 sections"),
+        ({"steps": "0"}, "--steps=0: use a number above 0"),
         ({"steps": ""}, "write a number"),
-        ({"steps": "ten"}, "write a number, or one for each section"),
-        ({"steps": "90,60", "schedule": "logsnr"}, "--schedule=logsnr takes one number of steps"),
+        ({"steps": "ten"}, "--steps=ten: use a whole number"),
+        ({"steps": "90,60", "spacing": "logsnr"}, "--spacing=logsnr takes one number of steps"),
     ],
 )
 def test_impossible_steps_are_refused(flags, message):
-    assert message in refusal(definitions.sampling_settings, CONFIG, **flags)
+    assert message in refusal(definitions.with_sampling_flags, CONFIG, **flags)
 
 
 def test_guidance_without_classes_is_refused():
-    assert "no classes to guide with" in refusal(definitions.sampling_settings, UNCONDITIONAL, guidance=2.0)
+    assert "no classes to guide with" in refusal(definitions.with_sampling_flags, UNCONDITIONAL, guidance=2.0)
 
 
 def test_labels_are_numbers_or_names():
@@ -98,6 +102,56 @@ def test_labels_are_numbers_or_names():
         message = refusal(definitions.sampling_labels, CONFIG, labels=[label])
         assert f"there is no class {label!r}; use 0 to 2 or Cat, Dog & Wolf, Owl" in message
     assert "has no classes" in refusal(definitions.sampling_labels, UNCONDITIONAL, labels=["0"])
+
+
+OF_A_MODE = [(mode, name) for mode in definitions.MODES for name in definitions.flags_of(mode)]
+NOT_OF_IT = [
+    (mode, name)
+    for mode in definitions.MODES
+    for name in sorted({name for _, name in OF_A_MODE} - set(definitions.flags_of(mode)))
+]
+VALUES = {
+    "labels": ["1"], "set": ["seed=1"], "steps": "9", "sampler": "ddim", "spacing": "even",
+    "variance": "small", "strategy": "cpu", "guidance": 2.0, "eta": 0.5, "strength": 0.3,
+    "jit_compile": True, "save_pngs": True,
+}  # fmt: skip
+TEXTS = ("data_dir", "prediction", "warm_start", "init_image", "mask", "out")
+
+
+@pytest.mark.parametrize(("mode", "name"), NOT_OF_IT)
+def test_a_flag_of_another_mode_is_refused(mode, name):
+    value = VALUES.get(name, "x" if name in TEXTS else 3)
+    message = refusal(definitions.check_mode, mode=mode, **{name: value})
+    assert message.startswith(f"--{name} is for --mode=") and f"in --mode={mode} " in message
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "right"),
+    [
+        ("train", "steps", "--train_steps"),
+        ("describe", "steps", "--train_steps"),
+        ("train", "guidance", "--set=sampling.guidance="),
+        ("train", "num_samples", "--set=training.sample_images="),
+        ("sample", "batch_size", "--sample_batch_size"),
+        ("sample", "train_steps", "--steps"),
+        ("sample", "patch_size", "config.json has it"),
+        ("export", "seed", "each call gives it"),
+    ],
+)
+def test_the_right_flag_is_named(mode, name, right):
+    assert right in refusal(definitions.check_mode, mode=mode, **{name: VALUES.get(name, 3)})
+
+
+def test_flags_of_the_mode_pass():
+    for mode, name in OF_A_MODE:
+        if name not in ("mode", *TEXTS, "dataset", "run_dir", "split"):
+            with flagsaver.flagsaver(**{"mode": mode, name: VALUES.get(name, 3)}):
+                definitions.check_mode()
+
+
+def test_every_flag_of_this_project_has_modes():
+    own = {flag.name for flag in FLAGS.flags_by_module_dict()["flags.definitions"]}
+    assert own == {name for _, name in OF_A_MODE}
 
 
 def test_several_run_folders():
