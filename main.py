@@ -82,7 +82,6 @@ def export():
     from pdm_tf.experts import load
     from pdm_tf.export import check_free, export_saved_model
 
-    logging.set_verbosity(logging.WARNING)  # TensorFlow lists every variable of what it saves otherwise
     runs, out = trained_runs(), definitions.out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
@@ -149,7 +148,7 @@ def one_mode():
 
 def main(_):
     """Ends with the status of what happened."""
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)  # TFDS and TensorFlow tell of each file that they open otherwise
     status = run(one_mode)
     if status:
         sys.exit(status)

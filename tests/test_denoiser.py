@@ -1,156 +1,30 @@
-"""The denoiser of one network and of several experts."""
+"""The denoiser of one network."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
-from pdm_tf.denoiser import Experts, load_denoiser
+from flags.config import DiffusionConfig
+from flags.words import leaves
+from pdm_tf.denoiser import build_denoiser
 from pdm_tf.diffusion.predictions import predicted_x
-from pdm_tf.diffusion.schedules import linear_schedule
-from pdm_tf.sampling.sampler import Sampler
-from tests.tiny_runs import tiny_config, tiny_denoiser, write_run
-
-LOW = tiny_config(diffusion__t_stop=400, network__patch_size=2)
-HIGH = tiny_config(diffusion__t_start=400, network__patch_size=4, diffusion__prediction="v")
+from tests.tiny_runs import tiny_config, tiny_denoiser
 
 
-@pytest.fixture(scope="module")
-def experts():
-    return [tiny_denoiser(LOW, 1), tiny_denoiser(HIGH, 2)]
+@pytest.mark.parametrize("prediction", ["x", "eps", "v"])
+def test_it_predicts_x_whatever_its_network_predicts(prediction):
+    z, t = tf.random.stateless_normal((2, 16, 16, 3), [1, 2]), tf.constant([3, 500])
+    denoiser = tiny_denoiser(tiny_config(diffusion__prediction=prediction), 2)
+    output, u = denoiser.network(z, t, t % 3)
+    pred_x, same_u = denoiser(z, t, t % 3)
+    np.testing.assert_array_equal(pred_x, predicted_x(prediction, output, z, denoiser.schedule.at(t)))
+    np.testing.assert_array_equal(u, same_u)
 
 
-def inputs(t):
-    z = tf.random.stateless_normal((len(t), 16, 16, 3), [1, 2])
-    return z, tf.constant(t), tf.range(len(t)) % 3
-
-
-def test_the_denoiser_predicts_x_whatever_its_network_predicts():
-    z, t, labels = inputs([3, 500])
-    for prediction in ("x", "eps", "v"):
-        denoiser = tiny_denoiser(HIGH.replace({"diffusion.prediction": prediction}), 2)
-        output, u = denoiser.network(z, t, labels)
-        pred_x, same_u = denoiser(z, t, labels)
-        np.testing.assert_array_equal(pred_x, predicted_x(prediction, output, z, denoiser.schedule, t))
-        np.testing.assert_array_equal(u, same_u)
-
-
-def test_each_image_of_a_mixed_batch_is_answered_by_its_own_expert(experts):
-    z, t, labels = inputs([0, 399, 400, 999])
-    both = Experts(experts)(z, t, labels)
-    for own, expert in ((slice(0, 2), experts[0]), (slice(2, 4), experts[1])):
-        for answer, alone in zip(both, expert(z, t, labels)):
-            np.testing.assert_allclose(answer[own], alone[own], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("stop", [300, 500, 1000])
-def test_experts_with_a_gap_or_an_overlap_are_refused(stop):
-    with pytest.raises(ValueError, match="intervals that do not meet"):
-        Experts([Counting(0.25, 0, stop), Counting(-0.5, 400, 1000)])
-
-
-class Counting:
-    """A denoiser of one number that counts how often it is traced, and how often it then runs."""
-
-    schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (16, 16, 3), 3, True, ()
-
-    def __init__(self, answer, t_start, t_stop):
-        self.answer, self.traced, self.runs = answer, 0, tf.Variable(0)
-        self.t_start, self.t_stop = t_start, t_stop
-
-    def __call__(self, z, t, labels):
-        self.traced += 1
-        with tf.control_dependencies([self.runs.assign_add(1)]):
-            return tf.fill(tf.shape(z), self.answer), tf.fill(tf.shape(z), self.answer / 2)
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("t, runs", [([399, 0], [1, 0]), ([400, 999], [0, 1]), ([400, 399], [1, 1])])
-def test_only_experts_whose_interval_occurs_run(t, runs, jit_compile):
-    counting = [Counting(0.25, 0, 400), Counting(-0.5, 400, 1000)]
-    pred_x, u = tf.function(Experts(counting), jit_compile=jit_compile)(*inputs(t))
-    assert [c.runs.numpy() for c in counting] == runs
-    assert [c.traced for c in counting] == [1, 1]
-    expected = np.where(np.array(t) < 400, 0.25, -0.5)[:, None, None, None]
-    np.testing.assert_array_equal(pred_x, np.broadcast_to(expected, pred_x.shape))
-    np.testing.assert_array_equal(u, np.broadcast_to(expected / 2, u.shape))
-
-
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
-def test_sampling_traces_each_expert_once_and_runs_it_in_its_interval_alone(sampler):
-    counting = [Counting(0.25, 0, 400), Counting(-0.5, 400, 1000)]
-    sampler = Sampler(Experts(counting), sections=(5,), sampler=sampler)  # 0 250 500 749 999
-    frames = sampler.trajectory(0, [0, 1], [0, 1], 5)
-    assert [c.traced for c in counting] == [1, 1] and [c.runs.numpy() for c in counting] == [2, 3]
-    np.testing.assert_array_equal(frames[:, 0, 0, 0, 0], [-0.5, -0.5, -0.5, 0.25, 0.25])
-
-
-def test_experts_loaded_in_any_order_answer_as_one(tmp_path):
-    parts = {"high": (400, 1000), "low": (0, 400)}
-    configs = {n: tiny_config(diffusion__t_start=a, diffusion__t_stop=b) for n, (a, b) in parts.items()}
-    for seed, (name, config) in enumerate(configs.items()):
-        write_run(tmp_path / name, config, seed)
-    config, denoiser = load_denoiser(*(tmp_path / name for name in parts))
-    assert config == configs["low"] and [e.t_stop for e in denoiser.experts] == [400, 1000]
-    z, t, labels = inputs([399, 400])
-    pred_x, _ = denoiser(z, t, labels)
-    for i, name in enumerate(("low", "high")):
-        alone = tiny_denoiser(configs[name], list(configs).index(name))
-        np.testing.assert_allclose(pred_x[i], alone(z, t, labels)[0][i], rtol=1e-4, atol=1e-4)
-
-
-def refusal(tmp_path, *configs):
-    folders = [tmp_path / name for name in "abc"[: len(configs)]]
-    for folder, config in zip(folders, configs):
-        folder.mkdir()
-        (folder / "config.json").write_text(config.to_json())
-    with pytest.raises(UserError) as caught:
-        load_denoiser(*folders)
-    message = str(caught.value).replace(str(tmp_path) + "/", "")
-    assert "\n" not in message
-    return message
-
-
-def part(start, stop, **settings):
-    return tiny_config(diffusion__t_start=start, diffusion__t_stop=stop, **settings)
-
-
-def test_a_part_of_the_process_alone_is_refused(tmp_path):
-    message = refusal(tmp_path, LOW)
-    assert message.startswith("a was not trained on 400 <= t < 1000") and "--run_dir=" in message
-
-
-def test_a_gap_is_refused(tmp_path):
-    message = refusal(tmp_path, part(500, 1000), part(0, 400))
-    assert "b and a were not trained on 400 <= t < 500" in message
-
-
-def test_an_overlap_is_refused(tmp_path):
-    assert "a and b were both trained on t = 300" in refusal(tmp_path, part(0, 400), part(300, 1000))
-    for folder in "ab":
-        (tmp_path / folder / "config.json").unlink()
-        (tmp_path / folder).rmdir()
-    assert "a and b were both trained on t = 0" in refusal(tmp_path, tiny_config(), tiny_config())
-
-
-@pytest.mark.parametrize(
-    "settings, key",
-    [
-        ({"diffusion__beta_end": 0.025}, "diffusion.beta_end"),
-        ({"data__image_shape": (32, 32, 3)}, "data.image_shape"),
-        ({"data__dataset": "folder:x"}, "data.dataset"),
-        ({"network__class_conditioning": "none"}, "only one of them knows classes"),
-    ],
-)
-def test_experts_of_different_data_or_schedules_are_refused(tmp_path, settings, key):
-    message = refusal(tmp_path, part(0, 400), part(400, 1000, **settings))
-    assert "a and b cannot be experts of one model" in message and key in message
-
-
-def test_missing_runs_and_weights_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no run \(no config.json\): train one"):
-        load_denoiser(tmp_path / "nothing")
-    write_run(tmp_path / "run")
-    (tmp_path / "run" / "ema" / "step_00000001.npz").unlink()
-    with pytest.raises(UserError, match="holds no weights yet"):
-        load_denoiser(tmp_path / "run")
+def test_its_process_is_that_of_the_config():
+    network = tiny_denoiser().network
+    for schedule in leaves(DiffusionConfig)["schedule"].rule.choices:
+        config = DiffusionConfig(num_timesteps=50, schedule=schedule, t_start=5, t_stop=20)
+        denoiser = build_denoiser(config, network)
+        assert (len(denoiser.schedule), denoiser.t_start, denoiser.t_stop) == (50, 5, 20)
+        assert np.all(np.diff(denoiser.schedule.alpha) < 0) and denoiser.schedule.alpha[-1] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -13,20 +14,24 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from flags.config import Config, SamplingConfig
 from flags.errors import UserError
-from pdm_tf.denoiser import Experts
 from pdm_tf.diffusion.process import learned_log_variance
+from pdm_tf.experts import Experts, Loaded
 from pdm_tf.export import METADATA, export_saved_model, servable
 from pdm_tf.images import to_uint8
 from pdm_tf.sampling.sampler import Sampler
+from tests.fakes import FakeDenoiser
 from tests.tiny_runs import CLASSES, tiny_config, tiny_denoiser, write_run
 
 MAIN = Path(__file__).parent.parent / "main.py"
 LABELS = [0, 2, len(CLASSES)]  # the last one is the null label
 SAMPLINGS = {
-    "ancestral": {"sections": (3, 2), "variance": "large"},
-    "ddim": {"sampler": "ddim", "sections": (4,), "eta": 0.5},
-    "dpm_solver": {"sampler": "dpm_solver", "sections": (4,), "spacing": "logsnr"},
+    "ancestral": SamplingConfig(steps=(3, 2), variance="large"),
+    "ddim": SamplingConfig("ddim", (4,), eta=0.5),
+    "dpm_solver": SamplingConfig("dpm_solver", (4,), "logsnr", guidance=2.0),
+    "unipc": SamplingConfig("unipc", (5,), "logsnr", order=3),
+    "ipndm": SamplingConfig("ipndm", (6,)),
 }
 
 
@@ -42,6 +47,13 @@ def denoisers(name):
     return tiny_denoiser()
 
 
+def loaded(name, sampling, **settings) -> Loaded:
+    origin = {"weights": "ema/step_1.npz", "t_start": 0, "t_stop": 1000, "patch_size": 4}
+    config = Config(sampling=SAMPLINGS[sampling])
+    config = config.replace({key.replace("__", "."): value for key, value in settings.items()})
+    return Loaded(denoisers(name), config, [origin])
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A function (denoiser's name, sampling's name) -> the folder of its export, made once."""
@@ -49,10 +61,8 @@ def exported(tmp_path_factory):
     @functools.cache
     def export(name, sampling="ancestral"):
         folder = tmp_path_factory.mktemp("exports") / f"{name}_{sampling}"
-        origin = {"weights": "ema/step_1.npz", "t_start": 0, "t_stop": 1000, "patch_size": 4}
-        names = list(CLASSES) if name != "unconditional" else []
-        about = {"label_names": names, "experts": [origin]}
-        export_saved_model(denoisers(name), folder, SAMPLINGS[sampling], about)
+        names = CLASSES if name != "unconditional" else ()
+        export_saved_model(loaded(name, sampling, data__label_names=names), folder)
         return folder
 
     return export
@@ -69,7 +79,7 @@ def call_sample(model, seed, labels, guidance):
 
 
 def expected(name, sampling, seed, labels, guidance):
-    sampler = Sampler(denoisers(name), guidance=guidance, **SAMPLINGS[sampling])
+    sampler = Sampler(denoisers(name), dataclasses.replace(SAMPLINGS[sampling], guidance=guidance))
     return to_uint8(sampler(seed, range(len(labels)), labels))
 
 
@@ -83,6 +93,8 @@ SLOW = pytest.mark.slow
         ("experts", "dpm_solver", (1.7,)),
         pytest.param("experts", "dpm_solver", (1.0,), marks=SLOW),
         pytest.param("single", "ddim", (1.0, 2.25), marks=SLOW),
+        pytest.param("single", "unipc", (1.0, 1.5), marks=SLOW),
+        pytest.param("single", "ipndm", (1.0,), marks=SLOW),
         pytest.param("unconditional", "ancestral", (1.0,), marks=SLOW),
     ],
 )
@@ -104,7 +116,7 @@ def test_denoise_gives_x_and_the_log_variance_of_one_step(exported):
     x, u = denoiser(*inputs)
     np.testing.assert_allclose(found["x"], x, atol=1e-4)
     np.testing.assert_allclose(found["u"], u, atol=1e-5)
-    log_variance = learned_log_variance(u, denoiser.schedule, inputs[1])
+    log_variance = learned_log_variance(u, denoiser.schedule.at(inputs[1]))
     np.testing.assert_allclose(found["log_variance"], log_variance, atol=1e-4)
     assert np.abs(x).max() > 0.1 and np.std(u) > 0.01
 
@@ -120,28 +132,17 @@ def test_denoise_can_be_differentiated(exported):
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-3
 
 
-class CountingDenoiser:
-    """A denoiser that notes, while it runs, how many images each of its calls has."""
-
-    image_shape, num_classes, conditional, variables = (4, 4, 1), 3, True, ()
-
-    def __init__(self):
-        self.schedule = denoisers("single").schedule
-        self.t_start, self.t_stop = 0, len(self.schedule)
-        self.network = lambda z, t, labels: z * 0.5
-        self.batches = []
-
-    def __call__(self, z, t, labels):
-        with tf.control_dependencies([tf.py_function(self.batches.append, [tf.shape(z)[0]], [])]):
-            return z * 0.5, tf.zeros_like(z)
-
-
 @pytest.mark.parametrize("guidance, images", [(1.0, 2), (1.5, 4), (0.0, 4)])
 def test_without_guidance_only_one_pass_is_computed(guidance, images):
-    denoiser = CountingDenoiser()
-    model = servable(denoiser, {"sections": (5,)})
+    batches = []
+
+    def answer(z, t, labels):
+        with tf.control_dependencies([tf.py_function(batches.append, [tf.shape(z)[0]], [])]):
+            return z * 0.5
+
+    model = servable(FakeDenoiser(answer, image_shape=(4, 4, 1)), SamplingConfig(steps=(5,)))
     model.sample(tf.constant(0), tf.constant([0, 1]), tf.constant(guidance))
-    assert [int(batch) for batch in denoiser.batches] == 5 * [images]
+    assert [int(batch) for batch in batches] == 5 * [images]
 
 
 @pytest.mark.parametrize(
@@ -172,12 +173,14 @@ def test_the_file_holds_the_weights_once_and_nothing_of_keras(exported):
     proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     (graph,) = proto.meta_graphs
     constants = [
-        node.attr["value"].tensor.ByteSize()
+        node.attr["value"].tensor
         for function in graph.graph_def.library.function
         for node in function.node_def
         if node.op == "Const"
     ]
-    assert max(constants) < 16_000  # the names of the variables and the schedule's tables, no weights
+    table = [len(denoiser.schedule), 11]  # of the schedule, which the experts share
+    others = [c for c in constants if [dim.size for dim in c.tensor_shape.dim] != table]
+    assert max(c.ByteSize() for c in others) < 16_000  # the names of the variables, no weights
     kinds = {
         node.user_object.identifier for node in graph.object_graph_def.nodes if node.HasField("user_object")
     }
@@ -205,8 +208,11 @@ def test_the_metadata_are_those_of_the_signatures(exported):
             }
     assert about["image_shape"] == [16, 16, 3] and about["label_names"] == list(CLASSES)
     assert about["null_label"] == about["num_classes"] == 3
-    assert about["sampling"]["sampler"] == "dpm_solver"
-    assert len(about["sampling"]["timesteps"]) == about["sampling"]["steps"] == 4
+    timesteps = about["sampling"].pop("timesteps")
+    assert len(timesteps) == 4 and timesteps[-1] == 999
+    assert about["sampling"] == json.loads(json.dumps(dataclasses.asdict(SAMPLINGS["dpm_solver"])))
+    text = (folder / "README.md").read_text()
+    assert "dpm_solver, 4 steps, logsnr" in text and "TF_ENABLE_ONEDNN_OPTS=1" in text
     assert about["parameters"] == sum(v.shape.num_elements() for v in denoisers("experts").variables)
 
 
@@ -296,7 +302,7 @@ def occupy(run):
         (damage, "--steps=5", "step_00000001.npz is damaged"),
         (remove, "--steps=5", "holds no run"),
         (occupy, "--steps=5", "out exists: delete it, or name another folder with --out"),
-        (None, "--guidance=1.5", "--guidance is for --mode=sample"),
+        (None, "--guidance=1.5", "--guidance is for --mode=sample; in --mode=export leave it out"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, break_it, flag, complaint):
@@ -320,6 +326,5 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, error):
     monkeypatch.setattr(tf.saved_model, "save", fail)
     kind = UserError if isinstance(error, tf.errors.OpError) else type(error)
     with pytest.raises(kind):
-        about = {"label_names": [], "experts": []}
-        export_saved_model(denoisers("single"), tmp_path / "out", SAMPLINGS["ddim"], about)
+        export_saved_model(loaded("single", "ddim"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

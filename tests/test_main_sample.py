@@ -86,7 +86,7 @@ def test_painting_keeps_what_is_not_masked(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one with --mode=train"),
+        ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one there first"),
         ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval"),
         ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them"),
         ({"labels": ["9"]}, "--labels: there is no class '9'; use 0 to 2 or cat, dog, owl"),
@@ -94,7 +94,7 @@ def test_painting_keeps_what_is_not_masked(runs, tmp_path, capsys):
         ({"run_dir": "RUNS/plain", "guidance": 2.0}, "--guidance=2: this model has no classes to guide with"),
         ({"init_image": "RUNS/small.png"}, "small.png is 8 pixels wide and 8 high: resize it to the"),
         ({"trajectory": 4}, "4 frames are more than the 3 steps"),
-        ({"strategy": "multi_worker"}, "--strategy=multi_worker: samples are drawn on one machine"),
+        ({"strategy": "multi_worker"}, "strategy multi_worker: samples are drawn on one machine"),
     ],
 )  # fmt: skip
 def test_what_the_user_can_mend_is_one_line_and_status_2(runs, capsys, flags, message):

@@ -18,13 +18,14 @@ from tests.data.fixtures import make_preset_dataset
 def test_two_training_steps(repository, tmp_path, dataset, choice):
     make_preset_dataset(dataset, tmp_path)
     settings = {
-        "log_every": 1, "eval_every": 1, "eval_batches": 1, "sample_images": 1, "sample_steps": 1,
+        "training.log_every": 1, "training.eval_every": 1, "training.eval_batches": 1,
+        "training.sample_images": 1, "sampling.steps": 1,
     }  # fmt: skip
     done = subprocess.run(
         [
             sys.executable, "main.py", "--mode=train", f"--dataset={dataset}", choice,
             f"--data_dir={tmp_path}", f"--run_dir={tmp_path}/run", "--batch_size=1", "--train_steps=2",
-            *(f"--set=training.{key}={value}" for key, value in settings.items()),
+            *(f"--set={key}={value}" for key, value in settings.items()),
         ],
         cwd=repository, capture_output=True, text=True,
     )  # fmt: skip

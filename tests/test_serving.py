@@ -6,6 +6,7 @@ make an environment of their own with pip, for as long as they run: minutes, and
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -22,9 +23,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.denoiser import Experts
+from flags.config import SamplingConfig
+from pdm_tf.experts import Experts, Loaded
 from pdm_tf.export import METADATA, export_saved_model
-from tests.tiny_runs import CLASSES, tiny_config, tiny_denoiser
+from tests.tiny_runs import tiny_config, tiny_denoiser
 
 ROOT = Path(__file__).parent.parent
 ORIGIN = {"weights": "none", "t_start": 0, "t_stop": 1000, "patch_size": 4, "prediction": "x"}
@@ -55,8 +57,8 @@ def model_folder(tmp_path_factory):
 
 
 def export(denoiser, experts, folder):
-    about = {"label_names": list(CLASSES), "experts": [ORIGIN] * experts}
-    export_saved_model(denoiser, folder, {"sections": (5,)}, about)
+    config = dataclasses.replace(tiny_config(), sampling=SamplingConfig(steps=(5,)))
+    export_saved_model(Loaded(denoiser, config, [ORIGIN] * experts), folder)
     return folder
 
 

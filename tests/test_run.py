@@ -1,0 +1,98 @@
+"""A run folder: names, what is read back, and who may write."""
+
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from flags.config import Config
+from flags.errors import UserError
+from pdm_tf.run import PRETRAINED, RunFolder
+
+
+def test_each_thing_has_its_place(tmp_path):
+    run = RunFolder(tmp_path)
+    places = [
+        run.config_file, run.checkpoint(7), run.weights(7), run.metrics_file, run.loss_curve, run.preview(7),
+    ]  # fmt: skip
+    assert [str(place.relative_to(tmp_path)) for place in places] == [
+        "config.json", "checkpoints/step_00000007", "ema/step_00000007.npz", "logs/metrics.jsonl",
+        "logs/loss.png", "previews/step_00000007.png",
+    ]  # fmt: skip
+
+
+def test_checkpoints_and_what_kills_left_of_them_are_told_apart(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.checkpoint_steps() == run.partial_steps() == []
+    for step in (200, 30):
+        run.checkpoint(step).mkdir(parents=True)
+    run.partial_checkpoint(400).mkdir()
+    (tmp_path / "checkpoints" / "step_of_mine").mkdir()
+    assert run.checkpoint_steps() == [30, 200] and run.partial_steps() == [400]
+
+
+def test_the_newest_weights(tmp_path):
+    run = RunFolder(tmp_path)
+    with pytest.raises(UserError, match="holds no weights yet"):
+        run.newest_weights()
+    run.weights(9).parent.mkdir()
+    for step in (9, 100, 20):
+        run.weights(step).touch()
+    assert run.newest_weights() == run.weights(100)
+
+
+def test_the_config_comes_back_and_what_is_none_is_refused(tmp_path):
+    run, config = RunFolder(tmp_path / "new"), Config(seed=4)
+    with pytest.raises(UserError, match="holds no run"):
+        run.config()
+    run.write_config(config)
+    assert run.has_config() and run.config() == config
+    # A folder of the project's first form.
+    values = json.loads(config.to_json())
+    del values["sampling"]
+    values["training"]["sample_steps"] = 250
+    run.config_file.write_text(json.dumps(values))
+    with pytest.raises(
+        UserError, match="unknown key sample_steps: another version of pdm_tf wrote it; use"
+    ) as error:
+        run.config()
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_of_a_run_that_was_killed_and_went_over_steps_again(tmp_path):
+    run = RunFolder(tmp_path)
+    run.logs.mkdir()
+    lines = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}, {"step": 10, "loss": 4.0, "rate": 1.0}]
+    run.metrics_file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 30, "lo')
+    metrics = run.metrics()
+    np.testing.assert_array_equal(metrics["loss"], [[10, 4], [20, 2]])
+    np.testing.assert_array_equal(metrics["rate"], [[10, 1]])
+
+
+def _try_to_write(folder, answer):
+    try:
+        with RunFolder(folder).sole_writer():
+            answer.put("in")
+    except UserError as error:
+        answer.put(str(error))
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+
+    def other():
+        answer = context.Queue()
+        process = context.Process(target=_try_to_write, args=(tmp_path, answer))
+        process.start()
+        process.join()
+        return answer.get()
+
+    with RunFolder(tmp_path).sole_writer():
+        assert other() == f"another process trains in {tmp_path}: wait for it, or use another folder"
+    assert other() == "in"
+
+
+def test_the_weights_that_ship_are_a_run():
+    run = RunFolder(PRETRAINED)
+    assert run.config().sampling.sampler == "dpm_solver" and run.newest_weights().exists()
