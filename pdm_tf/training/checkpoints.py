@@ -95,7 +95,7 @@ class Checkpoints:
     def _read(self, folder: Path) -> None:
         try:
             self.state.read(str(folder / "state")).assert_existing_objects_matched()
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:  # a variable is missing, or is of another shape
             raise UserError(
                 f"{folder} is whole, and of another network or written by another version of pdm_tf: use "
                 "that one, or another folder"

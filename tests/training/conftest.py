@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.networks.unet import UNet
+from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.optimizer import GuardedAdam
 
@@ -24,7 +24,7 @@ def make_model():
     """Makes a compiled tiny model; its weights, zeros included, are random numbers of a fixed seed."""
 
     def make(network=None, optimizer=None, compiled=None, **changes):
-        model = PatchedDiffusion(UNet(**{**TINY, **(network or {})}), **changes)
+        model = PatchedDiffusion(PatchedNetwork(**{**TINY, **(network or {})}), **changes)
         rng = np.random.default_rng(0)
         for variable in model.network.trainable_variables:
             variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))

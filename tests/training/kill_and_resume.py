@@ -20,7 +20,7 @@ from pathlib import Path
 SETTINGS = {
     "training.steps": 80, "training.batch_size": 8, "training.log_every": 1, "training.eval_every": 20,
     "training.ema_every": 5, "training.checkpoint_every": 8, "training.sample_every": 1000,
-    "training.sample_images": 2, "training.sample_steps": 2, "network.base_channels": 32,
+    "training.sample_images": 2, "sampling.steps": 2, "network.base_channels": 32,
     "network.channel_multipliers": "1,2", "network.dropout": 0.1, "network.attention_resolutions": "",
     "network.head_channels": 32, "optimizer.warmup_steps": 10, "data.horizontal_flip": "true",
 }  # fmt: skip
@@ -40,12 +40,13 @@ def train_on_two_logical_cpus(arguments: list) -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     from flags import definitions
     from pdm_tf import data
+    from pdm_tf.run import RunFolder
     from pdm_tf.training import loop
 
     definitions.FLAGS(["main.py", *arguments])
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    config = loop.resolve(definitions.config_from_flags(), definitions.run_dir(), strategy)
-    loop.train(config, definitions.run_dir(), data.find_dataset("emoji64", ""), strategy)
+    info, run = data.find_dataset("emoji64", ""), RunFolder(definitions.run_dir())
+    loop.train(loop.resolve(definitions.training_config(info), run, on_tpu=False), run, info, strategy)
 
 
 def last_step(run_dir: Path) -> int:
@@ -121,6 +122,7 @@ def state_hashes(run_dir: Path) -> dict:
 
 def compare(kills: int, replicas: int, seed: int, folder: Path, say=print) -> bool:
     """Whether the killed and the uninterrupted run end in the same bits, and a kill did fall into a save."""
+    say(f"moments of the kills: --seed={seed}")
     subprocess.run(
         command(folder / "whole", replicas), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from flags.errors import UserError
+from pdm_tf.run import RunFolder
 from pdm_tf.training import checkpoints as module
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -24,12 +25,12 @@ def run(tmp_path):
 class Run:
     """A state of one variable and its average, in a folder."""
 
-    def __init__(self, folder, **keep):
-        self.weight = tf.Variable(np.zeros(1000, np.float32), name="network/weight")
+    def __init__(self, folder, size=1000, more=None, **keep):
+        self.weight = tf.Variable(np.zeros(size, np.float32), name="network/weight")
         self.ema = ExponentialMovingAverage([self.weight], decay=0.5)
-        state = tf.train.Checkpoint(weight=self.weight)
+        state = tf.train.Checkpoint(weight=self.weight, **(more or {}))
         self.folder = folder
-        self.checkpoints = Checkpoints(folder, state, self.ema, **keep)
+        self.checkpoints = Checkpoints(RunFolder(folder), state, self.ema, **keep)
 
     def save(self, *steps):
         for step in steps:
@@ -175,3 +176,13 @@ def test_weights_of_another_network_are_refused(run):
     other = ExponentialMovingAverage([tf.Variable(tf.zeros(3), name="network/weight")], 0.5)
     with pytest.raises(UserError, match=r"network/weight is \(1000,\), and the network's is \(3,\)"):
         other.load(run.folder / "ema/step_00000010.npz")
+
+
+@pytest.mark.parametrize("other", [{"size": 3}, {"more": {"bias": tf.Variable(1.0)}}])
+def test_a_checkpoint_of_another_structure_is_refused_in_one_line_and_kept(run, other):
+    """It is whole, so the one before it is no help: other shapes, or variables that it does not have."""
+    run.save(10, 20)
+    before = run.files()
+    with pytest.raises(UserError, match=r"step_00000020 is whole, and of another network or ") as error:
+        Run(run.folder, **other).checkpoints.restore_newest()
+    assert "\n" not in str(error.value) and run.files() == before

@@ -22,9 +22,12 @@ def uninterrupted(tmp_path_factory):
 
 def test_five_kills_leave_no_trace(uninterrupted, tmp_path, capsys):
     """At random moments, one of them while a checkpoint is being written; the same weights to the bit."""
-    while_saving = train_with_kills(tmp_path, 1, 5, random.Random(), print)
-    assert capsys.readouterr().out.count(": killed; ") == 5
-    assert state_hashes(tmp_path) == uninterrupted and while_saving == 1
+    seed = random.randrange(1 << 30)
+    print(f"random.Random({seed})")
+    while_saving = train_with_kills(tmp_path, 1, 5, random.Random(seed), print)
+    said = capsys.readouterr().out
+    assert said.count(": killed; ") == 5 and while_saving == 1, said
+    assert state_hashes(tmp_path) == uninterrupted, said
 
 
 def test_two_kills_leave_no_trace_on_two_replicas(tmp_path):

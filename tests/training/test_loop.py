@@ -1,24 +1,29 @@
-"""The loop in this process: what a run folder holds, exact resume, refusals."""
+"""The loop in this process: what a run folder holds, exact resume, stops, refusals."""
 
 import errno
 import fcntl
 import json
 import os
 import shutil
+import signal
+import typing
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from pdm_tf.training.monitor import Preview
 
-from flags.config import parse_settings, validate
-from flags.errors import UserError
+from flags.config import Config, parse_settings, validate
+from flags.errors import Stopped, UserError
 from flags.presets import preset
+from flags.words import get, leaves
 from pdm_tf import data
-from pdm_tf.denoiser import load_denoiser, read_config
-from pdm_tf.plots import read_metrics
+from pdm_tf.experts import load, read_runs
+from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
+from pdm_tf.training.checkpoints import Checkpoints
+from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.strategy import Workers
+from pdm_tf.training.watch import Evaluation, Preview
 from pdm_tf.weights import read_arrays
 
 INFO = data.find_dataset("emoji64", "")
@@ -26,7 +31,7 @@ TINY = [
     "network.base_channels=32", "network.channel_multipliers=1", "network.attention_resolutions=",
     "network.head_channels=32", "network.dropout=0.1", "training.batch_size=8", "training.steps=12",
     "training.log_every=3", "training.eval_every=6", "training.ema_every=2", "training.sample_every=100",
-    "training.sample_images=2", "training.sample_steps=2", "training.checkpoint_every=4",
+    "training.sample_images=2", "sampling.steps=2", "training.checkpoint_every=4",
     "training.precision=float32", "data.horizontal_flip=true",
 ]  # fmt: skip
 CPU = tf.distribute.get_strategy()
@@ -37,8 +42,8 @@ def config(*settings):
 
 
 def train(folder, *settings):
-    resolved = loop.resolve(config(*settings), folder, CPU)
-    loop.train(resolved, folder, INFO, CPU)
+    run = RunFolder(folder)
+    loop.train(loop.resolve(config(*settings), run, on_tpu=False), run, INFO, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +61,11 @@ def lines(folder):
 def test_run_folder_holds_what_the_design_says(whole):
     names = {str(p.relative_to(whole)) for p in whole.rglob("*")}
     assert names >= {
-        "config.json", "samples/step_00000012.png", "ema/step_00000012.npz", "ema/step_00000008.npz",
+        "config.json", "previews/step_00000012.png", "ema/step_00000012.npz", "ema/step_00000008.npz",
         "checkpoints/step_00000012", "checkpoints/step_00000008", "logs/metrics.jsonl",
     }  # fmt: skip
     assert "checkpoints/step_00000004" not in names and not any("partial" in name for name in names)
-    assert read_config(whole) == config()
+    assert RunFolder(whole).config() == config()
     assert any(path.name.startswith("events.out") for path in (whole / "logs").iterdir())
     assert not list(whole.rglob("*.pkl"))
 
@@ -76,7 +81,7 @@ def test_log_holds_losses_rates_and_the_held_out_split(whole):
 
 
 def test_run_folder_is_all_that_sampling_needs(whole):
-    loaded, denoiser = load_denoiser(whole)
+    denoiser, loaded, _ = load(read_runs(whole))
     assert loaded == config() and denoiser.image_shape == (64, 64, 3)
     arrays = read_arrays(whole / "ema/step_00000012.npz")
     for variable in denoiser.network.trainable_variables:
@@ -101,10 +106,10 @@ def test_a_finished_run_started_again_does_nothing(whole, capsys):
 
 def test_a_run_that_was_killed_before_its_last_picture_draws_it(whole, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    picture = tmp_path / "samples/step_00000012.png"
+    picture = tmp_path / "previews/step_00000012.png"
     picture.unlink()
     train(tmp_path)
-    assert picture.read_bytes() == (whole / "samples/step_00000012.png").read_bytes()
+    assert picture.read_bytes() == (whole / "previews/step_00000012.png").read_bytes()
 
 
 def test_fewer_steps_than_are_done_are_refused(whole):
@@ -112,7 +117,7 @@ def test_fewer_steps_than_are_done_are_refused(whole):
         UserError, match=r"has trained for 12 steps already, and training.steps=6: ask for more"
     ):
         train(whole, "training.steps=6")
-    assert read_config(whole) == config()
+    assert RunFolder(whole).config() == config()
 
 
 def test_what_watches_a_run_may_fail_after_the_checkpoint(tmp_path, monkeypatch):
@@ -123,6 +128,39 @@ def test_what_watches_a_run_may_fail_after_the_checkpoint(tmp_path, monkeypatch)
         context.setattr(Preview, "draw", fail)
         train(tmp_path, "training.sample_every=4")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
+
+
+def test_a_stop_saves_before_anything_is_shown_and_shows_nothing(whole, tmp_path, monkeypatch):
+    """A signal in step 4 stops it after step 5, where all is due; the same command comes to the same bits."""
+    settings = ["training.log_every=5", "training.eval_every=5", "training.sample_every=5"]
+    done = []
+
+    def noting(cls, name):
+        original = getattr(cls, name)
+        monkeypatch.setattr(cls, name, lambda *args: done.append(name) or original(*args))
+
+    for cls, name in ((Checkpoints, "save"), (Evaluation, "run"), (Preview, "draw")):
+        noting(cls, name)
+    update = ExponentialMovingAverage.update
+
+    def signalling(self, number):
+        update(self, number)
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as context, pytest.raises(Stopped) as stopped:
+        context.setattr(ExponentialMovingAverage, "update", signalling)
+        train(tmp_path, *settings, "training.checkpoint_every=100")
+    assert str(stopped.value) == "stopped by SIGTERM at step 5, all saved: run the same command to go on"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert done == ["save"] and [path.name for path in tmp_path.glob("checkpoints/*")] == ["step_00000005"]
+    assert [line["step"] for line in lines(tmp_path)] == [5] and not (tmp_path / "previews").exists()
+
+    train(tmp_path, *settings, "training.checkpoint_every=5")
+    # At step 10 all is due; at 12 only what the end is a time for.
+    assert done[1:] == ["save", "run", "draw", "save", "draw"]
+    for name in ("ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_a_full_disk_in_the_log_is_one_line_and_the_half_line_is_passed_over(tmp_path, monkeypatch):
@@ -138,7 +176,7 @@ def test_a_full_disk_in_the_log_is_one_line_and_the_half_line_is_passed_over(tmp
         train(tmp_path)
     train(tmp_path)
     assert (tmp_path / "logs/metrics.jsonl").read_text().startswith('{"step": 3, "lo\n{"step": 3, "loss": ')
-    assert read_metrics(tmp_path)["loss"][:, 0].tolist() == [3, 6, 9, 12]
+    assert RunFolder(tmp_path).metrics()["loss"][:, 0].tolist() == [3, 6, 9, 12]
 
 
 def test_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
@@ -152,9 +190,50 @@ def test_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
 
 
 def test_other_settings_are_refused_but_a_longer_run_is_not(whole):
+    run = RunFolder(whole)
     with pytest.raises(UserError, match=r"optimizer.beta_2 \(0.99 there, 0.9 now\): give the same ones"):
-        loop.resolve(config("optimizer.beta_2=0.9"), whole, CPU)
-    assert loop.resolve(config("training.steps=99"), whole, CPU).training.steps == 99
+        loop.resolve(config("optimizer.beta_2=0.9"), run, on_tpu=False)
+    assert loop.resolve(config("training.steps=99"), run, on_tpu=False).training.steps == 99
+
+
+def another(leaf, value):
+    """A value that the leaf's rule allows, other than `value`; of a lone choice, one that is yet to come."""
+    rule, parts = leaf.rule, typing.get_args(leaf.kind)
+    if rule.choices == (value,):
+        return f"another {value}"
+    if rule.choices:
+        # Not auto: it is not a precision of its own.
+        others = [choice for choice in rule.choices if choice != "auto"]
+    elif leaf.kind is bool:
+        others = [not value]
+    elif leaf.kind is str:
+        others = [value + "x"]
+    elif leaf.kind in (int, float):
+        others = [value + 1, value - 1, value / 2 if leaf.kind is float else value // 2]
+    else:
+        others = [(*value, parts[0](1)) if Ellipsis in parts else value[::-1]]
+    return next(other for other in others if other != value and not rule.problem(other))
+
+
+@pytest.mark.parametrize("key", leaves(Config))
+def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it(whole, key):
+    leaf, run, own = leaves(Config)[key], RunFolder(whole), config()
+    changed = own.replace({key: another(leaf, get(own, key))})
+    assert Config.from_json(changed.to_json()) == changed
+    if leaf.rule.may_change:
+        assert loop.resolve(changed, run, on_tpu=False) == changed
+    else:
+        with pytest.raises(UserError, match=rf"holds a run with other settings: {key} \(") as error:
+            loop.resolve(changed, run, on_tpu=False)
+        assert "\n" not in str(error.value)
+
+
+def test_auto_is_the_precision_of_the_machine_and_a_run_keeps_its_own(whole):
+    automatic = config("training.precision=auto")
+    assert loop.resolve(automatic, RunFolder("nowhere"), True).training.precision == "mixed_bfloat16"
+    assert loop.resolve(automatic, RunFolder(whole), on_tpu=False) == config()
+    with pytest.raises(UserError, match=r"training.precision \(float32 there, mixed_bfloat16 now\)"):
+        loop.resolve(automatic, RunFolder(whole), on_tpu=True)
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
@@ -165,19 +244,29 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"batch_size=32 .* 6 replicas x .*: the nearest that does is 30"):
+        loop.check_batch(config("training.batch_size=32"), 6)
+    with pytest.raises(UserError, match=r"2 replicas x training.grad_accum=8: the nearest that does is 16"):
+        loop.check_batch(config("training.grad_accum=8"), 2)
+    loop.check_batch(config("training.grad_accum=4"), 2)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_before_the_folder_is_touched(tmp_path):
     class Six:
         num_replicas_in_sync = 6
+        cluster_resolver = None
 
-    with pytest.raises(UserError, match=r"batch_size=32 .* 6 replicas x .*: the nearest that does is 30"):
-        loop.resolve(config("training.batch_size=32"), "nowhere", Six())
+    with pytest.raises(UserError, match="does not divide by 6 replicas"):
+        loop.train(config(), RunFolder(tmp_path / "run"), INFO, Six())
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_weights_and_missing_runs_say_what_to_do(whole, tmp_path):
-    with pytest.raises(UserError, match=r"holds no run \(no config.json\): train one with"):
-        load_denoiser(tmp_path)
+    with pytest.raises(UserError, match=r"holds no run \(no config.json\): train one there"):
+        load(read_runs(tmp_path))
     (tmp_path / "config.json").write_text((whole / "config.json").read_text())
     with pytest.raises(UserError, match="holds no weights yet"):
-        load_denoiser(tmp_path)
+        load(read_runs(tmp_path))
 
 
 def test_gradients_that_stay_infinite_stop_the_run_at_a_good_checkpoint(tmp_path):
@@ -188,7 +277,7 @@ def test_gradients_that_stay_infinite_stop_the_run_at_a_good_checkpoint(tmp_path
             "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0", "training.eval_every=100",
         )  # fmt: skip
     message = str(error.value)
-    assert "\n" not in message and "start from them with --warm_start in a new --run_dir" in message
+    assert "\n" not in message and "start from them with training.warm_start in a new run folder" in message
     assert message.startswith(
         "5 steps in a row had a gradient that is not finite, from step 2 on, beginning at"
     )

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.diffusion.losses import loss_weights
-from pdm_tf.networks.unet import UNet
+from pdm_tf import data
+from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.training.gradients import mean_gradients
 from pdm_tf.training.model import PatchedDiffusion
+from pdm_tf.training.objective import Examples
 from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
+from tests.training.conftest import TINY
 
 
 def sgd(rate=1e-4):
@@ -78,15 +81,13 @@ def test_xla_gives_the_same_losses_and_gradients(make_model, images):
     model = make_model(network={"class_conditioning": "gate", "num_classes": 3})
     rng = np.random.default_rng(3)
     eps = tf.constant(rng.normal(size=(4, 8, 8, 3)), tf.float32)
-    arguments = (
-        tf.constant(images[:4]),
-        tf.constant([0, 1, 2, 3]),
-        tf.constant([1, 30, 400, 999]),
-        eps,
-        None,
-    )
-    plain = tf.function(model._gradients)(*arguments)
-    compiled = tf.function(model._gradients, jit_compile=True)(*arguments)
+    batch = Examples(tf.constant(images[:4]), tf.constant([0, 1, 2, 3]), tf.constant([1, 30, 400, 999]), eps)
+
+    def gradients(batch):
+        return mean_gradients(model.objective, model.network.trainable_variables, batch, None)
+
+    plain = tf.function(gradients)(batch)
+    compiled = tf.function(gradients, jit_compile=True)(batch)
     for name, values in plain[1].items():
         np.testing.assert_allclose(compiled[1][name], values, rtol=1e-3, atol=1e-5, err_msg=name)
     norm = tf.linalg.global_norm(plain[0])
@@ -96,20 +97,20 @@ def test_xla_gives_the_same_losses_and_gradients(make_model, images):
 def test_fit_compiled_by_xla(make_model, batches):
     model = make_model(compiled={"jit_compile": True}, network={"dropout": 0.1}, grad_accum=2, clip_norm=1.0)
     history = model.fit(batches, steps_per_epoch=3, verbose=0).history
-    assert np.isfinite(history["loss"][0]) and model.bad_steps.numpy()[0] == 0
+    assert np.isfinite(history["loss"][0]) and model.bad_steps.variable.numpy()[0] == 0
 
 
 def test_loss_is_gamma_times_the_squared_error_of_x(make_model, images):
     for prediction in ("x", "eps", "v"):
         model = make_model(prediction=prediction)
         t, eps = tf.constant([5, 900]), tf.random.normal((2, 8, 8, 3), seed=0)
-        losses = model.losses_of(tf.constant(images[:2]), tf.zeros(2, tf.int32), t, eps)
-        schedule = model.schedule
-        rates = [r[t.numpy()].reshape(2, 1, 1, 1) for r in (schedule.signal_rate, schedule.noise_rate)]
-        z = rates[0] * images[:2] + rates[1] * eps
+        losses = model.objective(Examples(tf.constant(images[:2]), tf.zeros(2, tf.int32), t, eps))
+        alpha = model.denoiser.schedule.alpha[t.numpy()]
+        signal, noise = (np.sqrt(part).reshape(2, 1, 1, 1) for part in (alpha, 1 - alpha))
+        z = signal * images[:2] + noise * eps
         pred_x, _ = model((tf.cast(z, tf.float32), t, tf.zeros(2, tf.int32)))
         error = np.sum((pred_x - images[:2]) ** 2, axis=(1, 2, 3))
-        expected = loss_weights(schedule, "sqrt_snr")[t.numpy()] * error
+        expected = np.sqrt(alpha / (1 - alpha)) * error
         np.testing.assert_allclose(losses["simple_loss"], expected, rtol=1e-3)
         np.testing.assert_allclose(losses["loss"], losses["simple_loss"] + losses["vlb_loss"], rtol=1e-6)
 
@@ -118,7 +119,7 @@ def test_l_vlb_reaches_the_variance_head_alone(make_model, images):
     model = make_model(network={"class_conditioning": "gate", "num_classes": 3})
     t, eps = tf.constant([50, 500]), tf.random.normal((2, 8, 8, 3), seed=0)
     with tf.GradientTape() as tape:
-        loss = model.losses_of(tf.constant(images[:2]), tf.constant([0, 1]), t, eps)["vlb_loss"]
+        loss = model.objective(Examples(tf.constant(images[:2]), tf.constant([0, 1]), t, eps))["vlb_loss"]
     variables = model.network.trainable_variables
     for variable, gradient in zip(variables, tape.gradient(loss, variables)):
         reached = gradient is not None and float(tf.reduce_max(tf.abs(gradient))) > 0
@@ -126,28 +127,29 @@ def test_l_vlb_reaches_the_variance_head_alone(make_model, images):
 
 
 @tf.function
-def draws(model, count=2000):
-    context = tf.distribute.get_replica_context()
+def draws(model, count=2000, **how):
     x, labels = tf.zeros((count, 1, 1, 1)), tf.fill([count], 7)
-    return model._draw(tf.constant([1, 2]), context, x, labels)
+    return model._examples(tf.constant([1, 2]), (x, labels), **how)
 
 
 def test_timesteps_stay_in_the_networks_range_and_fill_it(make_model):
-    t = draws(make_model(t_start=396, t_stop=400))[0].numpy()
+    t = draws(make_model(t_start=396, t_stop=400)).t.numpy()
     assert np.bincount(t, minlength=400)[396:].min() > 400 and t.min() == 396 and t.max() == 399
 
 
 def test_labels_are_dropped_at_the_given_rate(make_model):
     network = {"num_classes": 9, "class_conditioning": "gate"}
-    labels = draws(make_model(network=network, label_dropout=0.1))[2].numpy()
+    model = make_model(network=network, label_dropout=0.1)
+    labels = draws(model).labels.numpy()
     assert set(labels) == {7, 9} and np.mean(labels == 9) == pytest.approx(0.1, abs=0.03)
-    assert set(draws(make_model(network=network, label_dropout=0.0))[2].numpy()) == {7}
+    assert set(draws(make_model(network=network, label_dropout=0.0)).labels.numpy()) == {7}
+    assert set(draws(model, drop_labels=False).labels.numpy()) == {7}
 
 
 def test_noise_is_standard_normal_and_of_each_images_own(make_model):
-    eps = draws(make_model())[1].numpy().ravel()
+    eps = draws(make_model()).eps.numpy().ravel()
     assert abs(eps.mean()) < 0.06 and eps.std() == pytest.approx(1, abs=0.04)
-    np.testing.assert_array_equal(draws(make_model(), count=10)[1].numpy().ravel(), eps[:10])
+    np.testing.assert_array_equal(draws(make_model(), count=10).eps.numpy().ravel(), eps[:10])
 
 
 @pytest.mark.parametrize("parts", [2, 8])
@@ -178,13 +180,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(make_model, images):
     after = one_step(model, bad)
     assert largest_difference(before, after) == 0
     assert all(np.array_equal(a, b) for a, b in zip(slots, [v.numpy() for v in model.optimizer.weights[1:]]))
-    skipped, row, first_step, first_t = model.bad_steps.numpy()
+    skipped, row, first_step, first_t = model.bad_steps.variable.numpy()
     assert (skipped, row, first_step) == (1, 1, 1) and 0 <= first_t < 1000
     assert all(np.isfinite(metric.result()) for metric in model.metrics)
     one_step(model, bad)
-    assert model.bad_steps.numpy().tolist() == [2, 2, 1, first_t]
+    assert model.bad_steps.variable.numpy().tolist() == [2, 2, 1, first_t]
     assert largest_difference(one_step(model, images[:8]), after) > 0
-    assert model.bad_steps.numpy()[:2].tolist() == [2, 0]
+    assert model.bad_steps.variable.numpy()[:2].tolist() == [2, 0]
 
 
 def test_guarded_adam_is_adam_for_finite_gradients():
@@ -239,9 +241,7 @@ def test_two_devices_equal_one(images):
 
     def run(strategy):
         with strategy.scope():
-            model = PatchedDiffusion(
-                UNet((8, 8, 3), 2, 32, (1,), 1, attention_resolutions=(), head_channels=32)
-            )
+            model = PatchedDiffusion(PatchedNetwork(**TINY))
             rng = np.random.default_rng(0)
             for variable in model.network.trainable_variables:
                 variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))
@@ -261,3 +261,90 @@ def test_two_devices_equal_one(images):
         assert two[0][name][0] == pytest.approx(value, rel=1e-3), name
     moved = largest_difference(one[1], one[2])
     assert moved > 1e-4 and largest_difference(one[1], two[1]) < 1e-3 * moved
+
+
+KEY = tf.constant([1, 2])
+INFO = data.find_dataset("emoji64", "")
+
+
+def places_of(start_batch=0, pipelines=1, number=0):
+    """The places of one batch of 8 images of the training stream, or a pipeline's share of it."""
+    batches = data.load_batches(
+        INFO, split="train", batch_size=8 // pipelines, seed=3, start_batch=start_batch,
+        input_pipelines=pipelines, input_pipeline_id=number,
+    )  # fmt: skip
+    return next(batches.as_numpy_iterator())[2]
+
+
+def assert_same(examples, expected):
+    for one, other in zip(examples, expected):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2**33])
+def test_places_of_any_step_mean_the_index_in_the_batch(make_model, images, step):
+    """They are offset by the global batch from step to step, and the noise of a step is its key's affair."""
+    model, labels = make_model(), tf.zeros(8, tf.int32)
+    places = tf.range(8 * step, 8 * (step + 1), dtype=tf.int64)
+    examples = model._examples(KEY, (images[:8], labels, places))
+    assert_same(examples, model._examples(KEY, (images[:8], labels)))
+    assert_same(examples, model._examples(KEY, images[:8]))
+
+
+def test_training_with_places_is_training_without(make_model, images):
+    """Bit for bit, over steps whose places go on and on."""
+    labels, runs = np.zeros(16, np.int32), []
+    for places in ((), (np.arange(16),)):
+        model = make_model(network={"dropout": 0.1})
+        batches = tf.data.Dataset.from_tensor_slices((images, labels, *places)).batch(8, drop_remainder=True)
+        history = model.fit(batches, epochs=2, verbose=0).history
+        runs.append((history, weights(model)))
+    assert runs[0][0] == runs[1][0] and largest_difference(runs[0][1], runs[1][1]) == 0
+    assert largest_difference(runs[0][1], weights(make_model())) > 0
+
+
+def test_the_loader_numbers_the_second_batch_on_from_the_first():
+    np.testing.assert_array_equal(places_of(), np.arange(8))
+    np.testing.assert_array_equal(places_of(start_batch=1), np.arange(8, 16))
+
+
+@pytest.mark.parametrize("start_batch", [0, 1])
+def test_images_of_interleaved_pipelines_have_the_noise_and_losses_of_one(make_model, images, start_batch):
+    """Two replicas, each fed by a pipeline of its own that has every other image."""
+    if len(tf.config.list_logical_devices("CPU")) < 2:
+        pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
+    strategy, labels = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), tf.zeros(8, tf.int32)
+    with strategy.scope():
+        model = make_model(optimizer=sgd())
+    shares = [places_of(start_batch, 2, number) for number in range(2)]
+    assert not set(shares[0]) & set(shares[1])
+
+    def batch_of(context):
+        places = shares[context.replica_id_in_sync_group]
+        return images[places % 16], labels[:4], tf.constant(places)
+
+    @tf.function
+    def examples_and_losses(*batch):
+        examples = model._examples(KEY, batch)
+        return batch[2], *examples, model.objective(examples)["loss"]
+
+    arguments = (strategy.experimental_distribute_values_from_function(
+        lambda context, part=part: tf.convert_to_tensor(batch_of(context)[part])
+    ) for part in range(3))  # fmt: skip
+    results = strategy.run(examples_and_losses, args=tuple(arguments))
+    places, x, _, t, eps, loss = (
+        np.concatenate(strategy.experimental_local_results(result)) for result in results
+    )
+    order = np.argsort(places)
+    whole = places_of(start_batch)
+    np.testing.assert_array_equal(places[order], whole)
+    _, *one, one_loss = examples_and_losses(images[whole % 16], labels, tf.constant(whole))
+    assert_same((x[order], labels, t[order], eps[order]), one)
+    np.testing.assert_allclose(loss[order], one_loss, rtol=1e-4)
+
+
+def test_sample_weights_are_refused(make_model, images):
+    data = tf.data.Dataset.from_tensors((images[:8], np.zeros(8, np.int32), np.ones(8, np.float32)))
+    for do in (make_model().fit, make_model().evaluate):
+        with pytest.raises(ValueError, match="sample weights are not supported"):
+            do(data, verbose=0)

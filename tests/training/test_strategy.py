@@ -1,4 +1,4 @@
-"""What --strategy refuses, what `auto` chooses and says, and how long it waits."""
+"""What --strategy refuses, what `auto` chooses and why, and how long it waits."""
 
 import json
 import socket
@@ -6,13 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 
+import main
 from flags.errors import UserError
 from pdm_tf.training import strategy as module
-from pdm_tf.training.strategy import Workers, is_chief, is_tpu, make_strategy
+from pdm_tf.training.strategy import Workers, choose, is_chief, make_strategy
 from tests.training.processes import addresses
 
 
@@ -26,23 +28,33 @@ def cluster(workers=("a:1", "b:2"), task_type="worker", index=0, job="worker"):
     return json.dumps({"cluster": {job: list(workers)}, "task": {"type": task_type, "index": index}})
 
 
-def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys):
-    strategy = make_strategy("auto")
+def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys, monkeypatch):
+    assert choose("auto") == ("cpu", "no TPU_NAME, no TF_CONFIG, no GPU")
+    strategy = make_strategy("cpu")
+    assert strategy.num_replicas_in_sync == 1 and is_chief(strategy)
+    monkeypatch.setattr(main, "FLAGS", SimpleNamespace(mode="train", strategy="auto"))
+    assert main.choose_strategy() == "cpu"
     assert capsys.readouterr().out == "strategy: cpu (no TPU_NAME, no TF_CONFIG, no GPU)\n"
-    assert strategy.num_replicas_in_sync == 1 and is_chief(strategy) and not is_tpu(strategy)
+
+
+@pytest.mark.parametrize("name", ["cpu", "mirrored", "multi_worker", "tpu"])
+def test_what_is_asked_for_is_chosen_whatever_there_is(monkeypatch, name):
+    monkeypatch.setenv("TPU_NAME", "node-1")
+    monkeypatch.setenv("TF_CONFIG", cluster())
+    assert choose(name) == (name, "as asked for")
 
 
 def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu0", "gpu1"])
-    assert module.choose() == ("mirrored", "2 GPU")
+    assert choose("auto") == ("mirrored", "2 GPU")
     monkeypatch.setenv("TF_CONFIG", cluster())
-    assert module.choose() == ("multi_worker", "TF_CONFIG is set")
+    assert choose("auto") == ("multi_worker", "TF_CONFIG is set")
     monkeypatch.setenv("TPU_NAME", "node-1")
-    assert module.choose() == ("tpu", "TPU_NAME=node-1")
+    assert choose("auto") == ("tpu", "TPU_NAME=node-1")
 
 
 def test_mirrored_without_a_gpu_is_refused():
-    with pytest.raises(UserError, match="sees no GPU on this machine; use --strategy=cpu"):
+    with pytest.raises(UserError, match="sees no GPU on this machine; use cpu"):
         make_strategy("mirrored")
 
 
