@@ -5,14 +5,13 @@ DEMO_STEPS ?= 700
 DEMO_DIR ?= runs/demo
 # Python to make .venv with; by default the first of these that runs and fits.
 PYTHON ?=
-export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test test-slow setup lock clean
 
 demo: setup
 	$(PY) main.py --mode=train --dataset=emoji64 --run_dir=$(DEMO_DIR) --train_steps=$(DEMO_STEPS) \
 	    --set=training.sample_every=350 --set=training.eval_every=350 --set=training.checkpoint_every=350
-	$(PY) main.py --mode=sample --run_dir=$(DEMO_DIR) --num_samples=36 --steps=50 --sample_batch_size=36
+	$(PY) main.py --mode=sample --run_dir=$(DEMO_DIR) --num_samples=36 --sample_batch_size=36
 
 test: setup
 	.venv/bin/ruff check .

@@ -69,9 +69,7 @@ def resident_mebibytes() -> float:
 def in_fresh_process(*arguments: str) -> dict[str, float]:
     """`measure` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--measure", *arguments]
-    output = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    )
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return json.loads(output.stdout.splitlines()[-1])
 
 

@@ -18,6 +18,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from pdm_tf import stack
 from pdm_tf.networks import layers, patched
 from pdm_tf.networks.group_norm import GroupNorm
 from pdm_tf.stack import GroupNormalization
@@ -99,7 +100,7 @@ def main() -> None:
         "stack's, mixed_bfloat16": ("mixed_bfloat16", StacksGroupNorm),
     }
     cores = len(os.sched_getaffinity(0))
-    onednn = {"0": "off", "1": "on"}.get(os.environ["TF_ENABLE_ONEDNN_OPTS"], "as set")
+    onednn = "on" if stack.onednn_is_on() else "off"
     print(
         f"TensorFlow {tf.__version__}, oneDNN {onednn}, {cores} cores, batch {options.batch}, "
         f"{options.repeats} turns"

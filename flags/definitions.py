@@ -215,6 +215,7 @@ def with_sampling_flags(config: Config) -> Config:
         if value is not None:
             given[name] = parse(value, leaf.kind, f"--{name}") if isinstance(value, str) else value
     if FLAGS.mask:
+        given.setdefault("sampler", "ancestral")  # whose steps painting goes over again
         given.setdefault("strength", 1.0)  # what is painted anew begins from pure noise
     sampling = replace(config.sampling, given)
     _refuse_lonely_flags(sampling.sampler)

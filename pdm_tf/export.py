@@ -133,7 +133,7 @@ def check_free(out: str | os.PathLike) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists: delete it, or name another folder with --out")
+        raise UserError(f"{out} exists: delete it, or name another folder")
 
 
 def export_saved_model(loaded: Loaded, out: str | os.PathLike) -> None:

@@ -50,6 +50,11 @@ class FusedAdam(keras.optimizers.legacy.Adam):
         return super()._resource_apply_dense(grad, var, {place: rates})
 
 
+def onednn_is_on() -> bool:
+    """Whether TensorFlow was asked to use oneDNN on CPUs; the user's own setting counts."""
+    return os.environ["TF_ENABLE_ONEDNN_OPTS"] != "0"
+
+
 def create_slots(optimizer: FusedAdam, variables: Sequence[tf.Variable]) -> None:
     """Makes an optimizer's state of some variables at once, not in its first step."""
     optimizer._create_all_weights(variables)

@@ -301,7 +301,7 @@ def occupy(run):
     [
         (damage, "--steps=5", "step_00000001.npz is damaged"),
         (remove, "--steps=5", "holds no run"),
-        (occupy, "--steps=5", "out exists: delete it, or name another folder with --out"),
+        (occupy, "--steps=5", "out exists: delete it, or name another folder"),
         (None, "--guidance=1.5", "--guidance is for --mode=sample; in --mode=export leave it out"),
     ],
 )

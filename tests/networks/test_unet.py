@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 
 from flags.presets import preset
-from pdm_tf.denoiser import PRETRAINED, build_network
+from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, describe_network, forward_flops
 from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.run import PRETRAINED
 from pdm_tf.weights import variable_names
 from tests.networks.tiny_networks import SMALL, small
 
