@@ -1,20 +1,22 @@
-"""Previews: of a part of the process, and shared among replicas."""
+"""What is due when; previews: drawn as the config says, of a part of the process, shared among replicas."""
 
 import contextlib
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from pdm_tf.training.monitor import Preview
 
 from flags.config import parse_settings, validate
 from flags.presets import preset
 from pdm_tf import data
-from pdm_tf.diffusion.schedules import linear_schedule
+from pdm_tf.diffusion.schedules import linear
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import build_model
+from pdm_tf.training.watch import Preview, Watch, held_out_split
+from tests.fakes import FakeDenoiser
 
 INFO = data.find_dataset("emoji64", "")
 CPU = tf.distribute.get_strategy()
@@ -22,34 +24,80 @@ CPU = tf.distribute.get_strategy()
 
 def config(*settings):
     tiny = ["network.base_channels=32", "network.channel_multipliers=1", "network.attention_resolutions=",
-            "network.head_channels=32", "training.sample_images=3", "training.sample_steps=50"]  # fmt: skip
+            "network.head_channels=32", "training.sample_images=3", "sampling.steps=50"]  # fmt: skip
     return validate(preset("emoji64").replace(parse_settings([*tiny, *settings])))
 
 
-class Scale:
-    """Takes what it sees for a clean image that was made darker: x = z / sqrt(alpha)."""
-
-    schedule, image_shape, num_classes, conditional, variables = linear_schedule(), (64, 64, 3), 9, True, ()
-
-    def __init__(self, t_start, t_stop):
-        self.t_start, self.t_stop, self.labels = t_start, t_stop, []
-
-    def __call__(self, z, t, labels):
-        with tf.control_dependencies([tf.py_function(self.labels.append, [labels], [])]):
-            x = z / tf.gather(tf.constant(self.schedule.signal_rate, tf.float32), t)[:, None, None, None]
-        return x, tf.zeros_like(x)
+def looks(watch, steps=12):
+    """The steps at which a run of so many, all of them looked at, does what a watch is for."""
+    done = []
+    watch = dataclasses.replace(watch, do=done.append)
+    for step in range(1, steps + 1):
+        watch.look(step, step == steps, False)
+    return done
 
 
-def preview_of(denoiser):
+def test_a_watch_is_due_at_its_period_and_if_it_says_so_at_the_end_once():
+    assert looks(Watch(5, None)) == [5, 10] and looks(Watch(1, None), 3) == [1, 2, 3]
+    assert looks(Watch(5, None, at_end=True)) == [5, 10, 12]
+    assert looks(Watch(6, None, at_end=True)) == [6, 12]
+    assert looks(Watch(5, None, at_stop=True)) == [5, 10]
+    assert looks(Watch(100, None)) == [] and looks(Watch(100, None, at_end=True)) == [12]
+
+
+@pytest.mark.parametrize(("at_end", "at_stop"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("step", [10, 11])
+def test_a_watch_is_due_at_a_stop_if_it_says_so(at_end, at_stop, step):
+    done = []
+    Watch(5, done.append, at_end, at_stop).look(step, last=False, stop=True)
+    assert done == ([step] if at_stop or step == 10 else [])
+
+
+def test_the_held_out_split_is_validation_or_test_if_it_has_images():
+    def split(**numbers):
+        return held_out_split(SimpleNamespace(num_examples=numbers))
+
+    assert split(train=9, validation=3, test=2) == "validation"
+    assert split(train=9, validation=0, test=2) == split(train=9, test=2) == "test"
+    assert split(train=9) is None
+
+
+def scale(t_start, t_stop):
+    """Takes what it sees for a clean image that was made darker: x = z / sqrt(alpha). Keeps its labels."""
+    seen = []
+
+    def answer(z, t, labels):
+        with tf.control_dependencies([tf.py_function(seen.append, [labels], [])]):
+            return z / linear().at(t).signal
+
+    denoiser = FakeDenoiser(answer, linear(), (64, 64, 3), num_classes=9, t_start=t_start, t_stop=t_stop)
+    denoiser.labels = seen
+    return denoiser
+
+
+def preview_of(denoiser, *settings):
     averages = SimpleNamespace(applied=contextlib.nullcontext)
-    return Preview(SimpleNamespace(denoiser=denoiser), averages, config(), INFO, CPU)
+    return Preview(SimpleNamespace(denoiser=denoiser), averages, config(*settings), INFO, CPU)
+
+
+def test_a_preview_is_drawn_as_the_config_says():
+    settings = (
+        "sampling.sampler=ddim", "sampling.eta=0.5", "sampling.spacing=even", "sampling.steps=8,4",
+        "sampling.strength=0.1",
+    )  # fmt: skip
+    preview = preview_of(scale(0, 1000), *settings)
+    grid = preview.draw()
+    assert preview.sampler.settings == dataclasses.replace(config(*settings).sampling, strength=1.0)
+    assert len(preview.sampler.schedule) == 12 and preview.sampler.from_noise
+    images = preview.sampler(0, range(3), [0, 1, 2])
+    np.testing.assert_array_equal(grid, image_grid(to_uint8(images)))
 
 
 def test_the_part_with_the_least_noise_is_shown_on_held_out_images():
-    preview = preview_of(Scale(0, 20))
+    preview = preview_of(scale(0, 20))
     grid = preview.draw()
     batches = data.load_batches(INFO, split="validation", batch_size=3, seed=0, shuffle=False)
-    images, labels = next(batches.as_numpy_iterator())
+    images, labels, _ = next(batches.as_numpy_iterator())
     off = np.abs(grid.astype(float) - image_grid(to_uint8(images)))
     # The noise of t = 19, of deviation 0.06, is there, and not much more.
     assert 0.5 < off.mean() < 15
@@ -58,7 +106,7 @@ def test_the_part_with_the_least_noise_is_shown_on_held_out_images():
 
 
 def test_the_part_with_the_most_noise_begins_from_noise_and_takes_its_share_of_the_steps():
-    preview = preview_of(Scale(400, 1000))
+    preview = preview_of(scale(400, 1000))
     preview.draw()
     assert not np.array_equal(*(preview.sampler(seed, [0], [0]) for seed in (0, 1)))
     assert preview.sampler.schedule.timesteps[[0, -1]].tolist() == [400, 999]
@@ -71,7 +119,7 @@ def test_replicas_share_a_preview():
         pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
     grids = []
     for strategy in (CPU, tf.distribute.MirroredStrategy([device.name for device in devices])):
-        settings = config("training.sample_steps=3")
+        settings = config("sampling.steps=3")
         with strategy.scope():
             model = build_model(settings, "float32")
         # Weights of its own: a fresh network's output is zero, whatever its input.

@@ -14,7 +14,9 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from flags.presets import preset
-from pdm_tf.denoiser import Denoiser, build_network, build_schedule
+from flags.words import replace
+from pdm_tf import stack
+from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.training.model import build_model
 
@@ -65,7 +67,7 @@ SHALLOW = {
 def train_step_of(config, precision="mixed_bfloat16"):
     """The replica step as XLA gets it, and its arguments."""
     model = build_model(config, precision)
-    model.optimizer._create_all_weights(model.network.trainable_variables)
+    stack.create_slots(model.optimizer, model.network.trainable_variables)
     batch = config.training.batch_size
     images = tf.constant(
         np.random.default_rng(0).uniform(-1, 1, (batch, *config.data.image_shape)), tf.float32
@@ -144,7 +146,7 @@ def test_the_train_step_compiles_and_runs_with_one_block_a_level(parts):
     )
     before = [v.numpy() for v in model.network.trainable_variables]
     losses = [float(step(*arguments)["loss"]) for _ in range(2)]
-    assert np.isfinite(losses).all() and model.bad_steps.numpy()[0] == 0
+    assert np.isfinite(losses).all() and model.bad_steps.variable.numpy()[0] == 0
     assert int(model.optimizer.iterations) == 2
     assert any(np.abs(v - b).max() > 0 for v, b in zip(model.network.trainable_variables, before))
 
@@ -156,9 +158,8 @@ def test_the_sampler_of_a_gated_network_fits_compiles_and_runs():
     rng = np.random.default_rng(0)
     for variable in network.trainable_variables:
         variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))
-    sampler = Sampler(
-        Denoiser(network, build_schedule(config)), sections=(3,), guidance=1.5, jit_compile=True
-    )
+    settings = replace(config.sampling, {"steps": (3,), "guidance": 1.5, "jit_compile": True})
+    sampler = Sampler(build_denoiser(config.diffusion, network), settings)
     arguments = [tf.constant(0), tf.range(2), tf.constant([3, 5])]
     assert_fit(tf.function(sampler.sample, jit_compile=True), arguments)
     images = sampler(0, range(2), [3, 5])
