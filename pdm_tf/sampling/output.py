@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pdm_tf.atomic import atomic_file
+from pdm_tf.atomic import atomic_text
 from pdm_tf.images import image_grid, to_uint8, write_gif, write_png, write_samples
 from pdm_tf.sampling.batches import Draw
 
@@ -71,6 +71,5 @@ def _batch_folder(out: Path, draw: Draw) -> Path:
                 f"note: {other} holds {len(list(other.glob('batch_*.npy')))} batches of another, unfinished "
                 "command; delete it if you will not run that again"
             )
-    with atomic_file(folder / "command.json") as partial:
-        partial.write_text(text)
+    atomic_text(folder / "command.json", text)
     return folder
