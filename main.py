@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from flags import definitions
 from flags.definitions import FLAGS
-from flags.errors import EXIT_USER_ERROR, UserError, run
+from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
 from flags.presets import DEFAULT_DATASET
 
 
@@ -163,7 +163,7 @@ def parse_flags(arguments):
         return rest
     except absl_flags.Error as error:
         print(
-            f"error: {' '.join(str(error).split())} (python main.py --help lists the flags)",
+            f"error: {one_line(error)} (python main.py --help lists the flags)",
             file=sys.stderr,
         )
         sys.exit(EXIT_USER_ERROR)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
 
 
@@ -38,7 +38,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it or delete it") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}): restore it or delete it") from error
 
 
 def assign_arrays(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
 
 CONNECT_SECONDS = int(os.environ.get("PDM_TF_CONNECT_SECONDS", "300"))
 # What TensorFlow raises when a worker is gone, whatever it was doing just then.
@@ -140,9 +140,8 @@ def _tpu() -> tf.distribute.Strategy:
             tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # the resolver raises what its HTTP and metadata clients happen to raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"strategy tpu: TPU {name!r} cannot be reached ({reason}); set TPU_NAME, or use cpu"
+            f"strategy tpu: TPU {name!r} cannot be reached ({one_line(error)}); set TPU_NAME, or use cpu"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
