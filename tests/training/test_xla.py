@@ -159,7 +159,8 @@ def test_the_sampler_of_a_gated_network_fits_compiles_and_runs():
     for variable in network.trainable_variables:
         variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))
     settings = replace(config.sampling, {"steps": (3,), "guidance": 1.5, "jit_compile": True})
-    sampler = Sampler(build_denoiser(config.diffusion, network), settings)
+    whole_process = replace(config.diffusion, {"t_start": 0, "t_stop": 1000})
+    sampler = Sampler(build_denoiser(whole_process, network), settings)
     arguments = [tf.constant(0), tf.range(2), tf.constant([3, 5])]
     assert_fit(tf.function(sampler.sample, jit_compile=True), arguments)
     images = sampler(0, range(2), [3, 5])
