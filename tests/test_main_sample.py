@@ -15,6 +15,7 @@ from PIL import Image
 import main
 from flags.definitions import FLAGS
 from pdm_tf.images import write_png
+from pdm_tf.run import PRETRAINED
 from tests.tiny_runs import tiny_config, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,25 @@ def test_painting_keeps_what_is_not_masked(runs, tmp_path, capsys):
         kept = mask[..., 0] == 0
         np.testing.assert_array_equal(file["arr_0"][:, kept], np.stack([image[kept]] * 2))
         assert (file["arr_0"][:, ~kept] != image[~kept]).mean() > 0.9
+
+
+def pixels(folder):
+    with np.load(folder / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_otherwise(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # where there is no run of the default name
+    status, said = sample(capsys, steps=None, out=tmp_path / "plain")
+    assert status == 0 and f"using the weights that ship with the project, {PRETRAINED}" in said
+    how = {"sampler": "dpm_solver", "spacing": "logsnr", "steps": "20", "guidance": 1.0}
+    assert sample(capsys, run_dir=PRETRAINED, out=tmp_path / "same", **how)[0] == 0
+    assert sample(capsys, run_dir=PRETRAINED, steps=None, spacing="even", out=tmp_path / "other")[0] == 0
+    plain, same, other = (pixels(tmp_path / name) for name in ("plain", "same", "other"))
+    np.testing.assert_array_equal(plain, same)
+    assert plain.std() > 10 and np.any(plain != other)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import tensorflow as tf
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.optimizer import GuardedAdam
+from tests.tiny_runs import randomized
 
 TINY = {
     "image_shape": (8, 8, 3),
@@ -24,10 +25,7 @@ def make_model():
     """Makes a compiled tiny model; its weights, zeros included, are random numbers of a fixed seed."""
 
     def make(network=None, optimizer=None, compiled=None, **changes):
-        model = PatchedDiffusion(PatchedNetwork(**{**TINY, **(network or {})}), **changes)
-        rng = np.random.default_rng(0)
-        for variable in model.network.trainable_variables:
-            variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))
+        model = PatchedDiffusion(randomized(PatchedNetwork(**{**TINY, **(network or {})})), **changes)
         model.compile(optimizer=optimizer or GuardedAdam(1e-3), **(compiled or {}))
         return model
 

@@ -10,6 +10,7 @@ from pdm_tf.training.gradients import mean_gradients
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.objective import Examples
 from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
+from tests.tiny_runs import randomized
 from tests.training.conftest import TINY
 
 
@@ -241,10 +242,7 @@ def test_two_devices_equal_one(images):
 
     def run(strategy):
         with strategy.scope():
-            model = PatchedDiffusion(PatchedNetwork(**TINY))
-            rng = np.random.default_rng(0)
-            for variable in model.network.trainable_variables:
-                variable.assign(rng.normal(0, 0.05, variable.shape).astype(np.float32))
+            model = PatchedDiffusion(randomized(PatchedNetwork(**TINY)))
             model.compile(optimizer=sgd())
 
         def load(context):

@@ -17,6 +17,7 @@ from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import build_model
 from pdm_tf.training.watch import Preview, Watch, held_out_split
 from tests.fakes import FakeDenoiser
+from tests.tiny_runs import randomized
 
 INFO = data.find_dataset("emoji64", "")
 CPU = tf.distribute.get_strategy()
@@ -123,8 +124,7 @@ def test_replicas_share_a_preview():
         with strategy.scope():
             model = build_model(settings, "float32")
         # Weights of its own: a fresh network's output is zero, whatever its input.
-        for index, variable in enumerate(model.network.trainable_variables):
-            variable.assign(0.05 * tf.random.stateless_normal(variable.shape, [index, 7]))
+        randomized(model.network)
         preview = Preview(
             model, ExponentialMovingAverage(model.network.trainable_variables, 0.9), settings, INFO, strategy
         )

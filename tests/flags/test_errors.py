@@ -1,0 +1,41 @@
+"""How a program ends of what goes wrong."""
+
+import pytest
+
+from flags.errors import Stopped, UserError, one_line, run
+
+
+def raising(error):
+    def main():
+        if error:
+            raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "out", "err"),
+    [
+        (None, 0, "", ""),
+        (UserError("no such file: make it"), 2, "", "error: no such file: make it\n"),
+        (Stopped("stopped by SIGTERM: run it again"), 75, "stopped by SIGTERM: run it again\n", ""),
+        (KeyboardInterrupt(), 75, "", "interrupted: run the same command to go on with what is done\n"),
+    ],
+)
+def test_each_end_has_its_status_and_at_most_one_line(capsys, error, status, out, err):
+    assert run(raising(error)) == status
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (out, err)
+
+
+def test_a_mistake_of_ours_is_shown_as_it_is():
+    """A plain ValueError is none of the user's, though UserError is a kind of it."""
+    for error in (ValueError("a mistake"), SystemExit(3)):
+        with pytest.raises(type(error)):
+            run(raising(error))
+
+
+def test_a_message_is_on_one_short_line_and_never_empty():
+    assert one_line(ValueError(" a\n  b\tc ")) == "a b c"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 1000))) == 300
