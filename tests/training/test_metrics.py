@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from flags.errors import UserError
 from pdm_tf.run import RunFolder
+from pdm_tf.stack import keras
 from pdm_tf.training.gradients import BadSteps
 from pdm_tf.training.metrics import LossMeans, MetricsLog, progress, update_mean
 from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
@@ -35,7 +36,7 @@ def test_what_is_not_finite_is_in_no_mean():
     means = LossMeans(0, 4)
     values = means.update(losses(1.0, float("nan"), float("inf")), tf.constant([0, 0, 1]))
     assert [float(values[name]) for name in ("loss", "mse_quarter1", "mse_quarter2")] == [1.0, 4.0, 0.0]
-    mean = tf.keras.metrics.Mean()
+    mean = keras.metrics.Mean()
     update_mean(mean, tf.constant(float("inf")))
     update_mean(mean, tf.constant(5.0))
     assert float(mean.result()) == 5.0
@@ -44,7 +45,7 @@ def test_what_is_not_finite_is_in_no_mean():
 @pytest.fixture
 def model():
     """What the log asks of a model: its metrics and its optimizer."""
-    mean = tf.keras.metrics.Mean("loss")
+    mean = keras.metrics.Mean("loss")
     optimizer = GuardedAdam(LinearWarmup(1.0, 4))
     return SimpleNamespace(metrics=[mean], mean=mean, optimizer=optimizer, reset_metrics=mean.reset_state)
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from pdm_tf import data
 from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.stack import keras
 from pdm_tf.training.gradients import mean_gradients
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.objective import Examples
@@ -15,7 +16,7 @@ from tests.training.conftest import TINY
 
 
 def sgd(rate=1e-4):
-    return tf.keras.optimizers.legacy.SGD(rate)
+    return keras.optimizers.legacy.SGD(rate)
 
 
 def weights(model):
@@ -192,7 +193,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(make_model, images):
 
 def test_guarded_adam_is_adam_for_finite_gradients():
     variables = [tf.Variable([1.0, -2.0]) for _ in range(2)]
-    optimizers = [GuardedAdam(0.1, 0.9, 0.98), tf.keras.optimizers.legacy.Adam(0.1, 0.9, 0.98)]
+    optimizers = [GuardedAdam(0.1, 0.9, 0.98), keras.optimizers.legacy.Adam(0.1, 0.9, 0.98)]
     for step in range(5):
         for variable, optimizer in zip(variables, optimizers):
             optimizer.apply_gradients([(tf.constant([0.5 * step, -1.0]), variable)])
