@@ -158,8 +158,7 @@ def test_the_sampler_of_a_gated_network_fits_compiles_and_runs():
     config = small("imagenet256_low", **SHALLOW, **{"diffusion.t_stop": 1000})
     network = randomized(build_network(config, "mixed_bfloat16"))
     settings = replace(config.sampling, {"steps": (3,), "guidance": 1.5, "jit_compile": True})
-    whole_process = replace(config.diffusion, {"t_start": 0, "t_stop": 1000})
-    sampler = Sampler(build_denoiser(whole_process, network), settings)
+    sampler = Sampler(build_denoiser(config.diffusion, network), settings)
     arguments = [tf.constant(0), tf.range(2), tf.constant([3, 5])]
     assert_fit(tf.function(sampler.sample, jit_compile=True), arguments)
     images = sampler(0, range(2), [3, 5])
