@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import sha256
-from pdm_tf.evaluation import efficientnet_lite0
+from pdm_tf.evaluation import efficientnet
 from pdm_tf.stack import keras
 
 INCEPTION = "classify_image_graph_def.pb"
@@ -137,13 +137,13 @@ def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]
 
 def load_efficientnet(path: str | os.PathLike | None = None) -> Detector:
     """The embedded detector: block 15 of EfficientNet-Lite0 averaged over positions, D = 320."""
-    weights = Path(path) if path else efficientnet_lite0.WEIGHTS
+    weights = Path(path) if path else efficientnet.WEIGHTS
     return Detector(
         name="efficientnet_lite0",
         sha256=sha256(weights),
-        resize=efficientnet_lite0.RESIZE,
+        resize=efficientnet.RESIZE,
         labels=_own_labels("efficientnet_lite0"),
-        network=efficientnet_lite0.network(weights),
+        network=efficientnet.network(weights),
     )
 
 
