@@ -67,8 +67,8 @@ class _Unpickler(pickle.Unpickler):
 def read_pth(data: bytes) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch file of the form before 1.6: name -> array.
 
-    Five pickles (magic number, version, the machine's types, the dictionary, the storages' keys in order), then
-    each storage as its count, int64, and its numbers.
+    Five pickles (magic number, version, the machine's types, the dictionary, the storages' keys in order),
+    then each storage as its count, int64, and its numbers.
 
     Raises:
       UserError: it is no such file.

@@ -1,1 +1,1 @@
-"""How good images are: features of a named network, distances between sets of them, references to compare with."""
+"""How good images are: features of a named network, distances of sets, references to compare with."""

@@ -1,4 +1,4 @@
-"""Distances between two sets of images, from their features; NumPy alone, in double precision where it counts.
+"""Distances between two sets of images, from their features; NumPy alone, float64 where it counts.
 
 Nothing here knows which network the features are of: what a number may be called is the detector's to say.
 Features are float32 (N, D), one row an image. Large sets are worked through in blocks of rows, so that the
@@ -33,6 +33,8 @@ class Moments:
         self.mean = np.zeros(dimension)
         # Sum of the outer products of the rows less their mean.
         self._scatter = np.zeros((dimension, dimension))
+        # A covariance that was given stays what it is, to the bit.
+        self._given: np.ndarray | None = None
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
@@ -47,7 +49,9 @@ class Moments:
         """The moments of features that somebody else has averaged: (D,), (D, D), N where it is known."""
         moments = cls(len(mean))
         moments.count, moments.mean = count, np.asarray(mean, np.float64)
-        moments._scatter = np.asarray(covariance, np.float64) * max(1, (count or 2) - 1)
+        moments._given = np.asarray(covariance, np.float64)
+        if count is not None:
+            moments._scatter = moments._given * max(1, count - 1)
         return moments
 
     @classmethod
@@ -69,6 +73,7 @@ class Moments:
         self._add(len(block), mean, block.T @ block)
 
     def _add(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        self._given = None
         total, step = self.count + count, mean - self.mean
         self._scatter += scatter
         self._scatter += np.outer(step * (self.count * count / total), step)
@@ -78,7 +83,7 @@ class Moments:
     @property
     def covariance(self) -> np.ndarray:
         """float64 (D, D), the sum divided by N - 1; zero for a single row."""
-        return self._scatter / max(1, (2 if self.count is None else self.count) - 1)
+        return self._scatter / max(1, self.count - 1) if self._given is None else self._given
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -87,8 +92,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
     The trace of the root is the sum of the roots of the eigenvalues of R' S_b R, where S_a = R R'. These are
-    symmetric problems, which have an accurate answer for any covariance; where one set has few rows, R has few
-    columns. Unlike a general matrix root it is never complex and needs nothing added to the diagonal.
+    symmetric problems, which have an accurate answer for any covariance; where one set has few rows, R has
+    few columns. Unlike a general matrix root it is never complex and needs nothing added to the diagonal.
 
     Expect it to be too large by about a constant / N: compare only numbers of equal N.
     """
@@ -115,11 +120,12 @@ def _frechet(root_a: np.ndarray, a: Moments, b: Moments) -> float:
 def frechet_error(reference: Moments, samples: np.ndarray, groups: int = 10, seed: int = 0) -> float:
     """The standard error of `frechet_distance(reference, Moments.of(samples))`, of the samples' chance alone.
 
-    A delete-a-group jackknife: the samples, in random order, make `groups` equal groups; with each left out in
-    turn the distance d_i is computed anew, and the error is sqrt((g - 1) / g * sum_i (d_i - mean d)^2). All d_i
-    are of as many samples, so the distance's bias, which depends on N, is no part of it: the error says how far
-    another draw of N samples would move the number, not how far it is from that of endless samples. Nor does
-    it count that the reference is a sample, or that another training of the same model would differ.
+    A delete-a-group jackknife: the samples, in random order, make `groups` equal groups; with each left out
+    in turn the distance d_i is computed anew, and the error is sqrt((g - 1) / g * sum_i (d_i - mean d)^2).
+    All d_i are of as many samples, so the distance's bias, which depends on N, is no part of it: the error
+    says how far another draw of N samples would move the number, not how far it is from that of endless
+    samples. Nor does it count that the reference is a sample, or that another training of the same model
+    would differ.
 
     Args:
       reference: the other side.
@@ -130,9 +136,7 @@ def frechet_error(reference: Moments, samples: np.ndarray, groups: int = 10, see
     order = np.random.default_rng(seed).permutation(len(samples))
     parts = [Moments.of(samples[np.sort(rows)]) for rows in np.array_split(order, groups)]
     root = _root(reference.covariance)
-    distances = [
-        _frechet(root, reference, Moments.merged(parts[:i] + parts[i + 1 :])) for i in range(groups)
-    ]
+    distances = [_frechet(root, reference, Moments.merged(parts[:i] + parts[i + 1 :])) for i in range(groups)]
     return float(np.sqrt((groups - 1) * np.var(distances)))
 
 
@@ -144,11 +148,12 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """The kernel distance (KID: Binkowski et al. 2018) of float (N, D) and (M, D), and its standard error.
 
-    The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, averaged over random subsets
-    of both sides. It has no bias for small sets: two sets of one kind give 0 on average, and may give less.
+    The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, averaged over random
+    subsets of both sides. It has no bias for small sets: two sets of one kind give 0 on average, and may give
+    less.
 
-    The standard error follows from the spread s of the subsets: s * sqrt(m / (n - m) + 1 / subsets), where m is
-    the size of a subset and n that of the smaller set, from whose rows subsets share some (without them it
+    The standard error follows from the spread s of the subsets: s * sqrt(m / (n - m) + 1 / subsets), where m
+    is the size of a subset and n that of the smaller set, from whose rows subsets share some (without them it
     is the familiar s / sqrt(subsets), which for small sets is far too small).
 
     Args:
@@ -241,8 +246,8 @@ def density_coverage(
 ) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020), which one odd image of the reference hardly moves.
 
-    Density is the number of balls of the reference that a sample lies in, divided by k, on average (it may exceed
-    1); coverage the share of the reference's balls that hold a sample.
+    Density is the number of balls of the reference that a sample lies in, divided by k, on average (it may
+    exceed 1); coverage the share of the reference's balls that hold a sample.
 
     Args:
       reference, samples: float (N, D) and (M, D).
@@ -282,7 +287,7 @@ def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarra
 
 
 def _prepared(x: np.ndarray, y: np.ndarray, half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides in float32: as they are, which is ADM's way, or around one mean, where squares cancel least."""
+    """Both sides in float32: as they are, as ADM's, or around one mean, where squares cancel least."""
     if half:
         return np.asarray(x, np.float32), np.asarray(y, np.float32)
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 (Tan and Le 2019; Lite: R. Liu, 2020) up to its last block, with ImageNet weights that ship.
+"""EfficientNet-Lite0 (Tan and Le 2019, Liu 2020) up to its last block, with weights that ship with the program.
 
 A 3x3 stem and 16 blocks: a 1x1 convolution that expands, a depthwise one, a 1x1 that projects, each followed
-by batch normalisation, the first two by ReLU6 too; no squeeze-and-excite. Where a block keeps its shape, its input
-is added. Weights: data_tools/efficientnet.py makes the file, efficientnet_lite0/README.md says of what.
+by batch normalisation, the first two by ReLU6 too; no squeeze-and-excite. Where a block keeps its shape, its
+input is added. Weights: data_tools/efficientnet.py makes the file, efficientnet_lite0/README.md says of what.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def network(path: str | os.PathLike = WEIGHTS) -> Callable[[tf.Tensor], tuple[tf
 
 
 def scaled(images: tf.Tensor) -> tf.Tensor:
-    """uint8 images (B, H, W, 3) -> what the network was trained on, float32 (B, 224, 224, 3) in about [-1, 1]."""
+    """uint8 images (B, H, W, 3) -> what the network is used to, float32 (B, 224, 224, 3) in [-1, 1]."""
     resized = tf.image.resize(tf.cast(images, tf.float32), (SIZE, SIZE), antialias=True)
     return (resized - 127.0) / 128.0
 
 
 def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The file's arrays -> kernel and bias of each convolution, the batch normalisation after it multiplied in.
+    """The file's arrays -> kernel and bias of each convolution, its batch normalisation multiplied in.
 
     "<convolution>/kernel" is (h, w, in, out), or (h, w, channels, 1) where it is depthwise; "<convolution>/norm"
     (4, out): gain, offset, mean and variance.

@@ -1,7 +1,8 @@
 """Detectors: networks that turn images into features, whose distances say how alike two sets of images are.
 
-A distance is a number of its detector, and carries the detector's name. FID, sFID, IS and KID are names of the
-2015 Inception graph's alone, which a user must have fetched; the embedded EfficientNet-Lite0 needs no download.
+A distance is a number of its detector, and carries the detector's name. FID, sFID, IS and KID are names of
+the 2015 Inception graph's alone, which a user must have fetched; the embedded EfficientNet-Lite0 needs no
+download.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class Detector:
       name: goes into results.
       sha256: of the file of its graph or weights.
       resize: how it brings images to its size, in words.
-      labels: what its numbers may be called: "frechet", "kernel", and where it has these features "spatial" and
-        "inception_score" -> "FID", "KID", "sFID", "IS" for Inception, "FD-<name>" and "KD-<name>" for others.
+      labels: what its numbers may be called: "frechet", "kernel", and where it has these features "spatial"
+        and "inception_score" -> "FID", "KID", "sFID", "IS" for Inception, "FD-<name>" and "KD-<name>" for
+        others.
       network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), tensors.
       batch_size: B that `extract` calls it with.
     """
@@ -76,7 +78,8 @@ def extract(
 
     Args:
       detector: whose.
-      batches: uint8 (B, H, W, C) of any B, one size of image. Grey images (C = 1) are repeated to three channels.
+      batches: uint8 (B, H, W, C) of any B, one size of image. Grey images (C = 1) are repeated to three
+        channels.
       progress: called with the number of images done since the last call.
     Raises:
       UserError: there are no images, or theirs are no 1 or 3 channels.
@@ -91,7 +94,7 @@ def extract(
 
 
 def extract_batches(detector: Detector, batches: Iterable[np.ndarray]) -> Iterator[Features]:
-    """As `extract`, but one batch in memory: yields the features of `detector.batch_size` images, the last fewer.
+    """As `extract`, one batch in memory: yields features of `detector.batch_size` images, the last fewer.
 
     The network always sees whole batches, so that it is traced once; what fills the last is cut off again.
     """
@@ -150,8 +153,8 @@ def load_efficientnet(path: str | os.PathLike | None = None) -> Detector:
 def load_inception(path: str | os.PathLike | None = None) -> Detector:
     """The 2015 Inception v3 as ADM's evaluator uses it: `pool_3`, D = 2048; `mixed_6/conv`, S = 2023.
 
-    The graph resizes by itself: TF1's bilinear, corners not aligned, no half-pixel centres, no antialias, to 299.
-    The probabilities for IS are softmax(pool_3 @ the weights of the last layer), without its bias.
+    The graph resizes by itself: TF1's bilinear, corners not aligned, no half-pixel centres, no antialias, to
+    299. The probabilities for IS are softmax(pool_3 @ the weights of the last layer), without its bias.
 
     Args:
       path: of classify_image_graph_def.pb; by default the one in ~/.cache/pdm_tf.
@@ -263,7 +266,8 @@ def load_model(path: str | os.PathLike) -> Detector:
 
     It is given float32 RGB images (B, H, W, 3) in 0..255 and must hold its own scaling, as those of
     keras.applications with `include_preprocessing` do. Where its input has a size, images are resized to it
-    (bilinear, antialiased). Its first output is taken: (B, D), or (B, h, w, D), which is averaged over positions.
+    (bilinear, antialiased). Its first output is taken: (B, D), or (B, h, w, D), which is averaged over
+    positions.
 
     Raises:
       UserError: it cannot be loaded, or has other inputs or outputs.
