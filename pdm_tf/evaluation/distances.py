@@ -92,11 +92,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
     The trace of the root is the sum of the roots of the eigenvalues of R' S_b R, where S_a = R R'. These are
-    symmetric problems, which have an accurate answer for any covariance; where one set has few rows, R has
-    few columns. Unlike a general matrix root it is never complex and needs nothing added to the diagonal.
+    symmetric problems, which have an accurate answer for any covariance (to about 1e-8); R is that of the set
+    of fewer rows, and has as many columns as its covariance has rank. Unlike a general matrix root it is never
+    complex and needs nothing added to the diagonal.
 
     Expect it to be too large by about a constant / N: compare only numbers of equal N.
     """
+    if (b.count or np.inf) < (a.count or np.inf):
+        a, b = b, a
     return _frechet(_root(a.covariance), a, b)
 
 
