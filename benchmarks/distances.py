@@ -2,8 +2,8 @@
 
     python -m benchmarks.distances [--count=50000] [--dimension=2048] [--only=frechet ...]
 
-Each runs in a process of its own; the peak is that of the whole process, less what it held before (Python,
-NumPy and the features of both sides, which are said apart).
+Each runs in a process of its own; the peak is that of the whole process, less what it held before (TensorFlow
+and the features of both sides, which are said apart).
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     The trace of the root is the sum of the roots of the eigenvalues of R' S_b R, where S_a = R R'. These are
     symmetric problems, which have an accurate answer for any covariance (to about 1e-8); R is that of the set
-    of fewer rows, and has as many columns as its covariance has rank. Unlike a general matrix root it is never
-    complex and needs nothing added to the diagonal.
+    of fewer rows, and has as many columns as its covariance has rank. Unlike a general matrix root it is
+    never complex and needs nothing added to the diagonal.
 
     Expect it to be too large by about a constant / N: compare only numbers of equal N.
     """

@@ -53,7 +53,7 @@ class Detector:
       labels: what its numbers may be called: "frechet", "kernel", and where it has these features "spatial"
         and "inception_score" -> "FID", "KID", "sFID", "IS" for Inception, "FD-<name>" and "KD-<name>" for
         others.
-      network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), tensors.
+      network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), arrays or tensors.
       batch_size: B that `extract` calls it with.
     """
 
@@ -61,12 +61,11 @@ class Detector:
     sha256: str
     resize: str
     labels: Mapping[str, str]
-    network: Callable[[tf.Tensor], tuple[tf.Tensor | None, ...]]
+    network: Callable[[np.ndarray], tuple[np.ndarray | tf.Tensor | None, ...]]
     batch_size: int = 32
 
     def __call__(self, images: np.ndarray) -> Features:
-        parts = self.network(tf.constant(images))
-        return Features(*(None if part is None else part.numpy() for part in parts))
+        return Features(*(None if part is None else np.asarray(part) for part in self.network(images)))
 
 
 def extract(
@@ -213,35 +212,33 @@ def _own_labels(name: str) -> dict[str, str]:
 # --- Inception -----------------------------------------------------------------------------------
 
 
-def _inception_network(file: Path) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
-    """The graph in a file -> what maps uint8 images to pooled, spatial and probabilities."""
-    graph = _read_graph(file)
-    inputs = {node.name: node.input for node in graph.node}
-    try:
-        weights = inputs["softmax/logits/MatMul"][1]
-        wrapped = tf.compat.v1.wrap_function(
-            lambda images: tf.graph_util.import_graph_def(
-                graph,
-                input_map={"ExpandDims:0": images},
-                return_elements=["pool_3:0", "mixed_6/conv:0", weights if ":" in weights else weights + ":0"],
-                name="",
-            ),
-            [tf.TensorSpec((None, None, None, 3), tf.float32)],
-        )
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{file} is no {INCEPTION} ({one_line(error)}): fetch it anew from {INCEPTION_URL}"
-        ) from error
+def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """The graph in a file -> what maps uint8 images to pooled, spatial and probabilities.
 
-    @tf.function
-    def network(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        pooled, mixed, matrix = wrapped(tf.cast(images, tf.float32))
+    A graph and session of their own: the operations of 2015 (BatchNormWithGlobalNormalization) work in a
+    graph of their version, and in no tf.function.
+    """
+    definition = _read_graph(file)
+    inputs = {node.name: node.input for node in definition.node}
+    with tf.Graph().as_default() as graph:
+        images = tf.compat.v1.placeholder(tf.float32, (None, None, None, 3))
+        try:
+            weights = inputs["softmax/logits/MatMul"][1]
+            pooled, mixed, matrix = tf.graph_util.import_graph_def(
+                definition,
+                input_map={"ExpandDims:0": images},
+                return_elements=["pool_3:0", "mixed_6/conv:0", weights if ":" in weights else f"{weights}:0"],
+            )
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError(
+                f"{file} is no {INCEPTION} ({one_line(error)}): fetch it anew from {INCEPTION_URL}"
+            ) from error
         pooled = tf.reshape(pooled, [-1, matrix.shape[0]])
         # The first 7 channels, channels last: (17, 17, 7) -> 2023.
         spatial = tf.reshape(mixed[..., :7], [tf.shape(mixed)[0], -1])
-        return pooled, spatial, tf.nn.softmax(pooled @ matrix)
-
-    return network
+        outputs = pooled, spatial, tf.nn.softmax(pooled @ matrix)
+    run = tf.compat.v1.Session(graph=graph).make_callable(outputs, [images])
+    return lambda batch: run(batch.astype(np.float32))
 
 
 def _read_graph(file: Path) -> tf.compat.v1.GraphDef:
@@ -303,18 +300,30 @@ def _loaded(path: Path) -> tuple[Callable[[tf.Tensor], tf.Tensor], tuple[int | N
     """What maps float32 images to a model's first output, and the shape of its input."""
     try:
         if path.is_dir() and not (path / "keras_metadata.pb").exists():
-            signature = tf.saved_model.load(str(path)).signatures["serving_default"]
-            (name, spec), *more = signature.structured_input_signature[1].items()
-            if more:
-                raise ValueError(f"it has {1 + len(more)} inputs")
-            output = sorted(signature.structured_outputs)[0]
-            return lambda images: signature(**{name: tf.cast(images, spec.dtype)})[output], tuple(spec.shape)
+            return _saved_model(path)
         model = keras.models.load_model(path, compile=False)
         return lambda images: tf.nest.flatten(model(images, training=False))[0], tuple(model.input_shape)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(
             f"{path} cannot be loaded as a Keras model or SavedModel ({one_line(error)})"
         ) from error
+
+
+def _saved_model(path: Path) -> tuple[Callable[[tf.Tensor], tf.Tensor], tuple[int | None, ...]]:
+    """`_loaded` of a SavedModel that is not Keras' own."""
+    loaded = tf.saved_model.load(str(path))
+    signature = loaded.signatures["serving_default"]
+    inputs, output = signature.structured_input_signature[1], sorted(signature.structured_outputs)[0]
+    if len(inputs) != 1:
+        raise ValueError(f"it has {len(inputs)} inputs")
+    ((name, spec),) = inputs.items()
+
+    def call(images: tf.Tensor) -> tf.Tensor:
+        return signature(**{name: tf.cast(images, spec.dtype)})[output]
+
+    # The signature alone does not keep its variables.
+    call.loaded = loaded
+    return call, tuple(spec.shape)
 
 
 def _digest(path: Path) -> str:
