@@ -81,8 +81,8 @@ def main() -> None:
         return
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(
-        f"NumPy {np.__version__}, {cores} cores (load before: {load:.1f}), N = {arguments.count} on both sides, "
-        f"D = {arguments.dimension}; neighbours: a reference of 10,000"
+        f"NumPy {np.__version__}, {cores} cores (load before: {load:.1f}), N = {arguments.count} on both "
+        f"sides, D = {arguments.dimension}; neighbours: a reference of 10,000"
     )
     size = [f"--count={arguments.count}", f"--dimension={arguments.dimension}"]
     for name in arguments.only:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, Liu 2020) up to its last block, with weights that ship with the program.
+"""EfficientNet-Lite0 (Tan and Le 2019, Liu 2020) up to its last block, with weights that ship with the house.
 
 A 3x3 stem and 16 blocks: a 1x1 convolution that expands, a depthwise one, a 1x1 that projects, each followed
 by batch normalisation, the first two by ReLU6 too; no squeeze-and-excite. Where a block keeps its shape, its
@@ -67,8 +67,8 @@ def scaled(images: tf.Tensor) -> tf.Tensor:
 def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The file's arrays -> kernel and bias of each convolution, its batch normalisation multiplied in.
 
-    "<convolution>/kernel" is (h, w, in, out), or (h, w, channels, 1) where it is depthwise; "<convolution>/norm"
-    (4, out): gain, offset, mean and variance.
+    "<convolution>/kernel" is (h, w, in, out), or (h, w, channels, 1) where it is depthwise;
+    "<convolution>/norm" (4, out): gain, offset, mean and variance.
     """
     result = {}
     for name in (key.rpartition("/")[0] for key in arrays if key.endswith("/kernel")):

@@ -1,4 +1,4 @@
-"""A graph file with the tensor names, and the habits, of ADM's classify_image_graph_def.pb, of random weights."""
+"""A graph file with the tensor names, and habits, of ADM's classify_image_graph_def.pb, of random weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_graph(path: Path, seed: int = 0) -> None:
 
 
 def _normalise(graph: tf.compat.v1.GraphDef) -> None:
-    """Puts the batch normalisation of 2015 between convolution and ReLU; newer graphs refuse that operation."""
+    """Puts the batch normalisation of 2015 between convolution and ReLU; newer graphs refuse it."""
     graph.versions.producer = 8
     node = graph.node.add(name="mixed_6/conv/batchnorm", op="BatchNormWithGlobalNormalization")
     node.input.append("mixed_6/conv/Conv2D")

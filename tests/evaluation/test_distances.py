@@ -1,4 +1,4 @@
-"""Distances against closed forms, brute force, and ADM's formulas written anew here, in the plainest NumPy."""
+"""Distances against closed forms, brute force, and ADM's formulas written anew, in the plainest NumPy."""
 
 from __future__ import annotations
 

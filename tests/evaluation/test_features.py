@@ -71,12 +71,12 @@ def test_a_missing_damaged_or_other_graph_is_refused(inception_file, tmp_path, m
         load_detector("inception")
     assert "about 100 MB" in str(caught.value) and "https://openaipublic.blob" in str(caught.value)
     (tmp_path / "cut.pb").write_bytes(inception_file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="cut.pb is damaged"):
+    with pytest.raises(UserError, match=r"cut\.pb is damaged"):
         load_detector("inception", tmp_path / "cut.pb")
     other = tf.compat.v1.GraphDef.FromString(inception_file.read_bytes())
     del other.node[[node.name for node in other.node].index("softmax/logits/MatMul") :]
     (tmp_path / "other.pb").write_bytes(other.SerializeToString())
-    with pytest.raises(UserError, match="other.pb is no classify_image_graph_def.pb"):
+    with pytest.raises(UserError, match=r"other\.pb is no classify_image_graph_def\.pb"):
         load_detector("inception", tmp_path / "other.pb")
 
 
