@@ -49,7 +49,7 @@ DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "precision_recall": lambda x, y: distances.precision_recall(x[:10_000], y),
     "precision_recall_half": lambda x, y: distances.precision_recall(x[:10_000], y, half=True),
     "density_coverage": lambda x, y: distances.density_coverage(x[:10_000], y),
-    "nearest": lambda x, y: distances.nearest(x[:10_000], y),
+    "nearest": lambda x, y: distances.nearest(x[:10_000], y)[1].mean(),
 }
 
 

@@ -11,8 +11,10 @@ from PIL import ExifTags, Image
 from flags.errors import UserError
 from pdm_tf import images
 from pdm_tf.images import (
+    folder_files,
     from_uint8,
     image_grid,
+    read_folder,
     read_image,
     read_mask,
     read_samples,
@@ -96,6 +98,32 @@ def test_files_that_cannot_be_used_are_refused_in_one_line(tmp_path):
         with pytest.raises(UserError) as caught:
             read()
         assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_s_images_come_in_order_and_those_below_it_too(tmp_path):
+    for number, name in enumerate(["b/1.png", "a.png", "b/.hidden.png", ".hidden/1.png", "b/0.PNG"]):
+        write_png(tmp_path / name, np.full((6, 4, 3), number, np.uint8))
+    (tmp_path / "notes.txt").write_text("no image")
+    files = folder_files(tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in files] == ["a.png", "b/0.PNG", "b/1.png"]
+    batches = list(read_folder(files, batch_size=2))
+    assert [batch.shape for batch in batches] == [(2, 6, 4, 3), (1, 6, 4, 3)]
+    assert [batch[:, 0, 0, 0].tolist() for batch in batches] == [[1, 4], [0]]
+
+
+def test_a_folder_s_images_are_rgb_on_white_and_of_one_size(tmp_path):
+    write_png(tmp_path / "0.png", np.zeros((6, 4, 4), np.uint8))
+    write_png(tmp_path / "1.png", np.full((6, 4, 1), 9, np.uint8))
+    (batch,) = read_folder(folder_files(tmp_path))
+    assert (batch[0] == 255).all() and (batch[1] == 9).all()
+    write_png(tmp_path / "2.png", np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(UserError, match=r"2\.png is 6 pixels wide and 4 high, and .*0\.png is 4 x 6"):
+        list(read_folder(folder_files(tmp_path)))
+    (tmp_path / "2.png").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"2\.png cannot be read as an image"):
+        list(read_folder(folder_files(tmp_path)))
+    with pytest.raises(UserError, match="holds no images"):
+        folder_files(tmp_path / "none")
 
 
 def test_a_gif_plays_its_frames_in_order(tmp_path):
