@@ -45,7 +45,6 @@ def train():
 def sample():
     """--mode=sample: draws or edits images with the averaged weights of a run, or of several experts."""
     from pdm_tf import images
-    from pdm_tf.experts import load
     from pdm_tf.sampling import output
     from pdm_tf.sampling.batches import Draw
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
@@ -63,7 +62,7 @@ def sample():
     image = images.from_uint8(images.read_image(FLAGS.init_image, shape)) if FLAGS.init_image else None
     mask = images.read_mask(FLAGS.mask, shape) if FLAGS.mask else None
     with strategy.make_strategy(chosen).scope():
-        denoiser = load(runs).denoiser
+        denoiser = loaded_model(runs).denoiser
         sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
     draw = Draw(sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels)
@@ -79,13 +78,12 @@ def sample():
 
 def export():
     """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
-    from pdm_tf.experts import load
     from pdm_tf.export import check_free, export_saved_model
 
     runs, out = trained_runs(), definitions.out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
-    export_saved_model(load(runs)._replace(config=config), out)
+    export_saved_model(loaded_model(runs)._replace(config=config), out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")
 
@@ -138,6 +136,16 @@ def trained_runs():
         )
         run_dirs = [PRETRAINED]
     return read_runs(*run_dirs)
+
+
+def loaded_model(runs):
+    """The runs' model with the averaged weights that were asked for; says what they are if they are made."""
+    from pdm_tf.experts import load
+
+    loaded = load(runs, FLAGS.ema_length)
+    for origin in loaded.origin if FLAGS.ema_length else ():
+        print(origin["weights"], flush=True)
+    return loaded
 
 
 def one_mode():

@@ -7,7 +7,7 @@ import typing
 
 from absl import flags
 
-from flags.config import Config, SamplingConfig, check_sampling, parse_settings, validate
+from flags.config import EMA_LENGTHS, Config, SamplingConfig, check_sampling, parse_settings, validate
 from flags.errors import UserError
 from flags.presets import DEFAULT_DATASET, general_preset, preset
 from flags.words import Leaf, leaves, parse, replace
@@ -66,6 +66,11 @@ _define(_integer, SAMPLE, "num_samples", 16, "Images to draw.", 1)
 _define(_integer, SAMPLE, "sample_batch_size", 16, "Images to draw at a time.", 1)
 for _name, _leaf in leaves(SamplingConfig).items():
     _define_sampling(_name, _leaf)
+_define(
+    flags.DEFINE_float, DRAWN, "ema_length", None,
+    "Average the weights over this part of the run, 0.01 to 0.25, from its snapshots (training.ema_lengths); "
+    "by default training.ema_decay's average.", *EMA_LENGTHS,
+)  # fmt: skip
 _define(
     flags.DEFINE_list, SAMPLE, "labels", None, "Labels to draw in turn, numbers or names; by default all."
 )

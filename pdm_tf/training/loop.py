@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import zlib
 from collections.abc import Callable
@@ -140,14 +141,14 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
     with strategy.scope():
         model = build_model(config, settings.precision)
     variables = model.network.trainable_variables
-    ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup)
+    ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup, settings.ema_lengths)
     saved = training_state(model)
     checkpoints = Checkpoints(run, saved, ema, settings.keep_checkpoints, settings.keep_every)
     return State(model, ema, checkpoints, first_step(config, checkpoints, ema))
 
 
 def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: bool) -> list[Watch]:
-    """Averages, metrics and, of the chief, checkpoints."""
+    """Averages, metrics and, of the chief, snapshots of averages and checkpoints."""
     t, model = config.training, state.model
 
     def average(step: int) -> None:
@@ -156,8 +157,15 @@ def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: 
     def write(step: int) -> None:
         log.write(step, model, model.bad_steps, t.max_bad_steps, bar)
 
+    def snapshot(step: int) -> None:
+        if step >= t.ema_every:  # there has been something to average
+            for length in state.ema.lengths:
+                state.ema.save_length(length, state.checkpoints.run.snapshot(length, step))
+
     watches = [Watch(t.ema_every, average), Watch(t.log_every, write, at_end=True)]
     if chief:
+        updates_between = math.ceil(t.steps / t.ema_every / t.ema_snapshots)
+        watches.append(Watch(updates_between * t.ema_every, log.off_the_clock(snapshot), at_end=True))
         save = log.off_the_clock(state.checkpoints.save)
         watches.append(Watch(t.checkpoint_every, save, at_end=True, at_stop=True))
     return watches
