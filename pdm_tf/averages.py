@@ -13,7 +13,7 @@ together hold, to a good approximation, the average of any other length at any s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from flags.config import EMA_LENGTHS
 from flags.errors import UserError
-from flags.words import require
+from flags.words import require, word
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import read_arrays
 
@@ -103,14 +103,9 @@ def reconstruct(run: RunFolder, length: float, step: int | None = None) -> Avera
     least, most = EMA_LENGTHS
     require(least <= length <= most, f"an average of length {length:g}: use a length of {least} to {most}")
     training = run.config().training
-    kept = {one: run.snapshot_steps(one) for one in training.ema_lengths}
-    ends = (
-        [s for s in set.intersection(*map(set, kept.values())) if step is None or s <= step] if kept else []
-    )
-    if not ends:
-        raise UserError(_no_snapshots(run, kept, step))
-    end = max(ends)
-    snapshots = [(one, s) for one, steps in kept.items() for s in steps if s <= end]
+    snapshots = [(one, s) for one in training.ema_lengths for s in run.snapshot_steps(one)]
+    end = _last_step(run, training.ema_lengths, snapshots, step)
+    snapshots = [(one, s) for one, s in snapshots if s <= end]
     count = end // training.ema_every
     profiles = np.array([profile(one, s // training.ema_every, count) for one, s in snapshots])
     wanted = profile(length, count, count)
@@ -120,14 +115,34 @@ def reconstruct(run: RunFolder, length: float, step: int | None = None) -> Avera
         misplaced <= TOO_MUCH,
         f"{run}: {misplaced:.0%} of an average of length {length:g} at step {end:,} would come from the "
         f"wrong steps, with {len(snapshots)} snapshots to make it from: use a length nearer to those kept "
-        f"({', '.join(map(str, kept))}), or a run with a higher training.ema_snapshots",
+        f"({word(training.ema_lengths)}), or a run with a higher training.ema_snapshots",
     )
     files = [(part, run.snapshot(one, s)) for part, (one, s) in zip(parts, snapshots) if abs(part) > NOTHING]
     return Average(_sum(files, f"average of length {length:g}"), end, len(snapshots), misplaced)
 
 
+def _last_step(
+    run: RunFolder, lengths: Sequence[float], snapshots: Sequence[tuple[float, int]], step: int | None
+) -> int:
+    """The newest step, up to `step`, that has a snapshot of each length."""
+    if not lengths:
+        raise UserError(
+            f"{run} kept no snapshots to make an average of another length from: take its own average, or "
+            "train a run with training.ema_lengths=0.05,0.1"
+        )
+    steps = [s for one, s in snapshots if one == lengths[0] and (step is None or s <= step)]
+    whole = [s for s in steps if all((one, s) in snapshots for one in lengths)]
+    if not whole:
+        when = "" if step is None else f" up to step {step:,}"
+        raise UserError(
+            f"{run} has no snapshot of its averages of length {word(lengths)}{when}: take its own average, or "
+            "train on to the first one"
+        )
+    return max(whole)
+
+
 def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
-    """The sum of weights files times numbers, float32; summed in float64, with one file in memory at a time."""
+    """The sum of weights files times numbers, float32: summed in float64, with one file at a time in memory."""
     total: dict[str, np.ndarray] = {}
     for part, path in _progress(files, title):
         arrays = read_arrays(path)
@@ -143,13 +158,3 @@ def _progress(files: list[tuple[float, Path]], title: str) -> Iterable[tuple[flo
     return tqdm(
         files, desc=title, unit="snapshot", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20
     )
-
-
-def _no_snapshots(run: RunFolder, kept: dict[float, list[int]], step: int | None) -> str:
-    if not kept:
-        return (
-            f"{run} kept no snapshots to make an average of another length from: take its own average, or "
-            "train a run with training.ema_lengths=0.05,0.1"
-        )
-    when = "" if step is None else f" up to step {step:,}"
-    return f"{run} has no snapshot of its averages{when} yet: train on, or take its own average"

@@ -1,4 +1,4 @@
-"""Moving averages of the weights, float32 copies on the host: exponential (Appendix C), and power-function."""
+"""Moving averages of the weights, float32 on the host: exponential (Appendix C) and power-function ones."""
 
 from __future__ import annotations
 
