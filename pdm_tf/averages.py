@@ -135,14 +135,14 @@ def _last_step(
     if not whole:
         when = "" if step is None else f" up to step {step:,}"
         raise UserError(
-            f"{run} has no snapshot of its averages of length {word(lengths)}{when}: take its own average, or "
-            "train on to the first one"
+            f"{run} has no snapshot of its averages of length {word(lengths)}{when}: take its own average, "
+            "or train on to the first one"
         )
     return max(whole)
 
 
 def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
-    """The sum of weights files times numbers, float32: summed in float64, with one file at a time in memory."""
+    """The sum of weights files times numbers, float32: summed in float64, one file in memory at a time."""
     total: dict[str, np.ndarray] = {}
     for part, path in _progress(files, title):
         arrays = read_arrays(path)

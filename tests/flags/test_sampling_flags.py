@@ -113,7 +113,7 @@ NOT_OF_IT = [
 VALUES = {
     "labels": ["1"], "set": ["seed=1"], "steps": "9", "sampler": "ddim", "spacing": "even",
     "variance": "small", "strategy": "cpu", "guidance": 2.0, "eta": 0.5, "strength": 0.3,
-    "jit_compile": True, "save_pngs": True,
+    "jit_compile": True, "save_pngs": True, "ema_length": 0.1,
 }  # fmt: skip
 TEXTS = ("data_dir", "prediction", "warm_start", "init_image", "mask", "out")
 
