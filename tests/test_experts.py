@@ -120,9 +120,9 @@ def test_experts_with_averages_of_a_length(with_snapshots):
     for expert, run, origin in zip(loaded.denoiser.experts, with_snapshots, loaded.origin):
         average = reconstruct(run.folder, 0.07)
         assert_weights(expert, average.arrays)
-        assert (origin["ema_length"], origin["step"], origin["prediction"]) == (0.07, 6, expert.prediction)
+        assert (origin["ema_length"], origin["step"], origin["prediction"]) == (0.07, 300, expert.prediction)
         assert origin["weights"] == (
-            f"{run.folder}: average of length 0.07 at step 6, from 12 snapshots "
+            f"{run.folder}: average of length 0.07 at step 300, from 12 snapshots "
             f"({average.misplaced:.1%} misplaced)"
         )
 
@@ -141,7 +141,7 @@ def test_other_lengths_go_into_the_same_variables_and_the_same_graph(with_snapsh
         other = with_length(loaded, with_snapshots, length)
         assert other.denoiser is loaded.denoiser and [o["ema_length"] for o in other.origin] == [length] * 2
         for expert, run in zip(loaded.denoiser.experts, with_snapshots):
-            assert_weights(expert, read_arrays(run.folder.snapshot(length, 6)))
+            assert_weights(expert, read_arrays(run.folder.snapshot(length, 300)))
         answers.append(answer(z, t, labels))
     again = with_length(loaded, with_snapshots, None)
     assert again.origin == loaded.origin and len(traced) == 1
@@ -159,16 +159,16 @@ def test_one_network_and_a_run_without_snapshots(tmp_path):
     write_snapshots(tmp_path)
     runs = read_runs(tmp_path)
     loaded = with_length(load(runs), runs, 0.05)
-    assert_weights(loaded.denoiser, read_arrays(runs[0].folder.snapshot(0.05, 6)))
+    assert_weights(loaded.denoiser, read_arrays(runs[0].folder.snapshot(0.05, 300)))
 
 
 def test_a_damaged_snapshot_of_the_second_expert_changes_neither(with_snapshots, tmp_path):
-    loaded, file = load(with_snapshots), with_snapshots[1].folder.snapshot(0.1, 6)
+    loaded, file = load(with_snapshots), with_snapshots[1].folder.snapshot(0.1, 300)
     before, content = weights_of(loaded.denoiser.experts[0]), file.read_bytes()
     try:
         file.write_bytes(content[:-100])
         with pytest.raises(
-            UserError, match=r"high/ema/length_0.1/step_00000006.npz is damaged .*: restore it"
+            UserError, match=r"high/ema/length_0.1/step_00000300.npz is damaged .*: restore it"
         ):
             with_length(loaded, with_snapshots, 0.1)
     finally:

@@ -109,11 +109,11 @@ def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
     run, plain = write_snapshots(write_run(tmp_path / "run")), RunFolder(tmp_path / "plain")
     average = reconstruct(run, 0.07)
     plain.write_config(run.config())
-    write_arrays(plain.weights(6), average.arrays)
+    write_arrays(plain.weights(300), average.arrays)
     status, said = sample(capsys, run_dir=run.path, ema_length=0.07, out=tmp_path / "made")
     assert status == 0
     assert (
-        f"{run}: average of length 0.07 at step 6, from 12 snapshots ({average.misplaced:.1%} misplaced)"
+        f"{run}: average of length 0.07 at step 300, from 12 snapshots ({average.misplaced:.1%} misplaced)"
         in said
     )
     assert sample(capsys, run_dir=plain.path, out=tmp_path / "same")[0] == 0
@@ -126,7 +126,7 @@ def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"ema_length": 0.1}, "whole kept no snapshots to make an average of another length from: take its own"),
+        ({"ema_length": 0.1}, "whole kept no snapshots to make an average of another length from: take"),
         ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one there first"),
         ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval"),
         ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them"),

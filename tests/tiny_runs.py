@@ -69,14 +69,14 @@ def _of_network(config: Config) -> Config:
 
 
 def write_snapshots(run_dir: Path) -> RunFolder:
-    """Gives a run of `write_run` six snapshots of two lengths' averages, of weights that change all the time."""
+    """Gives a run of `write_run` snapshots of two lengths' averages, of wild weights, at steps 50 to 300."""
     run = RunFolder(run_dir)
     config = run.config().replace({"training.ema_lengths": (0.05, 0.1), "training.ema_every": 1})
     run.write_config(config)
     network = tiny_network(_of_network(config), 0)
-    for step in range(1, 7):
+    for step in range(50, 301, 50):
         for number, length in enumerate(config.training.ema_lengths):
-            write_arrays(run.snapshot(length, step), random_arrays(network, 100 * step + number))
+            write_arrays(run.snapshot(length, step), random_arrays(network, step + number))
     return run
 
 
