@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from flags.config import Config
 from flags.errors import Stopped, UserError
-from flags.words import differences, leaves
+from flags.words import differences, leaves, word
 from pdm_tf import data, stack
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
@@ -88,6 +88,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             )
         if chief:
             run.write_config(config)
+            tell_of_snapshots(config, run, state.model)
 
         # --- What watches it ---
         bar = on_exit.enter_context(progress(state.step, settings.steps, enabled=chief))
@@ -169,6 +170,18 @@ def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: 
         save = log.off_the_clock(state.checkpoints.save)
         watches.append(Watch(t.checkpoint_every, save, at_end=True, at_stop=True))
     return watches
+
+
+def tell_of_snapshots(config: Config, run: RunFolder, model: PatchedDiffusion) -> None:
+    """Says how much of the disk the snapshots of averages will take, if there are to be any."""
+    lengths, most = config.training.ema_lengths, config.training.ema_snapshots
+    size = 4e-9 * sum(variable.shape.num_elements() for variable in model.network.trainable_variables)
+    if lengths:
+        print(
+            f"averages of lengths {word(lengths)}: up to {most} x {len(lengths)} snapshots in {run}/ema, "
+            f"{size:.3g} GB each, {most * len(lengths) * size:.3g} GB in all",
+            flush=True,
+        )
 
 
 def what_shows(

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import typing
@@ -121,12 +122,18 @@ def test_snapshots_after_the_checkpoint_that_a_run_goes_on_from_are_written_agai
         assert again == name.endswith(("10.npz", "12.npz"))
 
 
-def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_path):
+def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_path, capsys):
     quick = ("training.steps=11", "training.ema_snapshots=2", "training.ema_lengths=0.2")
     train(tmp_path, *quick, "training.eval_every=300", "training.log_every=100")
     run = RunFolder(tmp_path)
     assert run.snapshot_steps(0.2) == [6, 11] and run.snapshot_steps(0.1) == []
     average = read_arrays(run.snapshot(0.2, 11))  # of 5 updates
+    said = re.search(
+        rf"averages of lengths 0.2: up to 2 x 1 snapshots in {tmp_path}/ema, (.*) GB each, (.*) GB in all\n",
+        capsys.readouterr().out,
+    )
+    assert float(said[1]) == pytest.approx(run.snapshot(0.2, 11).stat().st_size / 1e9, rel=0.05)
+    assert float(said[2]) == pytest.approx(2 * float(said[1]), rel=0.01)
     made = reconstruct(run, 0.2, step=11)
     assert made.step == 11 and all(np.array_equal(made.arrays[name], average[name]) for name in average)
 
