@@ -90,15 +90,33 @@ def shares(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.append(others, 1.0 - others.sum())
 
 
+class Plan(NamedTuple):
+    """What an average is to be made of: files, each with its share; and `Average`'s other attributes."""
+
+    files: list[tuple[float, Path]]
+    step: int
+    snapshots: int
+    misplaced: float
+
+
 def reconstruct(run: RunFolder, length: float, step: int | None = None) -> Average:
     """A run's average of a length, from all its snapshots up to a step.
+
+    Args and errors: as for `plan`; and a damaged snapshot is an error that names it.
+    """
+    files, *rest = plan(run, length, step)
+    return Average(_sum(files, f"average of length {length:g}"), *rest)
+
+
+def plan(run: RunFolder, length: float, step: int | None = None) -> Plan:
+    """How to make a run's average of a length; reads no weights.
 
     Args:
       run: a run that kept averages (`training.ema_lengths`).
       length: sigma_rel, 0.01 to 0.25; far from those kept it needs many snapshots.
       step: it ends at the newest snapshot up to this one; by default the newest of all.
     Raises:
-      UserError: no such length, no snapshots, too few for the length, or a damaged one.
+      UserError: no such length, no snapshots, or too few for the length.
     """
     least, most = EMA_LENGTHS
     require(least <= length <= most, f"an average of length {length:g}: use a length of {least} to {most}")
@@ -118,7 +136,7 @@ def reconstruct(run: RunFolder, length: float, step: int | None = None) -> Avera
         f"({word(training.ema_lengths)}), or a run with a higher training.ema_snapshots",
     )
     files = [(part, run.snapshot(one, s)) for part, (one, s) in zip(parts, snapshots) if abs(part) > NOTHING]
-    return Average(_sum(files, f"average of length {length:g}"), end, len(snapshots), misplaced)
+    return Plan(files, end, len(snapshots), misplaced)
 
 
 def _last_step(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import tensorflow as tf
 from flags.config import Config
 from flags.errors import UserError
 from flags.words import differences, leaves
-from pdm_tf.averages import reconstruct
+from pdm_tf.averages import plan, reconstruct
 from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import assign_arrays, read_arrays
@@ -112,6 +112,13 @@ def load(runs: Sequence[Run], ema_length: float | None = None) -> Loaded:
         assign_arrays(denoiser.variables, arrays, origin["weights"])
     denoiser = denoisers[0] if len(denoisers) == 1 else Experts(denoisers)
     return Loaded(denoiser, runs[0].config, [origin for _, origin in weights])
+
+
+def check_lengths(runs: Sequence[Run], ema_lengths: Iterable[float]) -> None:
+    """Raises UserError if averages of these lengths cannot be made of the runs' snapshots; reads none."""
+    for run in runs:
+        for length in ema_lengths:
+            plan(run.folder, length)
 
 
 def with_length(loaded: Loaded, runs: Sequence[Run], ema_length: float | None) -> Loaded:
