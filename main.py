@@ -49,7 +49,6 @@ def train():
 def sample():
     """--mode=sample: draws or edits images with the averaged weights of a run, or of several experts."""
     from pdm_tf import images
-    from pdm_tf.experts import load
     from pdm_tf.sampling import output
     from pdm_tf.sampling.batches import Draw
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
@@ -67,7 +66,7 @@ def sample():
     image = images.from_uint8(images.read_image(FLAGS.init_image, shape)) if FLAGS.init_image else None
     mask = images.read_mask(FLAGS.mask, shape) if FLAGS.mask else None
     with strategy.make_strategy(chosen).scope():
-        denoiser = load(runs).denoiser
+        denoiser = loaded_model(runs).denoiser
         sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
     draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
@@ -88,15 +87,16 @@ def evaluate():
     from pdm_tf.evaluation import report
     from pdm_tf.evaluation.features import load_detector
 
+    lengths = definitions.ema_lengths()
     detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
-    runs = [] if FLAGS.samples else trained_runs()
+    runs = [] if FLAGS.samples else trained_runs(lengths)
     config = definitions.with_sampling_flags(runs[0].config) if runs else None
     dataset = config.data.dataset if config else definitions.dataset_name()
     shape = config.data.image_shape if config else None
     is_split = not os.path.exists(FLAGS.reference)
     info = find_dataset(dataset, FLAGS.data_dir) if is_split else None
     reference = reference_of(detector, info, FLAGS.reference, shape)
-    rows = sample_rows(detector) if FLAGS.samples else [drawn_row(detector, runs, config, out)]
+    rows = sample_rows(detector) if FLAGS.samples else drawn_rows(detector, runs, lengths, config, out)
     results, shown = [], []
     for row in rows:
         values, count = report.measure(detector, reference, row.features), len(row.features.pooled)
@@ -141,13 +141,9 @@ def sample_rows(detector):
     return rows
 
 
-def drawn_row(detector, runs, config, out: str):
-    """The table's row of a run's own samples; finished batches are kept in `out` until all is done."""
-    from pdm_tf.evaluation.features import extract
-    from pdm_tf.evaluation.report import Row
-    from pdm_tf.experts import load
-    from pdm_tf.sampling.batches import Draw
-    from pdm_tf.sampling.output import batch_folder
+def drawn_rows(detector, runs, lengths, config, out: str):
+    """The table's row of a run's own samples, or one for each of the lengths of its averages."""
+    from pdm_tf.experts import load, with_length
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
     from pdm_tf.training import strategy
 
@@ -156,9 +152,30 @@ def drawn_row(detector, runs, config, out: str):
         raise UserError("strategy multi_worker: samples are drawn on one machine; use cpu, mirrored or tpu")
     labels = definitions.sampling_labels(config)
     with strategy.make_strategy(chosen).scope():
-        loaded = load(runs)
+        loaded = load(runs, next(iter(lengths), None))
         sampler = Sampler(loaded.denoiser, config.sampling)
     labels = labels or cycled_labels(loaded.denoiser, config.data.num_classes or 1)
+    name = ",".join(str(run.folder) for run in runs)
+    if not lengths:
+        return [drawn_row(detector, name, loaded, sampler, labels, config, out)]
+    rows = []
+    for number, length in enumerate(lengths):
+        if number:
+            loaded = with_length(loaded, runs, length)
+        # A folder for each, so that another's finished batches are not taken for another command's.
+        own = os.path.join(out, f".length_{length}")
+        row = drawn_row(detector, f"{name} --ema={length}", loaded, sampler, labels, config, own)
+        rows.append(row._replace(finish=lambda own=own: shutil.rmtree(own)))
+    return rows
+
+
+def drawn_row(detector, name, loaded, sampler, labels, config, out: str):
+    """The table's row of one model's samples; finished batches are kept in `out` until all is done."""
+    from pdm_tf.evaluation.features import extract
+    from pdm_tf.evaluation.report import Row
+    from pdm_tf.sampling.batches import Draw
+    from pdm_tf.sampling.output import batch_folder
+
     draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
     folder = batch_folder(pathlib.Path(out), draw)
     features = extract(detector, draw.batches(folder))
@@ -168,7 +185,6 @@ def drawn_row(detector, runs, config, out: str):
         "seed": draw.seed,
         "labels": [int(label) for label in labels],
     }
-    name = ",".join(str(run.folder) for run in runs)
     return Row(name, about, features, lambda: draw.batches(folder), lambda: shutil.rmtree(folder))
 
 
@@ -192,13 +208,12 @@ def look_for_copies(detector, info, reference, row, result, out: str):
 
 def export():
     """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
-    from pdm_tf.experts import load
     from pdm_tf.export import check_free, export_saved_model
 
     runs, out = trained_runs(), definitions.out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
-    export_saved_model(load(runs)._replace(config=config), out)
+    export_saved_model(loaded_model(runs)._replace(config=config), out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")
 
@@ -238,9 +253,12 @@ def choose_strategy() -> str:
     return chosen
 
 
-def trained_runs():
-    """The runs to draw from; before there is a default one, the weights that ship with the project."""
-    from pdm_tf.experts import read_runs
+def trained_runs(lengths=()):
+    """The runs to draw from; before there is a default one, the weights that ship with the project.
+
+    Refuses those that averages of these lengths cannot be made of.
+    """
+    from pdm_tf.experts import check_lengths, read_runs
     from pdm_tf.run import PRETRAINED, RunFolder
 
     run_dirs = definitions.run_dirs()
@@ -250,7 +268,19 @@ def trained_runs():
             f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True
         )
         run_dirs = [PRETRAINED]
-    return read_runs(*run_dirs)
+    runs = read_runs(*run_dirs)
+    check_lengths(runs, lengths)
+    return runs
+
+
+def loaded_model(runs):
+    """The runs' model with the averaged weights that were asked for; says what they are if they are made."""
+    from pdm_tf.experts import load
+
+    loaded = load(runs, FLAGS.ema_length)
+    for origin in loaded.origin if FLAGS.ema_length else ():
+        print(origin["weights"], flush=True)
+    return loaded
 
 
 def one_mode():

@@ -18,12 +18,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from benchmarks.data_pipeline import waiting_share
 from flags.config import Config
-from flags.presets import preset
+from flags.presets import KEPT_LENGTHS, preset
 from pdm_tf import data
 from pdm_tf.denoiser import build_network
 from pdm_tf.run import RunFolder
@@ -89,18 +90,16 @@ class BareStep:
         return waiting_share(self.batches, lambda *batch: float(self.step(*batch)["loss"]), steps)
 
 
-def update_milliseconds(dataset: str) -> tuple[int, float, float]:
-    """Parameters of a preset's network; for how long one update of their average holds up training, and how
-    long it goes on beside it: medians."""
-    variables = build_network(preset(dataset)).trainable_variables
-    ema, times = ExponentialMovingAverage(variables, 0.99), []
+def update_milliseconds(variables: Sequence[tf.Variable], lengths: Sequence[float]) -> tuple[float, float]:
+    """For how long an update of the averages holds up training, and how long it goes on beside: medians."""
+    ema, times = ExponentialMovingAverage(variables, 0.99, lengths=lengths), []
     for number in range(7):
         begin = time.perf_counter()
         ema.update(number)
         held_up = time.perf_counter() - begin
         _ = ema.averages  # waits for the sums
         times.append((1e3 * held_up, 1e3 * (time.perf_counter() - begin - held_up)))
-    return sum(v.shape.num_elements() for v in variables), *map(statistics.median, zip(*times[1:]))
+    return tuple(map(statistics.median, zip(*times[1:])))
 
 
 def main() -> None:
@@ -130,11 +129,14 @@ def main() -> None:
             )
         print(f"share of a step spent waiting for data: {100 * bare.waiting(arguments.steps):.2f}%")
     for dataset in dict.fromkeys((arguments.dataset, "ffhq1024")):
-        parameters, held_up, beside = update_milliseconds(dataset)
-        print(
-            f"update of the average, {parameters / 1e6:.1f}M parameters: training waits {held_up:.1f} ms, "
-            f"the sums take {beside:.1f} ms beside it"
-        )
+        variables = build_network(preset(dataset)).trainable_variables
+        parameters = sum(v.shape.num_elements() for v in variables)
+        for lengths in ((), KEPT_LENGTHS):
+            held_up, beside = update_milliseconds(variables, lengths)
+            print(
+                f"update of {1 + len(lengths)} averages, {parameters / 1e6:.1f}M parameters: training waits "
+                f"{held_up:.1f} ms, the sums take {beside:.1f} ms beside it"
+            )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from flags import words
 from flags.words import require, setting
 
 SAMPLE, MEASURED, DRAWN = ("sample",), ("sample", "evaluate"), ("sample", "evaluate", "export")
+EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots can be told apart by
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,13 @@ class TrainingConfig:
     ema_decay: float = setting(0.99, "Of the averaged weights.", least=0, below=1)
     ema_every: int = setting(100, "Steps between two updates of them.", above=0)
     ema_warmup: bool = setting(False, "Start from a decay of 0.1 that grows to ema_decay.")
+    ema_lengths: tuple[float, ...] = setting(
+        (), "Also keep averages over these parts of the run, to make any length from; empty: none.",
+        least=EMA_LENGTHS[0], most=EMA_LENGTHS[1],
+    )  # fmt: skip
+    ema_snapshots: int = setting(
+        32, "How often in the run these are written for good.", above=0, may_change=True
+    )
     log_every: int = setting(50, "Steps between two lines of metrics.", above=0, may_change=True)
     max_bad_steps: int = setting(
         20, "Stop after so many steps in a row whose gradient is not finite.", above=0, may_change=True

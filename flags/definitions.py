@@ -7,7 +7,7 @@ import typing
 
 from absl import flags
 
-from flags.config import Config, SamplingConfig, check_sampling, parse_settings, validate
+from flags.config import EMA_LENGTHS, Config, SamplingConfig, check_sampling, parse_settings, validate
 from flags.errors import UserError
 from flags.presets import DEFAULT_DATASET, general_preset, preset
 from flags.words import Leaf, leaves, parse, replace
@@ -70,6 +70,11 @@ _define(_integer, MEASURED, "sample_batch_size", 16, "Images to draw at a time."
 for _name, _leaf in leaves(SamplingConfig).items():
     _define_sampling(_name, _leaf)
 _define(
+    flags.DEFINE_float, ("sample", "export"), "ema_length", None,
+    "Average the weights over this part of the run, 0.01 to 0.25, from its snapshots (training.ema_lengths); "
+    "by default training.ema_decay's average.", *EMA_LENGTHS,
+)  # fmt: skip
+_define(
     flags.DEFINE_list, MEASURED, "labels", None, "Labels to draw in turn, numbers or names; by default all."
 )
 _define(_string, SAMPLE, "init_image", None, "An image file to edit.")
@@ -91,6 +96,11 @@ _define(
     "What to compare with: a split of the data set, an .npz of images or of statistics (ADM's), or a folder.",
 )  # fmt: skip
 _define(
+    flags.DEFINE_list, EVALUATE, "ema", [],
+    "Evaluate averages of the weights over these parts of the run, such as 0.01,0.03,0.1: one row for each "
+    "(see --ema_length).",
+)  # fmt: skip
+_define(
     _string, EVALUATE, "detector", "efficientnet_lite0",
     "The network whose features are compared: efficientnet_lite0, inception, or a Keras model's path.",
 )  # fmt: skip
@@ -108,6 +118,9 @@ _INSTEAD = {
     ("sample", "batch_size"): "use --sample_batch_size",
     ("sample", "train_steps"): "use --steps",
     ("export", "train_steps"): "use --steps",
+    ("sample", "ema"): "use --ema_length",
+    ("export", "ema"): "use --ema_length",
+    ("evaluate", "ema_length"): "use --ema",
     ("evaluate", "train_steps"): "use --steps",
     ("evaluate", "batch_size"): "use --sample_batch_size",
 }
@@ -268,6 +281,17 @@ def _refuse_lonely_flags(sampler: str) -> None:
             needed = {"init_image": "an --init_image", "mask": "a --mask"}
             wanted = " or ".join(needed.get(owner, f"--sampler={owner}") for owner in of)
             raise UserError(f"--{name} needs {wanted}: give it, or leave --{name} out")
+
+
+def ema_lengths() -> list[float]:
+    """The lengths of `--ema`, each once.
+
+    Raises:
+      UserError: not numbers, or nothing to average because images are given.
+    """
+    if FLAGS.ema and FLAGS.samples:
+        raise UserError("--ema is for a run's weights, and --samples gives images: leave one of them out")
+    return list(dict.fromkeys(parse(text, float, "--ema") for text in FLAGS.ema))
 
 
 def sampling_labels(config: Config) -> list[int] | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from flags.config import Config
 from flags.errors import UserError
 from flags.words import differences, leaves
+from pdm_tf.averages import plan, reconstruct
 from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import assign_arrays, read_arrays
@@ -68,9 +70,10 @@ class Loaded(NamedTuple):
     """A model from run folders.
 
     Attributes:
-      denoiser: with the newest averaged weights.
+      denoiser: with averaged weights.
       config: that of the run with the least noise.
-      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction.
+      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction;
+        of averages of a length that was asked for, what they are in place of a file, ema_length and step.
     """
 
     denoiser: Denoiser
@@ -93,29 +96,64 @@ def read_runs(*run_dirs: str | os.PathLike) -> list[Run]:
     return runs
 
 
-def load(runs: Sequence[Run]) -> Loaded:
+def load(runs: Sequence[Run], ema_length: float | None = None) -> Loaded:
     """The model of `read_runs`' runs.
 
+    Args:
+      runs: from `read_runs`.
+      ema_length: None takes the averages of `training.ema_decay`; a number makes those of that length, the
+        part of the run that they go over (`pdm_tf.averages`), from the runs' snapshots.
     Raises:
-      UserError: a run has no weights, or damaged ones.
+      UserError: a run has no weights, or damaged ones; or no snapshots, or too few for the length.
     """
-    denoisers, origin = zip(*map(_load_one, runs))
+    weights = [_read_weights(run, ema_length) for run in runs]
+    denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in runs]
+    for denoiser, (arrays, origin) in zip(denoisers, weights):
+        assign_arrays(denoiser.variables, arrays, origin["weights"])
     denoiser = denoisers[0] if len(denoisers) == 1 else Experts(denoisers)
-    return Loaded(denoiser, runs[0].config, list(origin))
+    return Loaded(denoiser, runs[0].config, [origin for _, origin in weights])
 
 
-def _load_one(run: Run) -> tuple[Denoiser, dict[str, Any]]:
-    config, weights = run.config, run.folder.newest_weights()
-    network = build_network(config)
-    assign_arrays(network.trainable_variables, read_arrays(weights), weights)
+def check_lengths(runs: Sequence[Run], ema_lengths: Iterable[float]) -> None:
+    """Raises UserError if averages of these lengths cannot be made of the runs' snapshots; reads none."""
+    for run in runs:
+        for length in ema_lengths:
+            plan(run.folder, length)
+
+
+def with_length(loaded: Loaded, runs: Sequence[Run], ema_length: float | None) -> Loaded:
+    """`loaded` with the averages of another length, put into its own variables: no new network, no new graph.
+
+    Args:
+      loaded: from `load` of the same runs; its variables change, and so does every sampler that uses them.
+      runs, ema_length: as for `load`.
+    Raises:
+      UserError: as `load`; what is missing or damaged is noticed before a variable changes.
+    """
+    parts = loaded.denoiser.experts if isinstance(loaded.denoiser, Experts) else [loaded.denoiser]
+    weights = [_read_weights(run, ema_length) for run in runs]
+    for denoiser, (arrays, origin) in zip(parts, weights):
+        assign_arrays(denoiser.variables, arrays, origin["weights"])
+    return loaded._replace(origin=[origin for _, origin in weights])
+
+
+def _read_weights(run: Run, ema_length: float | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A run's averaged weights by variable name, and their origin."""
     origin = {
-        "weights": str(weights),
-        "t_start": config.diffusion.t_start,
-        "t_stop": config.diffusion.t_stop,
-        "patch_size": config.network.patch_size,
-        "prediction": config.diffusion.prediction,
+        "t_start": run.config.diffusion.t_start,
+        "t_stop": run.config.diffusion.t_stop,
+        "patch_size": run.config.network.patch_size,
+        "prediction": run.config.diffusion.prediction,
     }
-    return build_denoiser(config.diffusion, network), origin
+    if ema_length is None:
+        weights = run.folder.newest_weights()
+        return read_arrays(weights), {"weights": str(weights), **origin}
+    average = reconstruct(run.folder, ema_length)
+    text = (
+        f"{run.folder}: average of length {ema_length:g} at step {average.step:,}, from {average.snapshots} "
+        f"snapshots ({average.misplaced:.1%} misplaced)"
+    )
+    return average.arrays, {"weights": text, "ema_length": ema_length, "step": average.step, **origin}
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

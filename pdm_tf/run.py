@@ -63,6 +63,14 @@ class RunFolder:
         """The averaged weights of a step."""
         return self.path / "ema" / f"{_name(step)}.npz"
 
+    def snapshot(self, length: float, step: int) -> Path:
+        """The power-function average of a length (`training.ema_lengths`) at a step."""
+        return self._snapshots(length) / f"{_name(step)}.npz"
+
+    def snapshot_steps(self, length: float) -> list[int]:
+        """The steps with a snapshot of that length's average, ascending."""
+        return _steps(self._snapshots(length), r"step_(\d+)\.npz")
+
     def preview(self, step: int) -> Path:
         """The grid of samples that training draws at a step."""
         return self.path / "previews" / f"{_name(step)}.png"
@@ -87,6 +95,9 @@ class RunFolder:
                 f"{self.path}/ema holds no weights yet: train until the first checkpoint is written"
             )
         return files[-1]
+
+    def _snapshots(self, length: float) -> Path:
+        return self.path / "ema" / f"length_{length}"
 
     def has_config(self) -> bool:
         """Whether there is a run."""

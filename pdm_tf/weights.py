@@ -47,6 +47,18 @@ def assign_arrays(
     """Gives each variable the array of its name; float16 files are widened.
 
     Raises:
+      UserError: as `arrays_for`.
+    """
+    for variable, value in zip(variables, arrays_for(variables, arrays, where)):
+        variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+
+
+def arrays_for(
+    variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
+) -> list[np.ndarray]:
+    """The array of each variable's name, of its shape.
+
+    Raises:
       UserError: `arrays` (from the file `where`) are those of another network.
     """
     names = variable_names(variables)
@@ -55,7 +67,7 @@ def assign_arrays(
         odd = missing or sorted(set(arrays) - set(names))
         raise UserError(f"{where} holds the weights of another network ({len(odd)} differ, such as {odd[0]})")
     for name, variable in zip(names, variables):
-        value = arrays[name]
-        if tuple(variable.shape) != value.shape:
-            raise UserError(f"{where}: {name} is {value.shape}, and the network's is {tuple(variable.shape)}")
-        variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+        own, shape = arrays[name].shape, tuple(variable.shape)
+        if own != shape:
+            raise UserError(f"{where}: {name} is {own}, and the network's is {shape}")
+    return [arrays[name] for name in names]

@@ -7,11 +7,13 @@ import tensorflow as tf
 from flags.config import Config, SamplingConfig
 from flags.errors import UserError
 from flags.words import leaves
-from pdm_tf.experts import Experts, load, read_runs
+from pdm_tf.averages import reconstruct
+from pdm_tf.experts import Experts, load, read_runs, with_length
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.sampler import Sampler
+from pdm_tf.weights import read_arrays, variable_names
 from tests.fakes import FakeDenoiser
-from tests.tiny_runs import tiny_config, tiny_denoiser, write_run
+from tests.tiny_runs import tiny_config, tiny_denoiser, write_run, write_snapshots
 
 LOW = tiny_config(diffusion__t_stop=400, network__patch_size=2)
 HIGH = tiny_config(diffusion__t_start=400, network__patch_size=4, diffusion__prediction="v")
@@ -91,6 +93,87 @@ def test_experts_loaded_in_any_order_answer_as_one(tmp_path):
     for i, name in enumerate(("low", "high")):
         alone = tiny_denoiser(configs[name], list(configs).index(name))
         np.testing.assert_allclose(pred_x[i], alone(z, t, labels)[0][i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def with_snapshots(tmp_path_factory):
+    """Two experts with snapshots."""
+    folder = tmp_path_factory.mktemp("experts")
+    for seed, (name, config) in enumerate((("low", LOW), ("high", HIGH))):
+        write_snapshots(write_run(folder / name, config, seed))
+    return read_runs(folder / "low", folder / "high")
+
+
+def weights_of(denoiser):
+    return dict(zip(variable_names(denoiser.variables), (v.numpy() for v in denoiser.variables)))
+
+
+def assert_weights(denoiser, arrays):
+    own = weights_of(denoiser)
+    assert own.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(own[name], array, err_msg=name)
+
+
+def test_experts_with_averages_of_a_length(with_snapshots):
+    loaded = load(with_snapshots, ema_length=0.07)
+    for expert, run, origin in zip(loaded.denoiser.experts, with_snapshots, loaded.origin):
+        average = reconstruct(run.folder, 0.07)
+        assert_weights(expert, average.arrays)
+        assert (origin["ema_length"], origin["step"], origin["prediction"]) == (0.07, 300, expert.prediction)
+        assert origin["weights"] == (
+            f"{run.folder}: average of length 0.07 at step 300, from 12 snapshots "
+            f"({average.misplaced:.1%} misplaced)"
+        )
+
+
+def test_other_lengths_go_into_the_same_variables_and_the_same_graph(with_snapshots):
+    loaded, traced = load(with_snapshots), []
+
+    @tf.function
+    def answer(z, t, labels):
+        traced.append(1)
+        return loaded.denoiser(z, t, labels)[0]
+
+    z, t, labels = inputs([399, 400])
+    answers = [answer(z, t, labels)]
+    for length in (0.05, 0.1):
+        other = with_length(loaded, with_snapshots, length)
+        assert other.denoiser is loaded.denoiser and [o["ema_length"] for o in other.origin] == [length] * 2
+        for expert, run in zip(loaded.denoiser.experts, with_snapshots):
+            assert_weights(expert, read_arrays(run.folder.snapshot(length, 300)))
+        answers.append(answer(z, t, labels))
+    again = with_length(loaded, with_snapshots, None)
+    assert again.origin == loaded.origin and len(traced) == 1
+    np.testing.assert_array_equal(answer(z, t, labels), answers[0])
+    assert all(np.abs(a - b).max() > 0.01 for a, b in zip(answers, answers[1:]))
+
+
+def test_one_network_and_a_run_without_snapshots(tmp_path):
+    runs = read_runs(write_run(tmp_path))
+    before = weights_of(load(runs).denoiser)
+    for change in (lambda: load(runs, 0.1), lambda: with_length(load(runs), runs, 0.1)):
+        with pytest.raises(UserError, match="kept no snapshots to make an average of another length from"):
+            change()
+    assert_weights(load(runs).denoiser, before)
+    write_snapshots(tmp_path)
+    runs = read_runs(tmp_path)
+    loaded = with_length(load(runs), runs, 0.05)
+    assert_weights(loaded.denoiser, read_arrays(runs[0].folder.snapshot(0.05, 300)))
+
+
+def test_a_damaged_snapshot_of_the_second_expert_changes_neither(with_snapshots, tmp_path):
+    loaded, file = load(with_snapshots), with_snapshots[1].folder.snapshot(0.1, 300)
+    before, content = weights_of(loaded.denoiser.experts[0]), file.read_bytes()
+    try:
+        file.write_bytes(content[:-100])
+        with pytest.raises(
+            UserError, match=r"high/ema/length_0.1/step_00000300.npz is damaged .*: restore it"
+        ):
+            with_length(loaded, with_snapshots, 0.1)
+    finally:
+        file.write_bytes(content)
+    assert_weights(loaded.denoiser.experts[0], before)
 
 
 def refusal(tmp_path, *configs):

@@ -21,8 +21,9 @@ from pdm_tf.experts import Experts, Loaded
 from pdm_tf.export import METADATA, export_saved_model, servable
 from pdm_tf.images import to_uint8
 from pdm_tf.sampling.sampler import Sampler
+from pdm_tf.weights import read_arrays
 from tests.fakes import FakeDenoiser
-from tests.tiny_runs import CLASSES, tiny_config, tiny_denoiser, write_run
+from tests.tiny_runs import CLASSES, tiny_config, tiny_denoiser, write_run, write_snapshots
 
 MAIN = Path(__file__).parent.parent / "main.py"
 LABELS = [0, 2, len(CLASSES)]  # the last one is the null label
@@ -280,8 +281,26 @@ def test_a_process_with_tensorflow_alone_draws_the_bytes_of_mode_sample(tmp_path
     assert wanted.std() > 10
 
 
+def test_an_export_of_another_length_says_so(tmp_path):
+    run = write_snapshots(write_run(tmp_path / "run"))
+    made = run_main(
+        "--mode=export", f"--run_dir={run}", f"--out={tmp_path}/model", "--ema_length=0.1", "--steps=2"
+    )
+    assert made.returncode == 0, made.stderr
+    said = f"{run}: average of length 0.1 at step 300, from 12 snapshots (0.0% misplaced)"
+    assert made.stdout.startswith(said + "\n")
+    (origin,) = json.loads((tmp_path / "model" / METADATA).read_text())["experts"]
+    assert (origin["ema_length"], origin["step"], origin["weights"]) == (0.1, 300, said)
+    assert f"Made from: {said} (P = 4)" in (tmp_path / "model" / "README.md").read_text()
+    weights = tf.saved_model.load(str(tmp_path / "model")).weights
+    average = read_arrays(run.snapshot(0.1, 300))
+    assert len(weights) == len(average)
+    for variable in weights:
+        np.testing.assert_array_equal(variable, average[variable.name.split(":")[0]])
+
+
 def damage(run):
-    (weights,) = (run / "ema").iterdir()
+    (weights,) = (run / "ema").glob("*.npz")
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 0xFF
     weights.write_bytes(content)

@@ -14,9 +14,11 @@ from PIL import Image
 
 import main
 from flags.definitions import FLAGS
+from pdm_tf.averages import reconstruct
 from pdm_tf.images import write_png
-from pdm_tf.run import PRETRAINED
-from tests.tiny_runs import tiny_config, write_run
+from pdm_tf.run import PRETRAINED, RunFolder
+from pdm_tf.weights import write_arrays
+from tests.tiny_runs import tiny_config, write_run, write_snapshots
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,9 +105,28 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
     assert plain.std() > 10 and np.any(plain != other)
 
 
+def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
+    run, plain = write_snapshots(write_run(tmp_path / "run")), RunFolder(tmp_path / "plain")
+    average = reconstruct(run, 0.07)
+    plain.write_config(run.config())
+    write_arrays(plain.weights(300), average.arrays)
+    status, said = sample(capsys, run_dir=run.path, ema_length=0.07, out=tmp_path / "made")
+    assert status == 0
+    assert (
+        f"{run}: average of length 0.07 at step 300, from 12 snapshots ({average.misplaced:.1%} misplaced)"
+        in said
+    )
+    assert sample(capsys, run_dir=plain.path, out=tmp_path / "same")[0] == 0
+    assert sample(capsys, run_dir=run.path, out=tmp_path / "other")[0] == 0
+    made, same, other = (pixels(tmp_path / name) for name in ("made", "same", "other"))
+    np.testing.assert_array_equal(made, same)
+    assert np.any(made != other)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
+        ({"ema_length": 0.1}, "whole kept no snapshots to make an average of another length from: take"),
         ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one there first"),
         ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval"),
         ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them"),

@@ -15,10 +15,11 @@ def test_each_thing_has_its_place(tmp_path):
     run = RunFolder(tmp_path)
     places = [
         run.config_file, run.checkpoint(7), run.weights(7), run.metrics_file, run.loss_curve, run.preview(7),
+        run.snapshot(0.05, 7),
     ]  # fmt: skip
     assert [str(place.relative_to(tmp_path)) for place in places] == [
         "config.json", "checkpoints/step_00000007", "ema/step_00000007.npz", "logs/metrics.jsonl",
-        "logs/loss.png", "previews/step_00000007.png",
+        "logs/loss.png", "previews/step_00000007.png", "ema/length_0.05/step_00000007.npz",
     ]  # fmt: skip
 
 
@@ -40,6 +41,18 @@ def test_the_newest_weights(tmp_path):
     for step in (9, 100, 20):
         run.weights(step).touch()
     assert run.newest_weights() == run.weights(100)
+
+
+def test_snapshots_of_a_length_are_not_the_run_s_own_average(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.snapshot_steps(0.1) == []
+    run.snapshot(0.1, 3).parent.mkdir(parents=True)
+    for step in (30, 4):
+        run.snapshot(0.1, step).touch()
+    (run.snapshot(0.1, 3).parent / ".step_00000050.npz.partial-host-1").touch()
+    assert run.snapshot_steps(0.1) == [4, 30] and run.snapshot_steps(0.05) == []
+    with pytest.raises(UserError, match="holds no weights yet"):
+        run.newest_weights()
 
 
 def test_the_config_comes_back_and_what_is_none_is_refused(tmp_path):

@@ -68,6 +68,18 @@ def _of_network(config: Config) -> Config:
     return dataclasses.replace(Config(), data=config.data, network=config.network)
 
 
+def write_snapshots(run_dir: Path) -> RunFolder:
+    """Gives a run of `write_run` snapshots of two lengths' averages, of wild weights, at steps 50 to 300."""
+    run = RunFolder(run_dir)
+    config = run.config().replace({"training.ema_lengths": (0.05, 0.1), "training.ema_every": 1})
+    run.write_config(config)
+    network = tiny_network(_of_network(config), 0)
+    for step in range(50, 301, 50):
+        for number, length in enumerate(config.training.ema_lengths):
+            write_arrays(run.snapshot(length, step), random_arrays(network, step + number))
+    return run
+
+
 def write_run(run_dir: Path, config: Config | None = None, seed: int = 0) -> Path:
     """A run folder as training leaves it: config.json and averaged weights."""
     config = config or tiny_config()

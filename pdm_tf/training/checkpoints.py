@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there, and that are checked before they are believed.
 
 A checkpoint is a folder `checkpoints/step_00001000` with TensorFlow's files and a `manifest.json` that holds
-the size and SHA-256 of each of them and of the averages `ema/step_00001000.npz`. It is written under another
-name and renamed when all is on the disk, so a kill or a full disk leaves the one before it as it was.
+the size and SHA-256 of each of them and of the averages `ema/step_00001000.npz`; averages of some lengths, if
+the run keeps any, lie in the folder itself. It is written under another name and renamed when all is on the
+disk, so a kill or a full disk leaves the one before it as it was.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Checkpoints:
                 partial.mkdir(parents=True)
                 self.ema.save(self.run.weights(step))
                 self.state.write(str(partial / "state"))
+                for length in self.ema.lengths:
+                    self.ema.save_length(length, partial / _of_length(length))
                 self._write_manifest(partial, step)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
@@ -83,6 +86,8 @@ class Checkpoints:
             if problem is None:
                 self._read(folder)
                 self.ema.load(self.run.weights(step))
+                for length in self.ema.lengths:
+                    self.ema.load_length(length, folder / _of_length(length))
                 return step
             logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
         if steps:
@@ -144,6 +149,11 @@ class Checkpoints:
             if not self.keep_every or step % self.keep_every:
                 shutil.rmtree(self.run.checkpoint(step))
                 self.run.weights(step).unlink(missing_ok=True)
+
+
+def _of_length(length: float) -> str:
+    """The file of a power-function average in a checkpoint's folder."""
+    return f"length_{length}.npz"
 
 
 def _fingerprint(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: one float32 copy on the host (Appendix C)."""
+"""Moving averages of the weights, float32 on the host: exponential (Appendix C) and power-function ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.weights import assign_arrays, read_arrays, variable_names, write_arrays
+from pdm_tf.averages import decay as decay_of
+from pdm_tf.weights import arrays_for, assign_arrays, read_arrays, variable_names, write_arrays
 
 
 class ExponentialMovingAverage:
@@ -19,13 +20,24 @@ class ExponentialMovingAverage:
     With `warmup`, update n uses d = min(decay, (1 + n) / (10 + n)), so that a short run forgets its first
     weights. The averages are NumPy arrays in the host's memory: no accelerator holds a copy, and none waits
     for more than the weights being read, because a thread does the sums while training goes on.
+
+    Beside it, of the same weights at the same moments, there may be power-function averages of some `lengths`
+    (`pdm_tf.averages`): these are for later, and nothing in training looks at them.
     """
 
-    def __init__(self, variables: Sequence[tf.Variable], decay: float, warmup: bool = False):
+    def __init__(
+        self,
+        variables: Sequence[tf.Variable],
+        decay: float,
+        warmup: bool = False,
+        lengths: Sequence[float] = (),
+    ):
         self.variables = list(variables)
         self.decay = decay
         self.warmup = warmup
         self._averages = self._weights()
+        # The first update gives them their first weights: its decay is 0.
+        self._of_length = {length: [np.zeros_like(a) for a in self._averages] for length in lengths}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "ema")
         self._update = self._thread.submit(lambda: None)
 
@@ -35,11 +47,17 @@ class ExponentialMovingAverage:
         self._update.result()
         return self._averages
 
+    @property
+    def lengths(self) -> list[float]:
+        """The lengths of the power-function averages."""
+        return list(self._of_length)
+
     def update(self, number: int) -> None:
         """Takes the weights of now into the average; `number` counts the updates from 0."""
         decay = min(self.decay, (1 + number) / (10 + number)) if self.warmup else self.decay
-        averages, weights = self.averages, self._weights()
-        self._update = self._thread.submit(_move, averages, weights, np.float32(1.0 - decay))
+        moves = [(self.averages, decay)]
+        moves += [(own, decay_of(length, number)) for length, own in self._of_length.items()]
+        self._update = self._thread.submit(_move, moves, self._weights())
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -68,16 +86,34 @@ class ExponentialMovingAverage:
         if not into_variables:
             _assign(self.variables, own)
 
+    def save_length(self, length: float, path: str | os.PathLike) -> None:
+        """Writes the power-function average of a length, as `save` does."""
+        self._update.result()
+        write_arrays(path, dict(zip(variable_names(self.variables), self._of_length[length])))
+
+    def load_length(self, length: float, path: str | os.PathLike) -> None:
+        """Reads `save_length`'s file into the average of that length.
+
+        Raises:
+          UserError: it is missing, damaged or of another network.
+        """
+        self._update.result()
+        arrays = arrays_for(self.variables, read_arrays(path), path)
+        self._of_length[length] = [array.astype(np.float32) for array in arrays]
+
     def _weights(self) -> list[np.ndarray]:
         """Copies of the weights, float32; `numpy` makes them."""
         return [variable.numpy().astype(np.float32, copy=False) for variable in self.variables]
 
 
-def _move(averages: Sequence[np.ndarray], weights: Sequence[np.ndarray], share: np.float32) -> None:
-    for average, weight in zip(averages, weights):
-        weight -= average
-        weight *= share
-        average += weight
+def _move(moves: Sequence[tuple[list[np.ndarray], float]], weights: Sequence[np.ndarray]) -> None:
+    """Takes weights into averages, each with its own decay."""
+    for own, decay in moves:
+        share = np.float32(1.0 - decay)
+        for average, weight in zip(own, weights):
+            change = weight - average
+            change *= share
+            average += change
 
 
 def _assign(variables: Sequence[tf.Variable], values: Sequence[np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from flags.config import Config
 from flags.errors import Stopped, UserError
-from flags.words import differences, leaves
+from flags.words import differences, leaves, word
 from pdm_tf import data, stack
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
@@ -87,6 +88,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             )
         if chief:
             run.write_config(config)
+            tell_of_snapshots(config, run, state.model)
 
         # --- What watches it ---
         bar = on_exit.enter_context(progress(state.step, settings.steps, enabled=chief))
@@ -140,14 +142,14 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
     with strategy.scope():
         model = build_model(config, settings.precision)
     variables = model.network.trainable_variables
-    ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup)
+    ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup, settings.ema_lengths)
     saved = training_state(model)
     checkpoints = Checkpoints(run, saved, ema, settings.keep_checkpoints, settings.keep_every)
     return State(model, ema, checkpoints, first_step(config, checkpoints, ema))
 
 
 def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: bool) -> list[Watch]:
-    """Averages, metrics and, of the chief, checkpoints."""
+    """Averages, metrics and, of the chief, snapshots of averages and checkpoints."""
     t, model = config.training, state.model
 
     def average(step: int) -> None:
@@ -156,11 +158,30 @@ def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: 
     def write(step: int) -> None:
         log.write(step, model, model.bad_steps, t.max_bad_steps, bar)
 
+    def snapshot(step: int) -> None:
+        if step >= t.ema_every:  # there has been something to average
+            for length in state.ema.lengths:
+                state.ema.save_length(length, state.checkpoints.run.snapshot(length, step))
+
     watches = [Watch(t.ema_every, average), Watch(t.log_every, write, at_end=True)]
     if chief:
+        updates_between = math.ceil(t.steps / t.ema_every / t.ema_snapshots)
+        watches.append(Watch(updates_between * t.ema_every, log.off_the_clock(snapshot), at_end=True))
         save = log.off_the_clock(state.checkpoints.save)
         watches.append(Watch(t.checkpoint_every, save, at_end=True, at_stop=True))
     return watches
+
+
+def tell_of_snapshots(config: Config, run: RunFolder, model: PatchedDiffusion) -> None:
+    """Says how much of the disk the snapshots of averages will take, if there are to be any."""
+    lengths, most = config.training.ema_lengths, config.training.ema_snapshots
+    size = 4e-9 * sum(variable.shape.num_elements() for variable in model.network.trainable_variables)
+    if lengths:
+        print(
+            f"averages of lengths {word(lengths)}: up to {most} x {len(lengths)} snapshots in {run}/ema, "
+            f"{size:.3g} GB each, {most * len(lengths) * size:.3g} GB in all",
+            flush=True,
+        )
 
 
 def what_shows(

@@ -14,12 +14,15 @@ from absl.testing import flagsaver
 
 import main
 from flags.definitions import FLAGS
+from pdm_tf.averages import reconstruct
 from pdm_tf.evaluation import report
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import of_images
 from pdm_tf.images import write_samples
-from tests.tiny_runs import write_run
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import write_arrays
+from tests.tiny_runs import write_run, write_snapshots
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -121,6 +124,36 @@ def test_sets_of_samples_make_one_table(home, capsys):
     ):
         status, text = evaluate(capsys, out=str(home / "other"), **flags)
         assert status == 2 and message in text and len(text.strip().splitlines()) == 1
+
+
+def test_averages_of_several_lengths_make_one_table(home, capsys):
+    run, plain = write_snapshots(write_run(home / "run")), RunFolder(home / "plain")
+    plain.write_config(run.config())
+    write_arrays(plain.weights(300), reconstruct(run, 0.07).arrays)
+    batch = np.random.default_rng(3).integers(0, 255, (30, 16, 16, 3), np.uint8)
+    write_samples(home / "reference.npz", [batch], batch.shape, None)
+    flags = {"steps": "3", "num_samples": 12, "reference": str(home / "reference.npz")}
+    status, out = evaluate(capsys, run_dir=str(run), ema=["0.05", "0.07"], out=str(home / "out"), **flags)
+    assert status == 0 and "note: " not in out.replace("note: 12 images", "").replace(
+        "note: the detector", ""
+    ), out
+    assert f"| {run} --ema=0.05 | 12 |" in out and f"| {run} --ema=0.07 | 12 |" in out
+    assert os.listdir(home / "out") == ["evaluation.json"]
+    assert evaluate(capsys, run_dir=str(plain), out=str(home / "plain_out"), **flags)[0] == 0
+    rows, (alone,) = (
+        json.loads((home / name / "evaluation.json").read_text())["results"] for name in ("out", "plain_out")
+    )
+    label = "FD-efficientnet_lite0"
+    assert [row["origin"][0]["ema_length"] for row in rows] == [0.05, 0.07]
+    # The second length is that of the second row's weights, whatever was drawn before it.
+    assert rows[1][label] == alone[label] != rows[0][label]
+    for lengths, message in (
+        (["0.05", "0.5"], "length 0.5: use a length of"),
+        (["0.02"], "a length nearer to"),
+    ):
+        status, text = evaluate(capsys, run_dir=str(run), ema=lengths, out=str(home / "other"), **flags)
+        assert status == 2 and message in text and len(text.strip().splitlines()) == 1
+    assert not (home / "other").exists()
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_numbers(home):

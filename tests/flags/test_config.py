@@ -34,6 +34,7 @@ def test_presets_are_those_of_the_tables():
         assert (config.sampling.sampler, config.sampling.steps) == ("ancestral", (250,))
         assert (config.sampling.variance, config.sampling.guidance) == ("learned", 1.0)
         assert config.training.ema_decay == 0.99 and config.training.ema_every == 100
+        assert config.training.ema_lengths == ()  # the paper has none
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
 
 

@@ -94,6 +94,15 @@ def test_guidance_without_classes_is_refused():
     assert "no classes to guide with" in refusal(definitions.with_sampling_flags, UNCONDITIONAL, guidance=2.0)
 
 
+def test_lengths_of_averages_are_numbers_of_a_run():
+    with flagsaver.flagsaver(ema=["0.01", "0.1", " 0.10"]):
+        assert definitions.ema_lengths() == [0.01, 0.1]
+    assert definitions.ema_lengths() == []
+    assert "--ema=long: use a number" in refusal(definitions.ema_lengths, ema=["long"])
+    message = refusal(definitions.ema_lengths, ema=["0.1"], samples=["a.npz"])
+    assert message == "--ema is for a run's weights, and --samples gives images: leave one of them out"
+
+
 def test_labels_are_numbers_or_names():
     with flagsaver.flagsaver(labels=["owl", "0", " dog & wolf"]):
         assert definitions.sampling_labels(CONFIG) == [2, 0, 1]
@@ -113,7 +122,7 @@ NOT_OF_IT = [
 VALUES = {
     "labels": ["1"], "set": ["seed=1"], "steps": "9", "sampler": "ddim", "spacing": "even",
     "variance": "small", "strategy": "cpu", "guidance": 2.0, "eta": 0.5, "strength": 0.3,
-    "jit_compile": True, "save_pngs": True, "samples": ["a.npz"],
+    "jit_compile": True, "save_pngs": True, "samples": ["a.npz"], "ema_length": 0.1, "ema": ["0.1"],
 }  # fmt: skip
 TEXTS = (
     "data_dir",
@@ -143,6 +152,8 @@ def test_a_flag_of_another_mode_is_refused(mode, name):
         ("train", "guidance", "--set=sampling.guidance="),
         ("train", "num_samples", "--set=training.sample_images="),
         ("sample", "batch_size", "--sample_batch_size"),
+        ("sample", "ema", "--ema_length"),
+        ("evaluate", "ema_length", "--ema"),
         ("sample", "train_steps", "--steps"),
         ("sample", "patch_size", "config.json has it"),
         ("export", "seed", "each call gives it"),

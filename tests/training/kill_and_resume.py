@@ -104,19 +104,21 @@ def train_with_kills(run_dir: Path, replicas: int, kills: int, rng: random.Rando
 
 
 def state_hashes(run_dir: Path) -> dict:
-    """SHA-256 of the tensors of the last checkpoint and of the averages."""
+    """SHA-256 of the tensors of the last checkpoint, of the averages, and of those of some lengths."""
     import numpy as np
     import tensorflow as tf
 
     step = SETTINGS["training.steps"]
     reader = tf.train.load_checkpoint(str(run_dir / f"checkpoints/step_{step:08d}/state"))
-    digests = {"checkpoint": hashlib.sha256(), "averages": hashlib.sha256()}
+    digests = {"checkpoint": hashlib.sha256(), "averages": hashlib.sha256(), "snapshots": hashlib.sha256()}
     for name in sorted(reader.get_variable_to_shape_map()):
         if "VARIABLE_VALUE" in name:
             digests["checkpoint"].update(name.encode() + reader.get_tensor(name).tobytes())
     with np.load(run_dir / f"ema/step_{step:08d}.npz") as averages:
         for name in sorted(averages):
             digests["averages"].update(name.encode() + averages[name].tobytes())
+    for path in sorted([*run_dir.glob("ema/length_*/*.npz"), *run_dir.glob(f"checkpoints/*{step}/length_*")]):
+        digests["snapshots"].update(str(path.relative_to(run_dir)).encode() + path.read_bytes())
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 

@@ -27,7 +27,7 @@ class Run:
 
     def __init__(self, folder, size=1000, more=None, **keep):
         self.weight = tf.Variable(np.zeros(size, np.float32), name="network/weight")
-        self.ema = ExponentialMovingAverage([self.weight], decay=0.5)
+        self.ema = ExponentialMovingAverage([self.weight], decay=0.5, lengths=(0.1,))
         state = tf.train.Checkpoint(weight=self.weight, **(more or {}))
         self.folder = folder
         self.checkpoints = Checkpoints(RunFolder(folder), state, self.ema, **keep)
@@ -46,6 +46,41 @@ def restored(folder):
     again = Run(folder)
     step = again.checkpoints.restore_newest()
     return step, float(again.weight[0]), float(again.ema.averages[0][0])
+
+
+def test_power_averages_go_on_from_a_checkpoint_as_if_nothing_had_happened(run):
+    generator = np.random.default_rng(0)
+    for number in range(9):
+        run.weight.assign(generator.standard_normal(1000).astype(np.float32))
+        run.ema.update(number)
+        if number == 5:
+            run.checkpoints.save(6)
+            again = Run(run.folder)
+            assert again.checkpoints.restore_newest() == 6
+        if number > 5:
+            again.weight.assign(run.weight)
+            again.ema.update(number)
+    for one, name in ((run, "one"), (again, "other")):
+        one.ema.save_length(0.1, run.folder / name)
+    assert (run.folder / "one").read_bytes() == (run.folder / "other").read_bytes()
+
+
+def test_a_full_disk_in_a_power_average_leaves_the_checkpoint_before_as_it_was(run, monkeypatch):
+    run.save(10)
+    before = run.files()
+
+    def full(file, **arrays):
+        if "length" in file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        saved(file, **arrays)
+
+    saved = np.savez
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(
+        UserError, match=r"no space left on the disk of .*: free some and run the command again"
+    ):
+        run.save(20)
+    assert run.files() == before and restored(run.folder) == (10, 10.0, 10.5)
 
 
 def test_nothing_to_restore_is_not_an_error(run):
@@ -95,6 +130,8 @@ DAMAGE = [
     ("checkpoints/step_00000020/manifest.json", os.remove),
     ("ema/step_00000020.npz", flip),
     ("ema/step_00000020.npz", os.remove),
+    ("checkpoints/step_00000020/length_0.1.npz", flip),
+    ("checkpoints/step_00000020/length_0.1.npz", os.remove),
 ]
 
 
@@ -169,7 +206,7 @@ def test_a_damaged_checkpoint_ahead_does_not_count_among_those_to_keep(tmp_path)
 def test_weights_of_another_network_are_refused(run):
     run.save(10)
     manifest = json.loads((run.folder / "checkpoints/step_00000010/manifest.json").read_text())
-    assert manifest["step"] == 10 and len(manifest["files"]) == 3
+    assert manifest["step"] == 10 and len(manifest["files"]) == 4
     other = ExponentialMovingAverage([tf.Variable(tf.zeros(3), name="network/other")], 0.5)
     with pytest.raises(UserError, match="holds the weights of another network"):
         other.load(run.folder / "ema/step_00000010.npz")

@@ -1,10 +1,12 @@
-"""The average of the weights against its closed form."""
+"""The averages of the weights against their closed forms."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pdm_tf.averages import gamma_of
 from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.weights import read_arrays
 
 
 def test_average_equals_its_closed_form():
@@ -61,3 +63,25 @@ def test_save_and_load(tmp_path):
     np.testing.assert_array_equal(variable, [1.0, 2.0])
     again.load(tmp_path / "ema.npz", into_variables=True)
     np.testing.assert_array_equal(variable, [5.0, 6.0])
+
+
+@pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])
+def test_power_averages_equal_their_closed_form(tmp_path, length):
+    """Eq. 2, of weights that stay as an update finds them since the update before it."""
+    history = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    variable = tf.Variable([1e9, -1e9, 1e9], name="network/kernel")  # the first weights leave no trace
+    ema = ExponentialMovingAverage([variable], decay=0.9, lengths=[length])
+    for number, values in enumerate(history):
+        variable.assign(values)
+        ema.update(number)
+    ema.save_length(length, tmp_path / "length.npz")
+    power, t = gamma_of(length) + 1, np.arange(41) / 40
+    expected = sum((t[k + 1] ** power - t[k] ** power) * history[k].astype(np.float64) for k in range(40))
+    np.testing.assert_allclose(read_arrays(tmp_path / "length.npz")["network/kernel"], expected, rtol=2e-6)
+    # The exponential average beside it is what it is without them.
+    alone = ExponentialMovingAverage([variable], decay=0.9)
+    alone.averages[0][:] = [1e9, -1e9, 1e9]
+    for number, values in enumerate(history):
+        variable.assign(values)
+        alone.update(number)
+    np.testing.assert_array_equal(alone.averages[0], ema.averages[0])

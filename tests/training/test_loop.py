@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import typing
@@ -17,6 +18,7 @@ from flags.errors import Stopped, UserError
 from flags.presets import preset
 from flags.words import get, leaves
 from pdm_tf import data
+from pdm_tf.averages import reconstruct
 from pdm_tf.experts import load, read_runs
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
@@ -35,6 +37,9 @@ TINY = [
     "training.precision=float32", "data.horizontal_flip=true",
 ]  # fmt: skip
 CPU = tf.distribute.get_strategy()
+SNAPSHOTS = [
+    f"ema/length_{length}/step_{step:08d}.npz" for length in (0.05, 0.1) for step in (2, 4, 6, 8, 10, 12)
+]
 
 
 def config(*settings):
@@ -91,10 +96,57 @@ def test_run_folder_is_all_that_sampling_needs(whole):
 def test_a_resumed_run_ends_in_the_same_bits_and_logs_the_same_losses(whole, tmp_path):
     train(tmp_path, "training.steps=8", "training.sample_images=1")
     train(tmp_path)
-    for name in ("ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001"):
+    for name in ("ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001", *SNAPSHOTS):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
     last = [next(x for x in lines(folder) if x["step"] == 12)["loss"] for folder in (whole, tmp_path)]
     assert last[0] == last[1]
+
+
+def test_snapshots_of_averages_are_those_of_the_checkpoint_and_are_kept(whole):
+    for length in (0.05, 0.1):
+        names = [f"ema/length_{length}/step_00000012.npz", f"checkpoints/step_00000012/length_{length}.npz"]
+        first, second = (read_arrays(whole / name) for name in names)
+        assert all(np.array_equal(first[name], second[name]) for name in first) and len(first) > 10
+    assert {str(path.relative_to(whole)) for path in whole.glob("ema/length_*/*")} == set(SNAPSHOTS)
+
+
+def test_snapshots_after_the_checkpoint_that_a_run_goes_on_from_are_written_again_the_same(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints/step_00000012")
+    (tmp_path / SNAPSHOTS[-1]).write_bytes(b"half of it")
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in SNAPSHOTS}
+    train(tmp_path)
+    for name in SNAPSHOTS:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+        again = (tmp_path / name).stat().st_mtime_ns != before[name]
+        assert again == name.endswith(("10.npz", "12.npz"))
+
+
+def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_path, capsys):
+    quick = ("training.steps=11", "training.ema_snapshots=2", "training.ema_lengths=0.2")
+    train(tmp_path, *quick, "training.eval_every=300", "training.log_every=100")
+    run = RunFolder(tmp_path)
+    assert run.snapshot_steps(0.2) == [6, 11] and run.snapshot_steps(0.1) == []
+    average = read_arrays(run.snapshot(0.2, 11))  # of 5 updates
+    said = re.search(
+        rf"averages of lengths 0.2: up to 2 x 1 snapshots in {tmp_path}/ema, (.*) GB each, (.*) GB in all\n",
+        capsys.readouterr().out,
+    )
+    assert float(said[1]) == pytest.approx(run.snapshot(0.2, 11).stat().st_size / 1e9, rel=0.05)
+    assert float(said[2]) == pytest.approx(2 * float(said[1]), rel=0.01)
+    made = reconstruct(run, 0.2, step=11)
+    assert made.step == 11 and all(np.array_equal(made.arrays[name], average[name]) for name in average)
+
+
+def test_a_run_shorter_than_its_first_update_has_no_snapshot(tmp_path):
+    train(
+        tmp_path,
+        "training.steps=3",
+        "training.ema_every=4",
+        "training.eval_every=300",
+        "training.log_every=100",
+    )
+    assert not list(tmp_path.glob("ema/length_*"))
 
 
 def test_a_finished_run_started_again_does_nothing(whole, capsys):
@@ -211,7 +263,7 @@ def another(leaf, value):
     elif leaf.kind in (int, float):
         others = [value + 1, value - 1, value / 2 if leaf.kind is float else value // 2]
     else:
-        others = [(*value, parts[0](1)) if Ellipsis in parts else value[::-1]]
+        others = [(*value, parts[0](1)), value[:-1]] if Ellipsis in parts else [value[::-1]]
     return next(other for other in others if other != value and not rule.problem(other))
 
 

@@ -1,0 +1,178 @@
+"""Averages of the weights over any length of training, afterwards (EDM2: Karras et al. 2024, Appendix C).
+
+The weights of step tau have a share ~ tau^gamma of a *power-function average* at step t, 0 <= tau <= t: it
+peaks at t, forgets the first weights by itself, and keeps its shape as training goes on. Its **length** is
+sigma_rel, the standard deviation of its shares as a part of the run so far: 0.1 at step 50,000 is a deviation
+of 5,000 steps. An exponential average that takes the weights each `e` steps with a decay d has the deviation
+e / (1 - d) steps, whatever t: so it is of length e / ((1 - d) t), and ever shorter.
+
+Training keeps such averages of a few lengths and writes *snapshots* of them. Those of all lengths and steps
+together hold, to a good approximation, the average of any other length at any step that has a snapshot.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from flags.config import EMA_LENGTHS
+from flags.errors import UserError
+from flags.words import require, word
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import read_arrays
+
+# Of an average, what may come from other steps than it should before it is not called an average any more.
+TOO_MUCH = 0.25
+NOTHING = 1e-9  # a snapshot of so small a share is below float32's rounding and is not read
+
+
+class Average(NamedTuple):
+    """An average of a run's weights.
+
+    Attributes:
+      arrays: float32, by variable name.
+      step: the step that it ends at.
+      snapshots: how many files there were to make it from.
+      misplaced: how much of it, 0 to 1, comes from other steps than it should; 0 for a length that was kept.
+    """
+
+    arrays: dict[str, np.ndarray]
+    step: int
+    snapshots: int
+    misplaced: float
+
+
+def gamma_of(length: float) -> float:
+    """The exponent of an average: the largest root of sigma_rel^2 = (g + 1) / ((g + 2)^2 (g + 3)) (Eq. 123).
+
+    `length` is sigma_rel, above 0 and below 1 / sqrt(12), the plain mean's.
+    """
+    inverse = length**-2
+    return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
+
+
+def decay(length: float, number: int) -> float:
+    """beta = (1 - 1/t)^(gamma + 1) of update `number`, counted from 0, so that t = number + 1 (Eq. 3).
+
+    t may count updates in place of steps: then each update's weights stand for the steps since the one before
+    it, exactly.
+    """
+    return float((number / (number + 1)) ** (gamma_of(length) + 1))
+
+
+def profile(length: float, updates: int, count: int) -> np.ndarray:
+    """The share that each of `count` updates has of an average that took the first `updates` of them.
+
+    float64 (count,): the integral of (gamma + 1) tau^gamma / t^(gamma + 1) (Eq. 2) over each of t updates.
+    """
+    edges = np.minimum(np.arange(count + 1) / updates, 1.0)
+    return np.diff(edges ** (gamma_of(length) + 1))
+
+
+def shares(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """What to take of each snapshot: least squares of their profiles on the wanted one (Appendix C.3).
+
+    Over sums in place of integrals, so that it also holds for few updates; and the shares sum to 1, so that
+    weights that never changed stay what they are.
+
+    Args:
+      profiles: float64 (snapshots, updates).  wanted: float64 (updates,).
+    Returns:
+      float64 (snapshots,).
+    """
+    base = profiles[-1]
+    others = np.linalg.lstsq((profiles[:-1] - base).T, wanted - base, rcond=None)[0]
+    return np.append(others, 1.0 - others.sum())
+
+
+class Plan(NamedTuple):
+    """What an average is to be made of: files, each with its share; and `Average`'s other attributes."""
+
+    files: list[tuple[float, Path]]
+    step: int
+    snapshots: int
+    misplaced: float
+
+
+def reconstruct(run: RunFolder, length: float, step: int | None = None) -> Average:
+    """A run's average of a length, from all its snapshots up to a step.
+
+    Args and errors: as for `plan`; and a damaged snapshot is an error that names it.
+    """
+    files, *rest = plan(run, length, step)
+    return Average(_sum(files, f"average of length {length:g}"), *rest)
+
+
+def plan(run: RunFolder, length: float, step: int | None = None) -> Plan:
+    """How to make a run's average of a length; reads no weights.
+
+    Args:
+      run: a run that kept averages (`training.ema_lengths`).
+      length: sigma_rel, 0.01 to 0.25; far from those kept it needs many snapshots.
+      step: it ends at the newest snapshot up to this one; by default the newest of all.
+    Raises:
+      UserError: no such length, no snapshots, or too few for the length.
+    """
+    least, most = EMA_LENGTHS
+    require(least <= length <= most, f"an average of length {length:g}: use a length of {least} to {most}")
+    training = run.config().training
+    snapshots = [(one, s) for one in training.ema_lengths for s in run.snapshot_steps(one)]
+    end = _last_step(run, training.ema_lengths, snapshots, step)
+    snapshots = [(one, s) for one, s in snapshots if s <= end]
+    count = end // training.ema_every
+    profiles = np.array([profile(one, s // training.ema_every, count) for one, s in snapshots])
+    wanted = profile(length, count, count)
+    parts = shares(profiles, wanted)
+    misplaced = float(np.abs(parts @ profiles - wanted).sum() / 2)
+    require(
+        misplaced <= TOO_MUCH,
+        f"{run}: {misplaced:.0%} of an average of length {length:g} at step {end:,} would come from the "
+        f"wrong steps, with {len(snapshots)} snapshots to make it from: use a length nearer to those kept "
+        f"({word(training.ema_lengths)}), or a run with a higher training.ema_snapshots",
+    )
+    files = [(part, run.snapshot(one, s)) for part, (one, s) in zip(parts, snapshots) if abs(part) > NOTHING]
+    return Plan(files, end, len(snapshots), misplaced)
+
+
+def _last_step(
+    run: RunFolder, lengths: Sequence[float], snapshots: Sequence[tuple[float, int]], step: int | None
+) -> int:
+    """The newest step, up to `step`, that has a snapshot of each length."""
+    if not lengths:
+        raise UserError(
+            f"{run} kept no snapshots to make an average of another length from: take its own average, or "
+            "train a run with training.ema_lengths=0.05,0.1"
+        )
+    steps = [s for one, s in snapshots if one == lengths[0] and (step is None or s <= step)]
+    whole = [s for s in steps if all((one, s) in snapshots for one in lengths)]
+    if not whole:
+        when = "" if step is None else f" up to step {step:,}"
+        raise UserError(
+            f"{run} has no snapshot of its averages of length {word(lengths)}{when}: take its own average, "
+            "or train on to the first one"
+        )
+    return max(whole)
+
+
+def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
+    """The sum of weights files times numbers, float32: summed in float64, one file in memory at a time."""
+    total: dict[str, np.ndarray] = {}
+    for part, path in _progress(files, title):
+        arrays = read_arrays(path)
+        total = total or {name: np.zeros(array.shape) for name, array in arrays.items()}
+        if {name: array.shape for name, array in total.items()} != {n: a.shape for n, a in arrays.items()}:
+            raise UserError(f"{path} holds the weights of another network than {files[0][1]}: restore it")
+        for name, array in arrays.items():
+            total[name] += part * array.astype(np.float64)
+    return {name: array.astype(np.float32) for name, array in total.items()}
+
+
+def _progress(files: list[tuple[float, Path]], title: str) -> Iterable[tuple[float, Path]]:
+    return tqdm(
+        files, desc=title, unit="snapshot", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20
+    )

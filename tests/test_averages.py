@@ -1,0 +1,209 @@
+"""Averages of any length from snapshots of a few, against sums over a stored history of weights."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.averages import NOTHING, gamma_of, profile, reconstruct, shares
+from pdm_tf.run import RunFolder
+from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.weights import read_arrays, write_arrays
+from tests.tiny_runs import tiny_config
+
+LENGTHS = (0.05, 0.1)
+UPDATES, EVERY = 400, 5
+
+
+def history():
+    """Weights that move as those of a training: a way that slows down, and noise. float32 (UPDATES, 50)."""
+    generator, t = np.random.default_rng(3), np.arange(1, UPDATES + 1)[:, None]
+    way = np.cumsum(generator.normal(size=(UPDATES, 50)) / np.sqrt(t), axis=0)
+    return (way + 0.3 * generator.normal(size=(UPDATES, 50))).astype(np.float32)
+
+
+HISTORY = history()
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """A function: number of snapshots -> the run that took HISTORY and wrote so many; made once."""
+    made = {}
+
+    def make(snapshots: int) -> RunFolder:
+        if snapshots not in made:
+            made[snapshots] = write(RunFolder(tmp_path_factory.mktemp(f"run{snapshots}")), snapshots)
+        return made[snapshots]
+
+    return make
+
+
+def write(run: RunFolder, snapshots: int, lengths=LENGTHS, updates=UPDATES) -> RunFolder:
+    run.write_config(tiny_config(training__ema_lengths=lengths, training__ema_every=EVERY))
+    variable = tf.Variable(tf.zeros(50), name="network/kernel")
+    ema = ExponentialMovingAverage([variable], 0.9, lengths=lengths)
+    for number in range(updates):
+        variable.assign(HISTORY[number])
+        ema.update(number)
+        if (number + 1) % -(-updates // snapshots) == 0 or number + 1 == updates:
+            for length in lengths:
+                ema.save_length(length, run.snapshot(length, (number + 1) * EVERY))
+    return run
+
+
+def brute_force(length: float, updates: int = UPDATES) -> np.ndarray:
+    """The recursion of Eq. 3 over the whole history, in float64."""
+    average, power = np.zeros(50), gamma_of(length) + 1
+    for t in range(1, updates + 1):
+        beta = (1 - 1 / t) ** power
+        average = beta * average + (1 - beta) * HISTORY[t - 1]
+    return average
+
+
+def error(run: RunFolder, length: float, updates: int = UPDATES) -> float:
+    """How far a reconstruction is off, as a part of how far apart the averages of other lengths are."""
+    made, true = (
+        reconstruct(run, length, updates * EVERY).arrays["network/kernel"],
+        brute_force(length, updates),
+    )
+    return np.linalg.norm(made - true) / np.linalg.norm(
+        brute_force(0.05, updates) - brute_force(0.1, updates)
+    )
+
+
+@pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])
+def test_a_length_is_the_deviation_of_the_shares_as_a_part_of_the_run(length):
+    tau, share = (np.arange(100_000) + 0.5) / 100_000, profile(length, 100_000, 100_000)
+    mean = share @ tau
+    assert share.sum() == pytest.approx(1, abs=1e-12)
+    assert np.sqrt(share @ (tau - mean) ** 2) == pytest.approx(length, rel=1e-5)
+    gamma = gamma_of(length)
+    assert mean == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-5)
+
+
+def test_products_of_shares_tend_to_the_integrals_of_the_paper():
+    """The integral of tau^(a + b) (a + 1) (b + 1) / (s^(a + 1) t^(b + 1)) up to the smaller of s and t."""
+    count = 20_000
+    for a, s, b, t in ((0.05, 20_000, 0.1, 20_000), (0.05, 12_000, 0.1, 20_000), (0.2, 20_000, 0.03, 5000)):
+        gamma_a, gamma_b, until = gamma_of(a), gamma_of(b), min(s, t)
+        factor = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+        integral = factor * (until / s) ** gamma_a * (until / t) ** gamma_b / max(s, t)
+        assert profile(a, s, count) @ profile(b, t, count) == pytest.approx(integral, rel=1e-3)
+
+
+def test_shares_sum_to_one_and_pick_a_profile_that_is_there():
+    profiles = np.array([profile(one, t, 300) for t in range(30, 301, 30) for one in LENGTHS])
+    for number, own in enumerate(profiles):
+        np.testing.assert_allclose(shares(profiles, own), np.eye(len(profiles))[number], atol=NOTHING / 10)
+    for length in (0.01, 0.07, 0.25):
+        assert shares(profiles, profile(length, 300, 300)).sum() == pytest.approx(1, abs=1e-12)
+    np.testing.assert_array_equal(shares(profiles[:1], profiles[-1]), [1.0])
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("updates", [UPDATES, 200])
+def test_a_length_that_was_kept_comes_back_as_it_was(make_run, length, updates):
+    run = make_run(16)
+    made = reconstruct(run, length, updates * EVERY)
+    assert made.step == updates * EVERY and made.misplaced < 1e-9
+    np.testing.assert_array_equal(
+        made.arrays["network/kernel"], read_arrays(run.snapshot(length, made.step))["network/kernel"]
+    )
+    np.testing.assert_allclose(
+        made.arrays["network/kernel"], brute_force(length, updates), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("length", [0.03, 0.07, 0.15, 0.2])
+def test_another_length_is_near_the_average_that_was_not_kept_and_nearer_with_more_snapshots(
+    make_run, length
+):
+    errors = [error(make_run(snapshots), length) for snapshots in (8, 16, 32)]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.03
+    told = [reconstruct(make_run(snapshots), length).misplaced for snapshots in (8, 16, 32)]
+    assert told[0] > told[1] > told[2] and told[2] < 0.01
+
+
+def test_an_average_may_end_earlier(make_run):
+    assert error(make_run(32), 0.07, updates=208) < 0.02
+    # Up to a step without a snapshot: the newest before it.
+    assert reconstruct(make_run(16), 0.07, step=206 * EVERY).step == 200 * EVERY
+
+
+@pytest.mark.parametrize("length", [0.01, 0.04, 0.25])
+def test_with_a_snapshot_of_every_update_any_length_is_exact(tmp_path, length):
+    """Sums, not integrals: twelve updates are far from a smooth profile."""
+    run = write(RunFolder(tmp_path), snapshots=12, updates=12)
+    made = reconstruct(run, length)
+    assert made.snapshots == 24 and made.misplaced < 1e-9
+    np.testing.assert_allclose(made.arrays["network/kernel"], brute_force(length, 12), rtol=1e-4, atol=1e-5)
+
+
+def refusal(run, length, step=None):
+    with pytest.raises(UserError) as caught:
+        reconstruct(run, length, step)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_cannot_be_made_is_refused_in_one_line(make_run, tmp_path):
+    for length in (0.009, 0.3):
+        assert f"length {length}: use a length of 0.01 to 0.25" in refusal(make_run(16), length)
+    assert "has no snapshot of its averages of length 0.05,0.1 up to step 99: " in refusal(
+        make_run(16), 0.07, 99
+    )
+    message = refusal(make_run(8), 0.01)
+    assert (
+        message.startswith(f"{make_run(8)}: ") and "% of an average of length 0.01 at step 2,000" in message
+    )
+    assert "with 16 snapshots to make it from: use a length nearer to those kept (0.05,0.1)" in message
+    run = RunFolder(tmp_path)
+    run.write_config(tiny_config())
+    assert "kept no snapshots to make an average of another length from: take its own" in refusal(run, 0.1)
+    run.write_config(tiny_config(training__ema_lengths=LENGTHS))
+    assert "has no snapshot of its averages of length 0.05,0.1: take its own" in refusal(run, 0.1)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A run to break, with its files of length 0.05."""
+    run = write(RunFolder(tmp_path), snapshots=4, updates=40)
+    return run, [run.snapshot(0.05, step) for step in run.snapshot_steps(0.05)]
+
+
+def test_a_damaged_snapshot_is_named_and_the_others_do_without_it(broken):
+    run, files = broken
+    content = bytearray(files[2].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[2].write_bytes(content)
+    assert f"{files[2]} is damaged" in refusal(run, 0.07)
+    files[2].unlink()
+    made = reconstruct(run, 0.07)
+    assert made.snapshots == 7 and made.step == 40 * EVERY
+    files[-1].unlink()  # no more the newest of all lengths
+    assert reconstruct(run, 0.07).step == 20 * EVERY
+
+
+def test_a_snapshot_of_another_network_is_named(broken):
+    run, files = broken
+    write_arrays(files[1], {"network/kernel": np.zeros(49, np.float32)})
+    assert f"{files[1]} holds the weights of another network than {files[0]}" in refusal(run, 0.07)
+
+
+def test_a_full_disk_leaves_the_snapshots_before_as_they_were(broken, monkeypatch):
+    run, files = broken
+    before = [file.read_bytes() for file in files]
+    ema = ExponentialMovingAverage([tf.Variable(tf.zeros(50), name="network/kernel")], 0.9, lengths=LENGTHS)
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match=r"no space left on the disk of .*step_00000200.npz: free some"):
+        ema.save_length(0.05, run.snapshot(0.05, 40 * EVERY))
+    assert [file.read_bytes() for file in files] == before
+    assert sorted(path.name for path in files[0].parent.iterdir()) == [file.name for file in files]
