@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib.util
 import os
 import sys
 import tempfile
@@ -23,8 +24,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A GPU's memory is taken as it is needed, not all at once: others may use it, and what is used can be seen.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-# From 2.16 on `tf.keras` is Keras 3, unless this asks for the package tf_keras, which is Keras 2.
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
+# From TensorFlow 2.16 on `tf.keras` is Keras 3, unless this asks for the package tf_keras, which is Keras 2.
+if importlib.util.find_spec("tf_keras"):
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 
 @contextlib.contextmanager
@@ -64,7 +66,8 @@ with _quiet():
 keras = tf.keras
 if getattr(keras, "__version__", "2").startswith("3"):
     raise ImportError(
-        "pdm_tf needs Keras 2, and tf.keras is Keras 3 already: import pdm_tf before its first use"
+        "pdm_tf needs Keras 2, and tf.keras is Keras 3 here: install tf_keras of TensorFlow's version, and "
+        "import pdm_tf before tf.keras is first used"
     )
 
 try:
