@@ -5,7 +5,7 @@ import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
     sys.exit(
-        "pdm_tf runs on Python 3.9 to 3.13 (no TensorFlow that it works with has wheels for others); this is "
+        "pdm_tf runs on Python 3.9 to 3.13 (no TensorFlow that fits has wheels for others); this is "
         f"{sys.version.split()[0]}. Install one, for instance with `uv python install 3.13` or "
         "`pyenv install 3.13`, then run `make setup PYTHON=/path/to/python3.13`."
     )

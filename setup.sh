@@ -45,10 +45,10 @@ python='' seen=''
 for candidate; do
   version=$(version_of "$candidate") || continue
   case $version in 3.9 | 3.10 | 3.11 | 3.12 | 3.13) python=$candidate && break ;; esac
-  seen="$seen $candidate is $version;"
+  seen="${seen:+$seen }$candidate is $version;"
 done
-[ -n "$python" ] || fail "pdm_tf needs Python 3.9 to 3.13 (TensorFlow has no wheels that fit for others):" \
-  "${seen:-"none of $* runs;"} get one, for instance with 'uv python install 3.13' or 'pyenv install 3.13'," \
+[ -n "$python" ] || fail "pdm_tf needs Python 3.9 to 3.13 (no TensorFlow that fits has wheels for others);" \
+  "${seen:-none of $* runs;} get one, for instance with 'uv python install 3.13' or 'pyenv install 3.13'," \
   "and run: make setup PYTHON=/path/to/python3.13"
 
 # --- The environment ---
