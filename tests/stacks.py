@@ -30,7 +30,7 @@ TRAINED = {**SETTINGS, "network.base_channels": 64, "network.head_channels": 64}
 # As little does a key's bias change under a softmax, so this one is left out.
 WITHOUT_GRADIENT = "query_key_value/bias"
 # The largest differences there may be: of x_theta and u as they are, of images in their 256 levels, of all
-# else relative to the largest number of its array.
+# else relative to the norm of its array.
 LIMITS = {"x_theta": 1e-5, "u": 1e-5, "loss": 1e-5, "state": 1e-4, "image": 1}
 
 
@@ -125,15 +125,19 @@ class Stacks:
             return dict(samples)
 
 
-def largest(one: dict[str, np.ndarray], other: dict[str, np.ndarray], relative: bool = False) -> float:
+def furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     """The largest difference of any two numbers of the same name and place."""
+    return max(np.max(np.abs(a - b)) for a, b in _pairs(one, other))
+
+
+def furthest_of_norms(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """The largest norm of an array's difference, relative to the array's own."""
+    return max(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0) for a, b in _pairs(one, other))
+
+
+def _pairs(one: dict, other: dict) -> list[tuple[np.ndarray, np.ndarray]]:
     assert one.keys() == other.keys(), f"not the same names: {sorted(one.keys() ^ other.keys())}"
-    worst = 0.0
-    for name, array in one.items():
-        array, its = array.astype(np.float64), other[name].astype(np.float64)
-        scale = np.max(np.abs(its)) or 1.0
-        worst = max(worst, float(np.max(np.abs(array - its)) / (scale if relative else 1)))
-    return worst
+    return [(array.astype(np.float64), other[name].astype(np.float64)) for name, array in one.items()]
 
 
 Finding = tuple[str, float, float]  # what was compared, the largest difference, and its limit
@@ -145,31 +149,31 @@ def compare(interpreters: list[str], folder: Path) -> Iterator[Finding]:
     steps = [stacks.arrays(which, "denoise") for which in (0, 1)]
     for name in steps[0]:
         pair = [{name: step[name]} for step in steps]
-        yield f"{name} of the weights that ship", largest(*pair), LIMITS[name]
+        yield f"{name} of the weights that ship", furthest(*pair), LIMITS[name]
 
     runs = [folder / f"run{which}" for which in (0, 1)]
     for which in (0, 1):
         stacks.train(which, runs[which], WHOLE)
     losses = [stacks.losses(run) for run in runs]
     states = [stacks.arrays(which, "state", runs[which]) for which in (0, 1)]
-    yield f"losses of {WHOLE} steps", largest(*losses, relative=True), LIMITS["loss"]
-    yield f"state after {WHOLE} steps", largest(*states, relative=True), LIMITS["state"]
+    yield f"losses of {WHOLE} steps", furthest_of_norms(*losses), LIMITS["loss"]
+    yield f"state after {WHOLE} steps", furthest_of_norms(*states), LIMITS["state"]
 
     for which, other in ((0, 1), (1, 0)):
         run, what = folder / f"begun_on{which}", f"of a run begun on stack {which} and ended on {other}"
         stacks.train(which, run, HALF)
         stacks.train(other, run, WHOLE)
         loss, state = stacks.losses(run), stacks.arrays(other, "state", run)
-        yield f"losses {what}", largest(loss, losses[which], relative=True), LIMITS["loss"]
-        yield f"state {what}", largest(state, states[which], relative=True), LIMITS["state"]
+        yield f"losses {what}", furthest_of_norms(loss, losses[which]), LIMITS["loss"]
+        yield f"state {what}", furthest_of_norms(state, states[which]), LIMITS["state"]
 
     for which in (0, 1):
         pair = [stacks.images(drawing, runs[which]) for drawing in (0, 1)]
-        yield f"samples of stack {which}'s run", largest(*pair), LIMITS["image"]
+        yield f"samples of stack {which}'s run", furthest(*pair), LIMITS["image"]
         model = folder / f"model{which}"
         stacks.main(which, "export", f"--run_dir={runs[which]}", f"--out={model}", "--steps=5")
         pair = [stacks.arrays(drawing, "draw", model) for drawing in (0, 1)]
-        yield f"images of stack {which}'s export", largest(*pair), LIMITS["image"]
+        yield f"images of stack {which}'s export", furthest(*pair), LIMITS["image"]
 
 
 def main() -> int:
