@@ -102,7 +102,7 @@ class Stacks:
             return dict(arrays)
 
     def main(self, which: int, mode: str, *arguments) -> None:
-        python(self.interpreters[which], "main.py", f"--mode={mode}", "--strategy=cpu", *arguments)
+        python(self.interpreters[which], "main.py", f"--mode={mode}", *arguments)
 
     def train(self, which: int, run_dir: Path, steps: int) -> None:
         settings = {**TRAINED, "training.steps": steps}
