@@ -7,11 +7,11 @@ import resource
 import shutil
 import sys
 
-if not (3, 9) <= sys.version_info[:2] <= (3, 11):
+if not (3, 9) <= sys.version_info[:2] <= (3, 13):
     sys.exit(
-        f"pdm_tf runs on Python 3.9, 3.10 or 3.11 (TensorFlow 2.15 has no others); this is "
-        f"{sys.version.split()[0]}. Install one, for instance with `pyenv install 3.11` or "
-        "`uv python install 3.11`, then run `make setup PYTHON=/path/to/python3.11`."
+        "pdm_tf runs on Python 3.9 to 3.13 (no TensorFlow that fits has wheels for others); this is "
+        f"{sys.version.split()[0]}. Install one, for instance with `uv python install 3.13` or "
+        "`pyenv install 3.13`, then run `make setup PYTHON=/path/to/python3.13`."
     )
 
 from absl import app, logging
@@ -32,7 +32,7 @@ def train():
     from pdm_tf.training import loop, strategy
 
     folder, chosen = RunFolder(definitions.run_dir()), choose_strategy()
-    config = loop.resolve(config, folder, on_tpu=chosen == "tpu")
+    config = loop.resolve(config, folder, strategy.fitting_precision(chosen))
     where = strategy.make_strategy(chosen)
     print(config.to_json(), end="", flush=True)
     loop.train(config, folder, info, where)
@@ -223,9 +223,10 @@ def describe():
     config = definitions.training_config(dataset_info(needed=False))
     from pdm_tf.describe import describe_network
     from pdm_tf.run import RunFolder
-    from pdm_tf.training import loop
+    from pdm_tf.training import loop, strategy
 
-    config = loop.resolve(config, RunFolder(definitions.run_dir()), on_tpu=choose_strategy() == "tpu")
+    precision = strategy.fitting_precision(choose_strategy())
+    config = loop.resolve(config, RunFolder(definitions.run_dir()), precision)
     print(config.to_json(), end="", flush=True)
     logging.set_verbosity(logging.ERROR)  # TensorFlow's profiler warns of its own API
     print(describe_network(config))

@@ -132,7 +132,7 @@ class TrainingConfig:
     batch_size: int = setting(64, "Images a step, over all replicas.", above=0)
     steps: int = setting(100_000, "Steps to train, in all.", above=0, may_change=True)
     precision: str = setting(
-        "auto", "auto: mixed_bfloat16 on TPU, float32 elsewhere.",
+        "auto", "auto: mixed_bfloat16 on TPU and on GPUs from compute capability 8.0 on, float32 elsewhere.",
         choices=("auto", "float32", "mixed_bfloat16"),
     )  # fmt: skip
     grad_accum: int = setting(1, "Parts that a replica's batch is worked off in, to save memory.", above=0)

@@ -1,5 +1,7 @@
 """The stack underneath: which Keras, which GroupNormalization, oneDNN, and what they do not say in public.
 
+There are two: TensorFlow 2.15 with tensorflow-addons, and newer ones with tf_keras (requirements.txt).
+
 No other file names tensorflow-addons, `tf.keras`, an environment variable of TensorFlow, or a private
 attribute of Keras or TFDS: another stack is this file's work. Importing any part of `pdm_tf` runs it, before
 TensorFlow is imported if the importer has not done so itself.
@@ -7,19 +9,67 @@ TensorFlow is imported if the importer has not done so itself.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import importlib.util
 import os
 import platform
+import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 # TensorFlow leaves oneDNN off on CPUs without AVX512-VNNI, where training is 1.4 times faster with it.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # Its start-up chatter on stderr buries a program's own lines; its exceptions still arrive.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A GPU's memory is taken as it is needed, not all at once: others may use it, and what is used can be seen.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+# From TensorFlow 2.16 on `tf.keras` is Keras 3, unless this asks for the package tf_keras, which is Keras 2.
+if importlib.util.find_spec("tf_keras"):
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
-import tensorflow as tf
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what the block writes to stderr; it is shown if the block raises.
+
+    TensorFlow 2.21 writes there, when it is loaded, before it reads any setting. A crash in it (a CPU
+    without AVX) still shows Python's own traceback.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed: there is nothing to keep back
+        yield
+        return
+    crashes = not faulthandler.is_enabled()
+    with os.fdopen(stderr, "wb") as shown, tempfile.TemporaryFile() as kept:
+        if crashes:
+            faulthandler.enable(shown)
+        sys.stderr.flush()
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            shown.write(kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            if crashes:
+                faulthandler.disable()
+
+
+with _quiet():
+    import tensorflow as tf
 
 keras = tf.keras
+if getattr(keras, "__version__", "2").startswith("3"):
+    raise ImportError(
+        "pdm_tf needs Keras 2, and tf.keras is Keras 3 here: install tf_keras of TensorFlow's version, and "
+        "import pdm_tf before tf.keras is first used"
+    )
 
 try:
     with warnings.catch_warnings():

@@ -26,15 +26,19 @@ from pdm_tf.training.strategy import Workers, is_chief
 from pdm_tf.training.watch import Evaluation, Preview, Watch
 
 
-def resolve(config: Config, run: RunFolder, on_tpu: bool) -> Config:
+def resolve(config: Config, run: RunFolder, precision: str) -> Config:
     """The config that a run in a folder trains with: precision decided, and equal to an earlier part's.
 
+    Args:
+      config: what was asked for.
+      run: where; it may hold an earlier part of the run, whose precision "auto" then keeps.
+      precision: what "auto" is in a new run.
     Raises:
       UserError: the folder holds a run with other settings.
     """
     if config.training.precision == "auto":
-        precision = "mixed_bfloat16" if on_tpu else "float32"
-        config = config.replace({"training.precision": precision})
+        kept = run.config().training.precision if run.has_config() else precision
+        config = config.replace({"training.precision": kept})
     if run.has_config():
         known = leaves(Config)
         changed = differences(run.config(), config).items()

@@ -8,6 +8,7 @@ import json
 import operator
 import os
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -38,7 +39,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if name == "mirrored":
         if not tf.config.list_physical_devices("GPU"):
-            raise UserError("strategy mirrored: TensorFlow sees no GPU on this machine; use cpu")
+            raise UserError(f"strategy mirrored: TensorFlow sees no GPU on this machine; use cpu{_remedy()}")
         return tf.distribute.MirroredStrategy()
     return _multi_worker() if name == "multi_worker" else _tpu()
 
@@ -64,7 +65,30 @@ def choose(name: str) -> tuple[str, str]:
     if os.environ.get("TF_CONFIG"):
         return "multi_worker", "TF_CONFIG is set"
     gpus = len(tf.config.list_physical_devices("GPU"))
-    return ("mirrored", f"{gpus} GPU") if gpus else ("cpu", "no TPU_NAME, no TF_CONFIG, no GPU")
+    if gpus:
+        return "mirrored", f"{gpus} GPU"
+    return "cpu", f"no TPU_NAME, no TF_CONFIG, no GPU{_remedy()}"
+
+
+def fitting_precision(name: str) -> str:
+    """The precision that the devices of a strategy, not "auto", are made for: what "auto" is in a new run.
+
+    TPUs, and GPUs of compute capability 8.0 and above (NVIDIA Ampere), multiply bfloat16 faster than float32.
+    """
+    if name == "tpu":
+        return "mixed_bfloat16"
+    gpus = [] if name == "cpu" else tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    fits = gpus and all(known.get("compute_capability", (0, 0)) >= (8, 0) for known in details)
+    return "mixed_bfloat16" if fits else "float32"
+
+
+def _remedy() -> str:
+    """What to do where there is a GPU that TensorFlow does not see; "" where there is none."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    if hidden or not shutil.which("nvidia-smi"):
+        return ""
+    return "; this machine seems to have one: `make setup GPU=1` installs TensorFlow's CUDA libraries"
 
 
 def _multi_worker() -> tf.distribute.Strategy:

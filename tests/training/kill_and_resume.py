@@ -46,7 +46,7 @@ def train_on_two_logical_cpus(arguments: list) -> None:
     definitions.FLAGS(["main.py", *arguments])
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     info, run = data.find_dataset("emoji64", ""), RunFolder(definitions.run_dir())
-    loop.train(loop.resolve(definitions.training_config(info), run, on_tpu=False), run, info, strategy)
+    loop.train(loop.resolve(definitions.training_config(info), run, "float32"), run, info, strategy)
 
 
 def last_step(run_dir: Path) -> int:

@@ -48,7 +48,7 @@ def config(*settings):
 
 def train(folder, *settings):
     run = RunFolder(folder)
-    loop.train(loop.resolve(config(*settings), run, on_tpu=False), run, INFO, CPU)
+    loop.train(loop.resolve(config(*settings), run, "float32"), run, INFO, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +244,8 @@ def test_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
 def test_other_settings_are_refused_but_a_longer_run_is_not(whole):
     run = RunFolder(whole)
     with pytest.raises(UserError, match=r"optimizer.beta_2 \(0.99 there, 0.9 now\): give the same ones"):
-        loop.resolve(config("optimizer.beta_2=0.9"), run, on_tpu=False)
-    assert loop.resolve(config("training.steps=99"), run, on_tpu=False).training.steps == 99
+        loop.resolve(config("optimizer.beta_2=0.9"), run, "float32")
+    assert loop.resolve(config("training.steps=99"), run, "float32").training.steps == 99
 
 
 def another(leaf, value):
@@ -273,19 +273,22 @@ def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it
     changed = own.replace({key: another(leaf, get(own, key))})
     assert Config.from_json(changed.to_json()) == changed
     if leaf.rule.may_change:
-        assert loop.resolve(changed, run, on_tpu=False) == changed
+        assert loop.resolve(changed, run, "float32") == changed
     else:
         with pytest.raises(UserError, match=rf"holds a run with other settings: {key} \(") as error:
-            loop.resolve(changed, run, on_tpu=False)
+            loop.resolve(changed, run, "float32")
         assert "\n" not in str(error.value)
 
 
 def test_auto_is_the_precision_of_the_machine_and_a_run_keeps_its_own(whole):
     automatic = config("training.precision=auto")
-    assert loop.resolve(automatic, RunFolder("nowhere"), True).training.precision == "mixed_bfloat16"
-    assert loop.resolve(automatic, RunFolder(whole), on_tpu=False) == config()
+    for machine in ("mixed_bfloat16", "float32"):
+        assert loop.resolve(automatic, RunFolder("nowhere"), machine).training.precision == machine
+        # A run that began on another machine goes on as it began.
+        assert loop.resolve(automatic, RunFolder(whole), machine) == config()
+    asked = config("training.precision=mixed_bfloat16")
     with pytest.raises(UserError, match=r"training.precision \(float32 there, mixed_bfloat16 now\)"):
-        loop.resolve(automatic, RunFolder(whole), on_tpu=True)
+        loop.resolve(asked, RunFolder(whole), "float32")
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):

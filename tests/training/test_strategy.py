@@ -14,7 +14,7 @@ import tensorflow as tf
 import main
 from flags.errors import UserError
 from pdm_tf.training import strategy as module
-from pdm_tf.training.strategy import Workers, choose, is_chief, make_strategy
+from pdm_tf.training.strategy import Workers, choose, fitting_precision, is_chief, make_strategy
 from tests.training.processes import addresses
 
 
@@ -51,6 +51,38 @@ def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
     assert choose("auto") == ("multi_worker", "TF_CONFIG is set")
     monkeypatch.setenv("TPU_NAME", "node-1")
     assert choose("auto") == ("tpu", "TPU_NAME=node-1")
+
+
+@pytest.mark.parametrize(("name", "capabilities", "precision"), [
+    ("cpu", [(9, 0)], "float32"),
+    ("mirrored", [(8, 0)], "mixed_bfloat16"),
+    ("mirrored", [(9, 0), (12, 0)], "mixed_bfloat16"),
+    ("mirrored", [(8, 6), (7, 5)], "float32"),
+    ("mirrored", [None], "float32"),  # TensorFlow knows nothing of the card
+    ("multi_worker", [(8, 0)], "mixed_bfloat16"),
+    ("multi_worker", [], "float32"),
+    ("tpu", [], "mixed_bfloat16"),
+])  # fmt: skip
+def test_bfloat16_is_for_tpus_and_where_every_gpu_has_it(monkeypatch, name, capabilities, precision):
+    gpus = list(range(len(capabilities)))
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(
+        tf.config.experimental, "get_device_details",
+        lambda gpu: {"compute_capability": capabilities[gpu]} if capabilities[gpu] else {},
+    )  # fmt: skip
+    assert fitting_precision(name) == precision
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_spoken_of(monkeypatch, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert choose("auto") == ("cpu", "no TPU_NAME, no TF_CONFIG, no GPU")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "no GPU; this machine seems to have one: `make setup GPU=1`" in choose("auto")[1]
+    with pytest.raises(UserError, match="use cpu; this machine seems to have one: `make setup GPU=1`"):
+        make_strategy("mirrored")
 
 
 def test_mirrored_without_a_gpu_is_refused():
