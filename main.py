@@ -81,129 +81,121 @@ def sample():
 
 
 def evaluate():
-    """--mode=evaluate: distances of a run's or files' images to a reference; are they copies?"""
+    """--mode=evaluate: distances of runs' or files' images to a reference; are they copies?"""
     from pdm_tf import stack
-    from pdm_tf.data import find_dataset
-    from pdm_tf.evaluation import report
+    from pdm_tf.evaluation import report, subjects
     from pdm_tf.evaluation.features import load_detector
 
+    # All that can be refused is looked at before anything is drawn.
     lengths = definitions.ema_lengths()
     detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
-    runs = [] if FLAGS.samples else trained_runs(lengths)
-    config = definitions.with_sampling_flags(runs[0].config) if runs else None
-    dataset = config.data.dataset if config else definitions.dataset_name()
-    shape = config.data.image_shape if config else None
-    is_split = not os.path.exists(FLAGS.reference)
-    info = find_dataset(dataset, FLAGS.data_dir) if is_split else None
-    reference = reference_of(detector, info, FLAGS.reference, shape)
-    rows = sample_rows(detector) if FLAGS.samples else drawn_rows(detector, runs, lengths, config, out)
-    results, shown = [], []
-    for row in rows:
-        values, count = report.measure(detector, reference, row.features), len(row.features.pooled)
-        notes = report.warnings(detector, reference, count)
-        shown.append((row.name, count, values))
-        results.append({"name": row.name, "images": count, **row.about, **values, "notes": notes})
-    if info and "validation" in info.num_examples and FLAGS.reference == "train":
-        look_for_copies(detector, info, reference, rows[0], results[0], out)
-    report.write_json(os.path.join(out, "evaluation.json"), detector, reference, results, stack.versions())
+    models = trained_models(lengths)
+    configs = [definitions.with_sampling_flags(runs[0].config) for runs in models]
+    data = configs[0].data if configs else None
+    info = evaluated_dataset(data.dataset if data else definitions.dataset_name())
+    shape = data.image_shape if data else None
+    reference = reference_of(detector, info, shape)
+    held_out = held_out_of(detector, info, shape)
+    rows = [subjects.of_path(detector, path) for path in FLAGS.samples]
+    for runs, config in zip(models, configs):
+        several = len(models) > 1 or len(lengths) > 1
+        rows += drawn_rows(detector, reference, runs, lengths, config, out, several)
+    report.report(detector, reference, rows, out, stack.versions(), held_out)
     for row in rows:
         row.finish()
-    print(report.table(shown))
-    for note in dict.fromkeys(note for result in results for note in result["notes"]):
-        print(f"note: {note}")
-    print(f"evaluation: {out}/evaluation.json")
 
 
-def reference_of(detector, info, name: str, shape):
+def evaluated_dataset(name: str):
+    """The data set of --reference, which names one of its splits; None where it is a file or folder."""
+    from pdm_tf.data import find_dataset
+
+    if os.path.exists(FLAGS.reference):
+        return None
+    info = find_dataset(name, FLAGS.data_dir)
+    if not info.num_examples.get(FLAGS.reference):
+        raise UserError(
+            f"--reference={FLAGS.reference}: there is no such file or folder, and {info.name} has the splits "
+            f"{', '.join(sorted(info.num_examples))}"
+        )
+    return info
+
+
+def reference_of(detector, info, shape):
     """--reference: a split of the data set, or what lies at a path."""
     from pdm_tf.evaluation import references
 
-    if info is None:
-        return references.of_path(detector, name)
-    if name not in info.num_examples:
-        raise UserError(
-            f"--reference={name}: there is no such file or folder, and {info.name} has the splits "
-            f"{', '.join(sorted(info.num_examples))}"
-        )
-    return references.of_split(detector, info, name, shape)
+    with definitions.progress("reference", FLAGS.reference) as progress:
+        if info is None:
+            return references.of_path(detector, FLAGS.reference, progress=progress)
+        return references.of_split(detector, info, FLAGS.reference, shape, progress=progress)
 
 
-def sample_rows(detector):
-    """A row of the table for each of --samples."""
-    from pdm_tf.evaluation.features import extract
-    from pdm_tf.evaluation.references import open_images
-    from pdm_tf.evaluation.report import Row
+def held_out_of(detector, info, shape):
+    """What copies of the training split are looked for with, or why they cannot be."""
+    from pdm_tf.data import uint8_batches
+    from pdm_tf.evaluation import references, report
 
-    rows = []
-    for path in FLAGS.samples:
-        features = extract(detector, open_images(path)[1])
-        rows.append(Row(path, {"path": path}, features, lambda path=path: open_images(path)[1]))
-    return rows
+    if info is None or FLAGS.reference != "train":
+        return "the reference is no data set's training split"
+    split = info.held_out_split
+    if split is None:
+        return f"{info.name} has no held-out split"
+    return report.HeldOut(
+        references.of_split(detector, info, split, shape),
+        lambda image_shape: uint8_batches(info, "train", 64, image_shape),
+    )
 
 
-def drawn_rows(detector, runs, lengths, config, out: str):
-    """The table's row of a run's own samples, or one for each of the lengths of its averages."""
+def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bool):
+    """The table's row of a model's own samples, or one for each of the lengths of its averages."""
     from pdm_tf.experts import load, with_length
-    from pdm_tf.sampling.sampler import Sampler, cycled_labels
+    from pdm_tf.sampling.batches import Draw
+    from pdm_tf.sampling.sampler import Sampler
     from pdm_tf.training import strategy
 
     chosen = choose_strategy()
     if chosen == "multi_worker":
         raise UserError("strategy multi_worker: samples are drawn on one machine; use cpu, mirrored or tpu")
-    labels = definitions.sampling_labels(config)
+    labels = evaluated_labels(config, reference)
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs, next(iter(lengths), None))
         sampler = Sampler(loaded.denoiser, config.sampling)
-    labels = labels or cycled_labels(loaded.denoiser, config.data.num_classes or 1)
-    name = ",".join(str(run.folder) for run in runs)
-    if not lengths:
-        return [drawn_row(detector, name, loaded, sampler, labels, config, out)]
+    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
     rows = []
-    for number, length in enumerate(lengths):
-        if number:
+    for length in lengths or [None]:
+        if rows:
             loaded = with_length(loaded, runs, length)
-        # A folder for each, so that another's finished batches are not taken for another command's.
-        own = os.path.join(out, f".length_{length}")
-        row = drawn_row(detector, f"{name} --ema={length}", loaded, sampler, labels, config, own)
-        rows.append(row._replace(finish=lambda own=own: shutil.rmtree(own)))
+        rows.append(drawn_row(detector, draw, runs, loaded, length, config, out, several))
     return rows
 
 
-def drawn_row(detector, name, loaded, sampler, labels, config, out: str):
-    """The table's row of one model's samples; finished batches are kept in `out` until all is done."""
-    from pdm_tf.evaluation.features import extract
-    from pdm_tf.evaluation.report import Row
-    from pdm_tf.sampling.batches import Draw
-    from pdm_tf.sampling.output import batch_folder
+def drawn_row(detector, draw, runs, loaded, length, config, out: str, several: bool):
+    """The row of one model, with its own average or that of a length."""
+    import numpy as np
 
-    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
-    folder = batch_folder(pathlib.Path(out), draw)
-    features = extract(detector, draw.batches(folder))
+    from pdm_tf.evaluation import subjects
+    from pdm_tf.experts import with_length
+
+    name = ",".join(str(run.folder) for run in runs) + (f" --ema={length}" if length else "")
     about = {
         "origin": loaded.origin,
         "sampling": dataclasses.asdict(config.sampling),
         "seed": draw.seed,
-        "labels": [int(label) for label in labels],
+        "label_counts": np.bincount(draw.image_labels).tolist() if loaded.denoiser.conditional else [],
+        "labels": "in turn" if FLAGS.labels else "equal shares" if FLAGS.equal_shares else "the data's shares",
+        "precision": "float32",
+        "strategy": FLAGS.strategy,
     }
-    return Row(name, about, features, lambda: draw.batches(folder), lambda: shutil.rmtree(folder))
+    # A folder for each of several, so that another's finished batches are not taken for another command's.
+    own = os.path.join(out, ".rows", name.replace(os.sep, "_")) if several else out
+    row = subjects.of_draw(detector, draw, own, name, about)
 
+    def take(places):
+        if length:
+            with_length(loaded, runs, length)
+        return row.take(places)
 
-def look_for_copies(detector, info, reference, row, result, out: str):
-    """Adds to a row's result, says and shows how near its images are to training images."""
-    from pdm_tf.data import uint8_batches
-    from pdm_tf.evaluation import report
-
-    shape = next(iter(row.open())).shape[1:]
-    held_out = reference_of(detector, info, "validation", shape)
-    found = report.copies(row.features.pooled, reference, held_out)
-    result["copies"] = found
-    picture = os.path.join(out, "nearest.png")
-    report.pairs_picture(row, uint8_batches(info, "train", 64, shape), found, picture)
-    share = found["share_nearer_than_95_percent_of_held_out"]
-    print(
-        f"copies: {share:.1%} of the samples are nearer to a training image than 95% of the held-out images "
-        f"are (5% if nothing is copied); the closest pairs: {picture}"
-    )
+    return row._replace(take=take)
 
 
 def export():
