@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import pathlib
 import resource
-import shutil
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
@@ -89,113 +87,80 @@ def evaluate():
     # All that can be refused is looked at before anything is drawn.
     lengths = definitions.ema_lengths()
     detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
-    models = trained_models(lengths)
+    models = [] if FLAGS.samples and not FLAGS.run_dir else trained_models(lengths)
     configs = [definitions.with_sampling_flags(runs[0].config) for runs in models]
-    data = configs[0].data if configs else None
-    info = evaluated_dataset(data.dataset if data else definitions.dataset_name())
-    shape = data.image_shape if data else None
-    reference = reference_of(detector, info, shape)
-    held_out = held_out_of(detector, info, shape)
-    rows = [subjects.of_path(detector, path) for path in FLAGS.samples]
+    for config in configs:
+        definitions.sampling_labels(config)
+    reference, held_out = reference_of(detector, configs[0].data if configs else None)
+    rows = []
+    for path in FLAGS.samples:
+        with looking_at(path) as bar:
+            rows.append(subjects.of_path(detector, path, bar.update))
+    several = len(models) > 1 or len(lengths) > 1
     for runs, config in zip(models, configs):
-        several = len(models) > 1 or len(lengths) > 1
         rows += drawn_rows(detector, reference, runs, lengths, config, out, several)
     report.report(detector, reference, rows, out, stack.versions(), held_out)
     for row in rows:
         row.finish()
 
 
-def evaluated_dataset(name: str):
-    """The data set of --reference, which names one of its splits; None where it is a file or folder."""
-    from pdm_tf.data import find_dataset
+def reference_of(detector, data):
+    """--reference, and what copies of it are looked for with; `data`: the models' DataConfig or None."""
+    from pdm_tf.data import find_dataset, uint8_batches
+    from pdm_tf.evaluation import references, report
+    from pdm_tf.training.watch import held_out_split
 
-    if os.path.exists(FLAGS.reference):
-        return None
-    info = find_dataset(name, FLAGS.data_dir)
-    if not info.num_examples.get(FLAGS.reference):
+    name, no_copies = FLAGS.reference, "the reference is no data set's training split"
+    if os.path.exists(name):
+        with looking_at(name) as bar:
+            return references.of_path(detector, name, progress=bar.update), no_copies
+    info = find_dataset(data.dataset if data else definitions.dataset_name(), FLAGS.data_dir)
+    shape, held_out = data.image_shape if data else None, held_out_split(info)
+    if not info.num_examples.get(name):
         raise UserError(
-            f"--reference={FLAGS.reference}: there is no such file or folder, and {info.name} has the splits "
+            f"--reference={name}: there is no such file or folder, and {info.name} has the splits "
             f"{', '.join(sorted(info.num_examples))}"
         )
-    return info
-
-
-def reference_of(detector, info, shape):
-    """--reference: a split of the data set, or what lies at a path."""
-    from pdm_tf.evaluation import references
-
-    with definitions.progress("reference", FLAGS.reference) as progress:
-        if info is None:
-            return references.of_path(detector, FLAGS.reference, progress=progress)
-        return references.of_split(detector, info, FLAGS.reference, shape, progress=progress)
-
-
-def held_out_of(detector, info, shape):
-    """What copies of the training split are looked for with, or why they cannot be."""
-    from pdm_tf.data import uint8_batches
-    from pdm_tf.evaluation import references, report
-
-    if info is None or FLAGS.reference != "train":
-        return "the reference is no data set's training split"
-    split = info.held_out_split
-    if split is None:
-        return f"{info.name} has no held-out split"
-    return report.HeldOut(
-        references.of_split(detector, info, split, shape),
-        lambda image_shape: uint8_batches(info, "train", 64, image_shape),
-    )
+    with looking_at(name, info.num_examples[name]) as bar:
+        reference = references.of_split(detector, info, name, shape, progress=bar.update)
+    if name != "train" or held_out is None:
+        return reference, no_copies if name != "train" else f"{info.name} has no held-out split"
+    unseen = references.of_split(detector, info, held_out, shape)
+    return reference, report.HeldOut(unseen, lambda size: uint8_batches(info, "train", 64, size))
 
 
 def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bool):
     """The table's row of a model's own samples, or one for each of the lengths of its averages."""
-    from pdm_tf.experts import load, with_length
+    from pdm_tf.evaluation import subjects
+    from pdm_tf.experts import load
     from pdm_tf.sampling.batches import Draw
     from pdm_tf.sampling.sampler import Sampler
     from pdm_tf.training import strategy
 
-    chosen = choose_strategy()
+    chosen, seed, count = choose_strategy(), FLAGS.seed or 0, definitions.num_samples()
     if chosen == "multi_worker":
         raise UserError("strategy multi_worker: samples are drawn on one machine; use cpu, mirrored or tpu")
-    labels = evaluated_labels(config, reference)
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs, next(iter(lengths), None))
         sampler = Sampler(loaded.denoiser, config.sampling)
-    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
-    rows = []
-    for length in lengths or [None]:
-        if rows:
-            loaded = with_length(loaded, runs, length)
-        rows.append(drawn_row(detector, draw, runs, loaded, length, config, out, several))
-    return rows
+    how, labels = "in turn", definitions.sampling_labels(config)
+    if not labels:
+        counts = [] if FLAGS.equal_shares else reference.what.get("label_counts", [])
+        how = "shares of the reference" if counts else "equal shares"
+        labels = subjects.shared_labels(counts or [1] * (config.data.num_classes or 1), count, seed)
+    draw = Draw(sampler, seed, count, FLAGS.sample_batch_size, labels)
+    about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": chosen}
+    return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
 
 
-def drawn_row(detector, draw, runs, loaded, length, config, out: str, several: bool):
-    """The row of one model, with its own average or that of a length."""
-    import numpy as np
+def looking_at(what: str, count=None):
+    """A progress bar of images that a detector looks at, shown if it takes a while."""
+    from tqdm import tqdm
 
-    from pdm_tf.evaluation import subjects
-    from pdm_tf.experts import with_length
-
-    name = ",".join(str(run.folder) for run in runs) + (f" --ema={length}" if length else "")
-    about = {
-        "origin": loaded.origin,
-        "sampling": dataclasses.asdict(config.sampling),
-        "seed": draw.seed,
-        "label_counts": np.bincount(draw.image_labels).tolist() if loaded.denoiser.conditional else [],
-        "labels": "in turn" if FLAGS.labels else "equal shares" if FLAGS.equal_shares else "the data's shares",
-        "precision": "float32",
-        "strategy": FLAGS.strategy,
-    }
-    # A folder for each of several, so that another's finished batches are not taken for another command's.
-    own = os.path.join(out, ".rows", name.replace(os.sep, "_")) if several else out
-    row = subjects.of_draw(detector, draw, own, name, about)
-
-    def take(places):
-        if length:
-            with_length(loaded, runs, length)
-        return row.take(places)
-
-    return row._replace(take=take)
+    quiet = 0.5 if sys.stderr.isatty() else 20
+    return tqdm(
+        desc=f"look at {what}", total=count, unit="image", delay=2, mininterval=quiet, dynamic_ncols=True
+    )
 
 
 def export():
@@ -245,12 +210,29 @@ def choose_strategy() -> str:
     return chosen
 
 
-def trained_runs(lengths=()):
-    """The runs to draw from; before there is a default one, the weights that ship with the project.
+def trained_runs():
+    """The run, or experts, to draw from."""
+    from pdm_tf.experts import read_runs
 
-    Refuses those that averages of these lengths cannot be made of.
-    """
-    from pdm_tf.experts import check_lengths, read_runs
+    return read_runs(*trained_folders())
+
+
+def trained_models(lengths):
+    """The models to evaluate, each a list of runs; refuses lengths that averages of them cannot have."""
+    from pdm_tf.experts import check_lengths, read_models
+
+    models = read_models(*trained_folders())
+    for runs in models:
+        check_lengths(runs, lengths)
+        if runs[0].config.data != models[0][0].config.data:
+            raise UserError(
+                f"{runs[0].folder} and {models[0][0].folder} are of different data: evaluate one at a time"
+            )
+    return models
+
+
+def trained_folders():
+    """The folders of runs to draw from; before there is a default one, that which ships with the project."""
     from pdm_tf.run import PRETRAINED, RunFolder
 
     run_dirs = definitions.run_dirs()
@@ -260,9 +242,7 @@ def trained_runs(lengths=()):
             f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True
         )
         run_dirs = [PRETRAINED]
-    runs = read_runs(*run_dirs)
-    check_lengths(runs, lengths)
-    return runs
+    return run_dirs
 
 
 def loaded_model(runs):

@@ -66,7 +66,7 @@ def report(
         if isinstance(held_out, HeldOut):
             picture = Path(out) / (f"nearest_{number + 1}.png" if len(subjects) > 1 else "nearest.png")
             result["copies"] = look_for_copies(subject, reference, held_out, picture)
-            said.append(f"copies, {subject.name}: {_of_copies(result['copies'])}; {picture}")
+            said.append(f"copies, {subject.name}: {_of_copies(result['copies'])} {picture}")
         results.append(result)
         shown.append((subject.name, count, values))
     if isinstance(held_out, HeldOut):
@@ -183,7 +183,7 @@ def _of_copies(found: dict[str, Any]) -> str:
         f"{found['share_nearer_than_95_percent_of_held_out']:.1%} of the samples are nearer to a training "
         "image than 95% of the held-out images are (5% if nothing is copied); median distance "
         f"{found['median_distance']:.3g}, of held-out images {found['median_distance_held_out']:.3g}; "
-        "the closest pairs"
+        "the closest pairs:"
     )
 
 

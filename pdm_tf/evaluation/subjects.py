@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import open_images
+from pdm_tf.experts import Loaded, Run, with_length
 from pdm_tf.randomness import stream
 from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.output import batch_folder
@@ -39,8 +41,10 @@ class Subject(NamedTuple):
     finish: Callable[[], None] = lambda: None
 
 
-def of_path(detector: Detector, path: str | os.PathLike) -> Subject:
-    """The images in a file or folder, as `open_images` reads them.
+def of_path(
+    detector: Detector, path: str | os.PathLike, progress: Callable[[int], object] = lambda done: None
+) -> Subject:
+    """The images in a file or folder, as `open_images` reads them; `progress` as in `extract`.
 
     Raises:
       UserError: there are none, or a file is damaged.
@@ -52,7 +56,7 @@ def of_path(detector: Detector, path: str | os.PathLike) -> Subject:
             shapes.append(batch.shape[1:])
             yield batch
 
-    features = extract(detector, noting_shapes(open_images(path)[1]))
+    features = extract(detector, noting_shapes(open_images(path)[1]), progress)
     return Subject(
         str(path), {"path": str(path)}, features, shapes[0], lambda places: take(open_images(path)[1], places)
     )
@@ -71,6 +75,53 @@ def of_draw(detector: Detector, draw: Draw, out: str | os.PathLike, name: str, a
     folder = batch_folder(Path(out), draw)
     features = _kept_features(detector, draw, folder)
     return Subject(name, dict(about), features, draw.shape[1:], draw.images, lambda: shutil.rmtree(folder))
+
+
+def of_averages(
+    detector: Detector,
+    runs: Sequence[Run],
+    loaded: Loaded,
+    draw: Draw,
+    lengths: Sequence[float],
+    out: str | os.PathLike,
+    about: Mapping[str, Any],
+    several: bool,
+) -> list[Subject]:
+    """`of_draw` for each of some lengths of a model's averages, or for its own average if there are none.
+
+    Args:
+      detector, draw, out: as in `of_draw`; the draw's denoiser is that of `loaded`.
+      runs, loaded: the model, with the first length's averages.
+      lengths: as in `experts.load`.
+      about: how all of them were made.
+      several: whether there are other subjects whose work is kept in `out`.
+    """
+    subjects = []
+    for number, length in enumerate(lengths or [None]):
+        if number:
+            loaded = with_length(loaded, runs, length)
+        name = ",".join(str(run.folder) for run in runs) + ("" if length is None else f", length {length}")
+        labels = draw.image_labels
+        own = {
+            "origin": loaded.origin, **about, "seed": draw.seed, "precision": "float32",
+            "label_counts": [] if labels is None else np.bincount(labels).tolist(),
+        }  # fmt: skip
+        # A folder for each, so that another's parts are not taken for another command's.
+        digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+        folder = Path(out) / f".row-{digest}" if several else Path(out)
+        subject = of_draw(detector, draw, folder, name, own)
+
+        def look(places, loaded=loaded, length=length, subject=subject) -> np.ndarray:
+            with_length(loaded, runs, length)  # another may have been drawn since
+            return subject.take(places)
+
+        def finish(folder=folder, subject=subject) -> None:
+            subject.finish()
+            if several:
+                folder.rmdir()
+
+        subjects.append(subject._replace(take=look if len(lengths) > 1 else subject.take, finish=finish))
+    return subjects
 
 
 def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features:
