@@ -95,11 +95,12 @@ def test_xla_computes_the_same_from_the_same_noise(easy, name):
     def run(z):
         denoise = guided(easy, tf.constant([0, 2]), 2.0)
         if name != "repaint":
-            return descend(SAMPLERS[name](denoise, schedule, **options), schedule, z, lambda i: noises[i], 3)
+            steps = SAMPLERS[name](denoise, schedule, **options)
+            return descend(steps, schedule, z, lambda i: noises[i]).run(3)
         return repaint(
             denoise, schedule, z, lambda i: noises[i % 12], tf.ones((16, 16, 3)), unknown,
-            variance="learned", jump_length=2, resamplings=2, frames=3,
-        )  # fmt: skip
+            variance="learned", jump_length=2, resamplings=2,
+        ).run(3)  # fmt: skip
 
     plain, compiled = (tf.function(run, jit_compile=jit)(tf.constant(z[0])) for jit in (False, True))
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
