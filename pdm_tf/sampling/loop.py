@@ -52,7 +52,7 @@ class Walk(NamedTuple):
         return self.part(0, self.count, self.begin(frames))[0]
 
     def begin(self, frames: int = 1) -> list[tf.Tensor]:
-        """What `part` takes before the first move: room for the frames, (frames, B, H, W, C), and the state."""
+        """What `part` takes before the first move: room for frames, (frames, B, H, W, C), and the state."""
         z = self.state[0]
         return [tf.zeros(tf.concat([[frames], tf.shape(z)], axis=0), z.dtype), *self.state]
 

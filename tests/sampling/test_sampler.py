@@ -298,9 +298,7 @@ def test_what_a_report_raises_ends_the_drawing_and_the_next_one_is_whole(easy):
 
     with pytest.raises(InterruptedError):
         sampler(5, [0, 1], [0, 1], stop)
-    np.testing.assert_array_equal(
-        sampler(5, [0, 1], [0, 1]), sampler_of(easy, steps=(6,))(5, [0, 1], [0, 1])
-    )
+    np.testing.assert_array_equal(sampler(5, [0, 1], [0, 1]), sampler_of(easy, steps=(6,))(5, [0, 1], [0, 1]))
 
 
 def test_calls_grow_until_they_last_about_a_second(easy, monkeypatch):
