@@ -33,7 +33,7 @@ def train():
     config = loop.resolve(config, folder, on_tpu=chosen == "tpu")
     where = strategy.make_strategy(chosen)
     print(config.to_json(), end="", flush=True)
-    loop.train(config, folder, info, where)
+    step = loop.train(config, folder, info, where)
     if not strategy.is_chief(where):
         return
     plots.loss_curve(folder)
@@ -41,7 +41,9 @@ def train():
     print(f"peak memory: {peak:.2f} GiB")
     print(f"run folder: {folder}")
     print(f"loss curve: {folder.loss_curve}")
-    print(f"samples: {folder.preview(config.training.steps)}")
+    print(f"samples: {folder.preview(step)}")
+    if step < config.training.steps:
+        print(f"step {step:,} of {config.training.steps:,}, all saved: run the same command to go on")
 
 
 def sample():

@@ -131,6 +131,10 @@ class TrainingConfig:
 
     batch_size: int = setting(64, "Images a step, over all replicas.", above=0)
     steps: int = setting(100_000, "Steps to train, in all.", above=0, may_change=True)
+    minutes: float = setting(
+        0.0, "Stop after so many minutes, all saved, to go on by the same command; 0: no limit.",
+        least=0, may_change=True,
+    )  # fmt: skip
     precision: str = setting(
         "auto", "auto: mixed_bfloat16 on TPU, float32 elsewhere.",
         choices=("auto", "float32", "mixed_bfloat16"),
@@ -160,7 +164,11 @@ class TrainingConfig:
         4, "Batches of the held-out split, with fixed noise.", above=0, may_change=True
     )
     sample_every: int = setting(5000, "Steps between two previews.", above=0, may_change=True)
-    sample_images: int = setting(64, "Images of a preview.", above=0, may_change=True)
+    sample_images: int = setting(64, "Images of a preview, at most.", above=0, may_change=True)
+    sample_steps: int = setting(
+        20, "Most steps of a preview; where sampling takes more, DPM-Solver++ draws it in so many.",
+        above=0, may_change=True,
+    )  # fmt: skip
     checkpoint_every: int = setting(5000, "Steps between two checkpoints.", above=0, may_change=True)
     keep_checkpoints: int = setting(2, "How many of the newest stay.", above=0, may_change=True)
     keep_every: int = setting(0, "And those of every such step, for good; 0: none.", least=0, may_change=True)

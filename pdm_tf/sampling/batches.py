@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ class Draw:
         """The images' labels, int32 (N,); None of a model without classes."""
         return self._labels_of(np.arange(self.count)) if self.sampler.denoiser.conditional else None
 
-    def frames(self, start: int, frames: int) -> np.ndarray:
+    def frames(
+        self, start: int, frames: int, report: Callable[[int], None] = lambda moves: None
+    ) -> np.ndarray:
         """x_theta on the way to a whole batch of images, the last one beyond `count` too, so that all batches
-        run one and the same graph: float32 (frames, batch_size, H, W, C)."""
+        run one and the same graph: float32 (frames, batch_size, H, W, C). `report` as of `trajectory`."""
         indices = np.arange(start, start + self.batch_size)
-        return self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames)
+        return self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames, report)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Some of the images, uint8 (N, H, W, C), in batches of the same size, so of the same pixels."""
@@ -83,7 +86,8 @@ class Draw:
             for start in starts:
                 file = files.get(start)
                 ready = file is not None and file.exists()
-                batch = (self._read(file) if ready else self._draw(start, file))[: self.count - start]
+                batch = self._read(file) if ready else self._draw(start, file, step_shown(bar, self.sampler))
+                batch = batch[: self.count - start]
                 bar.initial += ready * len(batch)  # the rate is that of drawing
                 bar.update(len(batch))
                 yield batch
@@ -115,8 +119,8 @@ class Draw:
     def _labels_of(self, indices: np.ndarray) -> np.ndarray:
         return np.asarray(self.labels, np.int32)[indices % len(self.labels)]
 
-    def _draw(self, start: int, file: Path | None) -> np.ndarray:
-        images = to_uint8(self.frames(start, 1)[0])
+    def _draw(self, start: int, file: Path | None, report: Callable[[int], None]) -> np.ndarray:
+        images = to_uint8(self.frames(start, 1, report)[0])
         if file is not None:
             with atomic_file(file) as partial, open(partial, "wb") as opened:
                 np.save(opened, images, allow_pickle=False)
@@ -130,3 +134,18 @@ class Draw:
             raise UserError(
                 f"{file} is damaged ({one_line(error)}): delete it and run the command again"
             ) from error
+
+
+def step_shown(bar: tqdm, sampler: Sampler) -> Callable[[int], None]:
+    """A `report` that shows in a bar of images at which step a batch is, as often as the bar is drawn."""
+    shown = time.monotonic()
+
+    def report(moves: int) -> None:
+        nonlocal shown
+        done = moves == sampler.moves
+        bar.set_postfix_str("" if done else f"step {moves}/{sampler.moves}", refresh=False)
+        if not done and time.monotonic() - shown >= bar.mininterval:
+            shown = time.monotonic()
+            bar.refresh()
+
+    return report
