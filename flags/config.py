@@ -169,6 +169,12 @@ class TrainingConfig:
         20, "Most steps of a preview; where sampling takes more, DPM-Solver++ draws it in so many.",
         above=0, may_change=True,
     )  # fmt: skip
+    score_every: int = setting(
+        0, "Steps between two scores, distances of samples to the training images; 0: none.",
+        least=0, may_change=True,
+    )  # fmt: skip
+    score_images: int = setting(256, "Images of a score.", least=8, may_change=True)
+    keep_best: bool = setting(False, "Keep the averages of the best score (ema/best.npz).", may_change=True)
     checkpoint_every: int = setting(5000, "Steps between two checkpoints.", above=0, may_change=True)
     keep_checkpoints: int = setting(2, "How many of the newest stay.", above=0, may_change=True)
     keep_every: int = setting(0, "And those of every such step, for good; 0: none.", least=0, may_change=True)
@@ -287,7 +293,7 @@ def _check_diffusion(config: Config) -> None:
 def _check_training(config: Config) -> None:
     training = config.training
     together = training.steps_per_execution
-    for name in ("steps", "log_every", "sample_every", "checkpoint_every", "ema_every"):
+    for name in ("steps", "log_every", "sample_every", "score_every", "checkpoint_every", "ema_every"):
         value = getattr(training, name)
         require(
             value % together == 0,
@@ -298,6 +304,11 @@ def _check_training(config: Config) -> None:
         training.eval_every % training.log_every == 0,
         f"training.eval_every={training.eval_every} is not a multiple of "
         f"training.log_every={training.log_every}",
+    )
+    require(
+        training.score_every > 0 or not training.keep_best,
+        "training.keep_best keeps the weights of the best score: say how often to score, as in "
+        "training.score_every=5000",
     )
     require(
         training.batch_size % training.grad_accum == 0,

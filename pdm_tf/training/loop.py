@@ -24,6 +24,7 @@ from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog, progress
 from pdm_tf.training.model import PatchedDiffusion, build_model
+from pdm_tf.training.scoring import Scoring
 from pdm_tf.training.strategy import Workers, is_chief
 from pdm_tf.training.watch import Budget, Evaluation, Interrupted, Preview, Watch, steps_of, time_so_far
 
@@ -225,7 +226,7 @@ def what_shows(
     log: MetricsLog,
     signals: Signals,
 ) -> list[Watch]:
-    """Held-out losses of the averages, where there is a held-out split, and the chief's previews."""
+    """Held-out losses of the averages, where there is a held-out split; the chief's previews and scores."""
     run, t, chief = state.checkpoints.run, config.training, is_chief(strategy)
     evaluation = Evaluation(state.model, config, info, strategy)
 
@@ -246,6 +247,9 @@ def what_shows(
         preview = Preview(state.model, state.ema, config, info, here)
         show = log.off_the_clock(Showing(config, run, preview, log, signals).draw)
         watches.append(Watch(t.sample_every, show, at_end=True, done=lambda s: run.preview(s).exists()))
+        scoring = Scoring(config, info, preview, run, log, signals.check)
+        if scoring.possible:
+            watches.append(Watch(t.score_every, log.off_the_clock(scoring.score), done=scoring.done))
     return watches
 
 

@@ -217,16 +217,20 @@ class Preview:
         Args:
           images_per_second: of training, which says what an image costs before one has been drawn.
         """
-        each = self.sampler.seconds_per_image if self.sampler else None
-        if each is None:
-            # Of a train step about a third is the forward pass.
-            passes = sum(self.sampling.steps) * (1 if self.sampling.guidance == 1.0 else 2)
-            each = passes / (3.0 * images_per_second)
+        each = self.seconds_per_image(images_per_second)
         seconds = max(budget.left, LEAST_SECONDS) if last else budget.left
         count = images_within(seconds, each, self.count)
         if last:
             return max(count, 1)
         return count if count >= min(LEAST_IMAGES, self.count) else 0
+
+    def seconds_per_image(self, images_per_second: float) -> float:
+        """What an image took, or is likely to take before one has been drawn, from the speed of training."""
+        if self.sampler and self.sampler.seconds_per_image:
+            return self.sampler.seconds_per_image
+        # Of a train step about a third is the forward pass.
+        passes = sum(self.sampling.steps) * (1 if self.sampling.guidance == 1.0 else 2)
+        return passes / (3.0 * images_per_second)
 
     def draw(self, count: int | None = None, check: Callable[[], None] = lambda: None) -> np.ndarray:
         """The grid of samples of now, uint8 (height, width, C), with a bar.
@@ -236,12 +240,24 @@ class Preview:
           check: called about every second; what it raises ends the drawing.
         """
         count = self.count if count is None else count
-        if self.sampler is None:
-            self._make_sampler()
+        self._need_sampler()
+        with self.ema.applied():
+            return image_grid(np.concatenate(list(self.batches(count, self.labels, check, "preview"))))
+
+    def batches(
+        self, count: int, labels: np.ndarray, check: Callable[[], None], what: str
+    ) -> Iterator[np.ndarray]:
+        """Samples of the weights as they are, uint8 (B, H, W, C), in order, with a bar.
+
+        Args:
+          count, check: as in `draw`.
+          labels: int32 (N,), of the images in turn.
+          what: for the bar.
+        """
+        self._need_sampler()
         # Whole batches of one size, so that all run one graph.
         batch = min(-(-count // self.replicas) * self.replicas, self.most_at_once)
-        images = []
-        with self.ema.applied(), self._bar(count) as bar:
+        with self._bar(count, what) as bar:
             show = step_shown(bar, self.sampler)
 
             def report(moves: int) -> None:
@@ -249,17 +265,23 @@ class Preview:
                 show(moves)
 
             for start in range(0, count, batch):
-                indices = np.arange(start, start + batch) % len(self.labels)
+                indices = np.arange(start, start + batch) % max(len(labels), batch)
                 check()
-                images.append(self.sampler(self.config.seed, indices, self.labels[indices], report))
+                images = self.sampler(
+                    self.config.seed, indices, np.resize(labels, count + batch)[indices], report
+                )
                 bar.update(min(batch, count - start))
-        return image_grid(to_uint8(np.concatenate(images)[:count]))
+                yield to_uint8(images[: count - start])
 
-    def _bar(self, count: int) -> tqdm:
+    def _bar(self, count: int, what: str) -> tqdm:
         return tqdm(
-            total=count, unit="image", desc=f"preview, {self.sampler.moves} steps", dynamic_ncols=True,
+            total=count, unit="image", desc=f"{what}, {self.sampler.moves} steps", dynamic_ncols=True,
             leave=False, mininterval=0.5 if sys.stderr.isatty() else 20,
         )  # fmt: skip
+
+    def _need_sampler(self) -> None:
+        if self.sampler is None:
+            self._make_sampler()
 
     def _make_sampler(self) -> None:
         """Sets `sampler` and `labels`, for so many images that the replicas have equal shares."""
