@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import pathlib
 import resource
-import shutil
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
@@ -35,7 +33,7 @@ def train():
     config = loop.resolve(config, folder, strategy.fitting_precision(chosen))
     where = strategy.make_strategy(chosen)
     print(config.to_json(), end="", flush=True)
-    loop.train(config, folder, info, where)
+    step = loop.train(config, folder, info, where)
     if not strategy.is_chief(where):
         return
     plots.loss_curve(folder)
@@ -43,7 +41,9 @@ def train():
     print(f"peak memory: {peak:.2f} GiB")
     print(f"run folder: {folder}")
     print(f"loss curve: {folder.loss_curve}")
-    print(f"samples: {folder.preview(config.training.steps)}")
+    print(f"samples: {folder.preview(step)}")
+    if step < config.training.steps:
+        print(f"step {step:,} of {config.training.steps:,}, all saved: run the same command to go on")
 
 
 def sample():
@@ -81,128 +81,87 @@ def sample():
 
 
 def evaluate():
-    """--mode=evaluate: distances of a run's or files' images to a reference; are they copies?"""
+    """--mode=evaluate: distances of runs' or files' images to a reference; are they copies?"""
     from pdm_tf import stack
-    from pdm_tf.data import find_dataset
-    from pdm_tf.evaluation import report
+    from pdm_tf.evaluation import report, subjects
     from pdm_tf.evaluation.features import load_detector
 
+    # All that can be refused is looked at before anything is drawn.
     lengths = definitions.ema_lengths()
     detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
-    runs = [] if FLAGS.samples else trained_runs(lengths)
-    config = definitions.with_sampling_flags(runs[0].config) if runs else None
-    dataset = config.data.dataset if config else definitions.dataset_name()
-    shape = config.data.image_shape if config else None
-    is_split = not os.path.exists(FLAGS.reference)
-    info = find_dataset(dataset, FLAGS.data_dir) if is_split else None
-    reference = reference_of(detector, info, FLAGS.reference, shape)
-    rows = sample_rows(detector) if FLAGS.samples else drawn_rows(detector, runs, lengths, config, out)
-    results, shown = [], []
-    for row in rows:
-        values, count = report.measure(detector, reference, row.features), len(row.features.pooled)
-        notes = report.warnings(detector, reference, count)
-        shown.append((row.name, count, values))
-        results.append({"name": row.name, "images": count, **row.about, **values, "notes": notes})
-    if info and "validation" in info.num_examples and FLAGS.reference == "train":
-        look_for_copies(detector, info, reference, rows[0], results[0], out)
-    report.write_json(os.path.join(out, "evaluation.json"), detector, reference, results, stack.versions())
+    models = [] if FLAGS.samples and not FLAGS.run_dir else trained_models(lengths)
+    configs = [definitions.with_sampling_flags(runs[0].config) for runs in models]
+    for config in configs:
+        definitions.sampling_labels(config)
+    reference, held_out = reference_of(detector, configs[0].data if configs else None)
+    rows = []
+    for path in FLAGS.samples:
+        with looking_at(path) as bar:
+            rows.append(subjects.of_path(detector, path, bar.update))
+    several = len(models) > 1 or len(lengths) > 1
+    for runs, config in zip(models, configs):
+        rows += drawn_rows(detector, reference, runs, lengths, config, out, several)
+    report.report(detector, reference, rows, out, stack.versions(), held_out)
     for row in rows:
         row.finish()
-    print(report.table(shown))
-    for note in dict.fromkeys(note for result in results for note in result["notes"]):
-        print(f"note: {note}")
-    print(f"evaluation: {out}/evaluation.json")
 
 
-def reference_of(detector, info, name: str, shape):
-    """--reference: a split of the data set, or what lies at a path."""
-    from pdm_tf.evaluation import references
+def reference_of(detector, data):
+    """--reference, and what copies of it are looked for with; `data`: the models' DataConfig or None."""
+    from pdm_tf.data import find_dataset, uint8_batches
+    from pdm_tf.evaluation import references, report
+    from pdm_tf.training.watch import held_out_split
 
-    if info is None:
-        return references.of_path(detector, name)
-    if name not in info.num_examples:
+    name, no_copies = FLAGS.reference, "the reference is no data set's training split"
+    if os.path.exists(name):
+        with looking_at(name) as bar:
+            return references.of_path(detector, name, progress=bar.update), no_copies
+    info = find_dataset(data.dataset if data else definitions.dataset_name(), FLAGS.data_dir)
+    shape, held_out = data.image_shape if data else None, held_out_split(info)
+    if not info.num_examples.get(name):
         raise UserError(
             f"--reference={name}: there is no such file or folder, and {info.name} has the splits "
             f"{', '.join(sorted(info.num_examples))}"
         )
-    return references.of_split(detector, info, name, shape)
+    with looking_at(name, info.num_examples[name]) as bar:
+        reference = references.of_split(detector, info, name, shape, progress=bar.update)
+    if name != "train" or held_out is None:
+        return reference, no_copies if name != "train" else f"{info.name} has no held-out split"
+    unseen = references.of_split(detector, info, held_out, shape)
+    return reference, report.HeldOut(unseen, lambda size: uint8_batches(info, "train", 64, size))
 
 
-def sample_rows(detector):
-    """A row of the table for each of --samples."""
-    from pdm_tf.evaluation.features import extract
-    from pdm_tf.evaluation.references import open_images
-    from pdm_tf.evaluation.report import Row
-
-    rows = []
-    for path in FLAGS.samples:
-        features = extract(detector, open_images(path)[1])
-        rows.append(Row(path, {"path": path}, features, lambda path=path: open_images(path)[1]))
-    return rows
-
-
-def drawn_rows(detector, runs, lengths, config, out: str):
-    """The table's row of a run's own samples, or one for each of the lengths of its averages."""
-    from pdm_tf.experts import load, with_length
-    from pdm_tf.sampling.sampler import Sampler, cycled_labels
+def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bool):
+    """The table's row of a model's own samples, or one for each of the lengths of its averages."""
+    from pdm_tf.evaluation import subjects
+    from pdm_tf.experts import load
+    from pdm_tf.sampling.batches import Draw
+    from pdm_tf.sampling.sampler import Sampler
     from pdm_tf.training import strategy
 
-    chosen = choose_strategy()
+    chosen, seed, count = choose_strategy(), FLAGS.seed or 0, definitions.num_samples()
     if chosen == "multi_worker":
         raise UserError("strategy multi_worker: samples are drawn on one machine; use cpu, mirrored or tpu")
-    labels = definitions.sampling_labels(config)
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs, next(iter(lengths), None))
         sampler = Sampler(loaded.denoiser, config.sampling)
-    labels = labels or cycled_labels(loaded.denoiser, config.data.num_classes or 1)
-    name = ",".join(str(run.folder) for run in runs)
-    if not lengths:
-        return [drawn_row(detector, name, loaded, sampler, labels, config, out)]
-    rows = []
-    for number, length in enumerate(lengths):
-        if number:
-            loaded = with_length(loaded, runs, length)
-        # A folder for each, so that another's finished batches are not taken for another command's.
-        own = os.path.join(out, f".length_{length}")
-        row = drawn_row(detector, f"{name} --ema={length}", loaded, sampler, labels, config, own)
-        rows.append(row._replace(finish=lambda own=own: shutil.rmtree(own)))
-    return rows
+    how, labels = "in turn", definitions.sampling_labels(config)
+    if not labels:
+        counts = [] if FLAGS.equal_shares else reference.what.get("label_counts", [])
+        how = "shares of the reference" if counts else "equal shares"
+        labels = subjects.shared_labels(counts or [1] * (config.data.num_classes or 1), count, seed)
+    draw = Draw(sampler, seed, count, FLAGS.sample_batch_size, labels)
+    about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": chosen}
+    return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
 
 
-def drawn_row(detector, name, loaded, sampler, labels, config, out: str):
-    """The table's row of one model's samples; finished batches are kept in `out` until all is done."""
-    from pdm_tf.evaluation.features import extract
-    from pdm_tf.evaluation.report import Row
-    from pdm_tf.sampling.batches import Draw
-    from pdm_tf.sampling.output import batch_folder
+def looking_at(what: str, count=None):
+    """A progress bar of images that a detector looks at, shown if it takes a while."""
+    from tqdm import tqdm
 
-    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
-    folder = batch_folder(pathlib.Path(out), draw)
-    features = extract(detector, draw.batches(folder))
-    about = {
-        "origin": loaded.origin,
-        "sampling": dataclasses.asdict(config.sampling),
-        "seed": draw.seed,
-        "labels": [int(label) for label in labels],
-    }
-    return Row(name, about, features, lambda: draw.batches(folder), lambda: shutil.rmtree(folder))
-
-
-def look_for_copies(detector, info, reference, row, result, out: str):
-    """Adds to a row's result, says and shows how near its images are to training images."""
-    from pdm_tf.data import uint8_batches
-    from pdm_tf.evaluation import report
-
-    shape = next(iter(row.open())).shape[1:]
-    held_out = reference_of(detector, info, "validation", shape)
-    found = report.copies(row.features.pooled, reference, held_out)
-    result["copies"] = found
-    picture = os.path.join(out, "nearest.png")
-    report.pairs_picture(row, uint8_batches(info, "train", 64, shape), found, picture)
-    share = found["share_nearer_than_95_percent_of_held_out"]
-    print(
-        f"copies: {share:.1%} of the samples are nearer to a training image than 95% of the held-out images "
-        f"are (5% if nothing is copied); the closest pairs: {picture}"
+    quiet = 0.5 if sys.stderr.isatty() else 20
+    return tqdm(
+        desc=f"look at {what}", total=count, unit="image", delay=2, mininterval=quiet, dynamic_ncols=True
     )
 
 
@@ -254,12 +213,29 @@ def choose_strategy() -> str:
     return chosen
 
 
-def trained_runs(lengths=()):
-    """The runs to draw from; before there is a default one, the weights that ship with the project.
+def trained_runs():
+    """The run, or experts, to draw from."""
+    from pdm_tf.experts import read_runs
 
-    Refuses those that averages of these lengths cannot be made of.
-    """
-    from pdm_tf.experts import check_lengths, read_runs
+    return read_runs(*trained_folders())
+
+
+def trained_models(lengths):
+    """The models to evaluate, each a list of runs; refuses lengths that averages of them cannot have."""
+    from pdm_tf.experts import check_lengths, read_models
+
+    models = read_models(*trained_folders())
+    for runs in models:
+        check_lengths(runs, lengths)
+        if runs[0].config.data != models[0][0].config.data:
+            raise UserError(
+                f"{runs[0].folder} and {models[0][0].folder} are of different data: evaluate one at a time"
+            )
+    return models
+
+
+def trained_folders():
+    """The folders of runs to draw from; before there is a default one, that which ships with the project."""
     from pdm_tf.run import PRETRAINED, RunFolder
 
     run_dirs = definitions.run_dirs()
@@ -269,9 +245,7 @@ def trained_runs(lengths=()):
             f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True
         )
         run_dirs = [PRETRAINED]
-    runs = read_runs(*run_dirs)
-    check_lengths(runs, lengths)
-    return runs
+    return run_dirs
 
 
 def loaded_model(runs):

@@ -131,6 +131,10 @@ class TrainingConfig:
 
     batch_size: int = setting(64, "Images a step, over all replicas.", above=0)
     steps: int = setting(100_000, "Steps to train, in all.", above=0, may_change=True)
+    minutes: float = setting(
+        0.0, "Stop after so many minutes, all saved, to go on by the same command; 0: no limit.",
+        least=0, may_change=True,
+    )  # fmt: skip
     precision: str = setting(
         "auto", "auto: mixed_bfloat16 on TPU and on GPUs from compute capability 8.0 on, float32 elsewhere.",
         choices=("auto", "float32", "mixed_bfloat16"),
@@ -160,7 +164,17 @@ class TrainingConfig:
         4, "Batches of the held-out split, with fixed noise.", above=0, may_change=True
     )
     sample_every: int = setting(5000, "Steps between two previews.", above=0, may_change=True)
-    sample_images: int = setting(64, "Images of a preview.", above=0, may_change=True)
+    sample_images: int = setting(64, "Images of a preview, at most.", above=0, may_change=True)
+    sample_steps: int = setting(
+        20, "Most steps of a preview; where sampling takes more, DPM-Solver++ draws it in so many.",
+        above=0, may_change=True,
+    )  # fmt: skip
+    score_every: int = setting(
+        0, "Steps between two scores, distances of samples to the training images; 0: none.",
+        least=0, may_change=True,
+    )  # fmt: skip
+    score_images: int = setting(256, "Images of a score.", least=8, may_change=True)
+    keep_best: bool = setting(False, "Keep the averages of the best score (ema/best.npz).", may_change=True)
     checkpoint_every: int = setting(5000, "Steps between two checkpoints.", above=0, may_change=True)
     keep_checkpoints: int = setting(2, "How many of the newest stay.", above=0, may_change=True)
     keep_every: int = setting(0, "And those of every such step, for good; 0: none.", least=0, may_change=True)
@@ -279,7 +293,7 @@ def _check_diffusion(config: Config) -> None:
 def _check_training(config: Config) -> None:
     training = config.training
     together = training.steps_per_execution
-    for name in ("steps", "log_every", "sample_every", "checkpoint_every", "ema_every"):
+    for name in ("steps", "log_every", "sample_every", "score_every", "checkpoint_every", "ema_every"):
         value = getattr(training, name)
         require(
             value % together == 0,
@@ -290,6 +304,11 @@ def _check_training(config: Config) -> None:
         training.eval_every % training.log_every == 0,
         f"training.eval_every={training.eval_every} is not a multiple of "
         f"training.log_every={training.log_every}",
+    )
+    require(
+        training.score_every > 0 or not training.keep_best,
+        "training.keep_best keeps the weights of the best score: say how often to score, as in "
+        "training.score_every=5000",
     )
     require(
         training.batch_size % training.grad_accum == 0,

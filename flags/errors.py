@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2  # something to mend, said in one line
 EXIT_STOPPED = 75  # "temporary failure": stopped by a signal; the same command goes on
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class UserError(ValueError):
@@ -28,16 +33,49 @@ def one_line(error: BaseException) -> str:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Runs a program's main function and returns its exit status; what ends it early is one line."""
+    """Runs a program's main function and returns its exit status; what ends it early is one line.
+
+    SIGTERM ends it as Ctrl-C does; a second signal of either kind ends the process at once.
+    """
     try:
-        main()
+        with _interrupting():
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Stopped as stopped:
         print(stopped)
         return EXIT_STOPPED
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to go on with what is done", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        how = f"stopped by {interrupt}" if str(interrupt) else "interrupted"
+        print(f"{how}: run the same command to go on with what is done", file=sys.stderr)
         return EXIT_STOPPED
     return EXIT_DONE
+
+
+@contextlib.contextmanager
+def _interrupting() -> Iterator[None]:
+    """Raises KeyboardInterrupt, with the signal's name, for the first SIGINT or SIGTERM inside the block."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    owner = os.getpid()
+
+    def interrupt(number, _frame):
+        end_at_once_next_time()
+        if os.getpid() != owner:  # a forked worker has its parent's handlers, and dies of the signal as any
+            os.kill(os.getpid(), number)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_at_once_next_time() -> None:
+    """Lets the system end the process for the next signal, even inside a call that Python waits for."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)

@@ -63,7 +63,7 @@ _EXTRA = {
         # steps: a short run averages more often and starts with a low decay that lets them go at once.
         "training.ema_decay": 0.995, "training.ema_every": 10, "training.ema_warmup": True,
         "training.eval_every": 1000, "training.sample_every": 1000, "training.checkpoint_every": 1000,
-        "training.ema_lengths": KEPT_LENGTHS, "training.sample_images": 36,
+        "training.ema_lengths": KEPT_LENGTHS, "training.sample_images": 36, "training.score_every": 5000,
         # benchmarks/samplers: as near to the data as 250 ancestral steps, in a twelfth of the time.
         "sampling.sampler": "dpm_solver", "sampling.spacing": "logsnr", "sampling.steps": (20,),
     },

@@ -96,6 +96,20 @@ def read_runs(*run_dirs: str | os.PathLike) -> list[Run]:
     return runs
 
 
+def read_models(*run_dirs: str | os.PathLike) -> list[list[Run]]:
+    """The models of several runs: each that does a whole process alone is one, the others are experts of one.
+
+    Raises:
+      UserError: as `read_runs`.
+    """
+    whole, parts = [], []
+    for run_dir in run_dirs:
+        diffusion = RunFolder(run_dir).config().diffusion
+        alone = (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps)
+        (whole if alone else parts).append(run_dir)
+    return [*(read_runs(run_dir) for run_dir in whole), *([read_runs(*parts)] if parts else [])]
+
+
 def load(runs: Sequence[Run], ema_length: float | None = None) -> Loaded:
     """The model of `read_runs`' runs.
 

@@ -63,6 +63,16 @@ class RunFolder:
         """The averaged weights of a step."""
         return self.path / "ema" / f"{_name(step)}.npz"
 
+    @property
+    def best_weights(self) -> Path:
+        """The averaged weights of the best score, if they are kept (`training.keep_best`)."""
+        return self.path / "ema" / "best.npz"
+
+    @property
+    def best_note(self) -> Path:
+        """Their step and score, and how it was measured."""
+        return self.path / "ema" / "best.json"
+
     def snapshot(self, length: float, step: int) -> Path:
         """The power-function average of a length (`training.ema_lengths`) at a step."""
         return self._snapshots(length) / f"{_name(step)}.npz"

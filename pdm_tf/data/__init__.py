@@ -2,13 +2,14 @@
 
 from pdm_tf.data.damage import naming_shards
 from pdm_tf.data.info import DatasetInfo, Split, describe_directory, find_dataset
-from pdm_tf.data.pipeline import load_batches, uint8_batches
+from pdm_tf.data.pipeline import labelled_batches, load_batches, uint8_batches
 
 __all__ = [
     "DatasetInfo",
     "Split",
     "describe_directory",
     "find_dataset",
+    "labelled_batches",
     "load_batches",
     "naming_shards",
     "uint8_batches",

@@ -97,7 +97,19 @@ def load_batches(
 def uint8_batches(
     info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """One epoch in stored order: uint8 (B, H, W, C), the very pixels that are stored.
+    """The images of `labelled_batches`, uint8 (B, H, W, C).
+
+    Raises:
+      UserError: as `labelled_batches`.
+    """
+    batches = labelled_batches(info, split, batch_size, image_shape)
+    return (images for images, _ in batches)
+
+
+def labelled_batches(
+    info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch in stored order: uint8 (B, H, W, C), the very pixels that are stored, and labels int32 (B,).
 
     The last batch may be smaller. 16-bit images, and those resized to `image_shape`, are rounded to the
     nearest level.
@@ -116,10 +128,10 @@ def uint8_batches(
         drop_remainder=False,
     )
 
-    def converted() -> Iterator[np.ndarray]:
+    def converted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with naming_shards():
-            for images, _, _ in batches:
-                yield to_uint8(images.numpy())
+            for images, labels, _ in batches:
+                yield to_uint8(images.numpy()), labels.numpy()
 
     return converted()
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import sha256
-from pdm_tf.data import DatasetInfo, uint8_batches
+from pdm_tf.data import DatasetInfo, labelled_batches
 from pdm_tf.data.info import EMBEDDED, METADATA
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import CACHE, Detector, extract_batches
@@ -135,7 +135,8 @@ def of_split(
 
     Args:
       detector, keep, progress: as in `of_images`; nothing is reported where the file is there.
-      info, split, image_shape: as in `uint8_batches`.
+      info, split, image_shape: as in `labelled_batches`. How many images each class has is noted as
+        `label_counts` in `what`, [] without classes.
       cache: a folder; by default ~/.cache/pdm_tf.
     Raises:
       UserError: no such split, or damaged data.
@@ -146,8 +147,8 @@ def of_split(
         "data_sha256": fingerprint(info),
         "image_shape": list(image_shape or info.image_shape),
     }
-    batches = uint8_batches(info, split, BATCH, image_shape)
-    key = json.dumps([what, _origin(detector), keep], sort_keys=True)
+    batches = labelled_batches(info, split, BATCH, image_shape)
+    key = json.dumps([what, _origin(detector), keep, "label_counts"], sort_keys=True)
     name = f"{split}-{detector.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     beside = [] if info.directory == EMBEDDED else [info.directory]
     files = [folder / FOLDER / name for folder in (*beside, Path(cache or CACHE).expanduser())]
@@ -157,7 +158,17 @@ def of_split(
                 return _read(file)
             except UserError as error:
                 print(f"note: {error}; it is made anew", file=sys.stderr)
-    reference = of_images(detector, batches, info.num_examples[split], what, keep, progress)
+    counts = np.zeros(info.num_classes, np.int64)
+
+    def images() -> Iterator[np.ndarray]:
+        for batch, labels in batches:
+            if len(counts):
+                known = labels[(labels >= 0) & (labels < len(counts))]  # TFDS has -1 for an unknown one
+                counts[:] += np.bincount(known, minlength=len(counts))
+            yield batch
+
+    reference = of_images(detector, images(), info.num_examples[split], what, keep, progress)
+    reference.what["label_counts"] = counts.tolist()
     for file in files:
         try:
             _write(file, reference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +11,17 @@ import numpy as np
 from pdm_tf.atomic import atomic_json
 from pdm_tf.evaluation.distances import (
     Moments,
-    density_coverage,
+    density_coverage_errors,
     frechet_distance,
     frechet_error,
     inception_score,
     kernel_distance,
     nearest,
-    precision_recall,
+    precision_recall_errors,
 )
 from pdm_tf.evaluation.features import Detector, Features, three_channels
 from pdm_tf.evaluation.references import Reference
+from pdm_tf.evaluation.subjects import Subject, take
 from pdm_tf.images import image_grid, write_png
 
 PAIRS = 8  # of a sample and its nearest training image, in the picture
@@ -28,22 +29,65 @@ PAPERS_COUNT = 50_000  # samples that published FIDs are of
 GROUPS = 10  # of the jackknife's
 
 
-class Row(NamedTuple):
-    """One set of images of a table.
+class HeldOut(NamedTuple):
+    """A data set's held-out split, which tells how near an unseen image lies to the training images.
 
     Attributes:
-      name: as people call it.
-      about: how it was made, JSON values.
-      features: a detector's.
-      open: gives its uint8 batches (B, H, W, C) from the first on.
-      finish: to be called when nothing more is asked of it.
+      reference: its own, with features.
+      train_images: image shape -> the training images from the first on, uint8 batches.
     """
 
-    name: str
-    about: dict[str, Any]
-    features: Features
-    open: Callable[[], Iterator[np.ndarray]]
-    finish: Callable[[], None] = lambda: None
+    reference: Reference
+    train_images: Callable[[tuple[int, ...]], Iterator[np.ndarray]]
+
+
+def report(
+    detector: Detector,
+    reference: Reference,
+    subjects: Sequence[Subject],
+    out: str | Path,
+    stack: Mapping[str, str],
+    held_out: HeldOut | str,
+) -> None:
+    """Measures sets of images, prints the table, and writes evaluation.json and pictures to a folder.
+
+    Args:
+      detector, reference: what to measure with.
+      subjects: the sets.
+      out: the folder.
+      stack: versions, for JSON.
+      held_out: to look for copies with; or why that cannot be done.
+    """
+    results, shown, said = [], [], []
+    for number, subject in enumerate(subjects):
+        values, notes = measure(detector, reference, subject.features), warnings(detector, reference, subject)
+        count = len(subject.features.pooled)
+        result = {"name": subject.name, "images": count, **subject.about, **values, "notes": notes}
+        if isinstance(held_out, HeldOut):
+            picture = Path(out) / (f"nearest_{number + 1}.png" if len(subjects) > 1 else "nearest.png")
+            result["copies"] = look_for_copies(subject, reference, held_out, picture)
+            said.append(f"copies, {subject.name}: {_of_copies(result['copies'])} {picture}")
+        results.append(result)
+        shown.append((subject.name, count, values))
+    if isinstance(held_out, HeldOut):
+        features = Features(held_out.reference.features)
+        floor = measure(detector, reference, features)
+        shown.append((_name_of(held_out.reference), len(features.pooled), floor))
+        results.append({"name": shown[-1][0], "images": shown[-1][1], **held_out.reference.what, **floor})
+    else:
+        said.append(f"copies: not looked for, because {held_out}")
+    write_json(Path(out) / "evaluation.json", detector, reference, results, stack)
+    print(f"reference: {_name_of(reference)}; detector: {detector.name}")
+    print(table(shown))
+    notes = dict.fromkeys(note for result in results for note in result.get("notes", ()))
+    for line in (*(f"note: {note}" for note in notes), *said, f"evaluation: {out}/evaluation.json"):
+        print(line)
+
+
+def _name_of(reference: Reference) -> str:
+    """A reference as people call it."""
+    what, count = reference.what, reference.count or "unknown many"
+    return f"{what['data']}, {what['split']} ({count:,})" if "split" in what else f"{what['path']} ({count})"
 
 
 def measure(detector: Detector, reference: Reference, features: Features) -> dict[str, float]:
@@ -52,25 +96,34 @@ def measure(detector: Detector, reference: Reference, features: Features) -> dic
     Names are `detector.labels`; "X error" is the standard error of X.
     """
     labels, pooled = detector.labels, features.pooled
-    result = {labels["frechet"]: frechet_distance(reference.moments, Moments.of(pooled))}
-    if len(pooled) >= GROUPS:
-        result[labels["frechet"] + " error"] = frechet_error(reference.moments, pooled, GROUPS)
+    result = _frechet(labels["frechet"], reference.moments, pooled)
     if features.spatial is not None and reference.spatial_moments is not None:
-        result[labels["spatial"]] = frechet_distance(reference.spatial_moments, Moments.of(features.spatial))
+        result.update(_frechet(labels["spatial"], reference.spatial_moments, features.spatial))
     if features.probabilities is not None:
         score, spread = inception_score(features.probabilities)
         result.update({labels["inception_score"]: score, labels["inception_score"] + " spread": spread})
     if reference.features is not None and min(len(pooled), len(reference.features)) > GROUPS:
         kernel, error = kernel_distance(pooled, reference.features)
         result.update({labels["kernel"]: kernel, labels["kernel"] + " error": error})
-        result["precision"], result["recall"] = precision_recall(reference.features, pooled)
-        result["density"], result["coverage"] = density_coverage(reference.features, pooled)
+        # ADM's evaluator rounds these distances, and published numbers are its own.
+        half = detector.name == "inception"
+        shares = precision_recall_errors(reference.features, pooled, half=half)
+        shares += density_coverage_errors(reference.features, pooled)
+        for name, (value, error) in zip(("precision", "recall", "density", "coverage"), shares):
+            result.update({name: value, name + " error": error})
     return result
 
 
-def warnings(detector: Detector, reference: Reference, count: int) -> list[str]:
-    """What a reader must know before comparing the numbers of `count` images with others'."""
-    notes, dimension = [], len(reference.moments.mean)
+def _frechet(name: str, reference: Moments, features: np.ndarray) -> dict[str, float]:
+    result = {name: frechet_distance(reference, Moments.of(features))}
+    if len(features) >= GROUPS:
+        result[name + " error"] = frechet_error(reference, features, GROUPS)
+    return result
+
+
+def warnings(detector: Detector, reference: Reference, subject: Subject) -> list[str]:
+    """What a reader must know before comparing the numbers of some images with others'."""
+    notes, dimension, count = [], len(reference.moments.mean), len(subject.features.pooled)
     if detector.name == "inception" and count != PAPERS_COUNT:
         notes.append(
             f"{count:,} images: published FIDs are of {PAPERS_COUNT:,}; fewer give larger ones, so these "
@@ -84,6 +137,8 @@ def warnings(detector: Detector, reference: Reference, count: int) -> list[str]:
         )
     if detector.name != "inception":
         notes.append(f"the detector is {detector.name}: these numbers are no FID")
+    if subject.image_shape[-1] == 1:
+        notes.append("the images are grey: they were repeated to three channels for the detector")
     return notes
 
 
@@ -110,21 +165,26 @@ def copies(samples: np.ndarray, train: Reference, held_out: Reference) -> dict[s
     }
 
 
-def pairs_picture(row: Row, train: Iterator[np.ndarray], found: dict[str, Any], path: str | Path) -> None:
-    """Writes the closest pairs of `copies` as a picture: samples above, their training images below."""
-    above = take(row.open(), found["closest_samples"])
-    below = take(train, found["their_training_images"])
-    images = [three_channels(np.stack(side)) for side in (above, below)]
-    write_png(path, image_grid(np.concatenate(images), columns=len(above)))
+def look_for_copies(
+    subject: Subject, reference: Reference, held_out: HeldOut, picture: str | Path
+) -> dict[str, Any]:
+    """`copies` of a set of images, and a picture of the closest pairs: samples above training images."""
+    found = copies(subject.features.pooled, reference, held_out.reference)
+    above = subject.take(found["closest_samples"])
+    below = take(held_out.train_images(subject.image_shape), found["their_training_images"])
+    images = np.concatenate([three_channels(above), three_channels(below)])
+    write_png(picture, image_grid(images, columns=len(above)))
+    return found
 
 
-def take(batches: Iterator[np.ndarray], places: Sequence[int]) -> list[np.ndarray]:
-    """The images at some places of uint8 batches, in the order of `places`."""
-    wanted, images, done = set(places), {}, 0
-    for batch in batches:
-        images.update({place: batch[place - done] for place in wanted if done <= place < done + len(batch)})
-        done += len(batch)
-    return [images[place] for place in places]
+def _of_copies(found: dict[str, Any]) -> str:
+    """`copies` in words."""
+    return (
+        f"{found['share_nearer_than_95_percent_of_held_out']:.1%} of the samples are nearer to a training "
+        "image than 95% of the held-out images are (5% if nothing is copied); median distance "
+        f"{found['median_distance']:.3g}, of held-out images {found['median_distance_held_out']:.3g}; "
+        "the closest pairs:"
+    )
 
 
 def table(results: Sequence[tuple[str, int, dict[str, float]]]) -> str:
@@ -146,7 +206,7 @@ def write_json(
     detector: Detector,
     reference: Reference,
     results: Sequence[dict[str, Any]],
-    stack: dict[str, str],
+    stack: Mapping[str, str],
 ) -> None:
     """Writes evaluation.json: results with all that they depend on."""
     atomic_json(
@@ -159,6 +219,6 @@ def write_json(
             },
             "reference": {"images": reference.count, **reference.what},
             "results": list(results),
-            "stack": stack,
+            "stack": dict(stack),
         },
     )

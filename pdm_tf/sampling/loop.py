@@ -1,4 +1,4 @@
-"""The loop that every sampler runs in: one `tf.while_loop`, so that all steps are one compiled graph.
+"""The loop that every sampler runs in: a `tf.while_loop` over all steps, or over some of them at a time.
 
 A sampler is a plain function `(denoise, schedule, *, its own options) -> Steps`. The descending index, the
 noise of each step, what a multistep solver remembers, and the frames of a trajectory are the loop's.
@@ -34,54 +34,67 @@ class Steps(NamedTuple):
     memory: int = 0
 
 
+class Walk(NamedTuple):
+    """All the moves from noise to images, ready to be taken at once or a part at a time.
+
+    Attributes:
+      move: (k int32 (), *state) -> (x_theta shaped as state[0], the new state), for k = 0..count-1.
+      count: how many moves, at least 1.
+      state: tensors before the first move, whose shapes stay as they are; the first is z.
+    """
+
+    move: Callable
+    count: int
+    state: Sequence[tf.Tensor]
+
+    def run(self, frames: int = 1) -> tf.Tensor:
+        """x_theta at `frames` evenly spaced moves, (frames, B, H, W, C); the last one is the image."""
+        return self.part(0, self.count, self.begin(frames))[0]
+
+    def begin(self, frames: int = 1) -> list[tf.Tensor]:
+        """What `part` takes before the first move: room for frames, (frames, B, H, W, C), and the state."""
+        z = self.state[0]
+        return [tf.zeros(tf.concat([[frames], tf.shape(z)], axis=0), z.dtype), *self.state]
+
+    def part(self, begin: tf.Tensor | int, end: tf.Tensor | int, at: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Takes the moves begin <= k < end, int32 (), in one `tf.while_loop`.
+
+        Args:
+          at: what `begin` returned, or `part` for the moves before these.
+        Returns:
+          The same, after these moves.
+        """
+        frames, *state = at
+        shown = frames.shape[0]
+        kept = tf.TensorArray(state[0].dtype, shown, element_shape=state[0].shape, clear_after_read=False)
+
+        def body(k: tf.Tensor, kept: tf.TensorArray, *state: tf.Tensor):
+            pred_x, state = self.move(k, *state)
+            # Each frame is overwritten until the last move of its share has written it.
+            return (k + 1, kept.write(k * shown // self.count, pred_x), *state)
+
+        _, kept, *state = tf.while_loop(
+            lambda k, *_: k < end, body, (tf.convert_to_tensor(begin), kept.unstack(frames), *state),
+            maximum_iterations=self.count,
+        )  # fmt: skip
+        return [kept.stack(), *state]
+
+
 def descend(
-    steps: Steps,
-    schedule: NoiseSchedule,
-    z: tf.Tensor,
-    noise: Callable[[tf.Tensor], tf.Tensor],
-    frames: int = 1,
-) -> tf.Tensor:
-    """Runs a sampler from the schedule's last kept step to its first, whose x_theta is the image.
+    steps: Steps, schedule: NoiseSchedule, z: tf.Tensor, noise: Callable[[tf.Tensor], tf.Tensor]
+) -> Walk:
+    """A sampler's way from the schedule's last kept step to its first, whose x_theta is the image.
 
     Args:
       z: (B, H, W, C), z_t of the last kept step; its dtype is that of the computation.
       noise: standard normal (B, H, W, C), other numbers for each int32 ().
-      frames: how many x_theta to return.
-    Returns:
-      x_theta at `frames` evenly spaced steps, (frames, B, H, W, C). The last one is the image.
     """
     last = len(schedule) - 1
 
-    def step(k: tf.Tensor, z: tf.Tensor, *memory: tf.Tensor):
+    def move(k: tf.Tensor, z: tf.Tensor, *memory: tf.Tensor):
         i = last - k
         own = [] if steps.table is None else take(steps.table, i, z.dtype)
         pred_x, z, memory = steps.step(schedule.at(i, z.dtype), z, lambda: noise(i), own, memory)
         return pred_x, [z, *memory]
 
-    return run_steps(step, len(schedule), [z] + [tf.zeros_like(z)] * steps.memory, frames)[1]
-
-
-def run_steps(
-    step: Callable, count: int, state: Sequence[tf.Tensor], frames: int = 1
-) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Runs `step` `count` times and keeps x_theta along the way.
-
-    Args:
-      step: (k int32 (), *state) -> (x_theta shaped as state[0], the new state), for k = 0..count-1.
-      count: how many steps, at least 1.
-      state: tensors whose shapes stay as they are; the first is z.
-      frames: how many x_theta to keep, evenly spaced, at most `count`.
-    Returns:
-      The last state, and x_theta at the kept steps, (frames, B, H, W, C); the last frame is the last step's.
-    """
-    kept = tf.TensorArray(state[0].dtype, frames, element_shape=state[0].shape, clear_after_read=False)
-
-    def body(k: tf.Tensor, kept: tf.TensorArray, *state: tf.Tensor):
-        pred_x, state = step(k, *state)
-        # Each frame is overwritten until the last step of its share has written it.
-        return (k + 1, kept.write(k * frames // count, pred_x), *state)
-
-    _, kept, *state = tf.while_loop(
-        lambda k, *_: k < count, body, (tf.constant(0), kept, *state), maximum_iterations=count
-    )
-    return state, kept.stack()
+    return Walk(move, len(schedule), [z] + [tf.zeros_like(z)] * steps.memory)

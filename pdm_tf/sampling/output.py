@@ -68,7 +68,7 @@ def batch_folder(out: Path, draw: Draw) -> Path:
     for other in sorted(out.glob(".unfinished-*")):
         if other != folder:
             print(
-                f"note: {other} holds {len(list(other.glob('batch_*.npy')))} batches of another, unfinished "
+                f"note: {other} holds {len(list(other.glob('*_*.np[yz]')))} batches of another, unfinished "
                 "command; delete it if you will not run that again"
             )
     atomic_text(folder / "command.json", text)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import NoiseSchedule, take
 from pdm_tf.sampling.ancestral import ancestral_step
-from pdm_tf.sampling.loop import Denoise, run_steps
+from pdm_tf.sampling.loop import Denoise, Walk
 
 
 def repaint(
@@ -24,8 +24,7 @@ def repaint(
     variance: str,
     jump_length: int,
     resamplings: int,
-    frames: int = 1,
-) -> tf.Tensor:
+) -> Walk:
     """Ancestral sampling of the unknown pixels, with resampling (Algorithm 1 of Lugmayr et al., 2022).
 
     Down, from t to the kept step s before it, z_s is an ancestral sample where unknown, and
@@ -33,14 +32,13 @@ def repaint(
     sqrt(1 - beta_t) z_s + sqrt(beta_t) eps: going up again lets the unknown pixels agree with the known.
 
     Args:
-      denoise, schedule, z, noise, frames: as of `descend`.
+      denoise, schedule, z, noise: as of `descend`.
       known: (H, W, C), the image x; its known pixels are those of the result, bit for bit.
       unknown: bool (H, W, 1), where to paint.
       variance: see `ancestral`.
       jump_length, resamplings: see `resampling_walk`.
     Returns:
-      x_theta, known pixels in place, at `frames` evenly spaced moves, (frames, B, H, W, C). The last one is
-      the image.
+      The walk; its x_theta have the known pixels in place.
     """
     walk = resampling_walk(len(schedule), jump_length, resamplings)
     here, there = tf.constant(walk[:-1]), tf.constant(walk[1:])
@@ -56,12 +54,12 @@ def repaint(
         (beta,) = take(schedule.beta[:, None], i, z.dtype)
         return tf.sqrt(1.0 - beta) * z + tf.sqrt(beta) * noise(2 * k)
 
-    def step(k, z, x_before):
+    def move(k, z, x_before):
         i, j = here[k], there[k]
         pred_x, z = tf.cond(j < i, lambda: down(i, k, z), lambda: (x_before, up(j, k, z)))
         return pred_x, [z, pred_x]
 
-    return run_steps(step, len(walk) - 1, [z, tf.zeros_like(z)], frames)[1]
+    return Walk(move, len(walk) - 1, [z, tf.zeros_like(z)])
 
 
 def resampling_walk(steps: int, jump_length: int, resamplings: int) -> np.ndarray:

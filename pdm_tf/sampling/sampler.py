@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +20,7 @@ from pdm_tf.sampling.ddim import ddim
 from pdm_tf.sampling.dpm_solver import dpm_solver
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.ipndm import ipndm
-from pdm_tf.sampling.loop import descend
+from pdm_tf.sampling.loop import Walk, descend
 from pdm_tf.sampling.repaint import repaint, resampling_walk
 from pdm_tf.sampling.unipc import unipc
 
@@ -31,10 +32,14 @@ SAMPLERS = {
     "unipc": unipc,
     "ipndm": ipndm,
 }
+# A call of the graph is to take about so long: nothing in Python is heard meanwhile, a signal least of all.
+CALL_SECONDS = 1.0
 
 
 class Sampler:
-    """All reverse steps of a denoiser as one compiled function of (seed, indices, labels).
+    """The reverse steps of a denoiser as a compiled function of (seed, indices, labels).
+
+    One graph takes as many of the steps at a time as last about a second. How they are cut changes no bit.
 
     Image `index` of `seed` is made from noise streams of its own, whatever batch it is in. Its pixels are
     bit for bit the same in batches of one size on one machine; between batch sizes the last bits of a
@@ -85,8 +90,14 @@ class Sampler:
         self.image, self.mask = None if image is None else tf.constant(image), mask
         self.strategy = tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
-        self._on_replica = tf.function(self._frames, jit_compile=settings.jit_compile)
-        self._compiled = tf.function(self._on_replicas)
+        on_replica = {"jit_compile": settings.jit_compile}
+        self._begin_on_replica = tf.function(self._begin, **on_replica)
+        self._part_on_replica = tf.function(self._part, **on_replica)
+        self._compiled_begin = tf.function(self._begin_on_replicas)
+        self._compiled_part = tf.function(self._part_on_replicas)
+        # Moves of the next call, and the shape that they were measured at.
+        self._together, self._measured_at = 1, None
+        self.seconds_per_image = None
 
     @property
     def moves(self) -> int:
@@ -96,13 +107,29 @@ class Sampler:
             return steps
         return len(resampling_walk(steps, self.settings.jump_length, self.settings.resamplings)) - 1
 
-    def __call__(self, seed: int, indices: Sequence[int], labels: Sequence[int]) -> np.ndarray:
-        """Images of the given indices and labels, float32 (B, H, W, C) in [-1, 1]."""
-        return self.trajectory(seed, indices, labels, 1)[0]
+    def __call__(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        labels: Sequence[int],
+        report: Callable[[int], None] = lambda moves: None,
+    ) -> np.ndarray:
+        """Images of the given indices and labels, float32 (B, H, W, C) in [-1, 1]; `report` as below."""
+        return self.trajectory(seed, indices, labels, 1, report)[0]
 
-    def trajectory(self, seed: int, indices: Sequence[int], labels: Sequence[int], frames: int) -> np.ndarray:
+    def trajectory(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        labels: Sequence[int],
+        frames: int,
+        report: Callable[[int], None] = lambda moves: None,
+    ) -> np.ndarray:
         """x_theta at `frames` evenly spaced steps on the way to the images, which are the last frame.
 
+        Args:
+          report: called about every second with how many of the `moves` are done; what it raises ends the
+            drawing.
         Returns:
           float32 (frames, B, H, W, C).
         Raises:
@@ -115,25 +142,69 @@ class Sampler:
             )
         if frames > self.moves:
             raise UserError(f"{frames} frames are more than the {self.moves} steps of this sampling")
-        as_int = [tf.constant(np.asarray(values, np.int32)) for values in (seed, indices, labels)]
-        return self._compiled(*as_int, frames).numpy()
+        numbers = [tf.constant(np.asarray(values, np.int32)) for values in (seed, indices, labels)]
+        at, done = self._compiled_begin(*numbers, frames), 0
+        if self._measured_at != (len(indices), frames):
+            self._together, self._measured_at = 1, (len(indices), frames)
+        while done < self.moves:
+            end = min(done + self._together, self.moves)
+            at = self._timed_part(numbers, done, end, at)
+            done = end
+            report(done)
+        return np.concatenate([frames.numpy() for frames in self._local(at[0])], axis=1)
 
     def sample(self, seed: tf.Tensor, indices: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """seed int32 (), indices int32 (B,), labels int32 (B,) -> float32 images (B, H, W, C) in [-1, 1]."""
-        return self._frames(seed, indices, labels, 1)[0]
+        """All steps in one graph, for a graph that calls it.
 
-    def _on_replicas(self, seed, indices, labels, frames):
-        """`_frames`, each replica on its share of the images."""
+        seed int32 (), indices int32 (B,), labels int32 (B,) -> float32 images (B, H, W, C) in [-1, 1].
+        """
+        return self._walk(seed, indices, labels).run()[0]
 
-        def own_share():
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            own = [tf.reshape(values, [self.replicas, -1])[replica] for values in (indices, labels)]
-            return self._on_replica(seed, *own, frames)
+    def _timed_part(self, numbers: Sequence[tf.Tensor], begin: int, end: int, at: list) -> list:
+        """Takes some of the moves, and decides from their time how many come next."""
+        before = time.monotonic()
+        mark, at = self._compiled_part(*numbers, tf.constant(begin), tf.constant(end), at)
+        mark.numpy()  # waits for the device
+        each = (time.monotonic() - before) / (end - begin)
+        self.seconds_per_image = each * self.moves / self._measured_at[0]
+        # Growing step by step: the first call was traced, and caches and clocks warm up.
+        self._together = max(1, min(int(CALL_SECONDS / each), 4 * (end - begin)))
+        return at
 
-        return tf.concat(self.strategy.experimental_local_results(self.strategy.run(own_share)), axis=1)
+    def _local(self, values) -> tuple[tf.Tensor, ...]:
+        return self.strategy.experimental_local_results(values)
 
-    def _frames(self, seed, indices, labels, frames):
-        """x_theta at `frames` steps, (frames, B, H, W, C): everything from the noise to the images."""
+    def _own_share(self, values: tf.Tensor) -> tf.Tensor:
+        """A replica's part of a batch's numbers."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.reshape(values, [self.replicas, -1])[replica]
+
+    def _begin_on_replicas(self, seed, indices, labels, frames):
+        """`_begin`, each replica on its share of the images."""
+
+        def own():
+            return self._begin_on_replica(seed, self._own_share(indices), self._own_share(labels), frames)
+
+        return self.strategy.run(own)
+
+    def _part_on_replicas(self, seed, indices, labels, begin, end, at):
+        """`_part`, each replica on its share, and a number that is there once all are done."""
+
+        def own(at):
+            shares = self._own_share(indices), self._own_share(labels)
+            return self._part_on_replica(seed, *shares, begin, end, at)
+
+        at = self.strategy.run(own, args=(at,))
+        return tf.add_n([z[0, 0, 0, 0] for z in self._local(at[1])]), at
+
+    def _begin(self, seed, indices, labels, frames):
+        return self._walk(seed, indices, labels).begin(frames)
+
+    def _part(self, seed, indices, labels, begin, end, at):
+        return self._walk(seed, indices, labels).part(begin, end, at)
+
+    def _walk(self, seed, indices, labels) -> Walk:
+        """The moves of some images, with the noise that they begin from."""
         shape, settings = self.denoiser.image_shape, self.settings
         denoise = guided(self.denoiser, labels, self.guidance)
         z = normal_each(stream(seed, "sampling prior"), indices, shape)
@@ -148,12 +219,12 @@ class Sampler:
 
         if self.mask is not None:
             return repaint(
-                denoise, self.schedule, z, noise, image, tf.constant(self.mask[..., None]), frames=frames,
+                denoise, self.schedule, z, noise, image, tf.constant(self.mask[..., None]),
                 variance=settings.variance, **options_of(settings, "mask"),
             )  # fmt: skip
         sampler = SAMPLERS[settings.sampler]
         steps = sampler(denoise, self.schedule, **options_of(settings, settings.sampler))
-        return descend(steps, self.schedule, z, noise, frames)
+        return descend(steps, self.schedule, z, noise)
 
 
 def _kept_steps(denoiser: Denoiser, settings: SamplingConfig, strength: float) -> NoiseSchedule:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
 from flags.config import Config
-from flags.errors import Stopped, UserError
+from flags.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
 from flags.words import differences, leaves, word
 from pdm_tf import data, stack
 from pdm_tf.images import write_png
@@ -22,8 +24,9 @@ from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog, progress
 from pdm_tf.training.model import PatchedDiffusion, build_model
+from pdm_tf.training.scoring import Scoring
 from pdm_tf.training.strategy import Workers, is_chief
-from pdm_tf.training.watch import Evaluation, Preview, Watch
+from pdm_tf.training.watch import Budget, Evaluation, Interrupted, Preview, Watch, steps_of, time_so_far
 
 
 def resolve(config: Config, run: RunFolder, precision: str) -> Config:
@@ -62,7 +65,7 @@ def check_batch(config: Config, replicas: int) -> None:
         )
 
 
-def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> None:
+def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> int:
     """Trains the config's network in a run folder, from its newest checkpoint if it has one.
 
     Args:
@@ -70,6 +73,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
       run: gets config.json, checkpoints/, ema/, logs/ and previews/.
       info: the data set.
       strategy: where to compute.
+    Returns:
+      The step that it has come to: the last one, unless `training.minutes` were over before.
     Raises:
       UserError: damaged data or checkpoints, a full disk, gradients that stay infinite, a batch that cannot
         be shared out, or another process that trains in the same folder.
@@ -97,34 +102,63 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
         # --- What watches it ---
         bar = on_exit.enter_context(progress(state.step, settings.steps, enabled=chief))
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
-        # Replicas of other workers do not take part: only the chief draws.
-        here = strategy if workers.alone else tf.distribute.get_strategy()
-        evaluation = Evaluation(state.model, config, info, strategy)
-        preview = Preview(state.model, state.ema, config, info, here) if chief else None
+        signals = on_exit.enter_context(Signals(workers, settings.minutes))
         # Saved first: whoever sent a signal may not wait, and what shows the run may fail.
         keeping = what_keeps(config, state, log, bar, chief)
-        showing = what_shows(config, run, state.ema, evaluation, preview, log)
-        signals = on_exit.enter_context(Signals(workers))
+        showing = what_shows(config, info, state, strategy, log, signals)
         on_exit.enter_context(data.naming_shards())
 
         # --- Train ---
+        with abandoned_for_signals(state.step, state, signals, chief):
+            for watch in showing:
+                watch.make_up(state.step, state.step == settings.steps)
         load = train_pipeline(config, info, state.step)
         batches = iter(strategy.distribute_datasets_from_function(load))
-        train_steps, together = state.model.make_train_function(), settings.steps_per_execution
+        train_steps, together, step = (
+            state.model.make_train_function(),
+            settings.steps_per_execution,
+            state.step,
+        )
         for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
             bar.update(together)
-            last, stop = step == settings.steps, signals.agreed(step, settings.log_every)
+            stop, late = signals.agreed(step, settings.log_every)
+            last = late or step == settings.steps
             for watch in keeping:
                 watch.look(step, last, bool(stop))
             if stop and not last:
                 workers.wait()
-                raise Stopped(f"stopped by {stop} at step {step:,}, all saved: run the same command to go on")
-            for watch in showing:
-                watch.look(step, last, bool(stop))
-        if chief and not run.preview(settings.steps).exists():  # it was killed after its last step
-            draw(settings.steps, run, preview, log)
+                raise stopped(stop, step)
+            with abandoned_for_signals(step, state, signals, chief):
+                for watch in showing:
+                    watch.look(step, last, bool(stop))
+            if late:
+                break
         workers.wait()
+        return step
+
+
+def stopped(signal_name: str, step: int) -> Stopped:
+    """What is said of a stop."""
+    return Stopped(f"stopped by {signal_name} at step {step:,}, all saved: run the same command to go on")
+
+
+@contextlib.contextmanager
+def abandoned_for_signals(step: int, state: State, signals: Signals, chief: bool) -> Iterator[None]:
+    """Inside the block a run is shown; a signal ends that, and the run, with the step saved.
+
+    Raises:
+      Stopped: there was one. What was abandoned is made up for when the run goes on.
+    """
+    try:
+        yield
+    except Interrupted as interrupted:
+        if not (signals.workers.alone or interrupted.together):
+            return  # the others know nothing of it, and wait for this one in the next step
+        if chief and not state.checkpoints.run.checkpoint(step).exists():
+            state.checkpoints.save(step)
+        signals.workers.wait()
+        raise stopped(signals.name, step) from None
 
 
 class State(NamedTuple):
@@ -190,34 +224,68 @@ def tell_of_snapshots(config: Config, run: RunFolder, model: PatchedDiffusion) -
 
 def what_shows(
     config: Config,
-    run: RunFolder,
-    ema: ExponentialMovingAverage,
-    evaluation: Evaluation,
-    preview: Preview | None,
+    info: data.DatasetInfo,
+    state: State,
+    strategy: tf.distribute.Strategy,
     log: MetricsLog,
+    signals: Signals,
 ) -> list[Watch]:
-    """Held-out losses of the averages, where there is a held-out split, and the chief's previews."""
+    """Held-out losses of the averages, where there is a held-out split; the chief's previews and scores."""
+    run, t, chief = state.checkpoints.run, config.training, is_chief(strategy)
+    evaluation = Evaluation(state.model, config, info, strategy)
 
     def evaluate(step: int) -> None:
-        with ema.applied():
-            log.scalars(step, evaluation.run(), prefix="validation/")
+        with state.ema.applied():
+            log.scalars(step, evaluation.run(signals.check_together), prefix="validation/")
 
-    def show(step: int) -> None:
-        draw(step, run, preview, log)
+    def evaluated(step: int) -> bool:
+        missing = chief and step not in steps_of(run.metrics(), "validation/loss")
+        return not signals.workers.any(missing)
 
     watches = []
     if evaluation.possible:
-        watches.append(Watch(config.training.eval_every, log.off_the_clock(evaluate)))
-    if preview:
-        watches.append(Watch(config.training.sample_every, log.off_the_clock(show), at_end=True))
+        watches.append(Watch(t.eval_every, log.off_the_clock(evaluate), done=evaluated))
+    if chief:
+        # Replicas of other workers do not take part: only the chief draws.
+        here = strategy if signals.workers.alone else tf.distribute.get_strategy()
+        preview = Preview(state.model, state.ema, config, info, here)
+        show = log.off_the_clock(Showing(config, run, preview, log, signals).draw)
+        watches.append(Watch(t.sample_every, show, at_end=True, done=lambda s: run.preview(s).exists()))
+        scoring = Scoring(config, info, preview, run, log, signals.check)
+        if scoring.possible:
+            watches.append(Watch(t.score_every, log.off_the_clock(scoring.score), done=scoring.done))
     return watches
 
 
-def draw(step: int, run: RunFolder, preview: Preview, log: MetricsLog) -> None:
-    """Draws a preview, as a file and in TensorBoard."""
-    grid = preview.draw()
-    write_png(run.preview(step), grid)
-    log.image(step, grid)
+class Showing:
+    """Draws previews, as files and in TensorBoard, as far as the time that they may take goes."""
+
+    def __init__(self, config: Config, run: RunFolder, preview: Preview, log: MetricsLog, signals: Signals):
+        self.steps, self.run, self.preview, self.log, self.signals = (
+            config.training.steps, run, preview, log, signals,
+        )  # fmt: skip
+        self.budget = Budget(**time_so_far(run.metrics(), config.training.batch_size))
+        self.told = False
+
+    def draw(self, step: int) -> None:
+        """Draws a preview, or fewer images, or none: what there is time for."""
+        last = step == self.steps or self.signals.late
+        count = self.preview.affordable(self.budget, self.log.images_per_second(step), last)
+        if count < self.preview.count and not self.told:
+            self.told = True
+            logging.warning(
+                "step %d: %s, so that previews take no more than %.0f%% of the time (fewer "
+                "training.sample_images or training.sample_steps, or a larger training.sample_every, help)",
+                step, f"a preview of {count} images" if count else "no preview", 100 * self.budget.share,
+            )  # fmt: skip
+        if not count:
+            return
+        before = self.budget.used
+        with self.budget.spending():
+            grid = self.preview.draw(count, self.signals.check)
+        write_png(self.run.preview(step), grid)
+        self.log.image(step, grid)
+        self.log.scalars(step, {"preview_seconds": self.budget.used - before})
 
 
 def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
@@ -268,14 +336,19 @@ def train_pipeline(config: Config, info: data.DatasetInfo, start: int) -> Callab
 
 
 class Signals:
-    """Notes SIGTERM and SIGINT instead of dying of them; a second one of the same kind kills as usual."""
+    """Notes SIGTERM and SIGINT instead of dying of them; a second one ends the process at once.
 
-    def __init__(self, workers: Workers):
-        self.received = ""
-        self.workers = workers
+    Attributes:
+      late: whether the minutes that a command may train are over, as far as the workers have agreed.
+    """
+
+    def __init__(self, workers: Workers, minutes: float = 0.0):
+        """`minutes`: how long to train; 0: without a limit."""
+        self.received, self.late = "", False
+        self.workers, self._minutes, self._begin = workers, minutes, time.monotonic()
 
     def __enter__(self):
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_):
@@ -283,13 +356,32 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number, _frame):
-        signal.signal(number, self._before[number])
+        end_at_once_next_time()
         self.received = signal.Signals(number).name
 
-    def agreed(self, step: int, every: int) -> str:
-        """The signal to stop for after this step, or ""; workers agree each `every` steps."""
-        if self.workers.alone:
-            return self.received
-        if step % every or not self.workers.any(bool(self.received)):
-            return ""
+    @property
+    def name(self) -> str:
+        """The signal that was received, here or elsewhere."""
         return self.received or "a signal to another worker"
+
+    def agreed(self, step: int, every: int) -> tuple[str, bool]:
+        """The signal to stop for after this step, or "", and whether time is over.
+
+        Several workers agree each `every` steps.
+        """
+        stop, late = bool(self.received), 0 < 60 * self._minutes <= time.monotonic() - self._begin
+        if not self.workers.alone:
+            due = step % every == 0
+            stop, late = due and self.workers.any(stop), due and self._minutes > 0 and self.workers.any(late)
+        self.late = late
+        return self.name if stop else "", late
+
+    def check(self) -> None:
+        """Raises Interrupted if this process has received a signal."""
+        if self.received:
+            raise Interrupted(together=False)
+
+    def check_together(self) -> None:
+        """Raises Interrupted if any worker has; all workers must call it at the same point."""
+        if self.workers.any(bool(self.received)):
+            raise Interrupted(together=True)

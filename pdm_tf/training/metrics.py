@@ -66,11 +66,14 @@ class MetricsLog:
         """Without a run nothing is written, as in workers that are not the chief."""
         self.run, self.batch_size = run, batch_size
         self.since, self.last_step = time.monotonic(), start
+        self.speed = 1.0  # images/sec of the last line
         if run:
             with disk_errors(run.logs):
                 run.logs.mkdir(parents=True, exist_ok=True)
                 self.writer = tf.summary.create_file_writer(str(run.logs))
                 self._end_last_line()
+            speeds = run.metrics().get("images_per_second", ())
+            self.speed = float(speeds[-1, 1]) if len(speeds) else 1.0
 
     def _end_last_line(self) -> None:
         """A process that was killed, or had no space left, may have written half a line."""
@@ -90,9 +93,8 @@ class MetricsLog:
         """
         values = {metric.name: float(metric.result()) for metric in model.metrics}
         model.reset_metrics()
-        elapsed, steps = time.monotonic() - self.since, step - self.last_step
+        values["images_per_second"] = self.speed = self.images_per_second(step)
         self.since, self.last_step = time.monotonic(), step
-        values["images_per_second"] = steps * self.batch_size / elapsed
         values["learning_rate"] = stack.learning_rate(model.optimizer)
         values["skipped_steps"] = int(bad_steps.variable[0])
         self.scalars(step, values)
@@ -100,6 +102,11 @@ class MetricsLog:
         skipped = bad_steps.check(max_bad_steps)
         if bad_steps.variable[1]:
             logging.warning("%d of the steps so far were skipped for a gradient that is not finite", skipped)
+
+    def images_per_second(self, step: int) -> float:
+        """The training speed since the last line, or before it if no step has been done since."""
+        elapsed, steps = time.monotonic() - self.since, step - self.last_step
+        return steps * self.batch_size / elapsed if steps else self.speed
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
         """Adds named numbers."""

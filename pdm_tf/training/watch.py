@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
-from flags.config import Config
+from flags.config import Config, SamplingConfig
 from pdm_tf import data
 from pdm_tf.images import image_grid, to_uint8
+from pdm_tf.sampling.batches import step_shown
 from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share
+from pdm_tf.stack import keras
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import PatchedDiffusion
+
+SHARE = 0.05  # of a run's time that each way of showing it may take
+LEAST_SECONDS = 10.0  # what the last preview may take, however short the run
+LEAST_IMAGES = 4  # fewer are not worth a preview on the way
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: somebody asked for it)
+    """A signal came while a run was being shown; `together`: all workers know."""
+
+    def __init__(self, together: bool):
+        super().__init__()
+        self.together = together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +43,87 @@ class Watch:
       do: what.
       at_end: also after the last step.
       at_stop: also when a signal ends the run before it.
+      done: whether it has been done at a step, by an earlier part of the run; the same in all workers.
     """
 
     every: int
     do: Callable[[int], None]
     at_end: bool = False
     at_stop: bool = False
+    done: Callable[[int], bool] = lambda step: True
 
     def look(self, step: int, last: bool, stop: bool) -> None:
         """Does it if it is due."""
         if step % self.every == 0 or (self.at_end and last) or (self.at_stop and stop):
             self.do(step)
+
+    def make_up(self, step: int, last: bool) -> None:
+        """Does what was due after the step that a run goes on from, and was left undone by a stop."""
+        if step and not self.done(step):
+            self.look(step, last, False)
+
+
+class Budget:
+    """The time that one way of showing a run may take: a share of all its time so far.
+
+    What it decides changes what is shown, and never the weights.
+    """
+
+    def __init__(
+        self,
+        share: float = SHARE,
+        elapsed: float = 0.0,
+        used: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """`elapsed`, `used`: the seconds of the run's earlier parts, and those that went into this."""
+        self.share, self.used, self._clock = share, used, clock
+        self._begin = clock() - elapsed
+
+    @property
+    def elapsed(self) -> float:
+        """The run's seconds so far."""
+        return self._clock() - self._begin
+
+    @property
+    def left(self) -> float:
+        """The seconds that may be spent now; negative after something took longer than was thought."""
+        return self.share * self.elapsed - self.used
+
+    def allows(self, seconds: float) -> bool:
+        """Whether something may run now that takes so long, as it did the last time."""
+        return seconds <= self.left
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Counts what the block takes, however it ends."""
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self.used += self._clock() - before
+
+
+def steps_of(metrics: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The steps at which a run's metrics (`RunFolder.metrics`) have a value of that name, float64 (n,)."""
+    return metrics[name][:, 0] if name in metrics else np.zeros(0)
+
+
+def time_so_far(metrics: dict[str, np.ndarray], batch_size: int) -> dict[str, float]:
+    """What a run's metrics tell the `Budget` of its previews: `elapsed` and `used`, in seconds."""
+    used = float(metrics["preview_seconds"][:, 1].sum()) if "preview_seconds" in metrics else 0.0
+    steps = np.diff(steps_of(metrics, "images_per_second"), prepend=0)
+    training = (steps * batch_size / metrics["images_per_second"][:, 1]).sum() if len(steps) else 0.0
+    return {"elapsed": float(training) + used, "used": used}
+
+
+def images_within(seconds: float, each: float, most: int) -> int:
+    """How many images of `each` seconds to draw: `most`, or the largest power of two that there is time for.
+
+    Few different numbers: each is a graph to be traced.
+    """
+    number = int(min(seconds / max(each, 1e-9), most)) if seconds > 0 else 0
+    return most if number == most else 2 ** (number.bit_length() - 1) if number else 0
 
 
 class Evaluation:
@@ -67,15 +155,33 @@ class Evaluation:
         if self.possible:
             self.batches = strategy.distribute_datasets_from_function(load)
 
-    def run(self) -> dict[str, float]:
-        """The means of the model's losses."""
-        names = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
+    def run(self, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """The means of the model's losses; `check` is called before each batch, and may raise to end it."""
+        try:
+            names = self.model.evaluate(
+                self.batches, steps=self.steps, verbose=0, return_dict=True, callbacks=[_Before(check)]
+            )
+        except Interrupted:
+            self.model.reset_metrics()
+            raise
         # Keras returns the sum of the workers' means: the metrics themselves know better.
         values = {
             metric.name: float(metric.result()) for metric in self.model.metrics if metric.name in names
         }
         self.model.reset_metrics()
         return values
+
+
+class _Before(keras.callbacks.Callback):
+    """Calls something before each batch of an evaluation."""
+
+    def __init__(self, do: Callable[[], None]):
+        super().__init__()
+        self._do = do
+
+    def on_test_batch_begin(self, batch, logs=None):
+        """Keras' hook."""
+        self._do()
 
 
 class Preview:
@@ -96,27 +202,97 @@ class Preview:
         """`strategy`: whose replicas share the images; all in this process."""
         self.denoiser, self.ema, self.config, self.info = model.denoiser, ema, config, info
         self.strategy, self.count = strategy, config.training.sample_images
+        self.sampling = preview_sampling(config)
+        # As many at a time as a train step has in memory, in equal shares.
+        batch = config.training.batch_size // config.training.grad_accum
+        if self.sampling.guidance != 1.0:
+            batch //= 2
+        self.replicas = strategy.num_replicas_in_sync
+        self.most_at_once = max(batch // self.replicas, 1) * self.replicas
         self.sampler: Sampler | None = None
 
-    def draw(self) -> np.ndarray:
-        """The grid of samples of now, uint8 (height, width, C)."""
+    def affordable(self, budget: Budget, images_per_second: float, last: bool) -> int:
+        """How many images there is time for now; the last preview of a run has some in any case.
+
+        Args:
+          images_per_second: of training, which says what an image costs before one has been drawn.
+        """
+        each = self.seconds_per_image(images_per_second)
+        seconds = max(budget.left, LEAST_SECONDS) if last else budget.left
+        count = images_within(seconds, each, self.count)
+        if last:
+            return max(count, 1)
+        return count if count >= min(LEAST_IMAGES, self.count) else 0
+
+    def seconds_per_image(self, images_per_second: float) -> float:
+        """What an image took, or is likely to take before one has been drawn, from the speed of training."""
+        if self.sampler and self.sampler.seconds_per_image:
+            return self.sampler.seconds_per_image
+        # Of a train step about a third is the forward pass.
+        passes = sum(self.sampling.steps) * (1 if self.sampling.guidance == 1.0 else 2)
+        return passes / (3.0 * images_per_second)
+
+    def draw(self, count: int | None = None, check: Callable[[], None] = lambda: None) -> np.ndarray:
+        """The grid of samples of now, uint8 (height, width, C), with a bar.
+
+        Args:
+          count: how many images; by default all.
+          check: called about every second; what it raises ends the drawing.
+        """
+        count = self.count if count is None else count
+        self._need_sampler()
+        with self.ema.applied():
+            return image_grid(np.concatenate(list(self.batches(count, self.labels, check, "preview"))))
+
+    def batches(
+        self, count: int, labels: np.ndarray, check: Callable[[], None], what: str
+    ) -> Iterator[np.ndarray]:
+        """Samples of the weights as they are, uint8 (B, H, W, C), in order, with a bar.
+
+        Args:
+          count, check: as in `draw`.
+          labels: int32 (N,), of the images in turn.
+          what: for the bar.
+        """
+        self._need_sampler()
+        # Whole batches of one size, so that all run one graph.
+        batch = min(-(-count // self.replicas) * self.replicas, self.most_at_once)
+        with self._bar(count, what) as bar:
+            show = step_shown(bar, self.sampler)
+
+            def report(moves: int) -> None:
+                check()
+                show(moves)
+
+            for start in range(0, count, batch):
+                indices = np.arange(start, start + batch) % max(len(labels), batch)
+                check()
+                images = self.sampler(
+                    self.config.seed, indices, np.resize(labels, count + batch)[indices], report
+                )
+                bar.update(min(batch, count - start))
+                yield to_uint8(images[: count - start])
+
+    def _bar(self, count: int, what: str) -> tqdm:
+        return tqdm(
+            total=count, unit="image", desc=f"{what}, {self.sampler.moves} steps", dynamic_ncols=True,
+            leave=False, mininterval=0.5 if sys.stderr.isatty() else 20,
+        )  # fmt: skip
+
+    def _need_sampler(self) -> None:
         if self.sampler is None:
             self._make_sampler()
-        with self.ema.applied():
-            images = self.sampler(self.config.seed, range(len(self.labels)), self.labels)
-        return image_grid(to_uint8(images[: self.count]))
 
     def _make_sampler(self) -> None:
-        """Sets `sampler` and `labels`, of so many images that the replicas have equal shares."""
-        denoiser, replicas = self.denoiser, self.strategy.num_replicas_in_sync
-        batch, begin = -(-self.count // replicas) * replicas, None
-        self.labels = cycled_labels(denoiser, batch)
+        """Sets `sampler` and `labels`, for so many images that the replicas have equal shares."""
+        denoiser = self.denoiser
+        count, begin = -(-self.count // self.replicas) * self.replicas, None
+        self.labels = cycled_labels(denoiser, count)
         if denoiser.t_stop < len(denoiser.schedule):
-            begin, self.labels = self._first_images(batch)
-        sampling = self.config.sampling
-        steps = steps_of_share(sampling.steps, denoiser)
+            begin, self.labels = self._first_images(count)
+        steps = steps_of_share(self.sampling.steps, denoiser)
         with self.strategy.scope():
-            sampling = dataclasses.replace(sampling, steps=steps, strength=1.0)
+            sampling = dataclasses.replace(self.sampling, steps=steps, strength=1.0)
             self.sampler = Sampler(denoiser, sampling, image=begin)
 
     def _first_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +303,14 @@ class Preview:
         )  # fmt: skip
         images, labels, _ = next(batches.as_numpy_iterator())
         return images, labels
+
+
+def preview_sampling(config: Config) -> SamplingConfig:
+    """How previews are drawn: as the config says, or by a fast solver where that takes long."""
+    sampling, most = config.sampling, config.training.sample_steps
+    if sum(sampling.steps) <= most:
+        return sampling
+    return dataclasses.replace(sampling, sampler="dpm_solver", spacing="logsnr", steps=(most,))
 
 
 def held_out_split(info: data.DatasetInfo) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 
 import main
 from flags.definitions import FLAGS
@@ -19,10 +20,11 @@ from pdm_tf.evaluation import report
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import of_images
+from pdm_tf.evaluation.subjects import Subject
 from pdm_tf.images import write_samples
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
-from tests.tiny_runs import write_run, write_snapshots
+from tests.tiny_runs import tiny_config, write_run, write_snapshots
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -65,20 +67,30 @@ def test_copies_are_told_from_new_images_and_the_pairs_are_right():
     assert all(np.array_equal(train[40 + sample], train[place]) for sample, place in pairs)
 
 
-def test_images_are_taken_by_their_place():
-    images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
-    taken = report.take(iter([images[:4], images[4:7], images[7:]]), [9, 0, 4, 9])
-    np.testing.assert_array_equal(taken, images[[9, 0, 4, 9]])
+def subject_of(images, detector=DETECTOR):
+    """Images in memory as a row of the table."""
+    features = extract(detector, [images])
+    return Subject("some", {}, features, images.shape[1:], lambda places: images[np.asarray(places)])
 
 
-def test_few_images_are_warned_of():
+def test_few_and_grey_images_are_warned_of():
+    of_count = {
+        count: subject_of(np.zeros((2, 4, 4, 3), np.uint8))._replace(
+            features=Features(np.zeros((count, 3), np.float32))
+        )
+        for count in (500, 50_000)
+    }
     few = of_images(DETECTOR, [np.zeros((2, 4, 4, 3), np.uint8)], 2, {})
-    assert any("few for 3 features" in note for note in report.warnings(DETECTOR, few, 500))
+    assert any("few for 3 features" in note for note in report.warnings(DETECTOR, few, of_count[500]))
     many = few._replace(count=500, moments=Moments.of(np.eye(3)))
-    assert report.warnings(DETECTOR, many, 500) == ["the detector is colour: these numbers are no FID"]
+    assert report.warnings(DETECTOR, many, of_count[500]) == [
+        "the detector is colour: these numbers are no FID"
+    ]
     inception = Detector("inception", "", "", {"frechet": "FID", "kernel": "KID"}, means)
-    assert "published FIDs are of 50,000" in report.warnings(inception, many, 500)[0]
-    assert report.warnings(inception, many, 50_000) == []
+    assert "published FIDs are of 50,000" in report.warnings(inception, many, of_count[500])[0]
+    assert report.warnings(inception, many, of_count[50_000]) == []
+    grey = report.warnings(inception, many, of_count[50_000]._replace(image_shape=(4, 4, 1)))
+    assert grey == ["the images are grey: they were repeated to three channels for the detector"]
     assert report.measure(DETECTOR, many, Features(np.random.default_rng(0).random((5, 3)))).keys() == {
         "FD-colour"
     }
@@ -116,7 +128,8 @@ def test_sets_of_samples_make_one_table(home, capsys):
     label = "FD-efficientnet_lite0"
     assert abs(found["results"][0][label]) < 1e-3 < found["results"][1][label]
     assert found["reference"]["images"] == 12 and len(found["detector"]["sha256"]) == 64
-    assert out.splitlines()[0].startswith(f"| images | N | {label}") and "no FID" in out
+    assert f"\n| images | N | {label} |" in out and "no FID" in out
+    assert "copies: not looked for, because the reference is no data set's training split" in out
     for flags, message in (
         ({"samples": ["gone.npz"], "reference": reference}, "gone.npz"),
         ({"samples": samples, "reference": "tset"}, "has the splits"),
@@ -124,6 +137,55 @@ def test_sets_of_samples_make_one_table(home, capsys):
     ):
         status, text = evaluate(capsys, out=str(home / "other"), **flags)
         assert status == 2 and message in text and len(text.strip().splitlines()) == 1
+
+
+def test_runs_and_samples_make_one_table_with_labels_as_the_data_has_them(home, capsys):
+    for seed, name in enumerate(("a", "b")):
+        write_run(home / name, seed=seed)
+    batch = np.random.default_rng(3).integers(0, 255, (30, 16, 16, 3), np.uint8)
+    write_samples(home / "reference.npz", [batch], batch.shape, None)
+    runs, flags = f"{home / 'a'},{home / 'b'}", {"steps": "3", "num_samples": 12}
+    flags["reference"] = str(home / "reference.npz")
+    status, out = evaluate(capsys, run_dir=runs, samples=[flags["reference"]], **flags)
+    assert status == 0, out
+    found = json.loads((home / "a" / "evaluation" / "evaluation.json").read_text())["results"]
+    assert [row["name"] for row in found] == [str(home / name) for name in ("reference.npz", "a", "b")]
+    assert os.listdir(home / "a" / "evaluation") == ["evaluation.json"]
+    # A file has no classes: each gets as many; named ones come in turn.
+    assert found[1]["label_counts"] == [4, 4, 4] and found[1]["labels"] == "equal shares"
+    alone = {**flags, "run_dir": str(home / "b"), "out": str(home / "alone")}
+    assert evaluate(capsys, **alone)[0] == 0
+    (again,) = json.loads((home / "alone" / "evaluation.json").read_text())["results"]
+    assert again == found[2] != found[1]
+    assert evaluate(capsys, **alone, labels=["owl", "owl", "cat"])[0] == 0
+    (named,) = json.loads((home / "alone" / "evaluation.json").read_text())["results"]
+    assert named["label_counts"] == [4, 0, 8] and named["labels"] == "in turn"
+    write_run(home / "other", tiny_config(data__num_classes=2, data__label_names=("x", "y")))
+    status, text = evaluate(capsys, **{**flags, "run_dir": f"{home / 'a'},{home / 'other'}"})
+    assert status == 2 and "are of different data: evaluate one at a time" in text
+
+
+def test_copies_are_said_and_shown_beside_the_held_out_images(tmp_path, capsys):
+    generator = np.random.default_rng(1)
+    train, held_out = (images_of(generator, 300) for _ in range(2))
+    references = [
+        of_images(DETECTOR, [part], 300, {"data": "dots", "split": split})
+        for part, split in ((train, "train"), (held_out, "validation"))
+    ]
+    unseen = report.HeldOut(references[1], lambda shape: iter([train[:100], train[100:]]))
+    rows = [subject_of(images_of(generator, 200)), subject_of(train[50:250])]
+    report.report(DETECTOR, references[0], rows, tmp_path, {"python": "3"}, unseen)
+    out = capsys.readouterr().out
+    assert (
+        "copies, some: 100.0% of the samples are nearer" in out and "| dots, validation (300) | 300 |" in out
+    )
+    honest, copied, floor = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert honest["copies"]["share_nearer_than_95_percent_of_held_out"] < 0.12
+    assert copied["copies"]["median_distance"] == 0 and floor["split"] == "validation"
+    picture = np.asarray(Image.open(tmp_path / "nearest_2.png"))
+    above, below = picture[2:6], picture[8:12]
+    np.testing.assert_array_equal(above, below)  # the very images
+    assert above[:, 2:6].std() > 0 and (tmp_path / "nearest_1.png").exists()
 
 
 def test_averages_of_several_lengths_make_one_table(home, capsys):
@@ -137,7 +199,7 @@ def test_averages_of_several_lengths_make_one_table(home, capsys):
     assert status == 0 and "note: " not in out.replace("note: 12 images", "").replace(
         "note: the detector", ""
     ), out
-    assert f"| {run} --ema=0.05 | 12 |" in out and f"| {run} --ema=0.07 | 12 |" in out
+    assert f"| {run}, length 0.05 | 12 |" in out and f"| {run}, length 0.07 | 12 |" in out
     assert os.listdir(home / "out") == ["evaluation.json"]
     assert evaluate(capsys, run_dir=str(plain), out=str(home / "plain_out"), **flags)[0] == 0
     rows, (alone,) = (
@@ -165,7 +227,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(home):
     batch = np.random.default_rng(3).integers(0, 255, (30, 16, 16, 3), np.uint8)
     write_samples(home / "reference.npz", [batch], batch.shape, None)
     killed = subprocess.Popen([*command, f"--out={home / 'out'}"], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while killed.poll() is None and len(list((home / "out").glob(".unfinished-*/batch_*.npy"))) < 3:
+    # Of 12 batches the features of 8 are there, and of those after them some images.
+    while killed.poll() is None and not list((home / "out").glob(".unfinished-*/*_00000000.npz")):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -175,7 +238,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(home):
         ).stdout
         for name in ("out", "straight")
     ]
-    assert b"batches are done already" in outputs[0]
+    assert b"1 of 2 parts are done already" in outputs[0] and b"already" not in outputs[1]
     found = [json.loads((home / name / "evaluation.json").read_text()) for name in ("out", "straight")]
     assert found[0] == found[1] and found[0]["results"][0]["sampling"]["steps"] == [40]
     assert os.listdir(home / "out") == ["evaluation.json"]

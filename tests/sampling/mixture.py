@@ -68,7 +68,7 @@ def unlabelled(denoiser: FakeDenoiser):
 
 def draw(sampler, denoiser: FakeDenoiser, schedule: NoiseSchedule, z, noise=None, frames=1, **options):
     """x_theta at `frames` of the sampler's steps, (frames, *z.shape)."""
-    return descend(sampler(unlabelled(denoiser), schedule, **options), schedule, z, noise, frames)
+    return descend(sampler(unlabelled(denoiser), schedule, **options), schedule, z, noise).run(frames)
 
 
 def normal(shape, *key: int) -> tf.Tensor:

@@ -20,11 +20,11 @@ class Mortal(Sampler):
         super().__init__(denoiser or easy_denoiser(), settings, image=image, mask=mask)
         self.drawn, self.dies_at = [], dies_at
 
-    def trajectory(self, seed, indices, labels, frames):
+    def trajectory(self, seed, indices, labels, frames, *report):
         if len(self.drawn) == self.dies_at:
             raise Killed
         self.drawn.append(list(indices))
-        return super().trajectory(seed, indices, labels, frames)
+        return super().trajectory(seed, indices, labels, frames, *report)
 
 
 def draw_of(dies_at=None, seed=3, count=11, batch_size=4, labels=(0, 2), **settings):

@@ -47,7 +47,7 @@ def paint(resamplings, steps=50, count=2000, known=0.9):
         lambda z: repaint(
             denoise, schedule, z, noise_of(shape, 4), image, unknown,
             variance="small", jump_length=5, resamplings=resamplings,
-        )[-1]
+        ).run()[-1]
     )  # fmt: skip
     x = run(normal(shape, 5)).numpy().reshape(count, 2)
     np.testing.assert_array_equal(x[:, 0], known)
@@ -70,6 +70,6 @@ def test_with_everything_unknown_and_no_resampling_it_is_ancestral_sampling():
     painted = repaint(
         unlabelled(denoiser), schedule, z, noise, tf.zeros((1, 1, 2), tf.float64), tf.constant([[[True]]]),
         variance="learned", jump_length=10, resamplings=1,
-    )[-1]  # fmt: skip
+    ).run()[-1]  # fmt: skip
     plain = draw(ancestral, denoiser, schedule, z, lambda i: noise(2 * (last - i)))[-1]
     np.testing.assert_allclose(painted, plain, rtol=1e-12)

@@ -95,11 +95,12 @@ def test_xla_computes_the_same_from_the_same_noise(easy, name):
     def run(z):
         denoise = guided(easy, tf.constant([0, 2]), 2.0)
         if name != "repaint":
-            return descend(SAMPLERS[name](denoise, schedule, **options), schedule, z, lambda i: noises[i], 3)
+            steps = SAMPLERS[name](denoise, schedule, **options)
+            return descend(steps, schedule, z, lambda i: noises[i]).run(3)
         return repaint(
             denoise, schedule, z, lambda i: noises[i % 12], tf.ones((16, 16, 3)), unknown,
-            variance="learned", jump_length=2, resamplings=2, frames=3,
-        )  # fmt: skip
+            variance="learned", jump_length=2, resamplings=2,
+        ).run(3)  # fmt: skip
 
     plain, compiled = (tf.function(run, jit_compile=jit)(tf.constant(z[0])) for jit in (False, True))
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
@@ -256,3 +257,55 @@ def test_steps_of_a_part_are_its_share_and_at_least_one():
 
 def test_labels_are_cycled(easy):
     np.testing.assert_array_equal(cycled_labels(easy, 5), [0, 1, 2, 0, 1])
+
+
+IMAGE = np.random.default_rng(1).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
+CUT = {
+    **{name: {"sampler": name} for name in SAMPLERS},
+    "noisy ddim": {"sampler": "ddim", "eta": 0.5, "guidance": 2.0},
+    "an image for each": {"image": np.stack([IMAGE, -IMAGE]), "sampler": "dpm_solver", "strength": 0.7},
+    "repaint": {"image": IMAGE, "mask": IMAGE[..., 0] > 0, "jump_length": 3, "resamplings": 2},
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_however_the_steps_are_cut_the_bytes_are_those_of_one_graph(denoiser, name, monkeypatch):
+    sampler = sampler_of(denoiser, steps=(9,), **CUT[name])
+    numbers = tf.constant(5), tf.constant([0, 1]), tf.constant([2, 0])
+    whole = tf.function(lambda: sampler._walk(*numbers).run(3))().numpy()
+    assert len({frame.tobytes() for frame in whole}) == 3
+    timed, generator = Sampler._timed_part, np.random.default_rng(0)
+    seen = []
+
+    def cutting(self, *args):
+        at = timed(self, *args)
+        self._together = int(generator.integers(1, self.moves))
+        return at
+
+    for cut in (timed, cutting):
+        monkeypatch.setattr(Sampler, "_timed_part", cut)
+        np.testing.assert_array_equal(sampler.trajectory(5, [0, 1], [2, 0], 3, seen.append), whole)
+        np.testing.assert_array_equal(sampler(5, [0, 1], [2, 0]), whole[-1])
+    assert seen[0] == 1 and seen.count(sampler.moves) == 2
+
+
+def test_what_a_report_raises_ends_the_drawing_and_the_next_one_is_whole(easy):
+    sampler = sampler_of(easy, steps=(6,))
+
+    def stop(moves):
+        if moves > 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sampler(5, [0, 1], [0, 1], stop)
+    np.testing.assert_array_equal(sampler(5, [0, 1], [0, 1]), sampler_of(easy, steps=(6,))(5, [0, 1], [0, 1]))
+
+
+def test_calls_grow_until_they_last_about_a_second(easy, monkeypatch):
+    clock = iter(np.arange(0, 1000, 0.5))  # each look at the clock is half a second after the last
+    monkeypatch.setattr("pdm_tf.sampling.sampler.time.monotonic", lambda: next(clock))
+    sampler, moves = sampler_of(easy, steps=(40,)), []
+    sampler(5, [0], [0], moves.append)
+    # Half a second a call, whatever it does: the next may have two times as many.
+    assert moves == [1, 3, 7, 15, 31, 40]
+    assert sampler.seconds_per_image == 0.5 / 9 * 40

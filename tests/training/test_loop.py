@@ -173,7 +173,7 @@ def test_fewer_steps_than_are_done_are_refused(whole):
 
 
 def test_what_watches_a_run_may_fail_after_the_checkpoint(tmp_path, monkeypatch):
-    def fail(self):
+    def fail(*_):
         raise MemoryError
 
     with monkeypatch.context() as context, pytest.raises(MemoryError):
@@ -209,8 +209,9 @@ def test_a_stop_saves_before_anything_is_shown_and_shows_nothing(whole, tmp_path
     assert [line["step"] for line in lines(tmp_path)] == [5] and not (tmp_path / "previews").exists()
 
     train(tmp_path, *settings, "training.checkpoint_every=5")
-    # At step 10 all is due; at 12 only what the end is a time for.
-    assert done[1:] == ["save", "run", "draw", "save", "draw"]
+    # What was due at the stop is made up for; at step 10 all is due; at 12 what the end is a time for.
+    assert done[1:] == ["run", "draw", "save", "run", "draw", "save", "draw"]
+    assert {line["step"] for line in lines(tmp_path) if "validation/loss" in line} == {5, 10}
     for name in ("ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 

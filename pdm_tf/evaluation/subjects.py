@@ -1,0 +1,174 @@
+"""What is evaluated: images of files, folders or draws, as a detector's features and a way to look."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from pdm_tf.evaluation.features import Detector, Features, extract
+from pdm_tf.evaluation.references import open_images
+from pdm_tf.experts import Loaded, Run, with_length
+from pdm_tf.randomness import stream
+from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.output import batch_folder
+from pdm_tf.weights import read_arrays, write_arrays
+
+
+class Subject(NamedTuple):
+    """One set of images of a table.
+
+    Attributes:
+      name: as people call it.
+      about: how it was made, JSON values.
+      features: a detector's, of all images.
+      image_shape: (H, W, C).
+      take: places -> these images, uint8 (N, H, W, C).
+      finish: to be called when nothing more is asked of it.
+    """
+
+    name: str
+    about: dict[str, Any]
+    features: Features
+    image_shape: tuple[int, ...]
+    take: Callable[[Sequence[int]], np.ndarray]
+    finish: Callable[[], None] = lambda: None
+
+
+def of_path(
+    detector: Detector, path: str | os.PathLike, progress: Callable[[int], object] = lambda done: None
+) -> Subject:
+    """The images in a file or folder, as `open_images` reads them; `progress` as in `extract`.
+
+    Raises:
+      UserError: there are none, or a file is damaged.
+    """
+    shapes = []
+
+    def noting_shapes(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for batch in batches:
+            shapes.append(batch.shape[1:])
+            yield batch
+
+    features = extract(detector, noting_shapes(open_images(path)[1]), progress)
+    return Subject(
+        str(path), {"path": str(path)}, features, shapes[0], lambda places: take(open_images(path)[1], places)
+    )
+
+
+def of_draw(detector: Detector, draw: Draw, out: str | os.PathLike, name: str, about: Mapping) -> Subject:
+    """The images of a draw: none of them is kept, but what a killed evaluation needs to go on.
+
+    In a hidden folder of `out`, until `finish`, lie the features of what is done, and the few batches of
+    images that were drawn since the last of these files. So 50,000 images of 256 x 256 x 3 that Inception
+    looks at take 1 GB of disk and not 9.8.
+
+    Raises:
+      UserError: the disk is full, or a file there is damaged.
+    """
+    folder = batch_folder(Path(out), draw)
+    features = _kept_features(detector, draw, folder)
+    return Subject(name, dict(about), features, draw.shape[1:], draw.images, lambda: shutil.rmtree(folder))
+
+
+def of_averages(
+    detector: Detector,
+    runs: Sequence[Run],
+    loaded: Loaded,
+    draw: Draw,
+    lengths: Sequence[float],
+    out: str | os.PathLike,
+    about: Mapping[str, Any],
+    several: bool,
+) -> list[Subject]:
+    """`of_draw` for each of some lengths of a model's averages, or for its own average if there are none.
+
+    Args:
+      detector, draw, out: as in `of_draw`; the draw's denoiser is that of `loaded`.
+      runs, loaded: the model, with the first length's averages.
+      lengths: as in `experts.load`.
+      about: how all of them were made.
+      several: whether there are other subjects whose work is kept in `out`.
+    """
+    subjects = []
+    for number, length in enumerate(lengths or [None]):
+        if number:
+            loaded = with_length(loaded, runs, length)
+        name = ",".join(str(run.folder) for run in runs) + ("" if length is None else f", length {length}")
+        labels = draw.image_labels
+        own = {
+            "origin": loaded.origin, **about, "seed": draw.seed, "precision": "float32",
+            "label_counts": [] if labels is None else np.bincount(labels).tolist(),
+        }  # fmt: skip
+        # A folder for each, so that another's parts are not taken for another command's.
+        digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+        folder = Path(out) / f".row-{digest}" if several else Path(out)
+        subject = of_draw(detector, draw, folder, name, own)
+
+        def look(places, loaded=loaded, length=length, subject=subject) -> np.ndarray:
+            with_length(loaded, runs, length)  # another may have been drawn since
+            return subject.take(places)
+
+        def finish(folder=folder, subject=subject) -> None:
+            subject.finish()
+            if several:
+                folder.rmdir()
+
+        subjects.append(subject._replace(take=look if len(lengths) > 1 else subject.take, finish=finish))
+    return subjects
+
+
+def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features:
+    """The features of all images of a draw, each chunk of which is kept in a file when it is done."""
+    # A chunk fills the detector's batches; so its features are the same, to the bit, whenever it is made.
+    batches_each = max(1, -(-detector.batch_size // draw.batch_size))
+    chunks = [draw.starts[i : i + batches_each] for i in range(0, len(draw.starts), batches_each)]
+    files = [folder / f"{detector.sha256[:16]}_{chunk[0]:08d}.npz" for chunk in chunks]
+    missing = [(chunk, file) for chunk, file in zip(chunks, files) if not file.exists()]
+    if len(missing) < len(chunks):
+        print(f"{len(chunks) - len(missing)} of {len(chunks)} parts are done already", flush=True)
+    images = draw.batches(folder, starts=[start for chunk, _ in missing for start in chunk])
+    for chunk, file in missing:
+        found = extract(detector, [next(images) for _ in chunk])
+        arrays = {key: value for key, value in found._asdict().items() if value is not None}
+        write_arrays(file, arrays)
+        for start in chunk:
+            draw.file(folder, start).unlink(missing_ok=True)
+    for _ in images:  # ends the progress bar
+        pass
+    parts = [read_arrays(file) for file in files]
+    return Features(**{key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+
+
+def take(batches: Iterator[np.ndarray], places: Sequence[int]) -> np.ndarray:
+    """The images at some places of uint8 batches, in the order of `places`."""
+    wanted, images, done = set(places), {}, 0
+    for batch in batches:
+        images.update({place: batch[place - done] for place in wanted if done <= place < done + len(batch)})
+        done += len(batch)
+        if len(images) == len(wanted):
+            break
+    return np.stack([images[place] for place in places])
+
+
+def shared_labels(shares: Sequence[float], count: int, seed: int) -> np.ndarray:
+    """Labels of `count` images, int32 (count,), as many of each class as its share says, in random order.
+
+    What is left after rounding down goes to the largest remainders. A pure function of its arguments.
+
+    Args:
+      shares: of each class, in any unit: counts of a data set, or ones.
+    """
+    exact = np.asarray(shares, np.float64) / np.sum(shares) * count
+    numbers = np.floor(exact).astype(np.int64)
+    for label in np.argsort(numbers - exact, kind="stable")[: count - numbers.sum()]:
+        numbers[label] += 1
+    labels = np.repeat(np.arange(len(numbers), dtype=np.int32), numbers)
+    order = tf.random.stateless_uniform([count], stream(seed, "labels to evaluate"))
+    return labels[np.argsort(order.numpy(), kind="stable")]

@@ -1,0 +1,151 @@
+"""How good a run's samples are as it goes on, and the averages that gave the best ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from flags.config import Config
+from pdm_tf import data
+from pdm_tf.atomic import atomic_json, sha256
+from pdm_tf.evaluation import references
+from pdm_tf.evaluation.distances import Moments, frechet_distance, kernel_distance
+from pdm_tf.evaluation.features import extract, load_detector
+from pdm_tf.evaluation.subjects import shared_labels
+from pdm_tf.run import RunFolder
+from pdm_tf.training.metrics import MetricsLog
+from pdm_tf.training.watch import Budget, Preview, steps_of, time_so_far
+
+SECONDS = "score_seconds"
+
+
+class Scoring:
+    """Distances between samples of the averaged weights and the training images, with the embedded detector.
+
+    The samples are drawn as previews are, always from the same noise and of the same labels, so that two
+    steps differ by their weights alone. The distances are those of few images: they tell the steps of a run
+    apart, and are not to be compared with those of other numbers of images.
+
+    With `training.keep_best` the averages of the smallest Fréchet distance lie in the run's ema/best.npz, and
+    what is known of them in ema/best.json. A run that is killed, whenever that is, has in the end the same.
+
+    Attributes:
+      possible: whether it is asked for, and the network draws images that the detector can look at.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        info: data.DatasetInfo,
+        preview: Preview,
+        run: RunFolder,
+        log: MetricsLog,
+        check: Callable[[], None],
+    ):
+        """`preview` draws the samples, `check` is called about every second and may raise to end a score."""
+        self.settings, self.config, self.info = config.training, config, info
+        self.preview, self.run, self.log, self.check = preview, run, log, check
+        self.possible = self.settings.score_every > 0
+        whole = preview.denoiser.t_stop - preview.denoiser.t_start == len(preview.denoiser.schedule)
+        if self.possible and not (whole and config.data.image_shape[-1] in (1, 3)):
+            logging.warning(
+                "no scores (training.score_every): %s",
+                "a detector looks at images of 1 or 3 channels"
+                if whole
+                else "this network alone draws no images: evaluate it together with its other experts",
+            )
+            self.possible = False
+        if self.possible:
+            self.detector = load_detector()
+            self.names = [self.detector.labels[kind] for kind in ("frechet", "kernel")]
+            metrics = run.metrics()
+            used = float(metrics[SECONDS][:, 1].sum()) if SECONDS in metrics else 0.0
+            elapsed = time_so_far(metrics, self.settings.batch_size)["elapsed"]
+            self.budget = Budget(elapsed=elapsed, used=used)
+            self.best = self._read_best() if self.settings.keep_best else None
+            self.told, self.reference, self.labels = False, None, None
+
+    def done(self, step: int) -> bool:
+        """Whether the run has a score of that step."""
+        return step in steps_of(self.run.metrics(), f"validation/{self.names[0]}")
+
+    def score(self, step: int) -> None:
+        """Scores the averages of now, if there is time for it, and keeps them if they are the best so far.
+
+        Raises:
+          Interrupted: a signal came; nothing is kept of the score.
+        """
+        seconds = self.settings.score_images * self.preview.seconds_per_image(
+            self.log.images_per_second(step)
+        )
+        # What a killed process left half written must be put right, whatever the time.
+        if not self.budget.allows(seconds) and not (self.settings.keep_best and self.best is None):
+            if not self.told:
+                self.told = True
+                logging.warning(
+                    "step %d: no score, so that scores take no more than %.0f%% of the time (fewer "
+                    "training.score_images, or a larger training.score_every, help)",
+                    step, 100 * self.budget.share,
+                )  # fmt: skip
+            return
+        before = self.budget.used
+        with self.budget.spending():
+            values = self._measure()
+            if self.settings.keep_best:
+                self._keep_best(step, values)
+        # Last: it says that all of this is done.
+        self.log.scalars(step, values, prefix="validation/")
+        self.log.scalars(step, {SECONDS: self.budget.used - before})
+
+    def _measure(self) -> dict[str, float]:
+        """The distances of now, by their names."""
+        count, check = self.settings.score_images, self.check
+        if self.reference is None:
+            self.reference = references.of_split(
+                self.detector, self.info, "train", self.config.data.image_shape, progress=lambda done: check()
+            )
+            shares = self.reference.what["label_counts"] or [1]
+            self.labels = shared_labels(shares, count, self.config.seed)
+        with self.preview.ema.applied():
+            images = self.preview.batches(count, self.labels, check, "score")
+            pooled = extract(self.detector, images).pooled
+        values = [
+            frechet_distance(self.reference.moments, Moments.of(pooled)),
+            kernel_distance(pooled, self.reference.features)[0],
+        ]
+        return dict(zip(self.names, values))
+
+    def _keep_best(self, step: int, values: dict[str, float]) -> None:
+        score = values[self.names[0]]
+        if self.best is not None and score > self.best[self.names[0]]:
+            return
+        self.preview.ema.save(self.run.best_weights)
+        self.best = {
+            "step": step, **values, **self._how(), "weights_sha256": sha256(self.run.best_weights),
+        }  # fmt: skip
+        atomic_json(self.run.best_note, self.best)
+
+    def _how(self) -> dict[str, Any]:
+        """What two scores must have in common to be compared, as JSON has it."""
+        how = {
+            "images": self.settings.score_images,
+            "seed": self.config.seed,
+            "sampling": dataclasses.asdict(self.preview.sampling),
+            "detector_sha256": self.detector.sha256,
+            "data_sha256": references.fingerprint(self.info),
+        }
+        return json.loads(json.dumps(how))
+
+    def _read_best(self) -> dict[str, Any] | None:
+        """What best.json says; None if there is none, or it is not of best.npz, or was measured otherwise."""
+        try:
+            best = json.loads(self.run.best_note.read_text())
+            known = {**best, **self._how()} == best and np.isfinite(best[self.names[0]])
+            return best if known and best["weights_sha256"] == sha256(self.run.best_weights) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
