@@ -12,6 +12,7 @@ import typing
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from flags.config import Config, parse_settings, validate
 from flags.errors import Stopped, UserError
@@ -24,6 +25,7 @@ from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.training.metrics import MetricsLog
 from pdm_tf.training.strategy import Workers
 from pdm_tf.training.watch import Evaluation, Preview
 from pdm_tf.weights import read_arrays
@@ -40,6 +42,7 @@ CPU = tf.distribute.get_strategy()
 SNAPSHOTS = [
     f"ema/length_{length}/step_{step:08d}.npz" for length in (0.05, 0.1) for step in (2, 4, 6, 8, 10, 12)
 ]
+AFFORDABLE = Preview.affordable
 
 
 def config(*settings):
@@ -57,6 +60,12 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     train(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _time_is_no_matter(monkeypatch):
+    """Every preview is drawn, and whole, however busy the machine."""
+    monkeypatch.setattr(Preview, "affordable", lambda self, *_: self.count)
 
 
 def lines(folder):
@@ -352,3 +361,74 @@ def test_a_worker_that_is_not_where_the_others_are_is_refused(tmp_path, monkeypa
     monkeypatch.setattr(Workers, "same", lambda self, *numbers: False)
     with pytest.raises(UserError, match="the workers have different settings"):
         train(tmp_path)
+
+
+def stopping_in(monkeypatch, folder, name, original, *settings):
+    """Trains until a SIGTERM that comes while something is being done, with the second look at signals."""
+    looks = []
+
+    def looking(self):
+        looks.append(None)
+        if len(looks) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    with monkeypatch.context() as context, pytest.raises(Stopped) as stopped:
+        context.setattr(loop.Signals, name, looking)
+        train(folder, *settings)
+    assert len(looks) == 2
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize("every", [5, 6, 12])
+def test_a_signal_in_a_preview_ends_it_and_it_is_drawn_when_the_run_goes_on(
+    whole, tmp_path, monkeypatch, every
+):
+    """At a step without a checkpoint, at one after an evaluation, and at the last one."""
+    settings = [f"training.sample_every={every}", "training.checkpoint_every=100"]
+    said = stopping_in(monkeypatch, tmp_path, "check", loop.Signals.check, *settings)
+    assert said == f"stopped by SIGTERM at step {every}, all saved: run the same command to go on"
+    assert [path.name for path in tmp_path.glob("checkpoints/*")] == [f"step_{every:08d}"]
+    assert not (tmp_path / "previews").exists()
+    train(tmp_path, *settings)
+    for name in (
+        "ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001",
+        "previews/step_00000012.png",
+    ):  # fmt: skip
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    assert (tmp_path / f"previews/step_{every:08d}.png").exists()
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(whole, tmp_path, monkeypatch):
+    settings = ["training.checkpoint_every=100"]
+    said = stopping_in(monkeypatch, tmp_path, "check_together", loop.Signals.check_together, *settings)
+    assert said == "stopped by SIGTERM at step 6, all saved: run the same command to go on"
+    assert not any("validation/loss" in line for line in lines(tmp_path))
+    train(tmp_path, *settings)
+    losses = [
+        [(x["step"], x["validation/loss"]) for x in lines(folder) if "validation/loss" in x]
+        for folder in (whole, tmp_path)
+    ]
+    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == [6, 12]
+    name = "checkpoints/step_00000012/state.data-00000-of-00001"
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_when_the_minutes_are_over_all_is_saved_and_shown_and_the_run_goes_on(whole, tmp_path):
+    run = RunFolder(tmp_path)
+    late = loop.resolve(config("training.minutes=1e-9"), run, on_tpu=False)
+    assert [loop.train(late, run, INFO, CPU) for _ in range(2)] == [1, 2]
+    assert run.checkpoint_steps() == [1, 2] and run.preview(1).exists() and run.preview(2).exists()
+    train(tmp_path)
+    name = "checkpoints/step_00000012/state.data-00000-of-00001"
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_previews_of_a_short_run_are_left_out_but_for_a_small_last_one(tmp_path, monkeypatch, caplog):
+    """Each image takes a hundred hours, whatever the machine."""
+    monkeypatch.setattr(Preview, "affordable", AFFORDABLE)
+    monkeypatch.setattr(MetricsLog, "images_per_second", lambda *_: 1e-5)
+    train(tmp_path, "training.sample_every=2", "training.sample_images=8")
+    (picture,) = tmp_path.glob("previews/*")
+    assert picture.name == "step_00000012.png" and Image.open(picture).size == (68, 68)
+    assert caplog.text.count("no preview, so that previews take no more than 5% of the time") == 1
