@@ -1,4 +1,9 @@
-"""The Gaussian likelihoods that a bound on log p(x) is made of. Elementwise, in nats."""
+"""The Gaussian likelihoods that a bound on log p(x) is made of, and its terms. Elementwise, in nats.
+
+-log p(x) <= KL(q(z_T | x) || N(0, I)) + sum_{t > 0} KL(q(z_s | z_t, x) || p_theta(z_s | z_t))
+             - log p_theta(x | z_0),
+each in expectation over z_t ~ q(z_t | x), s being the step before t.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import math
 
 import tensorflow as tf
 
-from pdm_tf.diffusion.schedules import Level
+from pdm_tf.diffusion.process import posterior_mean
+from pdm_tf.diffusion.schedules import Level, NoiseLevel
 
 
 def gaussian_kl(
@@ -26,6 +32,26 @@ def prior_kl(x: tf.Tensor, last: Level) -> tf.Tensor:
     """KL(q(z_T | x) || N(0, I)): the price of starting from pure noise; `last` is the level of T."""
     log_variance = 2.0 * tf.math.log(last.noise)
     return gaussian_kl(last.signal * x, log_variance, tf.zeros_like(x), tf.zeros_like(x))
+
+
+def step_kl(
+    x: tf.Tensor, z: tf.Tensor, pred_x: tf.Tensor, log_variance: tf.Tensor, level: NoiseLevel
+) -> tf.Tensor:
+    """KL(q(z_s | z_t, x) || p_theta(z_s | z_t)), p_theta = N(posterior_mean(z, pred_x), e^log_variance)."""
+    return gaussian_kl(
+        posterior_mean(z, x, level), level.log_beta_tilde, posterior_mean(z, pred_x, level), log_variance
+    )
+
+
+def bound_term(
+    x: tf.Tensor, z: tf.Tensor, pred_x: tf.Tensor, log_variance: tf.Tensor, level: NoiseLevel
+) -> tf.Tensor:
+    """The term of t: `step_kl`, and at the first step -log p_theta(x | z_0), the discretized decoder's."""
+    return tf.where(
+        level.before.noise > 0,
+        step_kl(x, z, pred_x, log_variance, level),
+        -discretized_gaussian_log_likelihood(x, pred_x, log_variance),
+    )
 
 
 def discretized_gaussian_log_likelihood(x: tf.Tensor, mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
