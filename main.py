@@ -1,6 +1,10 @@
-"""Patched Diffusion Models: python main.py --mode=train|sample|export|describe."""
+"""Patched Diffusion Models: python main.py --mode=train|sample|evaluate|export|describe."""
 
+import dataclasses
+import os
+import pathlib
 import resource
+import shutil
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
@@ -66,7 +70,7 @@ def sample():
         denoiser = load(runs).denoiser
         sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
-    draw = Draw(sampler, FLAGS.seed or 0, FLAGS.num_samples, FLAGS.sample_batch_size, labels)
+    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
     out = definitions.out_dir()
     if FLAGS.trajectory:
         output.write_trajectory(draw, out, FLAGS.trajectory)
@@ -75,6 +79,115 @@ def sample():
         print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
     print(f"samples: {out}/samples.npz")
+
+
+def evaluate():
+    """--mode=evaluate: distances of a run's or files' images to a reference; are they copies?"""
+    from pdm_tf import stack
+    from pdm_tf.data import find_dataset
+    from pdm_tf.evaluation import report
+    from pdm_tf.evaluation.features import load_detector
+
+    detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
+    runs = [] if FLAGS.samples else trained_runs()
+    config = definitions.with_sampling_flags(runs[0].config) if runs else None
+    dataset = config.data.dataset if config else definitions.dataset_name()
+    shape = config.data.image_shape if config else None
+    is_split = not os.path.exists(FLAGS.reference)
+    info = find_dataset(dataset, FLAGS.data_dir) if is_split else None
+    reference = reference_of(detector, info, FLAGS.reference, shape)
+    rows = sample_rows(detector) if FLAGS.samples else [drawn_row(detector, runs, config, out)]
+    results, shown = [], []
+    for row in rows:
+        values, count = report.measure(detector, reference, row.features), len(row.features.pooled)
+        notes = report.warnings(detector, reference, count)
+        shown.append((row.name, count, values))
+        results.append({"name": row.name, "images": count, **row.about, **values, "notes": notes})
+    if info and "validation" in info.num_examples and FLAGS.reference == "train":
+        look_for_copies(detector, info, reference, rows[0], results[0], out)
+    report.write_json(os.path.join(out, "evaluation.json"), detector, reference, results, stack.versions())
+    for row in rows:
+        row.finish()
+    print(report.table(shown))
+    for note in dict.fromkeys(note for result in results for note in result["notes"]):
+        print(f"note: {note}")
+    print(f"evaluation: {out}/evaluation.json")
+
+
+def reference_of(detector, info, name: str, shape):
+    """--reference: a split of the data set, or what lies at a path."""
+    from pdm_tf.evaluation import references
+
+    if info is None:
+        return references.of_path(detector, name)
+    if name not in info.num_examples:
+        raise UserError(
+            f"--reference={name}: there is no such file or folder, and {info.name} has the splits "
+            f"{', '.join(sorted(info.num_examples))}"
+        )
+    return references.of_split(detector, info, name, shape)
+
+
+def sample_rows(detector):
+    """A row of the table for each of --samples."""
+    from pdm_tf.evaluation.features import extract
+    from pdm_tf.evaluation.references import open_images
+    from pdm_tf.evaluation.report import Row
+
+    rows = []
+    for path in FLAGS.samples:
+        features = extract(detector, open_images(path)[1])
+        rows.append(Row(path, {"path": path}, features, lambda path=path: open_images(path)[1]))
+    return rows
+
+
+def drawn_row(detector, runs, config, out: str):
+    """The table's row of a run's own samples; finished batches are kept in `out` until all is done."""
+    from pdm_tf.evaluation.features import extract
+    from pdm_tf.evaluation.report import Row
+    from pdm_tf.experts import load
+    from pdm_tf.sampling.batches import Draw
+    from pdm_tf.sampling.output import batch_folder
+    from pdm_tf.sampling.sampler import Sampler, cycled_labels
+    from pdm_tf.training import strategy
+
+    chosen = choose_strategy()
+    if chosen == "multi_worker":
+        raise UserError("strategy multi_worker: samples are drawn on one machine; use cpu, mirrored or tpu")
+    labels = definitions.sampling_labels(config)
+    with strategy.make_strategy(chosen).scope():
+        loaded = load(runs)
+        sampler = Sampler(loaded.denoiser, config.sampling)
+    labels = labels or cycled_labels(loaded.denoiser, config.data.num_classes or 1)
+    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
+    folder = batch_folder(pathlib.Path(out), draw)
+    features = extract(detector, draw.batches(folder))
+    about = {
+        "origin": loaded.origin,
+        "sampling": dataclasses.asdict(config.sampling),
+        "seed": draw.seed,
+        "labels": [int(label) for label in labels],
+    }
+    name = ",".join(str(run.folder) for run in runs)
+    return Row(name, about, features, lambda: draw.batches(folder), lambda: shutil.rmtree(folder))
+
+
+def look_for_copies(detector, info, reference, row, result, out: str):
+    """Adds to a row's result, says and shows how near its images are to training images."""
+    from pdm_tf.data import uint8_batches
+    from pdm_tf.evaluation import report
+
+    shape = next(iter(row.open())).shape[1:]
+    held_out = reference_of(detector, info, "validation", shape)
+    found = report.copies(row.features.pooled, reference, held_out)
+    result["copies"] = found
+    picture = os.path.join(out, "nearest.png")
+    report.pairs_picture(row, uint8_batches(info, "train", 64, shape), found, picture)
+    share = found["share_nearer_than_95_percent_of_held_out"]
+    print(
+        f"copies: {share:.1%} of the samples are nearer to a training image than 95% of the held-out images "
+        f"are (5% if nothing is copied); the closest pairs: {picture}"
+    )
 
 
 def export():
@@ -143,7 +256,9 @@ def trained_runs():
 def one_mode():
     """Runs the mode that was asked for."""
     definitions.check_mode()
-    {"train": train, "sample": sample, "export": export, "describe": describe}[FLAGS.mode]()
+    {"train": train, "sample": sample, "evaluate": evaluate, "export": export, "describe": describe}[
+        FLAGS.mode
+    ]()
 
 
 def main(_):

@@ -26,8 +26,6 @@ from data_tools.shards import Item
 from flags.errors import UserError, one_line, run
 from pdm_tf import images
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
-
 
 def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | None]:
     """All images below a folder sorted by path, and the class names (None without `labels`).
@@ -43,7 +41,7 @@ def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | N
     for folder, _, files in os.walk(directory, followlinks=True):
         for file in files:
             extension = os.path.splitext(file)[1].lower()
-            if extension in EXTENSIONS:
+            if extension in images.EXTENSIONS:
                 names.append(os.path.relpath(os.path.join(folder, file), directory))
             else:
                 left_out[extension or "no extension"] += 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from flags import words
 from flags.words import require, setting
 
-SAMPLE, DRAWN = ("sample",), ("sample", "export")
+SAMPLE, MEASURED, DRAWN = ("sample",), ("sample", "evaluate"), ("sample", "evaluate", "export")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class SamplingConfig:
         choices=("even", "logsnr"), may_change=True, modes=DRAWN,
     )  # fmt: skip
     guidance: float = setting(
-        1.0, "Weight w of classifier-free guidance; 1 is without.", may_change=True, modes=SAMPLE
+        1.0, "Weight w of classifier-free guidance; 1 is without.", may_change=True, modes=MEASURED
     )
     variance: str = setting(
         "learned", "Variance of ancestral steps.",
@@ -120,7 +120,7 @@ class SamplingConfig:
         10, "Times to go over each step in painting.", least=1, may_change=True, of=("mask",), modes=SAMPLE
     )
     jit_compile: bool = setting(
-        False, "Compile sampling with XLA (for accelerators).", may_change=True, modes=SAMPLE
+        False, "Compile sampling with XLA (for accelerators).", may_change=True, modes=MEASURED
     )
 
 

@@ -12,9 +12,10 @@ from flags.errors import UserError
 from flags.presets import DEFAULT_DATASET, general_preset, preset
 from flags.words import Leaf, leaves, parse, replace
 
-MODES = ("train", "sample", "export", "describe")
+MODES = ("train", "sample", "evaluate", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
-TRAIN, SAMPLE, DRAWN = ("train", "describe"), ("sample",), ("sample", "export")
+TRAIN, SAMPLE, EVALUATE = ("train", "describe"), ("sample",), ("evaluate",)
+MEASURED, DRAWN = ("sample", "evaluate"), ("sample", "evaluate", "export")
 FLAGS = flags.FLAGS
 _MODES_OF: dict[str, tuple[str, ...]] = {"mode": MODES}
 
@@ -52,9 +53,9 @@ _define(
     "experts of one model.",
 )  # fmt: skip
 _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
-_define(_string, TRAIN, "data_dir", "data", "Where named data sets lie.")
-_define(_integer, (*TRAIN, *SAMPLE), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
-_define(_enum, (*TRAIN, *SAMPLE), "strategy", "auto", STRATEGIES, "Where to compute.")
+_define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie.")
+_define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
+_define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to compute.")
 _define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
 _define(_string, TRAIN, "prediction", None, "What the network predicts: x, eps or v.")
 _define(_integer, TRAIN, "train_steps", None, "Steps to train, in all.", 1)
@@ -62,21 +63,41 @@ _define(_integer, TRAIN, "batch_size", None, "Images a step, over all replicas."
 _define(_integer, TRAIN, "grad_accum", None, "Parts that a replica's batch is worked off in.", 1)
 _define(_string, TRAIN, "warm_start", None, "Run folder whose averaged weights a new run starts from.")
 _define(flags.DEFINE_multi_string, TRAIN, "set", [], "Any field of the config, as key=value; repeatable.")
-_define(_integer, SAMPLE, "num_samples", 16, "Images to draw.", 1)
-_define(_integer, SAMPLE, "sample_batch_size", 16, "Images to draw at a time.", 1)
+_define(
+    _integer, MEASURED, "num_samples", None, "Images to draw; 16 by default, and 500 to evaluate a run.", 1
+)
+_define(_integer, MEASURED, "sample_batch_size", 16, "Images to draw at a time.", 1)
 for _name, _leaf in leaves(SamplingConfig).items():
     _define_sampling(_name, _leaf)
 _define(
-    flags.DEFINE_list, SAMPLE, "labels", None, "Labels to draw in turn, numbers or names; by default all."
+    flags.DEFINE_list, MEASURED, "labels", None, "Labels to draw in turn, numbers or names; by default all."
 )
 _define(_string, SAMPLE, "init_image", None, "An image file to edit.")
 _define(_string, SAMPLE, "mask", None, "A mask file: white where --init_image is to be painted anew.")
 _define(_integer, SAMPLE, "trajectory", None, "Also draw x_theta at this many steps of the way.", 1)
 _define(
     _string, DRAWN, "out", None,
-    "Folder for what the mode makes: <run_dir>/samples by default, exports/<the run's name> for an export.",
+    "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation (evaluations/<name> "
+    "of --samples), exports/<the run's name>.",
 )  # fmt: skip
 _define(flags.DEFINE_bool, SAMPLE, "save_pngs", False, "Write one PNG for each sample too.")
+
+_define(
+    flags.DEFINE_multi_string, EVALUATE, "samples", [],
+    "Images to evaluate instead of drawing some: an .npz with arr_0, or a folder of images; repeatable.",
+)  # fmt: skip
+_define(
+    _string, EVALUATE, "reference", "train",
+    "What to compare with: a split of the data set, an .npz of images or of statistics (ADM's), or a folder.",
+)  # fmt: skip
+_define(
+    _string, EVALUATE, "detector", "efficientnet_lite0",
+    "The network whose features are compared: efficientnet_lite0, inception, or a Keras model's path.",
+)  # fmt: skip
+_define(
+    _string, EVALUATE, "inception", None,
+    "ADM's classify_image_graph_def.pb, if it is not in ~/.cache/pdm_tf.",
+)  # fmt: skip
 
 # What somebody who gives a flag in a mode that does not have it may have wanted there.
 _INSTEAD = {
@@ -87,6 +108,8 @@ _INSTEAD = {
     ("sample", "batch_size"): "use --sample_batch_size",
     ("sample", "train_steps"): "use --steps",
     ("export", "train_steps"): "use --steps",
+    ("evaluate", "train_steps"): "use --steps",
+    ("evaluate", "batch_size"): "use --sample_batch_size",
 }
 
 
@@ -119,7 +142,7 @@ def _advice(mode: str, name: str) -> str:
         return f"use --set=sampling.{name}=... for how its previews and samples are drawn"
     if mode == "export" and SAMPLE[0] in _MODES_OF[name]:
         return "leave it out: each call gives it seed, labels and guidance, and edits are not exported"
-    if mode not in TRAIN and _MODES_OF[name] == TRAIN:
+    if mode not in TRAIN and set(TRAIN) <= set(_MODES_OF[name]):
         return "leave it out: the run's config.json has it"
     return "leave it out"
 
@@ -171,7 +194,14 @@ def out_dir() -> str:
         return FLAGS.out
     if FLAGS.mode == "export":
         return "exports/" + "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
-    return os.path.join(run_dirs()[0], "samples")
+    if FLAGS.mode == "evaluate" and FLAGS.samples:
+        return os.path.join("evaluations", os.path.basename(os.path.normpath(FLAGS.samples[0])))
+    return os.path.join(run_dirs()[0], "evaluation" if FLAGS.mode == "evaluate" else "samples")
+
+
+def num_samples() -> int:
+    """How many images to draw."""
+    return FLAGS.num_samples or (500 if FLAGS.mode == "evaluate" else 16)
 
 
 def training_config(info: DataInfo | None) -> Config:

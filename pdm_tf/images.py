@@ -20,6 +20,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
 
+# Files that are taken for images by their names.
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # What Pillow's decoders are known to raise on damaged files; UserError is a ValueError.
 UNREADABLE = (
@@ -218,6 +220,50 @@ def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int
         raise UserError(
             f"{path} is no whole .npz file of uint8 images (N, H, W, C) named arr_0 ({one_line(error)})"
         ) from error
+
+
+def folder_files(folder: str | os.PathLike) -> list[Path]:
+    """The image files in a folder and below it, by their names' endings, sorted by path; no hidden ones.
+
+    Raises:
+      UserError: there are none.
+    """
+    folder = Path(folder)
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    return sorted(files)
+
+
+def read_folder(files: Sequence[Path], batch_size: int = 64) -> Iterator[np.ndarray]:
+    """Yields uint8 (B, H, W, 3): image files of one size in order, upright, transparent parts white.
+
+    The last batch may be smaller.
+
+    Raises:
+      UserError: a file is no image, or of another size than the first; where it is met.
+    """
+    shape = None
+    for start in range(0, len(files), batch_size):
+        batch = []
+        for path in files[start : start + batch_size]:
+            try:
+                image = np.asarray(to_rgb(upright(decode(path.read_bytes()))))
+            except UNREADABLE as error:
+                raise UserError(f"{path} cannot be read as an image ({one_line(error)})") from error
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise UserError(
+                    f"{path} is {image.shape[1]} pixels wide and {image.shape[0]} high, and {files[0]} is"
+                    f" {shape[1]} x {shape[0]}: keep images of one size in a folder"
+                )
+            batch.append(image)
+        yield np.stack(batch)
 
 
 # --- images -> files -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ TensorFlow is imported if the importer has not done so itself.
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Sequence
 
@@ -48,6 +49,15 @@ class FusedAdam(keras.optimizers.legacy.Adam):
         rates = (apply_state or {}).get(place) or self._fallback_apply_state(*place)
         grad, rates = self.guard(grad, rates)
         return super()._resource_apply_dense(grad, var, {place: rates})
+
+
+def versions() -> dict[str, str]:
+    """What results may depend on: JSON values."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "onednn": "on" if onednn_is_on() else "off",
+    }
 
 
 def onednn_is_on() -> bool:

@@ -302,7 +302,11 @@ def occupy(run):
         (damage, "--steps=5", "step_00000001.npz is damaged"),
         (remove, "--steps=5", "holds no run"),
         (occupy, "--steps=5", "out exists: delete it, or name another folder"),
-        (None, "--guidance=1.5", "--guidance is for --mode=sample; in --mode=export leave it out"),
+        (
+            None,
+            "--guidance=1.5",
+            "--guidance is for --mode=sample and evaluate; in --mode=export leave it out",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, break_it, flag, complaint):

@@ -30,12 +30,13 @@ MAY_USE = {
     "pdm_tf.export": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.experts pdm_tf.sampling",
     "pdm_tf.training": "flags pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.images "
     "pdm_tf.networks pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.weights",
+    "pdm_tf.evaluation": "flags pdm_tf.atomic pdm_tf.data pdm_tf.images pdm_tf.stack pdm_tf.weights",
     "pdm_tf.plots": "pdm_tf.atomic pdm_tf.run",
-    "data_tools": "flags pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.images",
-    "benchmarks": "data_tools flags pdm_tf pdm_tf.data pdm_tf.denoiser pdm_tf.experts pdm_tf.images "
-    "pdm_tf.networks pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.training",
-    "main": "flags pdm_tf.data pdm_tf.describe pdm_tf.experts pdm_tf.export pdm_tf.images pdm_tf.plots "
-    "pdm_tf.run pdm_tf.sampling pdm_tf.training",
+    "data_tools": "flags pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.evaluation pdm_tf.images pdm_tf.weights",
+    "benchmarks": "data_tools flags pdm_tf pdm_tf.data pdm_tf.denoiser pdm_tf.evaluation pdm_tf.experts "
+    "pdm_tf.images pdm_tf.networks pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.training",
+    "main": "flags pdm_tf.data pdm_tf.describe pdm_tf.evaluation pdm_tf.experts pdm_tf.export "
+    "pdm_tf.images pdm_tf.plots pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.training",
     "examples": "",
 }
 SOURCES = [
@@ -122,7 +123,8 @@ def test_walls_that_are_not_about_rooms(path):
     if module != "pdm_tf.stack" and not module.startswith("examples"):
         assert not re.search(r"tf\.keras|tensorflow_addons|environ.*(TF_ENABLE|TF_CPP)", text)
     assert "main" not in tops
-    assert not tops & {"pickle", "cPickle", "dill"}
+    # One file of somebody else's is read once, by an unpickler that knows four names.
+    assert module == "data_tools.efficientnet" or not tops & {"pickle", "cPickle", "dill"}
 
 
 def test_every_module_says_what_it_is():

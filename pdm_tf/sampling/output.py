@@ -29,7 +29,7 @@ def write_images(draw: Draw, out: str | Path, save_pngs: bool = False) -> None:
       UserError: the disk is full, or a finished batch is damaged.
     """
     out = Path(out)
-    folder, shown = _batch_folder(out, draw), []
+    folder, shown = batch_folder(out, draw), []
     batches = _with_pictures(draw.batches(folder), shown, out if save_pngs else None)
     write_samples(out / "samples.npz", batches, draw.shape, draw.image_labels)
     write_png(out / "grid.png", image_grid(np.stack(shown)))
@@ -61,7 +61,7 @@ def _with_pictures(
         yield batch
 
 
-def _batch_folder(out: Path, draw: Draw) -> Path:
+def batch_folder(out: Path, draw: Draw) -> Path:
     """The hidden folder of this command's finished batches, made if needed; warns of other commands'."""
     text = json.dumps(draw.identity(), indent=2) + "\n"
     folder = out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -113,9 +113,19 @@ NOT_OF_IT = [
 VALUES = {
     "labels": ["1"], "set": ["seed=1"], "steps": "9", "sampler": "ddim", "spacing": "even",
     "variance": "small", "strategy": "cpu", "guidance": 2.0, "eta": 0.5, "strength": 0.3,
-    "jit_compile": True, "save_pngs": True,
+    "jit_compile": True, "save_pngs": True, "samples": ["a.npz"],
 }  # fmt: skip
-TEXTS = ("data_dir", "prediction", "warm_start", "init_image", "mask", "out")
+TEXTS = (
+    "data_dir",
+    "prediction",
+    "warm_start",
+    "init_image",
+    "mask",
+    "out",
+    "reference",
+    "detector",
+    "inception",
+)
 
 
 @pytest.mark.parametrize(("mode", "name"), NOT_OF_IT)

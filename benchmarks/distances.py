@@ -1,0 +1,94 @@
+"""Time and peak memory of each distance, of random features of the size of a paper's evaluation.
+
+    python -m benchmarks.distances [--count=50000] [--dimension=2048] [--only=frechet ...]
+
+Each runs in a process of its own; the peak is that of the whole process, less what it held before (TensorFlow
+and the features of both sides, which are said apart).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from pdm_tf.evaluation import distances
+from pdm_tf.evaluation.distances import Moments
+
+CLASSES = 1008
+
+
+def random_features(count: int, dimension: int, seed: int) -> np.ndarray:
+    """Float32 (N, D), positive and of falling variance, made in blocks."""
+    generator, features = np.random.default_rng(seed), np.empty((count, dimension), np.float32)
+    scale = np.geomspace(1.0, 0.01, dimension, dtype=np.float32)
+    for start in range(0, count, 5000):
+        rows = features[start : start + 5000]
+        rows[:] = np.abs(generator.standard_normal(rows.shape, np.float32)) * scale
+    return features
+
+
+def probabilities(features: np.ndarray) -> np.ndarray:
+    """Float32 (N, 1008), rows that sum to 1."""
+    result = np.abs(features[:, : min(CLASSES, features.shape[1])]) + 1e-3
+    return result / result.sum(axis=1, keepdims=True)
+
+
+DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
+    "moments": lambda x, y: Moments.of(x).count,
+    "frechet": lambda x, y: distances.frechet_distance(Moments.of(x), Moments.of(y)),
+    "frechet_error": lambda x, y: distances.frechet_error(Moments.of(x), y),
+    "kernel": distances.kernel_distance,
+    "inception_score": lambda x, y: distances.inception_score(probabilities(y)),
+    "precision_recall": lambda x, y: distances.precision_recall(x[:10_000], y),
+    "precision_recall_half": lambda x, y: distances.precision_recall(x[:10_000], y, half=True),
+    "density_coverage": lambda x, y: distances.density_coverage(x[:10_000], y),
+    "nearest": lambda x, y: distances.nearest(x[:10_000], y),
+}
+
+
+def peak() -> float:
+    """The most memory that this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(name: str, count: int, dimension: int) -> None:
+    """Prints a row of the table."""
+    sides = [random_features(count, dimension, seed) for seed in (0, 1)]
+    held = peak()
+    begin = time.perf_counter()
+    value = DISTANCES[name](*sides)
+    seconds = time.perf_counter() - begin
+    shown = ", ".join(f"{number:.6g}" for number in np.atleast_1d(value))
+    print(f"{name:22} {seconds:8.1f} s {peak() - held:8.0f} MiB (+{held:.0f})   {shown}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=50_000)
+    parser.add_argument("--dimension", type=int, default=2048)
+    parser.add_argument("--only", nargs="+", choices=list(DISTANCES), default=list(DISTANCES))
+    parser.add_argument("--here", action="store_true", help="in this process, the first alone")
+    arguments = parser.parse_args()
+    if arguments.here:
+        measure(arguments.only[0], arguments.count, arguments.dimension)
+        return
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(
+        f"NumPy {np.__version__}, {cores} cores (load before: {load:.1f}), N = {arguments.count} on both "
+        f"sides, D = {arguments.dimension}; neighbours: a reference of 10,000"
+    )
+    size = [f"--count={arguments.count}", f"--dimension={arguments.dimension}"]
+    for name in arguments.only:
+        command = [sys.executable, "-m", "benchmarks.distances", "--here", "--only", name, *size]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""Distances between two sets of images, from their features; NumPy alone, float64 where it counts.
+
+Nothing here knows which network the features are of: what a number may be called is the detector's to say.
+Features are float32 (N, D), one row an image. Large sets are worked through in blocks of rows, so that the
+memory beside the features themselves is that of a few (D, D) matrices or of a few blocks of distances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+# Rows at once: a block of 2,500 x 2,500 float32 distances is 25 MB.
+BLOCK = 2500
+# More rows than this at once would only need more memory: the products are as fast.
+MOMENTS_BLOCK = 8192
+
+
+# --- Fréchet distance ----------------------------------------------------------------------------
+
+
+class Moments:
+    """Mean and covariance of features, summed up in float64 block by block (Chan, Golub and LeVeque 1979).
+
+    Attributes:
+      count: N, the rows so far; None where a file that holds only a mean and a covariance does not say it.
+      mean: float64 (D,).
+    """
+
+    def __init__(self, dimension: int):
+        self.count: int | None = 0
+        self.mean = np.zeros(dimension)
+        # Sum of the outer products of the rows less their mean.
+        self._scatter = np.zeros((dimension, dimension))
+        # A covariance that was given stays what it is, to the bit.
+        self._given: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Moments:
+        """The moments of float (N, D)."""
+        moments = cls(features.shape[1])
+        for start in range(0, len(features), MOMENTS_BLOCK):
+            moments.update(features[start : start + MOMENTS_BLOCK])
+        return moments
+
+    @classmethod
+    def from_statistics(cls, mean: np.ndarray, covariance: np.ndarray, count: int | None = None) -> Moments:
+        """The moments of features that somebody else has averaged: (D,), (D, D), N where it is known."""
+        moments = cls(len(mean))
+        moments.count, moments.mean = count, np.asarray(mean, np.float64)
+        moments._given = np.asarray(covariance, np.float64)
+        if count is not None:
+            moments._scatter = moments._given * max(1, count - 1)
+        return moments
+
+    @classmethod
+    def merged(cls, parts: Iterable[Moments]) -> Moments:
+        """The moments of all rows of several sets, of which each knows its count."""
+        first, *rest = parts
+        total = cls(len(first.mean))
+        for part in (first, *rest):
+            total._add(part.count, part.mean, part._scatter)
+        return total
+
+    def update(self, features: np.ndarray) -> None:
+        """Takes in float (n, D), one block in memory: n x D float64."""
+        if not len(features):
+            return
+        block = np.asarray(features, np.float64)
+        mean = block.mean(axis=0)
+        block = block - mean
+        self._add(len(block), mean, block.T @ block)
+
+    def _add(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        self._given = None
+        total, step = self.count + count, mean - self.mean
+        self._scatter += scatter
+        self._scatter += np.outer(step * (self.count * count / total), step)
+        self.mean = self.mean + step * (count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """float64 (D, D), the sum divided by N - 1; zero for a single row."""
+        return self._scatter / max(1, self.count - 1) if self._given is None else self._given
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The Fréchet distance of the Gaussians of two sets (Dowson and Landau 1982; FID: Heusel et al. 2017).
+
+        |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
+
+    The trace of the root is the sum of the roots of the eigenvalues of R' S_b R, where S_a = R R'. These are
+    symmetric problems, which have an accurate answer for any covariance (to about 1e-8); R is that of the set
+    of fewer rows, and has as many columns as its covariance has rank. Unlike a general matrix root it is
+    never complex and needs nothing added to the diagonal.
+
+    Expect it to be too large by about a constant / N: compare only numbers of equal N.
+    """
+    if (b.count or np.inf) < (a.count or np.inf):
+        a, b = b, a
+    return _frechet(_root(a.covariance), a, b)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """R (D, r) with R R' = covariance, of its r eigenvalues that are not zero in float64."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _frechet(root_a: np.ndarray, a: Moments, b: Moments) -> float:
+    """`frechet_distance`, with the root of a's covariance at hand."""
+    covariance = b.covariance
+    eigenvalues = np.linalg.eigvalsh(root_a.T @ covariance @ root_a)
+    root_trace = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
+    step = a.mean - b.mean
+    # |R|^2 is the trace of a's covariance.
+    return float(step @ step + np.square(root_a).sum() + np.trace(covariance) - 2.0 * root_trace)
+
+
+def frechet_error(reference: Moments, samples: np.ndarray, groups: int = 10, seed: int = 0) -> float:
+    """The standard error of `frechet_distance(reference, Moments.of(samples))`, of the samples' chance alone.
+
+    A delete-a-group jackknife: the samples, in random order, make `groups` equal groups; with each left out
+    in turn the distance d_i is computed anew, and the error is sqrt((g - 1) / g * sum_i (d_i - mean d)^2).
+    All d_i are of as many samples, so the distance's bias, which depends on N, is no part of it: the error
+    says how far another draw of N samples would move the number, not how far it is from that of endless
+    samples. Nor does it count that the reference is a sample, or that another training of the same model
+    would differ.
+
+    Args:
+      reference: the other side.
+      samples: float (N, D), N >= `groups`.
+      groups: g, at least 2.
+      seed: of the order.
+    """
+    order = np.random.default_rng(seed).permutation(len(samples))
+    parts = [Moments.of(samples[np.sort(rows)]) for rows in np.array_split(order, groups)]
+    root = _root(reference.covariance)
+    distances = [_frechet(root, reference, Moments.merged(parts[:i] + parts[i + 1 :])) for i in range(groups)]
+    return float(np.sqrt((groups - 1) * np.var(distances)))
+
+
+# --- kernel distance -----------------------------------------------------------------------------
+
+
+def kernel_distance(
+    x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The kernel distance (KID: Binkowski et al. 2018) of float (N, D) and (M, D), and its standard error.
+
+    The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, averaged over random
+    subsets of both sides. It has no bias for small sets: two sets of one kind give 0 on average, and may give
+    less.
+
+    The standard error follows from the spread s of the subsets: s * sqrt(m / (n - m) + 1 / subsets), where m
+    is the size of a subset and n that of the smaller set, from whose rows subsets share some (without them it
+    is the familiar s / sqrt(subsets), which for small sets is far too small).
+
+    Args:
+      subsets: how many.
+      subset_size: m; half of the smaller set at most.
+      seed: of the subsets.
+    """
+    smaller = min(len(x), len(y))
+    size = min(subset_size, smaller // 2)
+    if size < 2:
+        raise ValueError(f"a kernel distance needs at least 4 images a side, and these are {smaller}")
+    generator = np.random.default_rng(seed)
+    values = [
+        _unbiased_mmd(
+            x[generator.choice(len(x), size, replace=False)], y[generator.choice(len(y), size, replace=False)]
+        )
+        for _ in range(subsets)
+    ]
+    spread = np.std(values, ddof=1) if subsets > 1 else np.nan
+    return float(np.mean(values)), float(spread * np.sqrt(size / (smaller - size) + 1.0 / subsets))
+
+
+def _unbiased_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """MMD^2 of (m, D) and (m, D): the mean kernel of different rows of one side, less that across, twice."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+    def kernel(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        values = u @ v.T / u.shape[1] + 1.0
+        return values * values * values
+
+    def within(u: np.ndarray) -> float:
+        values = kernel(u, u)
+        return (values.sum() - np.trace(values)) / (len(u) * (len(u) - 1))
+
+    return within(x) + within(y) - 2.0 * kernel(x, y).mean()
+
+
+# --- Inception score -----------------------------------------------------------------------------
+
+
+def inception_score(probabilities: np.ndarray, split: int = 5000) -> tuple[float, float]:
+    """exp(mean KL(p(k | image) || p(k))) (Salimans et al. 2016) of each split of the images: mean and spread.
+
+    Splits are consecutive images in the order of the file, as in ADM's evaluator; the last may be smaller.
+
+    Args:
+      probabilities: float (N, K) of the classes; rows sum to 1.
+      split: images in a split.
+    """
+    scores = []
+    for start in range(0, len(probabilities), split):
+        part = np.asarray(probabilities[start : start + split], np.float64)
+        # A class without probability adds nothing: p log p -> 0.
+        ratio = np.divide(part, part.mean(axis=0), out=np.ones_like(part), where=part > 0)
+        scores.append(np.exp((part * np.log(ratio)).sum(axis=1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+# --- neighbours ----------------------------------------------------------------------------------
+
+
+def precision_recall(
+    reference: np.ndarray, samples: np.ndarray, k: int = 3, half: bool = False, block: int = BLOCK
+) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019), as in ADM's evaluator.
+
+    Each image of a set has a ball that reaches to its k-th nearest other image of the set. Precision is the
+    share of the samples that lie in a ball of the reference, recall the share of the reference in a ball
+    of the samples. Both depend on the numbers of images on both sides.
+
+    Args:
+      reference, samples: float (N, D) and (M, D).
+      k: 3 in the literature.
+      half: squared distances in float16, those of a block in float32 where one of it is not finite, as ADM
+        computes them; otherwise in float32, around the reference's mean.
+      block: rows at once.
+    """
+    reference, samples = _prepared(reference, samples, half)
+    reference_radii = _squared_radii(reference, k, half, block)
+    sample_radii = _squared_radii(samples, k, half, block)
+    inside_reference, inside_samples = np.zeros(len(samples), bool), np.zeros(len(reference), bool)
+    for rows, columns, distances in _squared_distances(reference, samples, half, block):
+        inside_reference[columns] |= (distances <= reference_radii[rows, None]).any(axis=0)
+        inside_samples[rows] |= (distances <= sample_radii[None, columns]).any(axis=1)
+    return float(inside_reference.mean()), float(inside_samples.mean())
+
+
+def density_coverage(
+    reference: np.ndarray, samples: np.ndarray, k: int = 5, block: int = BLOCK
+) -> tuple[float, float]:
+    """Density and coverage (Naeem et al. 2020), which one odd image of the reference hardly moves.
+
+    Density is the number of balls of the reference that a sample lies in, divided by k, on average (it may
+    exceed 1); coverage the share of the reference's balls that hold a sample.
+
+    Args:
+      reference, samples: float (N, D) and (M, D).
+      k: a ball reaches to the k-th nearest other image of the reference.
+      block: rows at once.
+    """
+    reference, samples = _prepared(reference, samples, half=False)
+    radii = _squared_radii(reference, k, False, block)
+    hits, covered = 0, np.zeros(len(reference), bool)
+    for rows, _, distances in _squared_distances(reference, samples, False, block):
+        inside = distances < radii[rows, None]
+        hits += int(np.count_nonzero(inside))
+        covered[rows] |= inside.any(axis=1)
+    return hits / (k * len(samples)), float(covered.mean())
+
+
+def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of float (N, D) its nearest row of (M, D): int64 (N,), and their distance, float64 (N,).
+
+    The distances of the pairs found are computed from their differences: that of two equal rows is 0.
+    """
+    centred_x, centred_y = _prepared(x, y, half=False)
+    index, smallest = np.zeros(len(x), np.int64), np.full(len(x), np.inf, np.float32)
+    for rows, columns, distances in _squared_distances(centred_x, centred_y, False, block):
+        found = distances.argmin(axis=1)
+        value = np.take_along_axis(distances, found[:, None], axis=1)[:, 0]
+        better = value < smallest[rows]
+        index[rows] = np.where(better, found + columns.start, index[rows])
+        smallest[rows] = np.where(better, value, smallest[rows])
+    distance = np.empty(len(x))
+    for start in range(0, len(x), block):
+        rows = slice(start, start + block)
+        distance[rows] = np.linalg.norm(
+            np.asarray(x[rows], np.float64) - np.asarray(y[index[rows]], np.float64), axis=1
+        )
+    return index, distance
+
+
+def _prepared(x: np.ndarray, y: np.ndarray, half: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides in float32: as they are, as ADM's, or around one mean, where squares cancel least."""
+    if half:
+        return np.asarray(x, np.float32), np.asarray(y, np.float32)
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.subtract(x, mean, dtype=np.float32), np.subtract(y, mean, dtype=np.float32)
+
+
+def _squared_radii(features: np.ndarray, k: int, half: bool, block: int) -> np.ndarray:
+    """The squared distance of each row of (N, D) to its k-th nearest other row, float32 (N,)."""
+    if len(features) <= k:
+        raise ValueError(f"balls of {k} neighbours need more than {k} images, and these are {len(features)}")
+    # A row is its own nearest: the k + 1 smallest.
+    smallest = np.full((len(features), k + 1), np.inf, np.float32)
+    for rows, _, distances in _squared_distances(features, features, half, block):
+        if distances.shape[1] > k + 1:
+            distances = np.partition(distances, k, axis=1)[:, : k + 1]
+        both = np.concatenate([smallest[rows], distances], axis=1)
+        smallest[rows] = np.partition(both, k, axis=1)[:, : k + 1]
+    return smallest.max(axis=1)
+
+
+def _squared_distances(
+    x: np.ndarray, y: np.ndarray, half: bool, block: int
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """|u|^2 - 2 u.v + |v|^2, at least 0, of the rows of two float32 sets: (rows, columns, float32 block)."""
+    norms_x, norms_y = (np.einsum("nd,nd->n", side, side) for side in (x, y))
+    for i in range(0, len(x), block):
+        rows = slice(i, min(i + block, len(x)))
+        for j in range(0, len(y), block):
+            columns = slice(j, min(j + block, len(y)))
+            if half:
+                distances = _half_distances(x[rows], y[columns])
+                if np.isfinite(distances).all():
+                    yield rows, columns, distances
+                    continue
+            distances = x[rows] @ y[columns].T
+            distances *= -2.0
+            distances += norms_x[rows, None]
+            distances += norms_y[columns]
+            yield rows, columns, np.maximum(distances, 0.0, out=distances)
+
+
+def _half_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The same, each of its steps rounded to float16; sums are kept in float32, as accelerators do."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        x, y = x.astype(np.float16), y.astype(np.float16)
+        norms_x, norms_y = (
+            np.square(side).sum(axis=1, dtype=np.float32).astype(np.float16) for side in (x, y)
+        )
+        products = (x.astype(np.float32) @ y.astype(np.float32).T).astype(np.float16)
+        distances = norms_x[:, None] - np.float16(2.0) * products + norms_y
+        return np.maximum(distances, np.float16(0.0)).astype(np.float32)

@@ -1,0 +1,335 @@
+"""Detectors: networks that turn images into features, whose distances say how alike two sets of images are.
+
+A distance is a number of its detector, and carries the detector's name. FID, sFID, IS and KID are names of
+the 2015 Inception graph's alone, which a user must have fetched; the embedded EfficientNet-Lite0 needs no
+download.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from flags.errors import UserError, one_line
+from pdm_tf.atomic import sha256
+from pdm_tf.evaluation import efficientnet
+from pdm_tf.stack import keras
+
+INCEPTION = "classify_image_graph_def.pb"
+INCEPTION_URL = f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/{INCEPTION}"
+CACHE = Path("~/.cache/pdm_tf")
+
+
+class Features(NamedTuple):
+    """What a detector says of N images, float32.
+
+    Attributes:
+      pooled: (N, D), averaged over positions.
+      spatial: (N, S), some channels at each position; None where the detector gives none.
+      probabilities: (N, K) of the detector's classes; None where it gives none.
+    """
+
+    pooled: np.ndarray
+    spatial: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network that gives features. Calling it maps uint8 images (B, H, W, 3) to `Features` of B rows.
+
+    Attributes:
+      name: goes into results.
+      sha256: of the file of its graph or weights.
+      resize: how it brings images to its size, in words.
+      labels: what its numbers may be called: "frechet", "kernel", and where it has these features "spatial"
+        and "inception_score" -> "FID", "KID", "sFID", "IS" for Inception, "FD-<name>" and "KD-<name>" for
+        others.
+      network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), arrays or tensors.
+      batch_size: B that `extract` calls it with.
+    """
+
+    name: str
+    sha256: str
+    resize: str
+    labels: Mapping[str, str]
+    network: Callable[[np.ndarray], tuple[np.ndarray | tf.Tensor | None, ...]]
+    batch_size: int = 32
+
+    def __call__(self, images: np.ndarray) -> Features:
+        return Features(*(None if part is None else np.asarray(part) for part in self.network(images)))
+
+
+def extract(
+    detector: Detector,
+    batches: Iterable[np.ndarray],
+    progress: Callable[[int], None] = lambda count: None,
+) -> Features:
+    """The features of all images, in order, in memory: 4 bytes a number.
+
+    Args:
+      detector: whose.
+      batches: uint8 (B, H, W, C) of any B, one size of image. Grey images (C = 1) are repeated to three
+        channels.
+      progress: called with the number of images done since the last call.
+    Raises:
+      UserError: there are no images, or theirs are no 1 or 3 channels.
+    """
+    parts: list[Features] = []
+    for features in extract_batches(detector, batches):
+        parts.append(features)
+        progress(len(features.pooled))
+    if not parts:
+        raise UserError("there are no images to evaluate: name a file, folder or split that holds some")
+    return Features(*(None if column[0] is None else np.concatenate(column) for column in zip(*parts)))
+
+
+def extract_batches(detector: Detector, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+    """As `extract`, one batch in memory: yields features of `detector.batch_size` images, the last fewer.
+
+    The network always sees whole batches, so that it is traced once; what fills the last is cut off again.
+    """
+    for images in _regrouped(batches, detector.batch_size):
+        count = len(images)
+        padding = [(0, detector.batch_size - count), (0, 0), (0, 0), (0, 0)]
+        features = detector(np.pad(three_channels(images), padding))
+        yield Features(*(None if part is None else part[:count] for part in features))
+
+
+def three_channels(images: np.ndarray) -> np.ndarray:
+    """uint8 (B, H, W, 1 or 3) -> (B, H, W, 3).
+
+    Raises:
+      UserError: other channels; transparency has no colour that a detector could look at.
+    """
+    channels = images.shape[-1]
+    if channels not in (1, 3):
+        raise UserError(
+            f"detectors look at images of 1 or 3 channels, and these have {channels}:"
+            " make them RGB, transparent parts on white, first"
+        )
+    return np.repeat(images, 3, axis=-1) if channels == 1 else images
+
+
+def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images in batches of `size`, the last fewer."""
+    kept: list[np.ndarray] = []
+    count = 0
+    for batch in batches:
+        kept.append(batch)
+        count += len(batch)
+        while count >= size:
+            images = np.concatenate(kept) if len(kept) > 1 else kept[0]
+            yield images[:size]
+            kept, count = [images[size:]], count - size
+    if count:
+        yield np.concatenate(kept)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def load_efficientnet(path: str | os.PathLike | None = None) -> Detector:
+    """The embedded detector: block 15 of EfficientNet-Lite0 averaged over positions, D = 320."""
+    weights = Path(path) if path else efficientnet.WEIGHTS
+    return Detector(
+        name="efficientnet_lite0",
+        sha256=sha256(weights),
+        resize=efficientnet.RESIZE,
+        labels=_own_labels("efficientnet_lite0"),
+        network=efficientnet.network(weights),
+    )
+
+
+def load_inception(path: str | os.PathLike | None = None) -> Detector:
+    """The 2015 Inception v3 as ADM's evaluator uses it: `pool_3`, D = 2048; `mixed_6/conv`, S = 2023.
+
+    The graph resizes by itself: TF1's bilinear, corners not aligned, no half-pixel centres, no antialias, to
+    299. The probabilities for IS are softmax(pool_3 @ the weights of the last layer), without its bias.
+
+    Args:
+      path: of classify_image_graph_def.pb; by default the one in ~/.cache/pdm_tf.
+    Raises:
+      UserError: there is no such file, or it is another graph.
+    """
+    file = Path(path) if path else CACHE.expanduser() / INCEPTION
+    if not file.is_file():
+        raise UserError(
+            f"{file} does not exist: fetch {INCEPTION} (about 100 MB) from {INCEPTION_URL}"
+            " and put it there, or use the detector efficientnet_lite0, which needs no download"
+        )
+    return Detector(
+        name="inception",
+        sha256=sha256(file),
+        resize="299x299 by the graph's own TF1 bilinear (no half-pixel centres, no antialias)",
+        labels={"frechet": "FID", "spatial": "sFID", "inception_score": "IS", "kernel": "KID"},
+        network=_inception_network(file),
+        batch_size=64,
+    )
+
+
+DETECTORS: dict[str, Callable[..., Detector]] = {
+    "efficientnet_lite0": load_efficientnet,
+    "inception": load_inception,
+}
+
+
+def load_detector(
+    name_or_path: str = "efficientnet_lite0", inception_path: str | os.PathLike | None = None
+) -> Detector:
+    """One of `DETECTORS` by name, or any Keras model or SavedModel by its path.
+
+    Args:
+      name_or_path: "efficientnet_lite0", "inception" or a path.
+      inception_path: where Inception's graph lies, if not in the cache folder.
+    Raises:
+      UserError: no such name or path, or what is there is no detector.
+    """
+    if name_or_path == "inception":
+        return load_inception(inception_path)
+    if name_or_path in DETECTORS:
+        return DETECTORS[name_or_path]()
+    if not Path(name_or_path).exists():
+        raise UserError(
+            f"there is no detector {name_or_path!r}: write one of {', '.join(DETECTORS)},"
+            " or the path of a Keras model or SavedModel"
+        )
+    return load_model(name_or_path)
+
+
+def _own_labels(name: str) -> dict[str, str]:
+    return {"frechet": f"FD-{name}", "kernel": f"KD-{name}"}
+
+
+# --- Inception -----------------------------------------------------------------------------------
+
+
+def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """The graph in a file -> what maps uint8 images to pooled, spatial and probabilities.
+
+    A graph and session of their own: the operations of 2015 (BatchNormWithGlobalNormalization) work in a
+    graph of their version, and in no tf.function.
+    """
+    definition = _read_graph(file)
+    inputs = {node.name: node.input for node in definition.node}
+    with tf.Graph().as_default() as graph:
+        images = tf.compat.v1.placeholder(tf.float32, (None, None, None, 3))
+        try:
+            weights = inputs["softmax/logits/MatMul"][1]
+            pooled, mixed, matrix = tf.graph_util.import_graph_def(
+                definition,
+                input_map={"ExpandDims:0": images},
+                return_elements=["pool_3:0", "mixed_6/conv:0", weights if ":" in weights else f"{weights}:0"],
+            )
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError(
+                f"{file} is no {INCEPTION} ({one_line(error)}): fetch it anew from {INCEPTION_URL}"
+            ) from error
+        pooled = tf.reshape(pooled, [-1, matrix.shape[0]])
+        # The first 7 channels, channels last: (17, 17, 7) -> 2023.
+        spatial = tf.reshape(mixed[..., :7], [tf.shape(mixed)[0], -1])
+        outputs = pooled, spatial, tf.nn.softmax(pooled @ matrix)
+    run = tf.compat.v1.Session(graph=graph).make_callable(outputs, [images])
+    return lambda batch: run(batch.astype(np.float32))
+
+
+def _read_graph(file: Path) -> tf.compat.v1.GraphDef:
+    """A GraphDef without the shapes that it was saved with: they say that a batch is one image."""
+    graph = tf.compat.v1.GraphDef()
+    try:
+        graph.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise UserError(
+            f"{file} is damaged ({one_line(error)}): fetch it anew from {INCEPTION_URL}"
+        ) from error
+    for node in graph.node:
+        node.attr.pop("_output_shapes", None)
+    return graph
+
+
+# --- any other model -----------------------------------------------------------------------------
+
+
+def load_model(path: str | os.PathLike) -> Detector:
+    """A Keras model (.keras, .h5, a folder) or a SavedModel with one image input as detector.
+
+    It is given float32 RGB images (B, H, W, 3) in 0..255 and must hold its own scaling, as those of
+    keras.applications with `include_preprocessing` do. Where its input has a size, images are resized to it
+    (bilinear, antialiased). Its first output is taken: (B, D), or (B, h, w, D), which is averaged over
+    positions.
+
+    Raises:
+      UserError: it cannot be loaded, or has other inputs or outputs.
+    """
+    path = Path(path)
+    call, shape = _loaded(path)
+    if len(shape) != 4 or shape[3] != 3:
+        raise UserError(f"the input of {path} is {shape}: a detector takes RGB images, (None, H, W, 3)")
+    size = None if None in shape[1:3] else shape[1:3]
+
+    @tf.function
+    def network(images: tf.Tensor) -> tuple[tf.Tensor, None, None]:
+        images = tf.cast(images, tf.float32)
+        if size:
+            images = tf.image.resize(images, size, antialias=True)
+        output = tf.cast(call(images), tf.float32)
+        if len(output.shape) == 4:
+            output = tf.reduce_mean(output, axis=[1, 2])
+        if len(output.shape) != 2:
+            raise UserError(f"the output of {path} is {output.shape}: a detector's is (B, D) or (B, h, w, D)")
+        return output, None, None
+
+    return Detector(
+        name=path.stem,
+        sha256=_digest(path),
+        resize=f"{size[0]}x{size[1]} bilinear, antialiased" if size else "none",
+        labels=_own_labels(path.stem),
+        network=network,
+    )
+
+
+def _loaded(path: Path) -> tuple[Callable[[tf.Tensor], tf.Tensor], tuple[int | None, ...]]:
+    """What maps float32 images to a model's first output, and the shape of its input."""
+    try:
+        if path.is_dir() and not (path / "keras_metadata.pb").exists():
+            return _saved_model(path)
+        model = keras.models.load_model(path, compile=False)
+        return lambda images: tf.nest.flatten(model(images, training=False))[0], tuple(model.input_shape)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(
+            f"{path} cannot be loaded as a Keras model or SavedModel ({one_line(error)})"
+        ) from error
+
+
+def _saved_model(path: Path) -> tuple[Callable[[tf.Tensor], tf.Tensor], tuple[int | None, ...]]:
+    """`_loaded` of a SavedModel that is not Keras' own."""
+    loaded = tf.saved_model.load(str(path))
+    signature = loaded.signatures["serving_default"]
+    inputs, output = signature.structured_input_signature[1], sorted(signature.structured_outputs)[0]
+    if len(inputs) != 1:
+        raise ValueError(f"it has {len(inputs)} inputs")
+    ((name, spec),) = inputs.items()
+
+    def call(images: tf.Tensor) -> tf.Tensor:
+        return signature(**{name: tf.cast(images, spec.dtype)})[output]
+
+    # The signature alone does not keep its variables.
+    call.loaded = loaded
+    return call, tuple(spec.shape)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder that of the names and hashes of its files."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

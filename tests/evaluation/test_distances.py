@@ -1,0 +1,265 @@
+"""Distances against closed forms, brute force, and ADM's formulas written anew, in the plainest NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pdm_tf.evaluation.distances import (
+    Moments,
+    density_coverage,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
+
+RNG = np.random.default_rng
+
+
+def features(count: int, dimension: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Correlated, positive, of a mean far from 0: as pooled features are."""
+    rng = RNG(seed)
+    mix = RNG(99).normal(size=(dimension, dimension)) / dimension**0.5
+    return np.maximum(rng.normal(size=(count, dimension)) @ mix + 0.5 + shift, 0).astype(np.float32)
+
+
+# --- moments -------------------------------------------------------------------------------------
+
+
+def test_moments_in_blocks_are_numpy_s_of_all_rows():
+    rows = features(1000, 7, seed=0) + 1e4  # a mean that drowns sums of raw squares in float32
+    moments = Moments(7)
+    for start, stop in ((0, 1), (1, 1), (1, 300), (300, 1000)):
+        moments.update(rows[start:stop])
+    whole = rows.astype(np.float64)
+    assert moments.count == 1000
+    np.testing.assert_allclose(moments.mean, whole.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(moments.covariance, np.cov(whole, rowvar=False), rtol=1e-10)
+    np.testing.assert_allclose(Moments.of(rows).covariance, moments.covariance, rtol=1e-10)
+    halves = Moments.merged([Moments.of(rows[:400]), Moments.of(rows[400:])])
+    np.testing.assert_allclose(halves.covariance, moments.covariance, rtol=1e-10)
+
+
+def test_moments_go_on_from_statistics():
+    rows = features(300, 5, seed=0)
+    first = Moments.of(rows[:200])
+    again = Moments.from_statistics(first.mean, first.covariance, 200)
+    np.testing.assert_array_equal(again.covariance, first.covariance)
+    again.update(rows[200:])
+    np.testing.assert_allclose(again.covariance, Moments.of(rows).covariance, rtol=1e-12)
+    np.testing.assert_allclose(again.mean, Moments.of(rows).mean, rtol=1e-12)
+
+
+# --- Fréchet distance ----------------------------------------------------------------------------
+
+
+def denman_beavers(matrix: np.ndarray) -> np.ndarray:
+    """The principal square root of a matrix without eigenvalues on the negative axis, by the product form."""
+    root, rest = matrix, np.eye(len(matrix))
+    for _ in range(60):
+        root, rest = (root + np.linalg.inv(rest)) / 2, (rest + np.linalg.inv(root)) / 2
+    return root
+
+
+def adm_frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """ADM's formula on float64 features of full rank, with a general matrix root."""
+    mu_a, mu_b = a.mean(axis=0), b.mean(axis=0)
+    sigma_a, sigma_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = denman_beavers(sigma_a @ sigma_b)
+    np.testing.assert_allclose(root @ root, sigma_a @ sigma_b, rtol=1e-6, atol=1e-9)
+    return float((mu_a - mu_b) @ (mu_a - mu_b) + np.trace(sigma_a) + np.trace(sigma_b) - 2 * np.trace(root))
+
+
+def test_frechet_distance_is_adm_s():
+    a, b = features(400, 12, seed=0), features(500, 12, seed=1, shift=0.2)
+    ours = frechet_distance(Moments.of(a), Moments.of(b))
+    assert ours == pytest.approx(adm_frechet(a.astype(float), b.astype(float)), rel=1e-8)
+    product = Moments.of(a).covariance @ Moments.of(b).covariance
+    step = Moments.of(a).mean - Moments.of(b).mean
+    traces = np.trace(Moments.of(a).covariance) + np.trace(Moments.of(b).covariance)
+    by_eigenvalues = step @ step + traces - 2 * np.sqrt(np.linalg.eigvals(product)).real.sum()
+    assert ours == pytest.approx(by_eigenvalues, rel=1e-10)
+    assert ours == pytest.approx(frechet_distance(Moments.of(b), Moments.of(a)), rel=1e-12)
+
+
+def test_frechet_distance_of_gaussians_with_common_axes_is_the_closed_form():
+    rng = RNG(0)
+    axes = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    a, b = rng.uniform(0, 3, 30) ** 4, rng.uniform(0, 3, 30) ** 4
+    a[:5] = b[3:9] = 0  # ranks 25 and 24
+    mean = rng.normal(size=30)
+    gaussians = [Moments.from_statistics(m, (axes * v) @ axes.T) for m, v in ((mean, a), (-mean, b))]
+    expected = 4 * mean @ mean + np.square(np.sqrt(a) - np.sqrt(b)).sum()
+    assert frechet_distance(*gaussians) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(*reversed(gaussians)) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 20, 100])
+def test_a_set_is_at_no_distance_from_itself_however_few_its_rows(count):
+    moments = Moments.of(features(count, 64, seed=0))
+    assert abs(frechet_distance(moments, moments)) < 1e-9
+    other = Moments.of(features(count, 64, seed=0) + np.float32(0.25))
+    assert frechet_distance(moments, other) == pytest.approx(64 * 0.25**2, rel=1e-5)
+
+
+def test_few_rows_in_many_dimensions_agree_with_the_small_problem_of_the_same_rows():
+    """Rows that lie in a subspace: the distance is that of their coordinates in it."""
+    small_a, small_b = features(15, 6, seed=0), features(20, 6, seed=1, shift=0.3)
+    embedding = np.linalg.qr(RNG(2).normal(size=(200, 6)))[0]
+    large = [Moments.of(rows.astype(float) @ embedding.T) for rows in (small_a, small_b)]
+    assert frechet_distance(*large) == pytest.approx(
+        frechet_distance(Moments.of(small_a), Moments.of(small_b)), rel=1e-9
+    )
+
+
+def test_the_frechet_error_is_the_spread_over_draws():
+    reference = Moments.of(features(20_000, 6, seed=0))
+    draws = [features(400, 6, seed=seed, shift=0.1) for seed in range(1, 41)]
+    spread = np.std([frechet_distance(reference, Moments.of(draw)) for draw in draws], ddof=1)
+    errors = [frechet_error(reference, draw) for draw in draws]
+    assert 0.75 * spread < np.sqrt(np.mean(np.square(errors))) < 1.35 * spread
+
+
+# --- kernel distance -----------------------------------------------------------------------------
+
+
+def brute_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """Unbiased squared MMD by loops over pairs."""
+    kernel = lambda u, v: (float(u @ v) / len(u) + 1) ** 3  # noqa: E731
+    m, n = len(x), len(y)
+    within = sum(kernel(x[i], x[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    within += sum(kernel(y[i], y[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return within - 2 * sum(kernel(u, v) for u in x for v in y) / (m * n)
+
+
+def test_the_kernel_distance_is_the_mean_of_brute_force_over_its_subsets():
+    x, y = features(12, 5, seed=0).astype(float), features(15, 5, seed=1, shift=0.3).astype(float)
+    generator = RNG(3)
+    expected = [
+        brute_mmd(x[generator.choice(12, 4, replace=False)], y[generator.choice(15, 4, replace=False)])
+        for _ in range(20)
+    ]
+    value, error = kernel_distance(x, y, subsets=20, subset_size=4, seed=3)
+    assert value == pytest.approx(np.mean(expected), rel=1e-12)
+    assert error == pytest.approx(np.std(expected, ddof=1) * np.sqrt(4 / 8 + 1 / 20), rel=1e-12)
+
+
+def test_the_kernel_distance_has_no_bias_and_its_error_is_the_spread_over_draws():
+    """Small sets and large ones of two kinds give one value on average: that of endless sets."""
+    exact = kernel_distance(features(20_000, 4, 0), features(20_000, 4, 1, shift=0.2), 20, 1000)[0]
+    draws = [
+        kernel_distance(features(60, 4, 2 * seed + 10), features(60, 4, 2 * seed + 11, shift=0.2), 20)
+        for seed in range(300)
+    ]
+    values, errors = np.array(draws).T
+    spread = values.std(ddof=1)
+    assert abs(values.mean() - exact) < 4 * spread / 300**0.5
+    assert 0.6 * spread < np.sqrt(np.mean(errors**2)) < 1.7 * spread
+    same = [kernel_distance(features(60, 4, 2 * s), features(60, 4, 2 * s + 1), 20)[0] for s in range(300)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / 300**0.5 and min(same) < 0
+    with pytest.raises(ValueError, match="at least 4 images"):
+        kernel_distance(features(3, 4, 0), features(100, 4, 0))
+
+
+# --- Inception score -----------------------------------------------------------------------------
+
+
+def adm_inception_score(probabilities: np.ndarray, split: int) -> float:
+    """ADM's formula, of probabilities that are not zero."""
+    scores = []
+    for start in range(0, len(probabilities), split):
+        part = probabilities[start : start + split]
+        kl = part * (np.log(part) - np.log(part.mean(axis=0, keepdims=True)))
+        scores.append(np.exp(kl.sum(axis=1).mean()))
+    return float(np.mean(scores))
+
+
+def test_the_inception_score_has_its_ends_and_is_adm_s():
+    assert inception_score(np.full((70, 10), 0.1)) == (pytest.approx(1.0), pytest.approx(0.0))
+    assert inception_score(np.tile(np.eye(10, dtype=np.float32), (7, 1)))[0] == pytest.approx(10.0)
+    logits = RNG(0).normal(size=(230, 12)) * 3
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert inception_score(p, split=100)[0] == pytest.approx(adm_inception_score(p, 100), rel=1e-12)
+    ordered = p[p.argmax(axis=1).argsort(kind="stable")]
+    assert inception_score(ordered, split=100)[0] < inception_score(p, split=100)[0], (
+        "splits are in file order"
+    )
+    assert inception_score(p, split=100)[1] == pytest.approx(
+        np.std([inception_score(p[s : s + 100])[0] for s in (0, 100, 200)])
+    )
+
+
+# --- neighbours ----------------------------------------------------------------------------------
+
+
+def brute_squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.square(x[:, None].astype(float) - y[None].astype(float)).sum(axis=-1)
+
+
+def brute_radii(x: np.ndarray, k: int) -> np.ndarray:
+    squared = brute_squared(x, x)
+    np.fill_diagonal(squared, np.inf)
+    return np.sort(squared, axis=1)[:, k - 1]
+
+
+@pytest.mark.parametrize("block", [7, 64, 1000])
+def test_precision_and_recall_are_brute_force_s(block):
+    reference, samples = features(150, 8, seed=0), features(110, 8, seed=1, shift=0.35)
+    squared = brute_squared(reference, samples)
+    precision = (squared <= brute_radii(reference, 3)[:, None]).any(axis=0).mean()
+    recall = (squared <= brute_radii(samples, 3)[None]).any(axis=1).mean()
+    assert 0.05 < precision < 0.95 and 0.05 < recall < 0.95
+    assert precision_recall(reference, samples, block=block) == (precision, recall)
+    swapped = precision_recall(samples, reference, block=block)
+    assert swapped == (recall, precision)
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+def test_density_and_coverage_are_brute_force_s(block):
+    reference, samples = features(120, 8, seed=0), features(90, 8, seed=1, shift=0.35)
+    inside = brute_squared(reference, samples) < brute_radii(reference, 5)[:, None]
+    density, coverage = density_coverage(reference, samples, block=block)
+    assert density == pytest.approx(inside.sum() / (5 * 90)) and 0.05 < density < 0.95
+    assert coverage == inside.any(axis=1).mean() and 0.05 < coverage < 0.95
+    assert density_coverage(reference, reference)[1] == 1.0
+
+
+def adm_half(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """ADM's manifolds in one piece: float16 all along, the product's sums float32; no inf may come up."""
+
+    def squared(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        u, v = u.astype(np.float16), v.astype(np.float16)
+        norm_u, norm_v = ((s * s).astype(np.float32).sum(axis=1).astype(np.float16) for s in (u, v))
+        product = (u.astype(np.float32) @ v.astype(np.float32).T).astype(np.float16)
+        return np.maximum(norm_u[:, None] - product * np.float16(2) + norm_v[None], np.float16(0))
+
+    radii = [np.partition(squared(s, s), k, axis=1)[:, k] for s in (reference, samples)]
+    between = squared(reference, samples)
+    assert np.isfinite(between).all()
+    return float((between <= radii[0][:, None]).any(0).mean()), float((between <= radii[1]).any(1).mean())
+
+
+def test_half_precision_is_adm_s_and_large_features_are_computed_in_float32():
+    reference, samples = features(150, 8, seed=0), features(110, 8, seed=1, shift=0.35)
+    assert precision_recall(reference, samples, half=True, block=40) == adm_half(reference, samples)
+    rounded = precision_recall(100 * reference, 100 * samples, half=True)  # squares beyond float16
+    assert rounded == precision_recall(reference, samples)
+
+
+def test_balls_need_neighbours():
+    with pytest.raises(ValueError, match="more than 3 images"):
+        precision_recall(features(3, 4, 0), features(10, 4, 1))
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+def test_the_nearest_rows_are_brute_force_s_and_copies_lie_at_exactly_nothing(block):
+    x, y = features(50, 6, seed=0), features(80, 6, seed=1)
+    x[4], x[7] = y[61], y[3]
+    index, distance = nearest(x, y, block=block)
+    squared = brute_squared(x, y)
+    np.testing.assert_array_equal(index, squared.argmin(axis=1))
+    np.testing.assert_allclose(distance, np.sqrt(squared.min(axis=1)), rtol=1e-12)
+    assert distance[4] == distance[7] == 0.0 and np.count_nonzero(distance) == 48

@@ -1,0 +1,235 @@
+"""Detectors: Inception's protocol on a graph of random weights, the embedded network, and models by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.data import find_dataset, uint8_batches
+from pdm_tf.evaluation import efficientnet
+from pdm_tf.evaluation.distances import Moments, frechet_distance, kernel_distance
+from pdm_tf.evaluation.features import DETECTORS, INCEPTION, extract, load_detector, load_inception
+from pdm_tf.stack import keras
+from pdm_tf.weights import read_arrays
+from tests.evaluation.inception_graph import expected, legacy_resize, write_graph
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 40, 30, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / INCEPTION
+    write_graph(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_detector()
+
+
+# --- Inception -----------------------------------------------------------------------------------
+
+
+def test_the_independent_resize_has_the_golden_values_of_tf1():
+    row = legacy_resize(np.array([0, 10]).reshape(1, 1, 2, 1), 4)[0, 0, :, 0]
+    np.testing.assert_array_equal(row, [0, 5, 10, 10])
+    row = legacy_resize(np.array([0, 9, 3]).reshape(1, 1, 3, 1), 2)[0, 0, :, 0]
+    np.testing.assert_array_equal(row, [0, 6])
+
+
+def test_inception_s_features_are_adm_s(inception_file):
+    detector = load_detector("inception", inception_file)
+    found = detector(IMAGES)
+    pooled, spatial, probabilities = expected(IMAGES)
+    assert found.spatial.shape == (5, 17 * 17 * 7) and found.pooled.shape == (5, 12)
+    np.testing.assert_allclose(found.pooled, pooled, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.spatial, spatial, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.probabilities, probabilities, rtol=1e-4, atol=1e-5)
+    assert {array.dtype for array in found} == {np.dtype(np.float32)}
+    assert detector.labels == {"frechet": "FID", "spatial": "sFID", "inception_score": "IS", "kernel": "KID"}
+    assert detector.sha256 == hashlib.sha256(inception_file.read_bytes()).hexdigest()
+
+
+def test_inception_resizes_other_sizes_in_the_same_trace(inception_file):
+    detector = load_inception(inception_file)
+    for side in (299, 64):
+        images = np.random.default_rng(side).integers(0, 256, (3, side, side, 3), np.uint8)
+        np.testing.assert_allclose(detector(images).pooled, expected(images)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_damaged_or_other_graph_is_refused(inception_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"\.cache/pdm_tf/classify_image_graph_def.pb does not exist"
+    ) as caught:
+        load_detector("inception")
+    assert "about 100 MB" in str(caught.value) and "https://openaipublic.blob" in str(caught.value)
+    (tmp_path / "cut.pb").write_bytes(inception_file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"cut\.pb is damaged"):
+        load_detector("inception", tmp_path / "cut.pb")
+    other = tf.compat.v1.GraphDef.FromString(inception_file.read_bytes())
+    del other.node[[node.name for node in other.node].index("softmax/logits/MatMul") :]
+    (tmp_path / "other.pb").write_bytes(other.SerializeToString())
+    with pytest.raises(UserError, match=r"other\.pb is no classify_image_graph_def\.pb"):
+        load_detector("inception", tmp_path / "other.pb")
+
+
+def test_the_cache_folder_is_looked_into(inception_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".cache" / "pdm_tf").mkdir(parents=True)
+    (tmp_path / ".cache" / "pdm_tf" / INCEPTION).write_bytes(inception_file.read_bytes())
+    assert load_detector("inception").name == "inception"
+
+
+# --- extraction ----------------------------------------------------------------------------------
+
+
+def test_features_do_not_depend_on_how_images_come(inception_file):
+    detector = load_inception(inception_file)
+    images = np.random.default_rng(1).integers(0, 256, (150, 8, 8, 3), np.uint8)
+    done = []
+    features = extract(detector, [images[:1], images[1:1], images[1:100], images[100:]], done.append)
+    assert done == [64, 64, 22]
+    at_once = detector(images)
+    for ours, whole in zip(features, at_once):
+        assert len(ours) == 150
+        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_one_trace_serves_all_batches_of_a_size(embedded):
+    network = efficientnet.network()
+    detector = dataclasses.replace(embedded, network=network)
+    extract(detector, [IMAGES] * 7)
+    extract(detector, [IMAGES[:1]])
+    assert network.experimental_get_tracing_count() == 1
+
+
+def test_grey_images_are_repeated_and_other_channels_refused(embedded):
+    grey = IMAGES[..., :1]
+    np.testing.assert_array_equal(
+        extract(embedded, [grey]).pooled, extract(embedded, [np.tile(grey, 3)]).pooled
+    )
+    with pytest.raises(UserError, match="these have 4: make them RGB, transparent parts on white"):
+        extract(embedded, [np.zeros((2, 8, 8, 4), np.uint8)])
+    with pytest.raises(UserError, match="no images to evaluate"):
+        extract(embedded, [])
+
+
+# --- the embedded network ------------------------------------------------------------------------
+
+
+def keras_network() -> keras.Model:
+    """EfficientNet-Lite0 in Keras layers, its batch normalisations apart, as its authors describe it."""
+    arrays, layers = read_arrays(efficientnet.WEIGHTS), keras.layers
+
+    def convolve(x, name, stride=1, activate=True):
+        kernel = arrays[f"{name}/kernel"].astype(np.float32)
+        if name.endswith("depthwise"):
+            layer = layers.DepthwiseConv2D(kernel.shape[:2], stride, "same", use_bias=False)
+        else:
+            layer = layers.Conv2D(kernel.shape[3], kernel.shape[:2], stride, "same", use_bias=False)
+        x = layer(x)
+        layer.set_weights([kernel])
+        norm = layers.BatchNormalization(epsilon=1e-3)
+        x = norm(x, training=False)
+        norm.set_weights(list(arrays[f"{name}/norm"]))
+        return layers.ReLU(6.0)(x) if activate else x
+
+    image = layers.Input((224, 224, 3))
+    x = convolve(image, "stem", 2)
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    for number, stride in enumerate(strides):
+        before, name = x, f"block_{number}"
+        if number:
+            x = convolve(x, f"{name}/expand")
+        x = convolve(x, f"{name}/depthwise", stride)
+        x = convolve(x, f"{name}/project", activate=False)
+        if x.shape == before.shape:
+            x = layers.Add()([x, before])
+    return keras.Model(image, layers.GlobalAveragePooling2D()(x))
+
+
+def test_the_embedded_network_is_that_of_keras_layers(embedded):
+    network = keras_network()
+    photo = uint8_batches(find_dataset("emoji64", "data"), "validation", 4)
+    images = next(photo)
+    x = tf.image.resize(tf.cast(images, tf.float32), (224, 224), antialias=True)
+    pooled = embedded(images).pooled
+    np.testing.assert_allclose(pooled, network((x - 127) / 128).numpy(), rtol=1e-3, atol=1e-4)
+    assert pooled.shape == (4, 320) and pooled.std(axis=0).min() > 0
+    assert embedded.labels == {"frechet": "FD-efficientnet_lite0", "kernel": "KD-efficientnet_lite0"}
+    assert "antialiased" in embedded.resize
+
+
+def test_the_embedded_distances_grow_with_damage(embedded):
+    """The further images are from the data set's, the larger both distances."""
+    info = find_dataset("emoji64", "data")
+    images = next(uint8_batches(info, "train", 240))
+    reference = extract(embedded, [images[:120]]).pooled
+
+    def distances(changed) -> tuple[float, float]:
+        features = extract(embedded, [np.clip(changed, 0, 255).astype(np.uint8)]).pooled
+        frechet = frechet_distance(Moments.of(reference), Moments.of(features))
+        return frechet, kernel_distance(reference, features, 20)[0]
+
+    noise = np.random.default_rng(0).normal(size=images[120:].shape)
+    coarse = images[120:, ::4, ::4].repeat(4, 1).repeat(4, 2)
+    rows = [distances(images[120:] + level * noise) for level in (0, 8, 40)]
+    assert (np.diff(rows, axis=0) > 0).all()
+    assert distances(coarse) > rows[0] and distances(coarse)[1] > rows[0][1]
+
+
+def test_damaged_weights_are_named(tmp_path):
+    (tmp_path / "weights.npz").write_bytes(efficientnet.WEIGHTS.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"weights\.npz is damaged"):
+        DETECTORS["efficientnet_lite0"](tmp_path / "weights.npz")
+
+
+# --- models by path ------------------------------------------------------------------------------
+
+
+def small_model(side: int | None, pooled: bool) -> keras.Model:
+    x = image = keras.layers.Input((side, side, 3))
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.Conv2D(4, 3, 2)(x)
+    return keras.Model(image, keras.layers.GlobalAveragePooling2D()(x) if pooled else x)
+
+
+@pytest.mark.parametrize("kind", ["model.keras", "model.h5", "folder", "saved_model"])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_any_model_is_a_detector(tmp_path, kind, pooled):
+    model = small_model(16, pooled)
+    path = tmp_path / kind
+    model.export(path) if kind == "saved_model" else model.save(path)
+    detector = load_detector(str(path))
+    resized = tf.image.resize(tf.cast(IMAGES, tf.float32), (16, 16), antialias=True)
+    output = model(resized).numpy()
+    output = output if pooled else output.mean(axis=(1, 2))
+    np.testing.assert_allclose(extract(detector, [IMAGES]).pooled, output, rtol=1e-4, atol=1e-6)
+    name = "saved_model" if kind == "saved_model" else kind.split(".")[0]
+    assert detector.labels == {"frechet": f"FD-{name}", "kernel": f"KD-{name}"}
+    assert detector.resize == "16x16 bilinear, antialiased"
+    assert load_detector(str(path)).sha256 == detector.sha256 and len(detector.sha256) == 64
+
+
+def test_models_that_are_no_detectors_are_refused(tmp_path):
+    vector = keras.Sequential([keras.layers.Input((7,)), keras.layers.Dense(2)])
+    vector.save(tmp_path / "vector.keras")
+    with pytest.raises(UserError, match="a detector takes RGB images"):
+        load_detector(str(tmp_path / "vector.keras"))
+    (tmp_path / "text.keras").write_text("no model")
+    with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
+        load_detector(str(tmp_path / "text.keras"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
+        load_detector(str(tmp_path / "empty"))
+    with pytest.raises(
+        UserError, match="no detector 'inceptoin': write one of efficientnet_lite0, inception"
+    ):
+        load_detector("inceptoin")
