@@ -47,27 +47,41 @@ def bound_term(
     x: tf.Tensor, z: tf.Tensor, pred_x: tf.Tensor, log_variance: tf.Tensor, level: NoiseLevel
 ) -> tf.Tensor:
     """The term of t: `step_kl`, and at the first step -log p_theta(x | z_0), the discretized decoder's."""
-    return tf.where(
-        level.before.noise > 0,
-        step_kl(x, z, pred_x, log_variance, level),
-        -discretized_gaussian_log_likelihood(x, pred_x, log_variance),
+    later = level.before.noise > 0
+    decoder = tf.cond(  # its CDFs are dear, and of one t in a thousand
+        tf.reduce_all(later),
+        lambda: tf.zeros_like(x),
+        lambda: -discretized_gaussian_log_likelihood(x, pred_x, log_variance),
     )
+    return tf.where(later, step_kl(x, z, pred_x, log_variance, level), decoder)
 
 
 def discretized_gaussian_log_likelihood(x: tf.Tensor, mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
     """log p(x) of 8-bit data under a Gaussian rounded to the 256 levels of [-1, 1].
 
-    The decoder of the last reverse step. Levels are 2/255 apart; the first and last take the tails.
+    The decoder of the last reverse step. Levels are 2/255 apart; the first and last take the tails. Finite
+    however far x lies from the mean.
     """
     inverse_std = tf.exp(-0.5 * log_variance)
     above = (x - mean + 1.0 / 255.0) * inverse_std
     below = (x - mean - 1.0 / 255.0) * inverse_std
     # Mirrored onto the lower tail, where the difference of two CDFs does not cancel against 1.
     flip = tf.where(above + below > 0.0, -tf.ones_like(x), tf.ones_like(x))
-    inner = tf.abs(_normal_cdf(flip * above) - _normal_cdf(flip * below))
-    probability = tf.where(x < -0.999, _normal_cdf(above), tf.where(x > 0.999, _normal_cdf(-below), inner))
-    return tf.math.log(tf.maximum(probability, 1e-12))
+    log_upper = _log_normal_cdf(tf.maximum(flip * above, flip * below))
+    log_lower = _log_normal_cdf(tf.minimum(flip * above, flip * below))
+    inner = log_upper + tf.math.log(-tf.math.expm1(log_lower - log_upper))
+    return tf.where(x < -0.999, _log_normal_cdf(above), tf.where(x > 0.999, _log_normal_cdf(-below), inner))
 
 
-def _normal_cdf(value: tf.Tensor) -> tf.Tensor:
-    return 0.5 * tf.math.erfc(-value / math.sqrt(2.0))
+def _log_normal_cdf(value: tf.Tensor) -> tf.Tensor:
+    """log Phi(value), by the tail's series to 1e-6 where Phi leaves the range of float32."""
+    far = value < -10.0
+    near, tail = tf.maximum(value, -10.0), tf.minimum(value, -10.0)
+    inverse = 1.0 / tf.square(tail)
+    series = -inverse * (1.0 - 3.0 * inverse * (1.0 - 5.0 * inverse))
+    log_tail = -0.5 * (tf.square(tail) + math.log(2.0 * math.pi)) - tf.math.log(-tail)
+    return tf.where(
+        far,
+        log_tail + tf.math.log1p(series),
+        tf.math.log(0.5 * tf.math.erfc(-near / math.sqrt(2.0))),
+    )

@@ -29,7 +29,7 @@ def learned_log_variance(u: tf.Tensor, level: NoiseLevel) -> tf.Tensor:
 
 
 def large_log_variance(u: tf.Tensor, level: NoiseLevel) -> tf.Tensor:
-    """log sigma^2 = log beta; at the first step, of a decoder, log b_tilde of the second (Ho et al., 2020)."""
+    """log sigma^2 = log beta; that of a decoder, the first step, is log b_tilde of the second (DDPM)."""
     return tf.where(level.before.noise > 0, level.log_beta, level.log_beta_tilde)
 
 
