@@ -7,9 +7,9 @@ import pytest
 from flags.config import Config, NetworkConfig, SamplingConfig
 from flags.words import leaves, options_of
 from pdm_tf.diffusion.losses import WEIGHTINGS
+from pdm_tf.diffusion.process import VARIANCES
 from pdm_tf.diffusion.schedules import SCHEDULES
 from pdm_tf.networks.patched import NETWORKS
-from pdm_tf.sampling.ancestral import VARIANCES
 from pdm_tf.sampling.sampler import SAMPLERS
 
 RULES = {key: leaf.rule for key, leaf in leaves(Config).items()}

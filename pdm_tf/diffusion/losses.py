@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from pdm_tf.diffusion.likelihood import gaussian_kl
-from pdm_tf.diffusion.process import learned_log_variance, posterior_mean
+from pdm_tf.diffusion.likelihood import step_kl
+from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.diffusion.schedules import NoiseLevel
 
 MIN_SNR_GAMMA = 5.0
@@ -42,11 +42,6 @@ def vlb_loss(x: tf.Tensor, z: tf.Tensor, pred_x: tf.Tensor, u: tf.Tensor, level:
     Only the variance learns from it: the mean is taken at the gradient-stopped `pred_x`. The first step has
     no variance to learn (it returns x_theta itself) and its loss is 0.
     """
-    kl = gaussian_kl(
-        posterior_mean(z, x, level),
-        level.log_beta_tilde,
-        posterior_mean(z, tf.stop_gradient(pred_x), level),
-        learned_log_variance(u, level),
-    )
+    kl = step_kl(x, z, tf.stop_gradient(pred_x), learned_log_variance(u, level), level)
     learns = tf.reshape(tf.cast(level.before.noise > 0, x.dtype), [-1])
     return learns * tf.reduce_sum(kl, axis=[1, 2, 3])

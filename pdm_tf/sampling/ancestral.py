@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from pdm_tf.diffusion.process import learned_log_variance, posterior_mean
+from pdm_tf.diffusion.process import VARIANCES, posterior_mean
 from pdm_tf.diffusion.schedules import NoiseLevel, NoiseSchedule
 from pdm_tf.sampling.loop import Denoise, Steps
-
-# log sigma^2 of p_theta(z_s | z_t) at a level. "small" is right for data that are one point, "large" for data
-# that are standard normal (Ho et al., 2020).
-VARIANCES = {
-    "learned": learned_log_variance,
-    "small": lambda u, level: level.log_beta_tilde,
-    "large": lambda u, level: level.log_beta,
-}
 
 
 def ancestral(denoise: Denoise, schedule: NoiseSchedule, *, variance: str = "learned") -> Steps:
