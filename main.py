@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import pathlib
 import resource
+import shutil
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
@@ -86,6 +88,10 @@ def evaluate():
     from pdm_tf.evaluation import report, subjects
     from pdm_tf.evaluation.features import load_detector
 
+    definitions.check_likelihood()
+    if FLAGS.likelihood:
+        likelihood()
+        return
     # All that can be refused is looked at before anything is drawn.
     lengths = definitions.ema_lengths()
     detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
@@ -104,6 +110,34 @@ def evaluate():
     report.report(detector, reference, rows, out, stack.versions(), held_out)
     for row in rows:
         row.finish()
+
+
+def likelihood():
+    """--mode=evaluate --likelihood: bits per dimension of a model on its held-out split (Section 4.1)."""
+    from pdm_tf import data, stack
+    from pdm_tf.evaluation.likelihood import Likelihood, report_bits
+    from pdm_tf.experts import load
+    from pdm_tf.training.watch import held_out_split
+
+    runs = trained_runs()
+    config = definitions.with_sampling_flags(runs[0].config)
+    info = data.find_dataset(config.data.dataset, FLAGS.data_dir)
+    split = held_out_split(info)
+    if split is None:
+        raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
+    count = min(FLAGS.num_samples or info.num_examples[split], info.num_examples[split])
+    batches = data.load_batches(
+        info, split=split, batch_size=FLAGS.sample_batch_size, seed=0, repeat=False, shuffle=False,
+        image_shape=config.data.image_shape, drop_remainder=False,
+    ).unbatch().take(count).batch(FLAGS.sample_batch_size)  # fmt: skip
+    loaded, out = load(runs), pathlib.Path(definitions.out_dir())
+    measure, seed = Likelihood(loaded.denoiser, variance=config.sampling.variance), FLAGS.seed or 0
+    kept = out / ".unfinished-likelihood"
+    with data.naming_shards():
+        bits = measure(batches.as_numpy_iterator(), seed=seed, strata=FLAGS.strata, count=count, folder=kept)
+    about = {"split": split, "seed": seed, "origin": loaded.origin, "stack": stack.versions()}
+    report_bits(bits, out, about)
+    shutil.rmtree(kept)
 
 
 def reference_of(detector, data):

@@ -117,6 +117,15 @@ _define(
     "ADM's classify_image_graph_def.pb, if it is not in ~/.cache/pdm_tf.",
 )  # fmt: skip
 
+_define(
+    flags.DEFINE_bool, EVALUATE, "likelihood", False,
+    "Measure bits per dimension of the held-out split, the variational bound, instead of distances.",
+)  # fmt: skip
+_define(
+    _integer, EVALUATE, "strata", None,
+    "Estimate the bound from so many t for each image, without bias; by default all terms.", 1,
+)  # fmt: skip
+
 # What somebody who gives a flag in a mode that does not have it may have wanted there.
 _INSTEAD = {
     ("train", "steps"): "use --train_steps, or --set=sampling.steps=... for how its previews are drawn",
@@ -152,6 +161,21 @@ def check_mode() -> None:
         if not FLAGS[name].using_default_value and FLAGS.mode not in modes:
             advice = _advice(FLAGS.mode, name)
             raise UserError(f"--{name} is for --mode={' and '.join(modes)}; in --mode={FLAGS.mode} {advice}")
+
+
+def check_likelihood() -> None:
+    """Refuses --likelihood beside flags of how to draw or compare, and --strata without it.
+
+    Raises:
+      UserError: says which to leave out.
+    """
+    if FLAGS.strata and not FLAGS.likelihood:
+        raise UserError("--strata needs --likelihood: give it, or leave --strata out")
+    drawn = {"samples", "reference", "detector", "inception", "ema", "labels", "equal_shares"}
+    drawn |= set(leaves(SamplingConfig)) - {"variance"}
+    for name in sorted(drawn if FLAGS.likelihood else ()):
+        if not FLAGS[name].using_default_value:
+            raise UserError(f"--{name} is not for --likelihood, which draws nothing: leave one of them out")
 
 
 def _advice(mode: str, name: str) -> str:

@@ -30,6 +30,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from flags.errors import UserError
+from pdm_tf.atomic import atomic_json
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
@@ -182,7 +183,8 @@ class Likelihood:
                 check_8_bits(images)
                 file = None if identity is None else Path(folder) / _name(identity, images, labels, places)
                 if file is not None and file.exists():
-                    bar.initial += len(images) * evaluations  # the rate is that of measuring
+                    if not bar.disable:
+                        bar.initial += len(images) * evaluations  # the rate is that of measuring
                     bar.update(len(images) * evaluations)
                     measured.append(read_arrays(file))
                     continue
@@ -360,3 +362,14 @@ def _name(identity, images: np.ndarray, labels: np.ndarray, places: np.ndarray) 
     for array in (images, labels, places):
         digest.update(np.ascontiguousarray(array))
     return f"terms_{digest.hexdigest()[:24]}.npz"
+
+
+def report_bits(bits: Bits, out: str | os.PathLike, about: dict[str, Any]) -> None:
+    """Prints the table, and writes likelihood.json, which has `about` too, and likelihood_terms.npz."""
+    file, terms = Path(out) / "likelihood.json", Path(out) / "likelihood_terms.npz"
+    atomic_json(file, {**about, **bits.to_json()})
+    write_terms(terms, bits)
+    print("| part | bits/dim | standard error |\n|---|---|---|")
+    for row in bits.rows():
+        print(f"| {' | '.join(row)} |")
+    print(f"likelihood: {file}\nits terms by t: {terms}")

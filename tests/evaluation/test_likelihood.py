@@ -1,0 +1,124 @@
+"""The bound in bits: closed forms of Gaussian data, experts, estimates by strata, and the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.diffusion.schedules import linear
+from pdm_tf.evaluation.likelihood import Likelihood, write_terms
+from pdm_tf.experts import Experts
+from tests.evaluation.test_report import evaluate
+from tests.fakes import FakeDenoiser
+from tests.tiny_runs import tiny_config, write_run
+
+MEAN, DEVIATION, SHAPE = 0.1, 0.2, (8, 8, 3)
+
+
+def posterior_mean(z, t, labels):
+    """E[x | z_t] of pixels that are N(MEAN, DEVIATION^2)."""
+    level = linear().at(t, z.dtype)
+    total = level.signal**2 * DEVIATION**2 + level.noise**2
+    return MEAN + DEVIATION**2 * level.signal / total * (z - level.signal * MEAN), 0.3 * tf.ones_like(z)
+
+
+def denoiser_of(t_start=0, t_stop=1000, answer=posterior_mean):
+    return FakeDenoiser(answer, image_shape=SHAPE, t_start=t_start, t_stop=t_stop)
+
+
+def batches_of(count, size=4):
+    x = np.random.default_rng(0).normal(MEAN, DEVIATION, (count, *SHAPE))
+    x = (np.round((x + 1) * 127.5) / 127.5 - 1).clip(-1, 1).astype(np.float32)
+    places = np.arange(count)
+    parts = [slice(s, s + size) for s in range(0, count, size)]
+    return [(x[p], np.zeros(len(x[p]), np.int32), places[p].astype(np.int64)) for p in parts]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return Likelihood(denoiser_of(), variance="small", clip=False)(batches_of(8), progress=False)
+
+
+def test_gaussian_data_has_its_closed_form(whole):
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # the process, written anew
+    snr = alpha_bar / (1 - alpha_bar)
+    # E (x - E[x | z])^2, the posterior variance; 1,536 pixels know their variance to 3.6%.
+    expected = DEVIATION**2 / (DEVIATION**2 * snr + 1)
+    assert abs(np.mean(whole.mse_x / expected) - 1) < 0.08
+    # With sigma^2 = beta_tilde each term is half the drop of the SNR times the error (Kingma et al. 2021).
+    terms = 0.5 * (snr[:-1] - snr[1:]) * whole.mse_x[1:] / np.log(2)
+    np.testing.assert_allclose(whole.terms[1:], terms, rtol=2e-3)
+    np.testing.assert_allclose(whole.mse_eps, whole.mse_x * snr, rtol=1e-3)
+
+
+def test_it_bounds_the_entropy_of_the_data_closely(whole):
+    entropy = np.log2(DEVIATION * 127.5 * np.sqrt(2 * np.pi * np.e))
+    # beta_tilde is the right variance for data that are points: for these the bound is a tenth too large.
+    assert entropy - 3 * whole.error_images < whole.bits_per_dim < 1.15 * entropy
+    prior, *others = whole.parts
+    assert prior.name == "prior" and prior.bits + np.nansum(whole.terms) == pytest.approx(whole.bits_per_dim)
+    assert whole.count == 8 and others
+
+
+def test_experts_measure_what_one_network_does(whole):
+    experts = Experts([denoiser_of(0, 396), denoiser_of(396, 1000)])
+    split = Likelihood(experts, variance="small", clip=False)(batches_of(8, 3), progress=False)
+    np.testing.assert_allclose(split.terms, whole.terms, rtol=1e-5, atol=1e-9)
+    intervals = [(part.t_start, part.t_stop) for part in split.parts if part.name.startswith("expert")]
+    assert intervals == [(0, 396), (396, 1000)]
+
+
+def test_strata_estimate_the_whole_without_bias(whole):
+    measure = Likelihood(denoiser_of(), variance="small", clip=False)
+    found = [measure(batches_of(8, 8), seed=s, strata=16, progress=False).bits_per_dim for s in range(40)]
+    error = np.std(found, ddof=1) / np.sqrt(len(found))
+    assert error < 0.05 and abs(np.mean(found) - whole.bits_per_dim) < 4 * error + 1e-3
+    with pytest.raises(UserError):
+        measure(batches_of(8, 8), strata=1001, progress=False)
+
+
+def test_clipping_and_variances_change_what_they_should():
+    wild = denoiser_of(answer=lambda z, t, labels: (3.0 * tf.ones_like(z), 0.5 * tf.ones_like(z)))
+    clipped, free = (
+        Likelihood(wild, variance="small", clip=clip)(batches_of(4), strata=8, progress=False)
+        for clip in (True, False)
+    )
+    assert clipped.bits_per_dim < free.bits_per_dim
+    small, large, learned = (
+        Likelihood(denoiser_of(), variance=v)(batches_of(4), strata=32, progress=False).bits_per_dim
+        for v in ("small", "large", "learned")
+    )
+    assert len({small, large, learned}) == 3
+
+
+def test_finished_batches_are_gone_on_from_and_images_must_be_of_8_bits(tmp_path):
+    denoiser = denoiser_of()
+    measure = Likelihood(denoiser, variance="small")
+    batches = batches_of(8)
+    measure(batches[:1], strata=8, folder=tmp_path, progress=False)
+    resumed = measure(batches, strata=8, folder=tmp_path, progress=False)
+    straight = measure(batches, strata=8, progress=False)
+    assert resumed.bits_per_dim == straight.bits_per_dim and len(list(tmp_path.iterdir())) == 2
+    write_terms(tmp_path / "terms.npz", straight)
+    with np.load(tmp_path / "terms.npz") as file:
+        assert {"vb_terms", "mse_terms", "xstart_mse_terms"} <= set(file.files)
+        np.testing.assert_array_equal(file["vb_terms"], straight.terms)
+    x, labels, places = batches[0]
+    with pytest.raises(UserError):
+        measure([(x + 0.001, labels, places)], strata=8, progress=False)
+
+
+def test_the_command_line_measures_a_run(tmp_path, capsys):
+    config = tiny_config(data__image_shape=(64, 64, 3), data__num_classes=9, data__label_names=())
+    write_run(tmp_path / "run", config)
+    flags = {"likelihood": True, "run_dir": str(tmp_path / "run"), "num_samples": 6, "strata": 4}
+    status, out = evaluate(capsys, **flags, out=str(tmp_path / "out"))
+    assert status == 0 and "| part | bits/dim | standard error |" in out
+    found = json.loads((tmp_path / "out" / "likelihood.json").read_text())
+    assert found["split"] == "validation" and found["count"] == 6 and found["bits_per_dim"] > 0
+    status, err = evaluate(capsys, **flags, detector="inception")
+    assert status == 2 and "--detector is not for --likelihood" in err
+    status, err = evaluate(capsys, strata=4)
+    assert status == 2 and "--strata needs --likelihood" in err
