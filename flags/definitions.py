@@ -172,7 +172,7 @@ def check_likelihood() -> None:
     if FLAGS.strata and not FLAGS.likelihood:
         raise UserError("--strata needs --likelihood: give it, or leave --strata out")
     drawn = {"samples", "reference", "detector", "inception", "ema", "labels", "equal_shares"}
-    drawn |= set(leaves(SamplingConfig)) - {"variance"}
+    drawn |= set(leaves(SamplingConfig)) - {"sampler", "variance"}  # whose flag needs the other
     for name in sorted(drawn if FLAGS.likelihood else ()):
         if not FLAGS[name].using_default_value:
             raise UserError(f"--{name} is not for --likelihood, which draws nothing: leave one of them out")
