@@ -64,10 +64,10 @@ def test_the_config_comes_back_and_what_is_none_is_refused(tmp_path):
     # A folder of the project's first form.
     values = json.loads(config.to_json())
     del values["sampling"]
-    values["training"]["sample_steps"] = 250
+    values["training"]["sampling_steps"] = 250
     run.config_file.write_text(json.dumps(values))
     with pytest.raises(
-        UserError, match="unknown key sample_steps: another version of pdm_tf wrote it; use"
+        UserError, match="unknown key sampling_steps: another version of pdm_tf wrote it; use"
     ) as error:
         run.config()
     assert "\n" not in str(error.value)

@@ -416,7 +416,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(whole, tmp_path
 
 def test_when_the_minutes_are_over_all_is_saved_and_shown_and_the_run_goes_on(whole, tmp_path):
     run = RunFolder(tmp_path)
-    late = loop.resolve(config("training.minutes=1e-9"), run, on_tpu=False)
+    late = loop.resolve(config("training.minutes=1e-9"), run, "float32")
     assert [loop.train(late, run, INFO, CPU) for _ in range(2)] == [1, 2]
     assert run.checkpoint_steps() == [1, 2] and run.preview(1).exists() and run.preview(2).exists()
     train(tmp_path)

@@ -81,7 +81,7 @@ def test_a_score_is_the_distance_of_the_averages_samples(whole):
 
 def test_the_best_averages_stay(whole):
     found, note = scores(whole)["FD-colour"], best(whole)[0]
-    step = min(found, key=found.get)
+    step = int(min(found, key=found.get))
     assert note["step"] == step and note["FD-colour"] == found[step] and note["images"] == 10
     if step in (8, 12):  # whose averages are there as well
         kept, own = (
