@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import pathlib
 import resource
-import shutil
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
@@ -55,13 +53,9 @@ def sample():
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
     from pdm_tf.training import strategy
 
-    chosen = choose_strategy()
-    if chosen == "multi_worker":
-        raise UserError(
-            "strategy multi_worker: samples are drawn on one machine; use --strategy=cpu, mirrored or tpu"
-        )
+    chosen, share = sampling_place()
     # All that can be refused is looked at before any network is made.
-    runs = trained_runs()
+    runs, out = trained_runs(), out_dir()
     config = definitions.with_sampling_flags(runs[0].config)
     labels, shape = definitions.sampling_labels(config), config.data.image_shape
     image = images.from_uint8(images.read_image(FLAGS.init_image, shape)) if FLAGS.init_image else None
@@ -70,15 +64,38 @@ def sample():
         denoiser = load(runs).denoiser
         sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
-    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
-    out = definitions.out_dir()
-    if FLAGS.trajectory:
+    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels, share)
+    if FLAGS.trajectory and not share.number:
         output.write_trajectory(draw, out, FLAGS.trajectory)
     output.write_images(draw, out, FLAGS.save_pngs)
+    if share.number:
+        print(f"worker {share.number} of {share.workers}: all its batches are done; worker 0 writes {out}")
+        return
     if FLAGS.trajectory:
         print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
     print(f"samples: {out}/samples.npz")
+
+
+def sampling_place():
+    """The strategy to sample with, and which batches: the workers of a cluster each draw their own, alone."""
+    from pdm_tf.sampling.batches import Share
+    from pdm_tf.training import strategy
+
+    chosen = choose_strategy()
+    if chosen != "multi_worker":
+        return chosen, Share()
+    number, workers = strategy.place_in_cluster()
+    chosen = strategy.of_this_machine()
+    print(f"strategy: worker {number} of {workers} draws every {workers}th batch, {chosen}", flush=True)
+    return chosen, Share(number, workers, strategy.CONNECT_SECONDS)
+
+
+def out_dir():
+    """--out, or the mode's default, as a path."""
+    from pdm_tf.paths import as_path
+
+    return as_path(definitions.out_dir())
 
 
 def evaluate():
@@ -88,7 +105,8 @@ def evaluate():
     from pdm_tf.evaluation import report
     from pdm_tf.evaluation.features import load_detector
 
-    detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
+    out = out_dir()
+    detector = load_detector(FLAGS.detector, FLAGS.inception)
     runs = [] if FLAGS.samples else trained_runs()
     config = definitions.with_sampling_flags(runs[0].config) if runs else None
     dataset = config.data.dataset if config else definitions.dataset_name()
@@ -105,7 +123,7 @@ def evaluate():
         results.append({"name": row.name, "images": count, **row.about, **values, "notes": notes})
     if info and "validation" in info.num_examples and FLAGS.reference == "train":
         look_for_copies(detector, info, reference, rows[0], results[0], out)
-    report.write_json(os.path.join(out, "evaluation.json"), detector, reference, results, stack.versions())
+    report.write_json(out / "evaluation.json", detector, reference, results, stack.versions())
     for row in rows:
         row.finish()
     print(report.table(shown))
@@ -141,8 +159,9 @@ def sample_rows(detector):
     return rows
 
 
-def drawn_row(detector, runs, config, out: str):
+def drawn_row(detector, runs, config, out):
     """The table's row of a run's own samples; finished batches are kept in `out` until all is done."""
+    from pdm_tf.atomic import remove_tree
     from pdm_tf.evaluation.features import extract
     from pdm_tf.evaluation.report import Row
     from pdm_tf.experts import load
@@ -160,7 +179,7 @@ def drawn_row(detector, runs, config, out: str):
         sampler = Sampler(loaded.denoiser, config.sampling)
     labels = labels or cycled_labels(loaded.denoiser, config.data.num_classes or 1)
     draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
-    folder = batch_folder(pathlib.Path(out), draw)
+    folder = batch_folder(out, draw)
     features = extract(detector, draw.batches(folder))
     about = {
         "origin": loaded.origin,
@@ -169,10 +188,10 @@ def drawn_row(detector, runs, config, out: str):
         "labels": [int(label) for label in labels],
     }
     name = ",".join(str(run.folder) for run in runs)
-    return Row(name, about, features, lambda: draw.batches(folder), lambda: shutil.rmtree(folder))
+    return Row(name, about, features, lambda: draw.batches(folder), lambda: remove_tree(folder))
 
 
-def look_for_copies(detector, info, reference, row, result, out: str):
+def look_for_copies(detector, info, reference, row, result, out):
     """Adds to a row's result, says and shows how near its images are to training images."""
     from pdm_tf.data import uint8_batches
     from pdm_tf.evaluation import report
@@ -181,7 +200,7 @@ def look_for_copies(detector, info, reference, row, result, out: str):
     held_out = reference_of(detector, info, "validation", shape)
     found = report.copies(row.features.pooled, reference, held_out)
     result["copies"] = found
-    picture = os.path.join(out, "nearest.png")
+    picture = out / "nearest.png"
     report.pairs_picture(row, uint8_batches(info, "train", 64, shape), found, picture)
     share = found["share_nearer_than_95_percent_of_held_out"]
     print(
@@ -195,7 +214,7 @@ def export():
     from pdm_tf.experts import load
     from pdm_tf.export import check_free, export_saved_model
 
-    runs, out = trained_runs(), definitions.out_dir()
+    runs, out = trained_runs(), out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
     export_saved_model(load(runs)._replace(config=config), out)

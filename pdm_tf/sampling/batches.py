@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,18 +16,38 @@ from tqdm import tqdm
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
 from pdm_tf.images import to_uint8
+from pdm_tf.paths import entries
 from pdm_tf.sampling.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """Which batches a worker draws, of several that share a folder: `number`, and each `workers`-th after it.
+
+    Attributes:
+      patience: seconds without a new batch, beside ten times what one takes here, after which worker 0 takes
+        the others for lost.
+    """
+
+    number: int = 0
+    workers: int = 1
+    patience: float = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Draw:
-    """Which images of a sampler: 0..count-1 of a seed, `batch_size` at a time, of the labels in turn."""
+    """Which images of a sampler: 0..count-1 of a seed, `batch_size` at a time, of the labels in turn.
+
+    With a `share` several processes draw them together, each alone: they meet in the folder of `batches`, and
+    the images are those of one process.
+    """
 
     sampler: Sampler
     seed: int
     count: int
     batch_size: int
     labels: Sequence[int]
+    share: Share = Share()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -52,27 +73,89 @@ class Draw:
     def batches(self, folder: Path | None = None) -> Iterator[np.ndarray]:
         """The images in order, uint8 (B, H, W, C), with a progress bar; the last batch may be smaller.
 
+        Of several workers only worker 0 may ask for them; it draws its share first and waits for the others.
+
         Args:
           folder: keeps finished batches, so that what is drawn there already is read and not drawn again.
         Raises:
-          UserError: the disk is full, or a finished batch is damaged.
+          UserError: the disk is full, a finished batch is damaged, or another worker draws no more.
         """
-        files = {start: folder / f"batch_{start:08d}.npy" for start in self.starts} if folder else {}
-        done = sum(file.exists() for file in files.values())
-        if done:
-            print(f"{done} of {len(files)} batches are done already", flush=True)
-        bar = tqdm(
-            total=self.count, unit="image", desc=f"sample, {self.sampler.moves} steps", dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 20,
-        )  # fmt: skip
-        with bar:
+        if self.share.workers > 1:
+            self._wait_for_others(folder, self.draw_share(folder))
+        ready = self._ready(folder)
+        with self._bar(self.count) as bar:
             for start in self.starts:
-                file = files.get(start)
-                ready = file is not None and file.exists()
-                batch = (self._read(file) if ready else self._draw(start, file))[: self.count - start]
-                bar.initial += ready * len(batch)  # the rate is that of drawing
+                file = folder / _name(start) if folder else None
+                is_ready = start in ready
+                batch = (self._read(file) if is_ready else self._draw(start, file))[: self.count - start]
+                bar.initial += is_ready * len(batch)  # the rate is that of drawing
                 bar.update(len(batch))
                 yield batch
+
+    def draw_share(self, folder: Path) -> float:
+        """Draws this worker's batches into the folder, but for those that are there already.
+
+        Returns:
+          seconds that the slowest one took.
+        Raises:
+          UserError: the disk is full.
+        """
+        own = self.starts[self.share.number :: self.share.workers]
+        ready, slowest = self._ready(folder, own), 0.0
+        with self._bar(sum(map(self._size, own)), f"worker {self.share.number}, ") as bar:
+            for start in own:
+                begin = time.monotonic()
+                if start not in ready:
+                    self._draw(start, folder / _name(start))
+                    slowest = max(slowest, time.monotonic() - begin)
+                bar.initial += (start in ready) * self._size(start)
+                bar.update(self._size(start))
+        return slowest
+
+    def _wait_for_others(self, folder: Path, seconds_a_batch: float) -> None:
+        """Returns once all batches are there; see `Share.patience`."""
+        limit = self.share.patience + 10 * seconds_a_batch
+        missing, last_came = set(self.starts), time.monotonic()
+        with self._bar(self.count, "all workers, ") as bar:
+            while True:
+                now_missing = set(self.starts) - self._found(folder)
+                if len(now_missing) < len(missing):
+                    bar.update(sum(map(self._size, missing - now_missing)))
+                    missing, last_came = now_missing, time.monotonic()
+                if not missing:
+                    return
+                if time.monotonic() - last_came > limit:
+                    numbers = {start // self.batch_size % self.share.workers for start in missing}
+                    who = ", ".join(map(str, sorted(numbers)))
+                    raise UserError(
+                        f"{len(missing)} of {len(self.starts)} batches are missing, and for {limit:.0f} s no "
+                        f"new one has come (workers {who} of {self.share.workers}): run the same command "
+                        "again on all workers; what is drawn is kept"
+                    )
+                time.sleep(0.5)
+
+    def _size(self, start: int) -> int:
+        """How many images of a batch count."""
+        return min(self.batch_size, self.count - start)
+
+    def _found(self, folder: Path | None) -> set[int]:
+        """The starts of the batches that are there."""
+        names = {entry.name for entry in entries(folder)} if folder else set()
+        return {start for start in self.starts if _name(start) in names}
+
+    def _ready(self, folder: Path | None, wanted: Sequence[int] | None = None) -> set[int]:
+        """As `_found`, of the wanted ones, and says how many that are."""
+        wanted = self.starts if wanted is None else wanted
+        ready = self._found(folder) & set(wanted)
+        if ready and (self.share.workers == 1 or len(ready) < len(self.starts)):
+            print(f"{len(ready)} of {len(wanted)} batches are done already", flush=True)
+        return ready
+
+    def _bar(self, total: int, who: str = "") -> tqdm:
+        return tqdm(
+            total=total, unit="image", desc=f"{who}sample, {self.sampler.moves} steps", dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 20,
+        )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
         """All that decides the pixels of image i, whatever the number of images, as JSON values."""
@@ -106,8 +189,14 @@ class Draw:
     @staticmethod
     def _read(file: Path) -> np.ndarray:
         try:
-            return np.load(file, allow_pickle=False)
+            with file.open("rb") as opened:
+                return np.load(opened, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise UserError(
                 f"{file} is damaged ({one_line(error)}): delete it and run the command again"
             ) from error
+
+
+def _name(start: int) -> str:
+    """The file of a batch."""
+    return f"batch_{start:08d}.npy"
