@@ -43,7 +43,7 @@ def test_two_workers_lose_what_one_process_loses(start_both, tmp_path):
     assert len(list((tmp_path / "shared/logs").glob("events*"))) == 1
     for one, two in zip(alone, together):
         for name in one:
-            if name != "images_per_second":
+            if name not in ("images_per_second", "preview_seconds"):  # how fast they were
                 assert two[name] == pytest.approx(one[name], rel=1e-5), (one["step"], name)
     assert sum("validation/loss" in line for line in together) == 2
     assert newest_checkpoint(tmp_path / "shared") == 12
