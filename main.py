@@ -117,12 +117,11 @@ def likelihood():
     from pdm_tf import data, stack
     from pdm_tf.evaluation.likelihood import Likelihood, report_bits
     from pdm_tf.experts import load
-    from pdm_tf.training.watch import held_out_split
 
     runs = trained_runs()
     config = definitions.with_sampling_flags(runs[0].config)
     info = data.find_dataset(config.data.dataset, FLAGS.data_dir)
-    split = held_out_split(info)
+    split = data.held_out_split(info)
     if split is None:
         raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
     count = min(FLAGS.num_samples or info.num_examples[split], info.num_examples[split])
@@ -142,9 +141,8 @@ def likelihood():
 
 def reference_of(detector, data):
     """--reference, and what copies of it are looked for with; `data`: the models' DataConfig or None."""
-    from pdm_tf.data import find_dataset, uint8_batches
+    from pdm_tf.data import find_dataset, held_out_split, uint8_batches
     from pdm_tf.evaluation import references, report
-    from pdm_tf.training.watch import held_out_split
 
     name, no_copies = FLAGS.reference, "the reference is no data set's training split"
     if os.path.exists(name):
@@ -191,12 +189,9 @@ def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bo
 
 def looking_at(what: str, count=None):
     """A progress bar of images that a detector looks at, shown if it takes a while."""
-    from tqdm import tqdm
+    from pdm_tf import progress
 
-    quiet = 0.5 if sys.stderr.isatty() else 20
-    return tqdm(
-        desc=f"look at {what}", total=count, unit="image", delay=2, mininterval=quiet, dynamic_ncols=True
-    )
+    return progress.bar(desc=f"look at {what}", total=count, unit="image", delay=2)
 
 
 def export():

@@ -33,6 +33,7 @@ from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_json, atomic_text, sha256, sole_writer
 from pdm_tf.data import describe_directory
 from pdm_tf.images import UNREADABLE
+from pdm_tf.progress import bar
 
 MANIFEST = "manifest.json"
 SKIPPED = "skipped.tsv"
@@ -105,13 +106,6 @@ def options_from(arguments: argparse.Namespace) -> Options:
     if options.workers < 1:
         raise UserError(f"--workers={options.workers}: must be at least 1")
     return options
-
-
-def progress_bar(total: int, unit: str, **more: Any) -> tqdm:
-    """A bar on stderr with a rate and the time left; few lines where stderr is a file."""
-    return tqdm(
-        total=total, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20, **more
-    )
 
 
 # --- the conversion ------------------------------------------------------------------------------
@@ -273,7 +267,7 @@ def _write_shards(todo: list[Task], encoder: Encoder, workers: int, total: int) 
             processes.append(process)
             connections.append(ours)
             ours.send(next(waiting))
-        with progress_bar(total, "img", initial=initial) as progress:
+        with bar(total=total, unit="img", initial=initial) as progress:
             while len(outcomes) < len(todo):
                 for ready in mp_connection.wait(connections):
                     _receive(ready, waiting, outcomes, progress)

@@ -28,6 +28,7 @@ from data_tools.geometry import resize_then_crop
 from data_tools.shards import Item
 from flags.errors import UserError, run
 from pdm_tf import images
+from pdm_tf.progress import bar
 
 BLOCK = tarfile.BLOCKSIZE
 WNID = re.compile(r"(?:.*/)?(n\d{8})\.tar$")
@@ -79,7 +80,7 @@ def list_items(path: Path, classes: int) -> tuple[list[Item], list[str]]:
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
     found: dict[str, list[Item]] = {}
-    with file, convert.progress_bar(size, "B", unit_scale=True, desc="index") as progress:
+    with file, bar(total=size, unit="B", unit_scale=True, desc="index") as progress:
         for class_tar in list(members(file, 0, size, str(path))):
             match = WNID.match(class_tar.name)
             if not match:

@@ -20,6 +20,7 @@ from flags.errors import UserError, one_line, run
 from pdm_tf import images
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, describe_directory
+from pdm_tf.progress import bar
 
 
 def check_shard(
@@ -111,7 +112,7 @@ def verify(directory: Path, decode: bool) -> list[str]:
     }
     total = sum(path.stat().st_size for path in expected if path.exists())
     check_record = image_checker(info) if decode else None
-    with convert.progress_bar(total, "B", unit_scale=True) as progress:
+    with bar(total=total, unit="B", unit_scale=True) as progress:
         for path, length in sorted(expected.items()):
             problem = check_shard(path, length, recorded.get(path.name), check_record, progress.update)
             if problem:

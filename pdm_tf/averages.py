@@ -12,17 +12,16 @@ together hold, to a good approximation, the average of any other length at any s
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from flags.config import EMA_LENGTHS
 from flags.errors import UserError
 from flags.words import require, word
+from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import read_arrays
 
@@ -162,7 +161,7 @@ def _last_step(
 def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
     """The sum of weights files times numbers, float32: summed in float64, one file in memory at a time."""
     total: dict[str, np.ndarray] = {}
-    for part, path in _progress(files, title):
+    for part, path in bar(files, desc=title, unit="snapshot"):
         arrays = read_arrays(path)
         total = total or {name: np.zeros(array.shape) for name, array in arrays.items()}
         if {name: array.shape for name, array in total.items()} != {n: a.shape for n, a in arrays.items()}:
@@ -170,9 +169,3 @@ def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
         for name, array in arrays.items():
             total[name] += part * array.astype(np.float64)
     return {name: array.astype(np.float32) for name, array in total.items()}
-
-
-def _progress(files: list[tuple[float, Path]], title: str) -> Iterable[tuple[float, Path]]:
-    return tqdm(
-        files, desc=title, unit="snapshot", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20
-    )

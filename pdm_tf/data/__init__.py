@@ -1,7 +1,7 @@
 """TFRecord data sets in TFDS layout -> batches of images in [-1, 1], labels, and places in the stream."""
 
 from pdm_tf.data.damage import naming_shards
-from pdm_tf.data.info import DatasetInfo, Split, describe_directory, find_dataset
+from pdm_tf.data.info import DatasetInfo, Split, describe_directory, find_dataset, held_out_split
 from pdm_tf.data.pipeline import labelled_batches, load_batches, uint8_batches
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Split",
     "describe_directory",
     "find_dataset",
+    "held_out_split",
     "labelled_batches",
     "load_batches",
     "naming_shards",

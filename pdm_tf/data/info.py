@@ -143,6 +143,11 @@ def describe_directory(directory: str | os.PathLike, name: str | None = None) ->
     )
 
 
+def held_out_split(info: DatasetInfo) -> str | None:
+    """The split to measure a run on, if there is one."""
+    return next((split for split in ("validation", "test") if info.num_examples.get(split)), None)
+
+
 def _flatten(features, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Feature name in a record -> feature; TFDS joins the names of nested ones with a slash."""
     for key, feature in features.items():

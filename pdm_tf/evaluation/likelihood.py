@@ -20,7 +20,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
 from pdm_tf.experts import Experts
+from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
 from pdm_tf.weights import read_arrays, write_arrays
 
@@ -172,23 +172,19 @@ class Likelihood:
         identity = None if folder is None else self._identity(asked)
         evaluations = draws * len(intervals)
         measured = []
-        bar = tqdm(
+        with bar(
             total=count and count * evaluations, desc=f"likelihood, {len(intervals)} terms",
-            unit="evaluation", unit_scale=True, dynamic_ncols=True, disable=not progress,
-            mininterval=0.5 if sys.stderr.isatty() else 20,
-        )  # fmt: skip
-        with bar:
+            unit="evaluation", unit_scale=True, disable=not progress,
+        ) as shown:  # fmt: skip
             for batch in batches:
                 images, labels, places = map(np.asarray, batch)
                 check_8_bits(images)
                 file = None if identity is None else Path(folder) / _name(identity, images, labels, places)
                 if file is not None and file.exists():
-                    if not bar.disable:
-                        bar.initial += len(images) * evaluations  # the rate is that of measuring
-                    bar.update(len(images) * evaluations)
+                    skip(shown, len(images) * evaluations)
                     measured.append(read_arrays(file))
                     continue
-                measured.append(self._measure(images, labels, places, seed, draws, intervals, bar))
+                measured.append(self._measure(images, labels, places, seed, draws, intervals, shown))
                 if file is not None:
                     write_arrays(file, measured[-1])
         if not measured:
@@ -197,7 +193,7 @@ class Likelihood:
 
     def _measure(
         self, images: np.ndarray, labels: np.ndarray, places: np.ndarray, seed: int, draws: int,
-        intervals: Sequence[tuple[int, int]], bar: tqdm,
+        intervals: Sequence[tuple[int, int]], shown: tqdm,
     ) -> dict[str, np.ndarray]:  # fmt: skip
         """One batch: t int32 and floored, exact, mse_x float64, (draws, intervals, B); prior float64 (B,)."""
         x, labels = tf.constant(images), tf.constant(labels, tf.int32)
@@ -207,7 +203,7 @@ class Likelihood:
             key = stream(seed, "likelihood", draw)
             for first, stop in intervals:
                 found.append([part.numpy() for part in self._terms(x, labels, places, key, first, stop)])
-                bar.update(len(images))
+                shown.update(len(images))
         shape = (draws, len(intervals), len(images))
         parts = (np.stack(part).reshape(shape) for part in zip(*found))
         whole = self.denoiser.t_stop == len(self.denoiser.schedule)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
 from pdm_tf.images import to_uint8
+from pdm_tf.progress import bar, skip
 from pdm_tf.sampling.sampler import Sampler
 
 
@@ -78,18 +78,19 @@ class Draw:
         if done:
             print(f"{done} of {len(files)} batches are done already", flush=True)
         elsewhere = self.count - sum(min(self.batch_size, self.count - start) for start in starts)
-        bar = tqdm(
-            total=self.count, initial=elsewhere, unit="image", desc=f"sample, {self.sampler.moves} steps",
-            dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20,
-        )  # fmt: skip
-        with bar:
+        title = f"sample, {self.sampler.moves} steps"
+        with bar(total=self.count, initial=elsewhere, unit="image", desc=title) as shown:
             for start in starts:
                 file = files.get(start)
                 ready = file is not None and file.exists()
-                batch = self._read(file) if ready else self._draw(start, file, step_shown(bar, self.sampler))
+                batch = (
+                    self._read(file) if ready else self._draw(start, file, step_shown(shown, self.sampler))
+                )
                 batch = batch[: self.count - start]
-                bar.initial += ready * len(batch)  # the rate is that of drawing
-                bar.update(len(batch))
+                if ready:
+                    skip(shown, len(batch))
+                else:
+                    shown.update(len(batch))
                 yield batch
 
     @staticmethod

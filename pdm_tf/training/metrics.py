@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from pdm_tf import stack
 from pdm_tf.atomic import disk_errors
+from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
 from pdm_tf.training.gradients import BadSteps
@@ -52,11 +52,8 @@ def update_mean(mean: keras.metrics.Mean, values: tf.Tensor, weights: tf.Tensor 
 
 
 def progress(start: int, steps: int, enabled: bool) -> tqdm:
-    """The bar on stderr: steps, rate and time left; few lines where stderr is a file."""
-    return tqdm(
-        total=steps, initial=min(start, steps), unit="step", desc="train", dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 20, disable=not enabled,
-    )  # fmt: skip
+    """The bar of training."""
+    return bar(total=steps, initial=min(start, steps), unit="step", desc="train", disable=not enabled)
 
 
 class MetricsLog:

@@ -19,7 +19,7 @@ from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.subjects import shared_labels
 from pdm_tf.run import RunFolder
 from pdm_tf.training.metrics import MetricsLog
-from pdm_tf.training.watch import Budget, Preview, steps_of, time_so_far
+from pdm_tf.training.watch import Budget, Preview, steps_of, time_so_far, total_of
 
 SECONDS = "score_seconds"
 
@@ -64,9 +64,8 @@ class Scoring:
             self.detector = load_detector()
             self.names = [self.detector.labels[kind] for kind in ("frechet", "kernel")]
             metrics = run.metrics()
-            used = float(metrics[SECONDS][:, 1].sum()) if SECONDS in metrics else 0.0
             elapsed = time_so_far(metrics, self.settings.batch_size)["elapsed"]
-            self.budget = Budget(elapsed=elapsed, used=used)
+            self.budget = Budget(elapsed=elapsed, used=total_of(metrics, SECONDS))
             self.best = self._read_best() if self.settings.keep_best else None
             self.told, self.reference, self.labels = False, None, None
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from flags.config import Config, SamplingConfig
 from pdm_tf import data
 from pdm_tf.images import image_grid, to_uint8
+from pdm_tf.progress import bar
 from pdm_tf.sampling.batches import step_shown
 from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share
 from pdm_tf.stack import keras
@@ -109,9 +108,14 @@ def steps_of(metrics: dict[str, np.ndarray], name: str) -> np.ndarray:
     return metrics[name][:, 0] if name in metrics else np.zeros(0)
 
 
+def total_of(metrics: dict[str, np.ndarray], name: str) -> float:
+    """The sum of a run's values of that name."""
+    return float(metrics[name][:, 1].sum()) if name in metrics else 0.0
+
+
 def time_so_far(metrics: dict[str, np.ndarray], batch_size: int) -> dict[str, float]:
     """What a run's metrics tell the `Budget` of its previews: `elapsed` and `used`, in seconds."""
-    used = float(metrics["preview_seconds"][:, 1].sum()) if "preview_seconds" in metrics else 0.0
+    used = total_of(metrics, "preview_seconds")
     steps = np.diff(steps_of(metrics, "images_per_second"), prepend=0)
     training = (steps * batch_size / metrics["images_per_second"][:, 1]).sum() if len(steps) else 0.0
     return {"elapsed": float(training) + used, "used": used}
@@ -136,7 +140,7 @@ class Evaluation:
         info: data.DatasetInfo,
         strategy: tf.distribute.Strategy,
     ):
-        held_out = held_out_split(info)
+        held_out = data.held_out_split(info)
         self.possible = held_out is not None
         self.model, self.steps = model, config.training.eval_batches
 
@@ -257,8 +261,9 @@ class Preview:
         self._need_sampler()
         # Whole batches of one size, so that all run one graph.
         batch = min(-(-count // self.replicas) * self.replicas, self.most_at_once)
-        with self._bar(count, what) as bar:
-            show = step_shown(bar, self.sampler)
+        title = f"{what}, {self.sampler.moves} steps"
+        with bar(total=count, unit="image", desc=title, leave=False) as shown:
+            show = step_shown(shown, self.sampler)
 
             def report(moves: int) -> None:
                 check()
@@ -270,14 +275,8 @@ class Preview:
                 images = self.sampler(
                     self.config.seed, indices, np.resize(labels, count + batch)[indices], report
                 )
-                bar.update(min(batch, count - start))
+                shown.update(min(batch, count - start))
                 yield to_uint8(images[: count - start])
-
-    def _bar(self, count: int, what: str) -> tqdm:
-        return tqdm(
-            total=count, unit="image", desc=f"{what}, {self.sampler.moves} steps", dynamic_ncols=True,
-            leave=False, mininterval=0.5 if sys.stderr.isatty() else 20,
-        )  # fmt: skip
 
     def _need_sampler(self) -> None:
         if self.sampler is None:
@@ -298,8 +297,8 @@ class Preview:
     def _first_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The held-out split's first images, float32 (count, H, W, C) in [-1, 1], and labels, (count,)."""
         batches = data.load_batches(
-            self.info, split=held_out_split(self.info) or "train", batch_size=count, seed=self.config.seed,
-            shuffle=False, image_shape=self.config.data.image_shape,
+            self.info, split=data.held_out_split(self.info) or "train", batch_size=count,
+            seed=self.config.seed, shuffle=False, image_shape=self.config.data.image_shape,
         )  # fmt: skip
         images, labels, _ = next(batches.as_numpy_iterator())
         return images, labels
@@ -311,8 +310,3 @@ def preview_sampling(config: Config) -> SamplingConfig:
     if sum(sampling.steps) <= most:
         return sampling
     return dataclasses.replace(sampling, sampler="dpm_solver", spacing="logsnr", steps=(most,))
-
-
-def held_out_split(info: data.DatasetInfo) -> str | None:
-    """The split to measure a run on, if there is one."""
-    return next((split for split in ("validation", "test") if info.num_examples.get(split)), None)

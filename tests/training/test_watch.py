@@ -11,6 +11,7 @@ import tensorflow as tf
 from flags.config import parse_settings, validate
 from flags.presets import preset
 from pdm_tf import data
+from pdm_tf.data import held_out_split
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -20,7 +21,6 @@ from pdm_tf.training.watch import (
     Interrupted,
     Preview,
     Watch,
-    held_out_split,
     images_within,
     time_so_far,
 )
