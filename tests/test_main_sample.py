@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 
-import main
-from flags.definitions import FLAGS
 from pdm_tf.averages import reconstruct
 from pdm_tf.images import write_png
 from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.weights import write_arrays
+from tests.in_process import run_mode
 from tests.tiny_runs import tiny_config, write_run, write_snapshots
 
 ROOT = Path(__file__).parent.parent
@@ -35,19 +33,9 @@ def runs(tmp_path_factory):
 
 def sample(capsys, **flags) -> tuple[int, str]:
     """Exit status and output of one --mode=sample."""
-    if not FLAGS.is_parsed():
-        FLAGS(["main.py"])
     defaults = {"mode": "sample", "strategy": "cpu", "steps": "3", "num_samples": 2, "sample_batch_size": 2}
-    with flagsaver.flagsaver(
-        **{**defaults, **{key: str(v) if isinstance(v, Path) else v for key, v in flags.items()}}
-    ):
-        try:
-            main.main(None)
-            status = 0
-        except SystemExit as exit:
-            status = exit.code
-    captured = capsys.readouterr()
-    return status, captured.err if status else captured.out
+    texts = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
+    return run_mode(capsys, **{**defaults, **texts})
 
 
 def test_experts_guidance_and_a_trajectory(runs, tmp_path, capsys):

@@ -59,13 +59,15 @@ def report(
       held_out: to look for copies with; or why that cannot be done.
     """
     results, shown, said = [], [], []
+    if isinstance(held_out, HeldOut):
+        _, unseen = nearest(held_out.reference.features, reference.features)
     for number, subject in enumerate(subjects):
         values, notes = measure(detector, reference, subject.features), warnings(detector, reference, subject)
         count = len(subject.features.pooled)
         result = {"name": subject.name, "images": count, **subject.about, **values, "notes": notes}
         if isinstance(held_out, HeldOut):
             picture = Path(out) / (f"nearest_{number + 1}.png" if len(subjects) > 1 else "nearest.png")
-            result["copies"] = look_for_copies(subject, reference, held_out, picture)
+            result["copies"] = look_for_copies(subject, reference, unseen, held_out.train_images, picture)
             said.append(f"copies, {subject.name}: {_of_copies(result['copies'])} {picture}")
         results.append(result)
         shown.append((subject.name, count, values))
@@ -142,19 +144,19 @@ def warnings(detector: Detector, reference: Reference, subject: Subject) -> list
     return notes
 
 
-def copies(samples: np.ndarray, train: Reference, held_out: Reference) -> dict[str, Any]:
+def copies(samples: np.ndarray, train: Reference, unseen: np.ndarray) -> dict[str, Any]:
     """Whether samples lie nearer to training images than unseen images of the same kind do.
 
     Args:
       samples: pooled features, float (N, D).
-      train, held_out: references with features, of one detector.
+      train: with features, of one detector.
+      unseen: distances of held-out images to their nearest training images, (M,).
     Returns:
       The median distance to the nearest training image, of samples and of held-out images; the share of
       samples nearer than 95% of the held-out images are (0.05 is expected of a model that copies nothing);
       and the `PAIRS` closest samples with the places of their training images, closest first.
     """
     found, distance = nearest(samples, train.features)
-    _, unseen = nearest(held_out.features, train.features)
     closest = np.argsort(distance, kind="stable")[:PAIRS]
     return {
         "median_distance": float(np.median(distance)),
@@ -166,12 +168,16 @@ def copies(samples: np.ndarray, train: Reference, held_out: Reference) -> dict[s
 
 
 def look_for_copies(
-    subject: Subject, reference: Reference, held_out: HeldOut, picture: str | Path
+    subject: Subject,
+    reference: Reference,
+    unseen: np.ndarray,
+    train_images: Callable[[tuple[int, ...]], Iterator[np.ndarray]],
+    picture: str | Path,
 ) -> dict[str, Any]:
     """`copies` of a set of images, and a picture of the closest pairs: samples above training images."""
-    found = copies(subject.features.pooled, reference, held_out.reference)
+    found = copies(subject.features.pooled, reference, unseen)
     above = subject.take(found["closest_samples"])
-    below = take(held_out.train_images(subject.image_shape), found["their_training_images"])
+    below = take(train_images(subject.image_shape), found["their_training_images"])
     images = np.concatenate([three_channels(above), three_channels(below)])
     write_png(picture, image_grid(images, columns=len(above)))
     return found

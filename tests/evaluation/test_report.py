@@ -10,20 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 
-import main
-from flags.definitions import FLAGS
 from pdm_tf.averages import reconstruct
 from pdm_tf.evaluation import report
-from pdm_tf.evaluation.distances import Moments
+from pdm_tf.evaluation.distances import Moments, nearest
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import of_images
 from pdm_tf.evaluation.subjects import Subject
 from pdm_tf.images import write_samples
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
+from tests.in_process import run_mode
 from tests.tiny_runs import tiny_config, write_run, write_snapshots
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,9 +56,10 @@ def test_what_lies_further_away_measures_more_and_errors_stand_beside():
 def test_copies_are_told_from_new_images_and_the_pairs_are_right():
     generator = np.random.default_rng(1)
     train, held_out, new = (images_of(generator, 500) for _ in range(3))
-    references = [of_images(DETECTOR, [part], 500, {}) for part in (train, held_out)]
-    honest = report.copies(means(new)[0], *references)
-    copied = report.copies(means(train[40:140])[0], *references)
+    reference = of_images(DETECTOR, [train], 500, {})
+    _, unseen = nearest(means(held_out)[0], reference.features)
+    honest = report.copies(means(new)[0], reference, unseen)
+    copied = report.copies(means(train[40:140])[0], reference, unseen)
     assert honest["share_nearer_than_95_percent_of_held_out"] < 0.12
     assert copied["share_nearer_than_95_percent_of_held_out"] == 1 and copied["median_distance"] == 0
     pairs = zip(copied["closest_samples"], copied["their_training_images"])
@@ -98,16 +97,7 @@ def test_few_and_grey_images_are_warned_of():
 
 def evaluate(capsys, **flags) -> tuple[int, str]:
     """Exit status and output of one --mode=evaluate."""
-    if not FLAGS.is_parsed():
-        FLAGS(["main.py"])
-    with flagsaver.flagsaver(**{"mode": "evaluate", "strategy": "cpu", **flags}):
-        try:
-            main.main(None)
-            status = 0
-        except SystemExit as exit:
-            status = exit.code
-    captured = capsys.readouterr()
-    return status, captured.err if status else captured.out
+    return run_mode(capsys, **{"mode": "evaluate", "strategy": "cpu", **flags})
 
 
 @pytest.fixture
