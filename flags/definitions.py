@@ -7,15 +7,24 @@ import typing
 
 from absl import flags
 
-from flags.config import EMA_LENGTHS, Config, SamplingConfig, check_sampling, parse_settings, validate
+from flags.config import (
+    DRAWN,
+    EMA_LENGTHS,
+    MEASURED,
+    SAMPLE,
+    Config,
+    SamplingConfig,
+    check_sampling,
+    parse_settings,
+    validate,
+)
 from flags.errors import UserError
 from flags.presets import DEFAULT_DATASET, general_preset, preset
 from flags.words import Leaf, leaves, parse, replace
 
 MODES = ("train", "sample", "evaluate", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
-TRAIN, SAMPLE, EVALUATE = ("train", "describe"), ("sample",), ("evaluate",)
-MEASURED, DRAWN = ("sample", "evaluate"), ("sample", "evaluate", "export")
+TRAIN, EVALUATE = ("train", "describe"), ("evaluate",)
 FLAGS = flags.FLAGS
 _MODES_OF: dict[str, tuple[str, ...]] = {"mode": MODES}
 
@@ -116,7 +125,6 @@ _define(
     _string, EVALUATE, "inception", None,
     "ADM's classify_image_graph_def.pb, if it is not in ~/.cache/pdm_tf.",
 )  # fmt: skip
-
 _define(
     flags.DEFINE_bool, EVALUATE, "likelihood", False,
     "Measure bits per dimension of the held-out split, the variational bound, instead of distances.",
