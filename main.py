@@ -22,6 +22,8 @@ from flags.definitions import FLAGS
 from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
 from flags.presets import DEFAULT_DATASET
 
+absl_flags.adopt_module_key_flags(definitions)  # --help lists those of the program's own file
+
 
 def train():
     """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""

@@ -1,0 +1,123 @@
+"""What README and the pages of docs/ show: commands, Python, settings, links. Text in, text out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a span of code begins with that is a command, beside the interpreters and pips of some environment.
+PROGRAMS = {"make", "pytest", "uv", "tfds", "tensorboard", "docker", "apt", "npm", "git", "gsutil", "."}
+LANGUAGES = {"bash", "python", "bibtex"}
+
+
+class Block(NamedTuple):
+    """A fenced or indented block of code."""
+
+    line: int
+    language: str
+    text: str
+
+
+class Item(NamedTuple):
+    """Something that a page shows and a reader may run: the words of a command, or a block of Python."""
+
+    where: str
+    words: tuple[str, ...]
+    environment: dict[str, str]
+    python: str = ""
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks_and_prose(page: Path) -> tuple[list[Block], str]:
+    """The blocks of code, and what is left of the page, in as many lines."""
+    blocks, prose, lines, number = [], [], page.read_text().splitlines(), 0
+    while number < len(lines):
+        begin, line, blank = number, lines[number], not number or not prose[-1].strip()
+        number += 1
+        if line.startswith("```"):
+            while lines[number] != "```":
+                number += 1
+            blocks.append(Block(begin + 1, line[3:].strip(), "\n".join(lines[begin + 1 : number])))
+            number += 1
+        elif line.startswith("    ") and blank:
+            while number < len(lines) and lines[number].startswith("    "):
+                number += 1
+            blocks.append(Block(begin + 1, "bash", "\n".join(line[4:] for line in lines[begin:number])))
+        else:
+            prose.append(line)
+            continue
+        prose += [""] * (number - begin)
+    return blocks, "\n".join(prose)
+
+
+def spans(page: Path) -> list[tuple[int, str]]:
+    """The spans of code in the prose, each with its line, on one line."""
+    _, prose = blocks_and_prose(page)
+    found = re.finditer(r"(?<!`)(`+)(?!`)((?:(?!\n\s*\n).)+?)(?<!`)\1(?!`)", prose, re.DOTALL)
+    return [(prose.count("\n", 0, m.start()) + 1, " ".join(m[2].split())) for m in found]
+
+
+def items(page: Path) -> Iterator[Item]:
+    """All that may be run, in the order of the page."""
+    found = []
+    for block in blocks_and_prose(page)[0]:
+        if block.language == "python":
+            found.append((block.line, Item(f"{name_of(page)}:{block.line}", (), {}, block.text)))
+        elif block.language == "bash":
+            environment = {}
+            for line, words in _commands(block):
+                if words[0] == "export":
+                    environment = {**environment, **_assignments(words[1:])}
+                else:
+                    found.append((line, _item(page, line, words, environment)))
+    for line, text in spans(page):
+        if re.match(rf"(\S*/)?(python[\d.]*|pip) |({'|'.join(map(re.escape, PROGRAMS))}) ", text):
+            found.append((line, _item(page, line, shlex.split(text), {})))
+    return (item for _, item in sorted(found, key=lambda pair: pair[0]))
+
+
+def _commands(block: Block) -> Iterator[tuple[int, list[str]]]:
+    text = ""
+    for number, line in enumerate(block.text.splitlines(), block.line + 1):
+        text += line
+        if text.endswith("\\"):
+            text = text[:-1]
+            continue
+        # A comment may hold an apostrophe, and a word a #.
+        words = shlex.split(re.sub(r"(^|\s)#.*", "", text))
+        text = ""
+        while "&&" in words:
+            yield number, words[: words.index("&&")]
+            words = words[words.index("&&") + 1 :]
+        if words:
+            yield number, words
+
+
+def _item(page: Path, line: int, words: list[str], environment: dict[str, str]) -> Item:
+    first = next(n for n, word in enumerate(words) if not re.match(r"[A-Z_]+=", word))
+    environment = {**environment, **_assignments(words[:first])}
+    return Item(f"{name_of(page)}:{line}", tuple(words[first:]), environment)
+
+
+def _assignments(words: list[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in words)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", blocks_and_prose(page)[1], re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[str]:
+    """The targets of links and pictures, but for other sites'."""
+    prose = re.sub(r"`[^`]*`", "", blocks_and_prose(page)[1])
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]

@@ -1,0 +1,461 @@
+"""README and docs: each command that they show is checked, and run small; flags, settings, links, figures.
+
+A new command of main.py, make or pytest needs nothing here. One of a module needs a row of `SMALL`, any other
+one of `ELSEWHERE` that says why it does not run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import io
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
+from PIL import Image
+
+import main
+from flags import definitions
+from flags.config import Config, parse_settings
+from flags.definitions import FLAGS
+from flags.presets import preset
+from flags.words import leaves
+from pdm_tf.data import find_dataset
+from pdm_tf.data.info import SOURCES
+from pdm_tf.images import write_png
+from pdm_tf.run import RunFolder
+from pdm_tf.training import strategy
+from tests.data import fixtures
+from tests.documents import (
+    LANGUAGES,
+    PAGES,
+    ROOT,
+    Item,
+    anchors,
+    blocks_and_prose,
+    items,
+    links,
+    name_of,
+    spans,
+)
+from tests.evaluation.inception_graph import write_graph
+from tests.tiny_runs import tiny_config, write_run, write_snapshots
+
+ITEMS = [item for page in PAGES for item in items(page)]
+COMMANDS = [item for item in ITEMS if item.words]
+BLOCKS = [item for item in ITEMS if item.python]
+# What begins a command -> why it is not run here, nor can be checked beyond the files that it names.
+ELSEWHERE = {
+    r"\. \.venv/bin/activate": "the shell's own",
+    r"python3[\d.]* -m venv ": "minutes and gigabytes; tests/test_serving.py makes one",
+    r"\S+/pip install -r ": "as above",
+    r"serve/bin/python examples/": "tests/test_serving.py runs them, in an environment of their own",
+    r"docker ": "no docker here",
+    r"tfds build ": "downloads; tests read data sets that TFDS has written",
+    r"tensorboard ": "serves until it is stopped",
+    r"apt install ": "changes the machine",
+}
+# Module -> what makes it small, or a reason why it is not run here.
+SMALL = {
+    "data_tools.image_folder": ["--workers=1"],
+    "data_tools.lsun": ["--workers=1", "--resolution=16"],
+    "data_tools.imagenet": ["--workers=1", "--resolution=16", "--classes=2"],
+    "data_tools.ffhq": ["--workers=1", "--resolution=32"],
+    "data_tools.verify": [],
+    "benchmarks.unet": ["--batch=1", "--repeats=1"],
+    "benchmarks.data_pipeline": ["--sizes", "64", "--seconds=0.2", "--repeats=1", "--workers=1"],
+    "benchmarks.memory": ["--networks", "emoji64", "--repeats=1"],
+    "benchmarks.training_loop": ["--steps=10", "--repeats=1"],
+    "benchmarks.samplers": ["--steps=2", "--num_images=4", "--batch_size=4", "--seeds=2"],
+    "benchmarks.distances": ["--count=200", "--dimension=16"],
+    "benchmarks.peers": "needs torch, in an environment of its own",
+    "tests.training.kill_and_resume": "tests/training/test_kill.py runs it",
+}
+DRAWING = ["--num_samples=2", "--sample_batch_size=2"]
+SMALL_MODES = {
+    "train": [
+        "--train_steps=12", "--batch_size=4", "--set=training.ema_every=1", "--set=training.sample_images=2",
+        "--set=training.sample_steps=2", "--set=training.score_every=0", "--set=training.eval_batches=1",
+    ],
+    "sample": DRAWING,
+    "evaluate": ["--num_samples=8", "--sample_batch_size=8"],
+    "export": [],
+    "describe": [],
+}  # fmt: skip
+SMALL_NETWORK = ["--set=network.base_channels=32", "--set=network.head_channels=32"]
+
+
+# --- What lies around a command --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkouts(tmp_path_factory):
+    """A page's own checkout, whose runs, data and exports are its own."""
+    made = {}
+
+    def checkout(page: str) -> Path:
+        if page not in made:
+            made[page] = tmp_path_factory.mktemp("checkout")
+            for path in ROOT.iterdir():
+                if path.name not in ("runs", "data", "exports", "evaluations", "shared"):
+                    (made[page] / path.name).symlink_to(path)
+        return made[page]
+
+    return checkout
+
+
+@pytest.fixture
+def beside(checkouts, monkeypatch):
+    """Goes to the checkout of an item's page, with what the item needs there."""
+
+    def go(item: Item, runs: bool = True) -> None:
+        monkeypatch.chdir(checkouts(item.where.split(":")[0]))
+        for name, value in item.environment.items():
+            monkeypatch.setenv(name, value)
+        text = item.python or " ".join(item.words)
+        for pattern, make in STAND_INS.items():
+            for found in re.findall(pattern, text):
+                if not Path(found).exists():
+                    Path(found).parent.mkdir(parents=True, exist_ok=True)
+                    make(Path(found))
+        if runs and "--mode=train" not in item.words:
+            for found in re.findall(r"\bruns/\w+", text):
+                stand_in_run(Path(found))
+
+    return go
+
+
+def pictures(count: int, size: int = 64) -> list[np.ndarray]:
+    return [fixtures.natural_image(n, size, size) for n in range(count)]
+
+
+def folder_of_pictures(folder: Path) -> None:
+    fixtures.make_folder(folder, {f"{n}.png": fixtures.encode(image) for n, image in enumerate(pictures(8))})
+
+
+def data_set(folder: Path) -> None:
+    records = [fixtures.example(fixtures.encode(image)) for image in pictures(8, 16)]
+    fixtures.write_shards(folder, [records], shape=(16, 16, 3))
+
+
+def samples(path: Path) -> None:
+    file = path if path.suffix == ".npz" else path / "samples.npz"
+    file.parent.mkdir(exist_ok=True)
+    np.savez(file, np.stack(pictures(8)))
+
+
+def exported(folder: Path) -> None:
+    run_main(["--mode=export", f"--out={folder}", "--steps=2"])
+
+
+STAND_INS = {
+    r"--input (photos)": folder_of_pictures,
+    r"folder:(data/\w+)": data_set,
+    r"tfds:(\w+)": lambda name: data_set(Path("data") / name / "1.0.0"),
+    r"church_outdoor_train_lmdb": lambda path: fixtures.make_lsun(path, 6),
+    r"ILSVRC2012_img_train.tar": lambda path: fixtures.make_imagenet(path, fixtures.imagenet_images(2, 3)),
+    r"images1024x1024": lambda path: fixtures.make_ffhq_folder(path, 4, 32),
+    r"=(\w+\.png)": lambda path: write_png(path, pictures(1)[0]),
+    r"=(runs/a/samples|[\w/]+\.npz)": samples,
+    r"=(\w+\.pb)": write_graph,
+    r"\"(exports/\w+)\"": exported,
+}
+
+
+def stand_in_config(path: Path) -> Config:
+    """A tiny network for emoji64, or an expert of it, if the run's name says so."""
+    low, high = path.name.endswith("low"), path.name.endswith("high")
+    return tiny_config(
+        data__image_shape=(64, 64, 3), data__num_classes=9, data__label_names=label_names(),
+        diffusion__t_stop=400 if low else 1000, diffusion__t_start=400 if high else 0, sampling__steps=(4,),
+    )  # fmt: skip
+
+
+def stand_in_run(path: Path) -> None:
+    if not RunFolder(path).has_config():
+        write_run(path, stand_in_config(path))
+        write_snapshots(path)
+
+
+def label_names() -> tuple[str, ...]:
+    return find_dataset("emoji64", "").label_names
+
+
+# --- Commands, checked -----------------------------------------------------------------------------
+
+
+def kind_of(item: Item) -> tuple[str, list[str]]:
+    """How a command is handled, and its arguments without those that stand for any ("--seed=...")."""
+    words = [word for word in item.words if not word.endswith("=...")]
+    if words[0] == "make":
+        return "make", words[1:]
+    if words[0] == "pytest":
+        return "pytest", words[1:]
+    if words[:2] == ["python", "main.py"]:
+        return "main", words[2:]
+    if words[:2] == ["python", "-m"]:
+        return "module", words[2:]
+    if any(re.match(pattern, " ".join(words) + " ") for pattern in ELSEWHERE):
+        return "elsewhere", words
+    pytest.fail(f"{item.where}: nothing here knows how to check {' '.join(words)!r}")
+
+
+@pytest.mark.parametrize("item", COMMANDS, ids=lambda item: item.where)
+def test_a_command_passes_all_checks_before_compute(item, beside, monkeypatch):
+    kind, arguments = kind_of(item)
+    if arguments == ["--help"]:
+        check_help()
+    elif kind == "main":
+        beside(item, runs=False)
+        check_main(arguments)
+    elif kind == "module":
+        check_module(arguments, monkeypatch)
+    elif kind == "make":
+        subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+    for word in item.words:
+        if re.fullmatch(r"(examples/|tests/|requirements)[\w/.-]+\.(py|txt)", word):
+            assert (ROOT / word).is_file(), f"{item.where}: there is no {word}"
+
+
+def check_help():
+    command = [sys.executable, "main.py", "--help"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for mode in definitions.MODES:
+        for name in definitions.flags_of(mode):
+            assert re.search(rf"--(\[no\])?{name}:", said), f"--help says nothing of --{name}"
+
+
+class Parsed(Exception):
+    """The arguments are right."""
+
+
+def check_module(arguments, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, *given):
+        parse(self, *given)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.delitem(sys.modules, arguments[0], raising=False)
+    with pytest.raises(Parsed):
+        runpy.run_module(arguments[0], run_name="__main__")
+
+
+def check_main(arguments):
+    """All that the mode refuses before it computes."""
+    with flagsaver.flagsaver():
+        main.parse_flags(["main.py", *arguments])
+        definitions.check_mode()
+        if strategy.choose(FLAGS.strategy)[0] == "multi_worker":
+            strategy._cluster(os.environ["TF_CONFIG"])
+        if FLAGS.mode in ("train", "describe"):
+            definitions.training_config(main.dataset_info(needed=False))
+            return
+        definitions.check_likelihood()
+        definitions.ema_lengths()
+        run = preset("emoji64").replace({"data.label_names": label_names()})
+        definitions.sampling_labels(definitions.with_sampling_flags(run))
+        assert definitions.out_dir()
+
+
+# --- Commands and Python, run ----------------------------------------------------------------------
+
+
+def run_main(arguments: list[str]) -> None:
+    """One command line, in this process."""
+    with flagsaver.flagsaver():
+        main.parse_flags(["main.py", *arguments])
+        main.one_mode()
+
+
+def small(arguments: list[str]) -> list[str]:
+    """The same command for two cores; where it needs another machine or an archive, it is described."""
+    with flagsaver.flagsaver():
+        main.parse_flags(["main.py", *arguments])
+        far = FLAGS.strategy in ("tpu", "multi_worker") or FLAGS.dataset in SOURCES
+        if FLAGS.mode == "train" and far:
+            return [*arguments, "--mode=describe"]
+        network = SMALL_NETWORK if FLAGS.mode == "train" and FLAGS.dataset else []
+        return [*arguments, *SMALL_MODES[FLAGS.mode], *network]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.where)
+def test_it_runs(item, beside, monkeypatch):
+    """In the order of the page: some need what others have made."""
+    if item.python:
+        beside(item)
+        monkeypatch.setattr(urllib.request, "urlopen", answer_as_serve_does)
+        exec(compile(item.python, item.where, "exec"), {"__name__": "__main__"})
+        return
+    kind, arguments = kind_of(item)
+    if kind == "main" and arguments != ["--help"]:
+        beside(item)
+        run_main(small(arguments))
+    elif kind == "module":
+        module, *own = arguments
+        if isinstance(SMALL[module], str):
+            pytest.skip(SMALL[module])
+        beside(item)
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+        command = [sys.executable, "-m", module, *own, *SMALL[module]]
+        subprocess.run(command, check=True, env=environment)
+
+
+def answer_as_serve_does(request):
+    """What examples/serve.py answers, without HTTP."""
+    name = re.fullmatch(r"http://127.0.0.1:8501/v1/models/(\w+):predict", request.full_url)[1]
+    body = json.loads(request.data)
+    signature = tf.saved_model.load(f"exports/{name}").signatures[body["signature_name"]]
+    dtypes = {key: spec.dtype for key, spec in signature.structured_input_signature[1].items()}
+    outputs = signature(**{key: tf.constant(body["inputs"][key], dtypes[key]) for key in dtypes})
+    return io.StringIO(json.dumps({"outputs": outputs["images"].numpy().tolist()}))
+
+
+@pytest.mark.parametrize("item", BLOCKS, ids=lambda item: item.where)
+def test_what_python_imports_is_there(item):
+    for node in ast.walk(ast.parse(item.python)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert hasattr(importlib.import_module(node.module), alias.name)
+
+
+# --- What pages say beside commands ------------------------------------------------------------------
+
+
+def test_no_block_escapes_and_no_reason_is_left_over():
+    for page in PAGES:
+        for block in blocks_and_prose(page)[0]:
+            house = page.name == "README.md" and block.text.startswith("main.py ")
+            assert block.language in LANGUAGES or house, f"{name_of(page)}:{block.line}: name its language"
+    commands = [" ".join(item.words) + " " for item in COMMANDS]
+    for pattern in ELSEWHERE:
+        assert any(re.match(pattern, command) for command in commands), f"nothing begins with {pattern!r}"
+    modules = {item.words[2] for item in COMMANDS if item.words[1:2] == ("-m",) and item.words[0] == "python"}
+    assert modules == set(SMALL)
+
+
+def options_of_tools() -> set[str]:
+    """The flags of all programs but main.py."""
+    folders = ("data_tools", "benchmarks", "examples", "tests/training")
+    files = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
+    found = [re.findall(r"\badd(?:_argument)?\(\s*\"--(\w+)\"", path.read_text()) for path in files]
+    return {name for names in found for name in names}
+
+
+def test_flags_and_settings_that_pages_name_exist():
+    known = {name for mode in definitions.MODES for name in definitions.flags_of(mode)}
+    known |= options_of_tools() | {"help", "logdir"}
+    sections = "|".join(sorted({key.partition(".")[0] for key in leaves(Config) if "." in key}))
+    for page in PAGES:
+        for name in re.findall(r"(?<![\w-])--(\w+)", page.read_text()):
+            assert name in known, f"{name_of(page)}: there is no flag --{name}"
+        for line, text in spans(page):
+            for key in re.findall(rf"(?:^|=)((?:{sections})\.\w+)", text):
+                assert key in leaves(Config), f"{name_of(page)}:{line}: there is no setting {key}"
+            for assignment in re.findall(rf"--set=((?:{sections})\.\w+=[^\s.]*)(?:\s|$)", text):
+                parse_settings([assignment])
+
+
+def test_every_flag_is_documented():
+    text = " ".join(page.read_text() for page in PAGES)
+    tools = {
+        name
+        for path in (ROOT / "data_tools").glob("*.py")
+        for name in re.findall(r"\badd(?:_argument)?\(\s*\"--(\w+)\"", path.read_text())
+    }
+    main_s = {name for mode in definitions.MODES for name in definitions.flags_of(mode)}
+    missing = [name for name in sorted(tools | main_s) if not re.search(rf"--{name}\b", text)]
+    assert not missing, f"no page says what these are: {missing}"
+
+
+def test_links_lead_somewhere():
+    cards = [path for room in ("pdm_tf", "examples") for path in (ROOT / room).rglob("*.md")]
+    for page in (*PAGES, *cards):
+        for link in links(page):
+            file, _, anchor = link.partition("#")
+            target = (page.parent / file).resolve() if file else page
+            assert target.exists(), f"{page}: {link} is not there"
+            assert not anchor or anchor in anchors(target), f"{page}: {link} is no heading of that page"
+
+
+def test_files_that_pages_name_are_there():
+    tops = "flags|pdm_tf|data_tools|benchmarks|examples|tests|docs"
+    for page in PAGES:
+        for line, text in spans(page):
+            for path in re.findall(rf"(?:^|[ =])((?:{tops})/[\w./]+)", text):
+                assert (ROOT / path).exists(), f"{name_of(page)}:{line}: there is no {path}"
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(PAGES[0].read_text().splitlines()) < 200
+    linked = {link.partition("#")[0] for page in PAGES for link in links(page)}
+    for page in PAGES[1:]:
+        assert linked & {f"docs/{page.name}", page.name}, f"no page links to {page.name}"
+
+
+def test_the_readme_s_figures_are_those_of_the_pages_that_it_names():
+    rows = [line for line in PAGES[0].read_text().splitlines() if line.startswith("|") and "**" in line]
+    assert rows
+    for row in rows:
+        (target,) = re.findall(r"\]\((docs/\w+\.md)", row)
+        for figure in re.findall(r"\*\*(.+?)\*\*", row):
+            assert figure in (ROOT / target).read_text(), f"{target} does not say {figure}"
+
+
+def test_messages_that_troubleshooting_quotes_are_said():
+    """Each part of a quotation is in one literal of the sources, or in setup.sh."""
+    said = [(ROOT / "setup.sh").read_text()]
+    for path in (path for room in ("flags", "pdm_tf", "data_tools") for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                said.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    page = ROOT / "docs/troubleshooting.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row.split("|")[1]) if " " in text]
+    quoted = [text for text in quoted if not text.startswith(("make ", "--"))]
+    assert quoted
+    for text in quoted:
+        for part in re.split(r" ?\.\.\. ?", text):
+            assert any(part in literal for literal in said), f"nothing says {part!r}"
+
+
+@pytest.mark.slow
+def test_the_presets_cost_what_the_table_says(capsys):
+    row = r"^\| `(--dataset=[^`]+)`.*?\| ([\d,]{9,}) \| ([\d.]+) \|"
+    rows = re.findall(row, PAGES[0].read_text(), re.MULTILINE)
+    assert len(rows) == 7
+    for flags, parameters, gigaflops in rows:
+        run_main(["--mode=describe", *flags.split()])
+        said = capsys.readouterr().out
+        assert f"trainable parameters: {parameters}" in said
+        flops = int(re.search(r"forward FLOPs per image: ([\d,]+)", said)[1].replace(",", ""))
+        assert f"{flops / 1e9:.1f}" == f"{float(gigaflops):.1f}"
+
+
+@pytest.mark.slow
+def test_the_picture_of_a_trajectory_is_what_its_command_draws(tmp_path):
+    (command,) = [item for item in COMMANDS if "--trajectory=7" in item.words]
+    run_main([*command.words[2:], f"--out={tmp_path}"])
+    files = tmp_path / "trajectory.png", ROOT / "docs/trajectory.png"
+    drawn, shown = (np.asarray(Image.open(path)).astype(int) for path in files)
+    assert drawn.shape == shown.shape and np.abs(drawn - shown).mean() < 2
