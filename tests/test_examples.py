@@ -70,7 +70,7 @@ def test_the_notebook_runs_from_a_clone_to_the_pictures(repository_to_clone, tmp
         (tmp_path / "uv").write_text("#!/bin/sh\nexit 1\n")  # not to be needed
         (tmp_path / "uv").chmod(0o755)
     commit(repository_to_clone)
-    environment = {**os.environ, "REPOSITORY": str(repository_to_clone), "PATH": path}
+    environment = {**os.environ, "REPOSITORY": repository_to_clone.as_uri(), "PATH": path}
     (tmp_path / "content").mkdir()
     subprocess.run(
         [python, ROOT / "tests/notebook.py", NOTEBOOK, tmp_path / "pictures"],
