@@ -115,7 +115,7 @@ def evaluate():
 def likelihood():
     """--mode=evaluate --likelihood: bits per dimension of a model on its held-out split (Section 4.1)."""
     from pdm_tf import data, stack
-    from pdm_tf.evaluation.likelihood import Likelihood, report_bits
+    from pdm_tf.evaluation.likelihood import Likelihood, report_bits, ways_from
     from pdm_tf.experts import load
 
     runs = trained_runs()
@@ -130,7 +130,7 @@ def likelihood():
         image_shape=config.data.image_shape, drop_remainder=False,
     ).unbatch().take(count).batch(FLAGS.sample_batch_size)  # fmt: skip
     loaded, out = load(runs), pathlib.Path(definitions.out_dir())
-    measure, seed = Likelihood(loaded.denoiser, variance=config.sampling.variance), FLAGS.seed or 0
+    measure, seed = Likelihood(loaded.denoiser, ways_from(config.sampling.variance)), FLAGS.seed or 0
     kept = out / ".unfinished-likelihood"
     with data.naming_shards():
         bits = measure(batches.as_numpy_iterator(), seed=seed, strata=FLAGS.strata, count=count, folder=kept)
