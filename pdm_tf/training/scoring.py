@@ -14,8 +14,8 @@ from flags.config import Config
 from pdm_tf import data
 from pdm_tf.atomic import atomic_json, sha256
 from pdm_tf.evaluation import references
-from pdm_tf.evaluation.distances import Moments, frechet_distance, kernel_distance
 from pdm_tf.evaluation.features import extract, load_detector
+from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
 from pdm_tf.run import RunFolder
 from pdm_tf.training.metrics import MetricsLog
@@ -67,7 +67,7 @@ class Scoring:
             elapsed = time_so_far(metrics, self.settings.batch_size)["elapsed"]
             self.budget = Budget(elapsed=elapsed, used=total_of(metrics, SECONDS))
             self.best = self._read_best() if self.settings.keep_best else None
-            self.told, self.reference, self.labels = False, None, None
+            self.told, self.comparison, self.labels = False, None, None
 
     def done(self, step: int) -> bool:
         """Whether the run has a score of that step."""
@@ -104,20 +104,15 @@ class Scoring:
     def _measure(self) -> dict[str, float]:
         """The distances of now, by their names."""
         count, check = self.settings.score_images, self.check
-        if self.reference is None:
-            self.reference = references.of_split(
+        if self.comparison is None:
+            reference = references.of_split(
                 self.detector, self.info, "train", self.config.data.image_shape, progress=lambda done: check()
             )
-            shares = self.reference.what["label_counts"] or [1]
-            self.labels = shared_labels(shares, count, self.config.seed)
+            self.comparison = Comparison(self.detector, reference)
+            self.labels = shared_labels(reference.what["label_counts"] or [1], count, self.config.seed)
         with self.preview.ema.applied():
             images = self.preview.batches(count, self.labels, check, "score")
-            pooled = extract(self.detector, images).pooled
-        values = [
-            frechet_distance(self.reference.moments, Moments.of(pooled)),
-            kernel_distance(pooled, self.reference.features)[0],
-        ]
-        return dict(zip(self.names, values))
+            return self.comparison.distances(extract(self.detector, images).pooled)
 
     def _keep_best(self, step: int, values: dict[str, float]) -> None:
         score = values[self.names[0]]
