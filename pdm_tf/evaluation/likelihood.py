@@ -20,22 +20,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from flags.errors import UserError
 from pdm_tf.atomic import atomic_json
+from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
 from pdm_tf.experts import Experts
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
+from pdm_tf.sampling.sampler import own_share
 from pdm_tf.weights import read_arrays, write_arrays
 
 # Images float32 (B, H, W, C) in [-1, 1] on the levels of 8 bits, labels int32 (B,), and places int (B,), the
@@ -137,7 +138,10 @@ class Bits(NamedTuple):
 
 
 class Likelihood:
-    """The bound of one network or `Experts`, compiled once; weights may change between calls."""
+    """The bound of one network or `Experts`, compiled once; weights may change between calls.
+
+    One made inside a strategy's scope shares each batch among the replicas.
+    """
 
     def __init__(self, denoiser: Denoiser, ways: Sequence[Way] = (Way(),)):
         """Fixes what is measured.
@@ -148,10 +152,12 @@ class Likelihood:
           ways: how to read its answers; all of them are measured by one run of the network.
         """
         self.denoiser, self.ways = denoiser, [Way(*way) for way in ways]
+        self.strategy = tf.distribute.get_strategy()
+        self.replicas = self.strategy.num_replicas_in_sync
         images = tf.TensorSpec((None, *denoiser.image_shape), tf.float32)
         each, scalar = tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.int32)
         key = tf.TensorSpec((2,), tf.int32)
-        self._terms = tf.function(self._terms_of, [images, each, each, key, scalar, scalar])
+        self._terms = tf.function(self._terms_on_replicas, [images, each, each, key, scalar, scalar])
         self._prior = tf.function(self._prior_of, [images])
 
     def __call__(
@@ -163,6 +169,7 @@ class Likelihood:
         strata: int | None = None,
         folder: str | os.PathLike | None = None,
         count: int | None = None,
+        check: Callable[[], None] = lambda: None,
         progress: bool = True,
     ) -> list[Bits]:
         """Measures images given their labels (the null label for those without): one answer for each way.
@@ -177,6 +184,7 @@ class Likelihood:
           folder: keeps finished batches, so that the same call after a kill goes on from there. Files of
             other settings, weights or images never mix in. Whoever gives it removes it.
           count: how many images there are, for the progress bar.
+          check: called after each term of a batch; what it raises ends the measurement.
         Raises:
           UserError: images that are not of 8 bits, no images, more strata than terms, a full disk.
         """
@@ -184,11 +192,17 @@ class Likelihood:
         intervals = intervals_of(self.denoiser.t_start, self.denoiser.t_stop, strata)
         identity = None if folder is None else self._identity(asked)
         evaluations = draws * len(intervals)
+        keys = [stream(seed, "likelihood", draw) for draw in range(draws)]
         measured = []
         with bar(
             total=count and count * evaluations, desc=f"likelihood, {len(intervals)} terms",
             unit="evaluation", unit_scale=True, disable=not progress,
         ) as shown:  # fmt: skip
+
+            def report(terms: int) -> None:
+                shown.update(terms)
+                check()
+
             for batch in batches:
                 images, labels, places = map(np.asarray, batch)
                 check_8_bits(images)
@@ -197,7 +211,7 @@ class Likelihood:
                     skip(shown, len(images) * evaluations)
                     measured.append(read_arrays(file))
                     continue
-                measured.append(self._measure(images, labels, places, seed, draws, intervals, shown))
+                measured.append(self._measure(images, labels, places, keys, intervals, report))
                 if file is not None:
                     write_arrays(file, measured[-1])
         if not measured:
@@ -206,25 +220,37 @@ class Likelihood:
         return [self._summary(place, measured, widths, draws, strata) for place in range(len(self.ways))]
 
     def _measure(
-        self, images: np.ndarray, labels: np.ndarray, places: np.ndarray, seed: int, draws: int,
-        intervals: Sequence[tuple[int, int]], shown: tqdm,
+        self, images: np.ndarray, labels: np.ndarray, places: np.ndarray, keys: Sequence[tf.Tensor],
+        intervals: Sequence[tuple[int, int]], report: Callable[[int], None],
     ) -> dict[str, np.ndarray]:  # fmt: skip
         """One batch: t int32 (draws, intervals, B), prior float64 (B,), and of W ways floored, exact and
         mse_x, float64 (draws, intervals, W, B).
         """
-        x, labels = tf.constant(images), tf.constant(labels, tf.int32)
-        places = tf.constant(np.asarray(places, np.int64) % 2**31, tf.int32)
+        count, whole = len(images), self.denoiser.t_stop == len(self.denoiser.schedule)
+        padded = np.minimum(np.arange(-(-count // self.replicas) * self.replicas), count - 1)
+        x, labels = tf.constant(images[padded]), tf.constant(labels[padded], tf.int32)
+        places = tf.constant(places[padded].astype(np.int64) % 2**31, tf.int32)
         found = []
-        for draw in range(draws):
-            key = stream(seed, "likelihood", draw)
+        for key in keys:
             for first, stop in intervals:
-                found.append([part.numpy() for part in self._terms(x, labels, places, key, first, stop)])
-                shown.update(len(images))
-        shape = (draws, len(intervals))
+                parts = map(
+                    self.strategy.experimental_local_results, self._terms(x, labels, places, key, first, stop)
+                )
+                found.append([np.concatenate(part, axis=-1)[..., :count] for part in parts])
+                report(count)
+        shape = (len(keys), len(intervals))
         parts = (np.stack(part).reshape(*shape, *part[0].shape) for part in zip(*found))
-        whole = self.denoiser.t_stop == len(self.denoiser.schedule)
-        prior = self._prior(x).numpy() if whole else np.zeros(len(images))
+        prior = self._prior(images).numpy() if whole else np.zeros(count)
         return {**dict(zip(("t", "floored", "exact", "mse_x"), parts)), "prior": prior}
+
+    def _terms_on_replicas(self, x, labels, places, key, first, stop):
+        """`_terms_of`, each replica on its share of the images."""
+
+        def own():
+            shares = (own_share(value, self.replicas) for value in (x, labels, places))
+            return self._terms_of(*shares, key, first, stop)
+
+        return self.strategy.run(own)
 
     def _terms_of(self, x, labels, places, key, first, stop):
         """t int32 (B,), of first..stop-1; bits with and without the floor, and mse_x, float64 (W, B)."""
@@ -339,6 +365,23 @@ def intervals_of(t_start: int, t_stop: int, strata: int | None) -> list[tuple[in
     edges = np.floor(np.geomspace(start, max(t_stop, start), count + 1) + 0.5).astype(int)
     edges = np.maximum(edges, start + np.arange(count + 1)).tolist()
     return ([(0, 1)] if t_start == 0 else []) + list(zip(edges, edges[1:]))
+
+
+def most_strata(denoiser: Denoiser) -> int:
+    """The most strata that `intervals_of` can make of a denoiser's t."""
+    return denoiser.t_stop - max(denoiser.t_start, 1)
+
+
+def held_out_batches(
+    info: DatasetInfo, split: str, image_shape: Sequence[int], batch_size: int, count: int
+) -> Iterator[Batch]:
+    """The first images of a split as `Likelihood` wants them."""
+    batches = load_batches(
+        info, split=split, batch_size=batch_size, seed=0, repeat=False, shuffle=False,
+        image_shape=image_shape, drop_remainder=False,
+    ).unbatch().take(count).batch(batch_size)  # fmt: skip
+    with naming_shards():
+        yield from batches.as_numpy_iterator()
 
 
 def check_8_bits(images: np.ndarray) -> None:

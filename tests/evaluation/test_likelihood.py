@@ -71,6 +71,18 @@ def test_experts_measure_what_one_network_does(whole):
     assert intervals == [(0, 396), (396, 1000)]
 
 
+def test_replicas_share_the_images_and_measure_what_one_device_does(whole):
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
+    with tf.distribute.MirroredStrategy([device.name for device in devices[:2]]).scope():
+        measure = Likelihood(denoiser_of(), [UNCLIPPED])
+    (shared,) = measure(batches_of(5, 3), strata=8, progress=False)  # 3 and 2 images: padded, and not
+    (alone,) = Likelihood(denoiser_of(), [UNCLIPPED])(batches_of(5), strata=8, progress=False)
+    np.testing.assert_allclose(shared.terms, alone.terms, rtol=1e-6)
+    assert shared.count == 5 and shared.bits_per_dim == pytest.approx(alone.bits_per_dim, rel=1e-6)
+
+
 def test_strata_estimate_the_whole_without_bias(whole):
     measure = Likelihood(denoiser_of(), [UNCLIPPED])
     found = [measure(batches_of(8, 8), seed=s, strata=16, progress=False)[0].bits_per_dim for s in range(40)]
