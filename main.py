@@ -58,11 +58,7 @@ def sample():
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
     from pdm_tf.training import strategy
 
-    chosen = choose_strategy()
-    if chosen == "multi_worker":
-        raise UserError(
-            "strategy multi_worker: samples are drawn on one machine; use --strategy=cpu, mirrored or tpu"
-        )
+    chosen = one_machine()
     # All that can be refused is looked at before any network is made.
     runs = trained_runs()
     config = definitions.with_sampling_flags(runs[0].config)
@@ -117,8 +113,9 @@ def evaluate():
 def likelihood():
     """--mode=evaluate --likelihood: bits per dimension of a model on its held-out split (Section 4.1)."""
     from pdm_tf import data, stack
-    from pdm_tf.evaluation.likelihood import Likelihood, report_bits
+    from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, report_bits, ways_from
     from pdm_tf.experts import load
+    from pdm_tf.training import strategy
 
     runs = trained_runs()
     config = definitions.with_sampling_flags(runs[0].config)
@@ -127,16 +124,15 @@ def likelihood():
     if split is None:
         raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
     count = min(FLAGS.num_samples or info.num_examples[split], info.num_examples[split])
-    batches = data.load_batches(
-        info, split=split, batch_size=FLAGS.sample_batch_size, seed=0, repeat=False, shuffle=False,
-        image_shape=config.data.image_shape, drop_remainder=False,
-    ).unbatch().take(count).batch(FLAGS.sample_batch_size)  # fmt: skip
-    loaded, out = load(runs), pathlib.Path(definitions.out_dir())
-    measure, seed = Likelihood(loaded.denoiser, variance=config.sampling.variance), FLAGS.seed or 0
+    out, seed, chosen = pathlib.Path(definitions.out_dir()), FLAGS.seed or 0, one_machine()
+    with strategy.make_strategy(chosen).scope():
+        loaded = load(runs)
+        measure = Likelihood(loaded.denoiser, ways_from(config.sampling.variance))
+    batches = held_out_batches(info, split, config.data.image_shape, FLAGS.sample_batch_size, count)
     kept = out / ".unfinished-likelihood"
-    with data.naming_shards():
-        bits = measure(batches.as_numpy_iterator(), seed=seed, strata=FLAGS.strata, count=count, folder=kept)
-    about = {"split": split, "seed": seed, "origin": loaded.origin, "stack": stack.versions()}
+    bits = measure(batches, seed=seed, strata=FLAGS.strata, count=count, folder=kept)
+    origin = {"origin": loaded.origin, "strategy": chosen, "stack": stack.versions()}
+    about = {"split": split, "seed": seed, **origin}
     report_bits(bits, out, about)
     shutil.rmtree(kept)
 
@@ -173,9 +169,7 @@ def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bo
     from pdm_tf.sampling.sampler import Sampler
     from pdm_tf.training import strategy
 
-    chosen, seed, count = choose_strategy(), FLAGS.seed or 0, definitions.num_samples()
-    if chosen == "multi_worker":
-        raise UserError("strategy multi_worker: samples are drawn on one machine; use cpu, mirrored or tpu")
+    chosen, seed, count = one_machine(), FLAGS.seed or 0, definitions.num_samples()
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs, next(iter(lengths), None))
         sampler = Sampler(loaded.denoiser, config.sampling)
@@ -241,6 +235,17 @@ def choose_strategy() -> str:
     chosen, reason = strategy.choose(FLAGS.strategy)
     if chosen != FLAGS.strategy and FLAGS.mode != "describe":
         print(f"strategy: {chosen} ({reason})", flush=True)
+    return chosen
+
+
+def one_machine() -> str:
+    """`choose_strategy`, of those for one machine."""
+    chosen = choose_strategy()
+    if chosen == "multi_worker":
+        raise UserError(
+            "strategy multi_worker: samples are drawn on one machine, and models measured; use "
+            "--strategy=cpu, mirrored or tpu"
+        )
     return chosen
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pdm_tf.evaluation import distances
-from pdm_tf.evaluation.distances import Moments
+from pdm_tf.evaluation.distances import Manifold, Moments
 
 CLASSES = 1008
 
@@ -46,9 +46,10 @@ DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "frechet_error": lambda x, y: distances.frechet_error(Moments.of(x), y),
     "kernel": distances.kernel_distance,
     "inception_score": lambda x, y: distances.inception_score(probabilities(y)),
-    "precision_recall": lambda x, y: distances.precision_recall(x[:10_000], y),
-    "precision_recall_half": lambda x, y: distances.precision_recall(x[:10_000], y, half=True),
-    "density_coverage": lambda x, y: distances.density_coverage(x[:10_000], y),
+    "manifold": lambda x, y: Manifold(x[:10_000]).squared_radii[3].mean(),
+    "precision_recall": lambda x, y: distances.precision_recall(Manifold(x[:10_000]), y),
+    "precision_recall_half": lambda x, y: distances.precision_recall(Manifold(x[:10_000], half=True), y),
+    "density_coverage": lambda x, y: distances.density_coverage(Manifold(x[:10_000]), y),
     "nearest": lambda x, y: distances.nearest(x[:10_000], y)[1].mean(),
 }
 
@@ -65,7 +66,7 @@ def measure(name: str, count: int, dimension: int) -> None:
     begin = time.perf_counter()
     value = DISTANCES[name](*sides)
     seconds = time.perf_counter() - begin
-    shown = ", ".join(f"{number:.6g}" for number in np.atleast_1d(value))
+    shown = ", ".join(f"{number:.6g}" for number in np.ravel(value))
     print(f"{name:22} {seconds:8.1f} s {peak() - held:8.0f} MiB (+{held:.0f})   {shown}", flush=True)
 
 

@@ -7,7 +7,7 @@ memory beside the features themselves is that of a few (D, D) matrices or of a f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -218,84 +218,82 @@ def inception_score(probabilities: np.ndarray, split: int = 5000) -> tuple[float
 # --- neighbours ----------------------------------------------------------------------------------
 
 
-def precision_recall(
-    reference: np.ndarray, samples: np.ndarray, k: int = 3, half: bool = False, block: int = BLOCK
-) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019), as in ADM's evaluator.
+class Manifold:
+    """A set of images with a ball around each, which reaches to its k-th nearest other image of the set.
 
-    Each image of a set has a ball that reaches to its k-th nearest other image of the set. Precision is the
-    share of the samples that lie in a ball of the reference, recall the share of the reference in a ball
-    of the samples. Both depend on the numbers of images on both sides.
+    The balls are found once, whatever is compared with them afterwards.
+    """
+
+    def __init__(
+        self, features: np.ndarray, ks: Sequence[int] = (3, 5), half: bool = False, block: int = BLOCK
+    ):
+        """Finds the balls of each k.
+
+        Args:
+          features: float (N, D), N > k.
+          half: squared distances in float16, those of a block in float32 where one of it is not finite, as
+            ADM computes them; otherwise in float32, around the set's mean.
+          block: rows at once.
+        """
+        self.half, self.block = half, block
+        # Around one mean squares cancel least; ADM's are as they are.
+        self.origin = np.float32(0) if half else features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.features = self.placed(features)
+        self.squared_radii = _squared_radii(self.features, ks, half, block)
+
+    def placed(self, samples: np.ndarray) -> np.ndarray:
+        """Other features, float (M, D), as `distances_to` wants them, float32."""
+        return np.subtract(samples, self.origin, dtype=np.float32)
+
+    def distances_to(self, placed: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Squared distances in blocks: (rows of this set, rows of the other, float32 (n, m))."""
+        return _squared_distances(self.features, placed, self.half, self.block)
+
+
+def precision_recall(
+    reference: Manifold, samples: np.ndarray, k: int = 3, groups: int = 10, seed: int = 0
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019) as in ADM's evaluator, and their errors.
+
+    Precision is the share of the samples that lie in a ball of the reference, recall the share of the
+    reference in a ball of the samples. Both depend on the numbers of images on both sides.
+
+    As in `frechet_error` the standard errors are of the samples' chance alone, those of a jackknife that
+    leaves out groups of samples. The samples' balls stay those of all samples, which makes recall's error a
+    little too large.
 
     Args:
-      reference, samples: float (N, D) and (M, D).
+      reference: with balls of this k.
+      samples: float (M, D).
       k: 3 in the literature.
-      half: squared distances in float16, those of a block in float32 where one of it is not finite, as ADM
-        computes them; otherwise in float32, around the reference's mean.
-      block: rows at once.
+      groups, seed: of the jackknife.
     """
-    (precision, _), (recall, _) = precision_recall_errors(reference, samples, k, half, block)
-    return precision, recall
-
-
-def precision_recall_errors(
-    reference: np.ndarray,
-    samples: np.ndarray,
-    k: int = 3,
-    half: bool = False,
-    block: int = BLOCK,
-    groups: int = 10,
-    seed: int = 0,
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """`precision_recall`, each with its standard error, of the samples' chance alone.
-
-    As in `frechet_error` the errors are those of a jackknife that leaves out groups of samples. The samples'
-    balls stay those of all samples, which makes recall's error a little too large.
-    """
-    reference, samples = _prepared(reference, samples, half)
-    reference_radii = _squared_radii(reference, k, half, block)
-    sample_radii = _squared_radii(samples, k, half, block)
+    samples = reference.placed(samples)
+    reference_radii = reference.squared_radii[k]
+    sample_radii = _squared_radii(samples, [k], reference.half, reference.block)[k]
     member = _members(len(samples), groups, seed)
     inside_reference = np.zeros(len(samples), bool)
-    balls = np.zeros((len(reference), member.shape[1]), np.float32)  # of each group, around a reference image
-    for rows, columns, distances in _squared_distances(reference, samples, half, block):
+    balls = np.zeros((len(reference_radii), member.shape[1]), np.float32)  # of each group, around an image
+    for rows, columns, distances in reference.distances_to(samples):
         inside_reference[columns] |= (distances <= reference_radii[rows, None]).any(axis=0)
         balls[rows] += (distances <= sample_radii[None, columns]).astype(np.float32) @ member[columns]
     return _mean_and_error(inside_reference, member), _covered_and_error(balls)
 
 
 def density_coverage(
-    reference: np.ndarray, samples: np.ndarray, k: int = 5, block: int = BLOCK
-) -> tuple[float, float]:
+    reference: Manifold, samples: np.ndarray, k: int = 5, groups: int = 10, seed: int = 0
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Density and coverage (Naeem et al. 2020), which one odd image of the reference hardly moves.
 
     Density is the number of balls of the reference that a sample lies in, divided by k, on average (it may
-    exceed 1); coverage the share of the reference's balls that hold a sample.
-
-    Args:
-      reference, samples: float (N, D) and (M, D).
-      k: a ball reaches to the k-th nearest other image of the reference.
-      block: rows at once.
+    exceed 1); coverage the share of the reference's balls that hold a sample. Arguments and errors are as in
+    `precision_recall`.
     """
-    (density, _), (coverage, _) = density_coverage_errors(reference, samples, k, block)
-    return density, coverage
-
-
-def density_coverage_errors(
-    reference: np.ndarray,
-    samples: np.ndarray,
-    k: int = 5,
-    block: int = BLOCK,
-    groups: int = 10,
-    seed: int = 0,
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """`density_coverage`, each with its standard error by the jackknife of `precision_recall_errors`."""
-    reference, samples = _prepared(reference, samples, half=False)
-    radii = _squared_radii(reference, k, False, block)
+    samples, radii = reference.placed(samples), reference.squared_radii[k]
     member = _members(len(samples), groups, seed)
     hits = np.zeros(len(samples), np.int64)
-    inside = np.zeros((len(reference), member.shape[1]), np.float32)
-    for rows, columns, distances in _squared_distances(reference, samples, False, block):
+    inside = np.zeros((len(radii), member.shape[1]), np.float32)
+    for rows, columns, distances in reference.distances_to(samples):
         within = distances < radii[rows, None]
         hits[columns] += within.sum(axis=0)
         inside[rows] += within.astype(np.float32) @ member[columns]
@@ -333,7 +331,8 @@ def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarra
 
     The distances of the pairs found are computed from their differences: that of two equal rows is 0.
     """
-    centred_x, centred_y = _prepared(x, y, half=False)
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)  # around it squares cancel least
+    centred_x, centred_y = (np.subtract(side, mean, dtype=np.float32) for side in (x, y))
     index, smallest = np.zeros(len(x), np.int64), np.full(len(x), np.inf, np.float32)
     for rows, columns, distances in _squared_distances(centred_x, centred_y, False, block):
         found = distances.argmin(axis=1)
@@ -350,26 +349,22 @@ def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarra
     return index, distance
 
 
-def _prepared(x: np.ndarray, y: np.ndarray, half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides in float32: as they are, as ADM's, or around one mean, where squares cancel least."""
-    if half:
-        return np.asarray(x, np.float32), np.asarray(y, np.float32)
-    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return np.subtract(x, mean, dtype=np.float32), np.subtract(y, mean, dtype=np.float32)
-
-
-def _squared_radii(features: np.ndarray, k: int, half: bool, block: int) -> np.ndarray:
-    """The squared distance of each row of (N, D) to its k-th nearest other row, float32 (N,)."""
-    if len(features) <= k:
-        raise ValueError(f"balls of {k} neighbours need more than {k} images, and these are {len(features)}")
+def _squared_radii(features: np.ndarray, ks: Sequence[int], half: bool, block: int) -> dict[int, np.ndarray]:
+    """The squared distance of each row of (N, D) to its k-th nearest other row, float32 (N,), of each k."""
+    most = max(ks)
+    if len(features) <= most:
+        raise ValueError(
+            f"balls of {most} neighbours need more than {most} images, and these are {len(features)}"
+        )
     # A row is its own nearest: the k + 1 smallest.
-    smallest = np.full((len(features), k + 1), np.inf, np.float32)
+    smallest = np.full((len(features), most + 1), np.inf, np.float32)
     for rows, _, distances in _squared_distances(features, features, half, block):
-        if distances.shape[1] > k + 1:
-            distances = np.partition(distances, k, axis=1)[:, : k + 1]
+        if distances.shape[1] > most + 1:
+            distances = np.partition(distances, most, axis=1)[:, : most + 1]
         both = np.concatenate([smallest[rows], distances], axis=1)
-        smallest[rows] = np.partition(both, k, axis=1)[:, : k + 1]
-    return smallest.max(axis=1)
+        smallest[rows] = np.partition(both, most, axis=1)[:, : most + 1]
+    smallest.sort(axis=1)
+    return {k: smallest[:, k].copy() for k in ks}
 
 
 def _squared_distances(

@@ -20,22 +20,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from flags.errors import UserError
 from pdm_tf.atomic import atomic_json
+from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
 from pdm_tf.experts import Experts
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
+from pdm_tf.sampling.sampler import own_share
 from pdm_tf.weights import read_arrays, write_arrays
 
 # Images float32 (B, H, W, C) in [-1, 1] on the levels of 8 bits, labels int32 (B,), and places int (B,), the
@@ -44,6 +45,24 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 # The least probability that the decoder gives a number, in the DDPM family.
 FLOOR = 1e-12
 TENTHS = 10
+
+
+class Way(NamedTuple):
+    """How the bound reads a network's answer.
+
+    Attributes:
+      variance: sigma^2's name in `VARIANCES`.
+      clip: whether x_theta is clipped to [-1, 1], as the DDPM family does (and as `guided` samples).
+    """
+
+    variance: str = "learned"
+    clip: bool = True
+
+
+def ways_from(variance: str) -> list[Way]:
+    """All ways, the clipped one of a variance first."""
+    ways = [Way(name, clip) for name in VARIANCES for clip in (True, False)]
+    return sorted(ways, key=lambda way: way.variance != variance)
 
 
 class Part(NamedTuple):
@@ -70,7 +89,7 @@ class Part(NamedTuple):
 
 
 class Bits(NamedTuple):
-    """What `Likelihood` answers. Bits are bits per dimension; means are over images and draws.
+    """What `Likelihood` answers for one way. Bits are bits per dimension; means are over images and draws.
 
     Attributes:
       bits_per_dim: the bound. Of a denoiser of a part of the process, the terms of its t alone.
@@ -84,7 +103,7 @@ class Bits(NamedTuple):
       counts: (T,) how many terms each t's means are of.
       count, draws, strata: images, draws of noise, and terms drawn for each image in t > 0; None: all.
       t_start, t_stop: of the denoiser.
-      variance, clip: as asked.
+      way: as asked.
     """
 
     bits_per_dim: float
@@ -101,8 +120,7 @@ class Bits(NamedTuple):
     strata: int | None
     t_start: int
     t_stop: int
-    variance: str
-    clip: bool
+    way: Way
 
     def rows(self) -> list[tuple[str, str, str]]:
         """A table for people: (what, bits, standard error), the whole first."""
@@ -114,31 +132,32 @@ class Bits(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the curves over t, as JSON values."""
-        left_out = ("terms", "mse_x", "mse_eps", "counts", "parts")
+        left_out = ("terms", "mse_x", "mse_eps", "counts", "parts", "way")
         values = {name: value for name, value in self._asdict().items() if name not in left_out}
-        return {**values, "parts": [part._asdict() for part in self.parts]}
+        return {**values, **self.way._asdict(), "parts": [part._asdict() for part in self.parts]}
 
 
 class Likelihood:
-    """The bound of a denoiser, one network's or `Experts`, compiled once; weights may change between calls.
+    """The bound of one network or `Experts`, compiled once; weights may change between calls.
 
-    In training, a cheap held-out figure is `Likelihood(model.denoiser)(batches, strata=16)`.
+    One made inside a strategy's scope shares each batch among the replicas.
     """
 
-    def __init__(self, denoiser: Denoiser, *, variance: str = "learned", clip: bool = True):
+    def __init__(self, denoiser: Denoiser, ways: Sequence[Way] = (Way(),)):
         """Fixes what is measured.
 
         Args:
           denoiser: the model. Of one that answers for a part of the process only, the terms of its t are
             measured: a part of the bound.
-          variance: sigma^2's name in `VARIANCES`.
-          clip: whether x_theta is clipped to [-1, 1], as the DDPM family does (and as `guided` samples).
+          ways: how to read its answers; all of them are measured by one run of the network.
         """
-        self.denoiser, self.variance, self.clip = denoiser, variance, clip
+        self.denoiser, self.ways = denoiser, [Way(*way) for way in ways]
+        self.strategy = tf.distribute.get_strategy()
+        self.replicas = self.strategy.num_replicas_in_sync
         images = tf.TensorSpec((None, *denoiser.image_shape), tf.float32)
         each, scalar = tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.int32)
         key = tf.TensorSpec((2,), tf.int32)
-        self._terms = tf.function(self._terms_of, [images, each, each, key, scalar, scalar])
+        self._terms = tf.function(self._terms_on_replicas, [images, each, each, key, scalar, scalar])
         self._prior = tf.function(self._prior_of, [images])
 
     def __call__(
@@ -150,9 +169,10 @@ class Likelihood:
         strata: int | None = None,
         folder: str | os.PathLike | None = None,
         count: int | None = None,
+        check: Callable[[], None] = lambda: None,
         progress: bool = True,
-    ) -> Bits:
-        """Measures images given their labels (the null label for those without).
+    ) -> list[Bits]:
+        """Measures images given their labels (the null label for those without): one answer for each way.
 
         Noise is a function of (seed, draw, an image's place, t), whatever the batch.
 
@@ -164,18 +184,25 @@ class Likelihood:
           folder: keeps finished batches, so that the same call after a kill goes on from there. Files of
             other settings, weights or images never mix in. Whoever gives it removes it.
           count: how many images there are, for the progress bar.
+          check: called after each term of a batch; what it raises ends the measurement.
         Raises:
           UserError: images that are not of 8 bits, no images, more strata than terms, a full disk.
         """
-        asked = {"seed": seed, "draws": draws, "strata": strata, "variance": self.variance, "clip": self.clip}
+        asked = {"seed": seed, "draws": draws, "strata": strata, "ways": self.ways}
         intervals = intervals_of(self.denoiser.t_start, self.denoiser.t_stop, strata)
         identity = None if folder is None else self._identity(asked)
         evaluations = draws * len(intervals)
+        keys = [stream(seed, "likelihood", draw) for draw in range(draws)]
         measured = []
         with bar(
             total=count and count * evaluations, desc=f"likelihood, {len(intervals)} terms",
             unit="evaluation", unit_scale=True, disable=not progress,
         ) as shown:  # fmt: skip
+
+            def report(terms: int) -> None:
+                shown.update(terms)
+                check()
+
             for batch in batches:
                 images, labels, places = map(np.asarray, batch)
                 check_8_bits(images)
@@ -184,34 +211,49 @@ class Likelihood:
                     skip(shown, len(images) * evaluations)
                     measured.append(read_arrays(file))
                     continue
-                measured.append(self._measure(images, labels, places, seed, draws, intervals, shown))
+                measured.append(self._measure(images, labels, places, keys, intervals, report))
                 if file is not None:
                     write_arrays(file, measured[-1])
         if not measured:
             raise UserError("no images to measure a likelihood of: choose a split that has some")
-        return self._summary(measured, np.diff(intervals)[:, 0], draws, strata)
+        widths = np.diff(intervals)[:, 0]
+        return [self._summary(place, measured, widths, draws, strata) for place in range(len(self.ways))]
 
     def _measure(
-        self, images: np.ndarray, labels: np.ndarray, places: np.ndarray, seed: int, draws: int,
-        intervals: Sequence[tuple[int, int]], shown: tqdm,
+        self, images: np.ndarray, labels: np.ndarray, places: np.ndarray, keys: Sequence[tf.Tensor],
+        intervals: Sequence[tuple[int, int]], report: Callable[[int], None],
     ) -> dict[str, np.ndarray]:  # fmt: skip
-        """One batch: t int32 and floored, exact, mse_x float64, (draws, intervals, B); prior float64 (B,)."""
-        x, labels = tf.constant(images), tf.constant(labels, tf.int32)
-        places = tf.constant(np.asarray(places, np.int64) % 2**31, tf.int32)
+        """One batch: t int32 (draws, intervals, B), prior float64 (B,), and of W ways floored, exact and
+        mse_x, float64 (draws, intervals, W, B).
+        """
+        count, whole = len(images), self.denoiser.t_stop == len(self.denoiser.schedule)
+        padded = np.minimum(np.arange(-(-count // self.replicas) * self.replicas), count - 1)
+        x, labels = tf.constant(images[padded]), tf.constant(labels[padded], tf.int32)
+        places = tf.constant(places[padded].astype(np.int64) % 2**31, tf.int32)
         found = []
-        for draw in range(draws):
-            key = stream(seed, "likelihood", draw)
+        for key in keys:
             for first, stop in intervals:
-                found.append([part.numpy() for part in self._terms(x, labels, places, key, first, stop)])
-                shown.update(len(images))
-        shape = (draws, len(intervals), len(images))
-        parts = (np.stack(part).reshape(shape) for part in zip(*found))
-        whole = self.denoiser.t_stop == len(self.denoiser.schedule)
-        prior = self._prior(x).numpy() if whole else np.zeros(len(images))
+                parts = map(
+                    self.strategy.experimental_local_results, self._terms(x, labels, places, key, first, stop)
+                )
+                found.append([np.concatenate(part, axis=-1)[..., :count] for part in parts])
+                report(count)
+        shape = (len(keys), len(intervals))
+        parts = (np.stack(part).reshape(*shape, *part[0].shape) for part in zip(*found))
+        prior = self._prior(images).numpy() if whole else np.zeros(count)
         return {**dict(zip(("t", "floored", "exact", "mse_x"), parts)), "prior": prior}
 
+    def _terms_on_replicas(self, x, labels, places, key, first, stop):
+        """`_terms_of`, each replica on its share of the images."""
+
+        def own():
+            shares = (own_share(value, self.replicas) for value in (x, labels, places))
+            return self._terms_of(*shares, key, first, stop)
+
+        return self.strategy.run(own)
+
     def _terms_of(self, x, labels, places, key, first, stop):
-        """(t int32 (B,), bits with and without the floor and mse_x float64 (B,)) at a t of first..stop-1."""
+        """t int32 (B,), of first..stop-1; bits with and without the floor, and mse_x, float64 (W, B)."""
 
         def draw(image_key):
             fold_in = tf.random.experimental.stateless_fold_in
@@ -223,26 +265,31 @@ class Likelihood:
         t, eps = draw_each(key, places, draw, (tf.TensorSpec((), tf.int32), tf.TensorSpec(x.shape[1:])))
         z = diffuse(x, eps, self.denoiser.schedule.at(t, x.dtype))
         pred_x, u = self.denoiser(z, t, labels)
-        if self.clip:
-            pred_x = tf.clip_by_value(pred_x, -1.0, 1.0)
         # Of two nearly equal Gaussians, as at most t, float32 would leave nothing but rounding.
         x, z, pred_x, u = (tf.cast(value, tf.float64) for value in (x, z, pred_x, u))
         level = self.denoiser.schedule.at(t, tf.float64)
-        exact = bound_term(x, z, pred_x, VARIANCES[self.variance](u, level), level)
-        floored = tf.where(level.before.noise > 0, exact, tf.minimum(exact, -math.log(FLOOR)))
-        return t, _bits(floored), _bits(exact), tf.reduce_mean(tf.square(pred_x - x), axis=[1, 2, 3])
+
+        def of_way(way: Way) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            shown = tf.clip_by_value(pred_x, -1.0, 1.0) if way.clip else pred_x
+            exact = bound_term(x, z, shown, VARIANCES[way.variance](u, level), level)
+            floored = tf.where(level.before.noise > 0, exact, tf.minimum(exact, -math.log(FLOOR)))
+            return _bits(floored), _bits(exact), tf.reduce_mean(tf.square(shown - x), axis=[1, 2, 3])
+
+        return t, *(tf.stack(values) for values in zip(*map(of_way, self.ways)))
 
     def _prior_of(self, x):
         schedule = self.denoiser.schedule
         return _bits(prior_kl(tf.cast(x, tf.float64), schedule.at(len(schedule) - 1, tf.float64)))
 
     def _summary(
-        self, measured: Sequence[dict[str, np.ndarray]], widths: np.ndarray, draws: int, strata: int | None
-    ) -> Bits:
-        """Means and errors of all batches; `widths` is how many t each interval stands for."""
-        t, floored, exact, mse_x = (
-            np.concatenate([batch[name] for batch in measured], axis=-1)
-            for name in ("t", "floored", "exact", "mse_x")
+        self, place: int, measured: Sequence[dict[str, np.ndarray]], widths: np.ndarray, draws: int,
+        strata: int | None,
+    ) -> Bits:  # fmt: skip
+        """Means and errors of one way and all batches; `widths` is how many t each interval stands for."""
+        t = np.concatenate([batch["t"] for batch in measured], axis=-1)
+        floored, exact, mse_x = (
+            np.concatenate([batch[name][:, :, place] for batch in measured], axis=-1)
+            for name in ("floored", "exact", "mse_x")
         )
         prior = np.concatenate([batch["prior"] for batch in measured])
         widths = widths[:, None]
@@ -279,8 +326,7 @@ class Likelihood:
             strata=strata,
             t_start=self.denoiser.t_start,
             t_stop=self.denoiser.t_stop,
-            variance=self.variance,
-            clip=self.clip,
+            way=self.ways[place],
         )
 
     def _parts(self) -> list[tuple[str, int, int]]:
@@ -319,6 +365,23 @@ def intervals_of(t_start: int, t_stop: int, strata: int | None) -> list[tuple[in
     edges = np.floor(np.geomspace(start, max(t_stop, start), count + 1) + 0.5).astype(int)
     edges = np.maximum(edges, start + np.arange(count + 1)).tolist()
     return ([(0, 1)] if t_start == 0 else []) + list(zip(edges, edges[1:]))
+
+
+def most_strata(denoiser: Denoiser) -> int:
+    """The most strata that `intervals_of` can make of a denoiser's t."""
+    return denoiser.t_stop - max(denoiser.t_start, 1)
+
+
+def held_out_batches(
+    info: DatasetInfo, split: str, image_shape: Sequence[int], batch_size: int, count: int
+) -> Iterator[Batch]:
+    """The first images of a split as `Likelihood` wants them."""
+    batches = load_batches(
+        info, split=split, batch_size=batch_size, seed=0, repeat=False, shuffle=False,
+        image_shape=image_shape, drop_remainder=False,
+    ).unbatch().take(count).batch(batch_size)  # fmt: skip
+    with naming_shards():
+        yield from batches.as_numpy_iterator()
 
 
 def check_8_bits(images: np.ndarray) -> None:
@@ -360,12 +423,27 @@ def _name(identity, images: np.ndarray, labels: np.ndarray, places: np.ndarray) 
     return f"terms_{digest.hexdigest()[:24]}.npz"
 
 
-def report_bits(bits: Bits, out: str | os.PathLike, about: dict[str, Any]) -> None:
-    """Prints the table, and writes likelihood.json, which has `about` too, and likelihood_terms.npz."""
-    file, terms = Path(out) / "likelihood.json", Path(out) / "likelihood_terms.npz"
-    atomic_json(file, {**about, **bits.to_json()})
+def report_bits(answers: Sequence[Bits], out: str | os.PathLike, about: dict[str, Any]) -> None:
+    """Prints the first answer's table and the bounds of all ways, and writes likelihood.json and its terms.
+
+    likelihood.json has all of the first answer, `about`, and the bound in each way; likelihood_terms.npz the
+    first answer's curves.
+    """
+    bits, file, terms = answers[0], Path(out) / "likelihood.json", Path(out) / "likelihood_terms.npz"
+    named = ("bits_per_dim", "error_images", "unfloored")
+    ways = [{**one.way._asdict(), **{name: getattr(one, name) for name in named}} for one in answers]
+    atomic_json(file, {**about, **bits.to_json(), "ways": ways})
     write_terms(terms, bits)
+    print(f"variance {bits.way.variance}, x {_clipped(bits.way)}:")
     print("| part | bits/dim | standard error |\n|---|---|---|")
     for row in bits.rows():
         print(f"| {' | '.join(row)} |")
+    print("| variance | x | bits/dim | standard error | without the floor |\n|---|---|---|---|---|")
+    for one in answers:
+        (_, value, error), (_, unfloored, _) = one.rows()[:2]
+        print(f"| {one.way.variance} | {_clipped(one.way)} | {value} | {error} | {unfloored} |")
     print(f"likelihood: {file}\nits terms by t: {terms}")
+
+
+def _clipped(way: Way) -> str:
+    return "clipped" if way.clip else "unclipped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +11,15 @@ import numpy as np
 
 from pdm_tf.atomic import atomic_json
 from pdm_tf.evaluation.distances import (
+    Manifold,
     Moments,
-    density_coverage_errors,
+    density_coverage,
     frechet_distance,
     frechet_error,
     inception_score,
     kernel_distance,
     nearest,
-    precision_recall_errors,
+    precision_recall,
 )
 from pdm_tf.evaluation.features import Detector, Features, three_channels
 from pdm_tf.evaluation.references import Reference
@@ -58,11 +60,11 @@ def report(
       stack: versions, for JSON.
       held_out: to look for copies with; or why that cannot be done.
     """
-    results, shown, said = [], [], []
+    results, shown, said, comparison = [], [], [], Comparison(detector, reference)
     if isinstance(held_out, HeldOut):
         _, unseen = nearest(held_out.reference.features, reference.features)
     for number, subject in enumerate(subjects):
-        values, notes = measure(detector, reference, subject.features), warnings(detector, reference, subject)
+        values, notes = comparison.measure(subject.features), warnings(detector, reference, subject)
         count = len(subject.features.pooled)
         result = {"name": subject.name, "images": count, **subject.about, **values, "notes": notes}
         if isinstance(held_out, HeldOut):
@@ -73,7 +75,7 @@ def report(
         shown.append((subject.name, count, values))
     if isinstance(held_out, HeldOut):
         features = Features(held_out.reference.features)
-        floor = measure(detector, reference, features)
+        floor = comparison.measure(features)
         shown.append((_name_of(held_out.reference), len(features.pooled), floor))
         results.append({"name": shown[-1][0], "images": shown[-1][1], **held_out.reference.what, **floor})
     else:
@@ -92,28 +94,48 @@ def _name_of(reference: Reference) -> str:
     return f"{what['data']}, {what['split']} ({count:,})" if "split" in what else f"{what['path']} ({count})"
 
 
-def measure(detector: Detector, reference: Reference, features: Features) -> dict[str, float]:
-    """All distances of a set of images to a reference that the detector and the reference's kind allow.
+class Comparison:
+    """Measures sets of images by one detector against one reference, of which each thing is found once."""
 
-    Names are `detector.labels`; "X error" is the standard error of X.
-    """
-    labels, pooled = detector.labels, features.pooled
-    result = _frechet(labels["frechet"], reference.moments, pooled)
-    if features.spatial is not None and reference.spatial_moments is not None:
-        result.update(_frechet(labels["spatial"], reference.spatial_moments, features.spatial))
-    if features.probabilities is not None:
-        score, spread = inception_score(features.probabilities)
-        result.update({labels["inception_score"]: score, labels["inception_score"] + " spread": spread})
-    if reference.features is not None and min(len(pooled), len(reference.features)) > GROUPS:
-        kernel, error = kernel_distance(pooled, reference.features)
-        result.update({labels["kernel"]: kernel, labels["kernel"] + " error": error})
-        # ADM's evaluator rounds these distances, and published numbers are its own.
-        half = detector.name == "inception"
-        shares = precision_recall_errors(reference.features, pooled, half=half)
-        shares += density_coverage_errors(reference.features, pooled)
-        for name, (value, error) in zip(("precision", "recall", "density", "coverage"), shares):
-            result.update({name: value, name + " error": error})
-    return result
+    def __init__(self, detector: Detector, reference: Reference):
+        self.detector, self.reference = detector, reference
+
+    @functools.cached_property
+    def manifolds(self) -> tuple[Manifold, Manifold]:
+        """The reference's balls for precision and recall, and those for density and coverage."""
+        features = self.reference.features
+        if self.detector.name != "inception":
+            return (Manifold(features),) * 2
+        # ADM's evaluator rounds the former's distances, and published numbers are its own.
+        return Manifold(features, [3], half=True), Manifold(features, [5])
+
+    def distances(self, pooled: np.ndarray) -> dict[str, float]:
+        """The Fréchet and the kernel distance alone, of features float (N, D), without their errors."""
+        labels = self.detector.labels
+        return {
+            labels["frechet"]: frechet_distance(self.reference.moments, Moments.of(pooled)),
+            labels["kernel"]: kernel_distance(pooled, self.reference.features)[0],
+        }
+
+    def measure(self, features: Features) -> dict[str, float]:
+        """All distances of a set of images that the detector and the reference's kind allow.
+
+        Names are `detector.labels`; "X error" is the standard error of X.
+        """
+        labels, pooled, reference = self.detector.labels, features.pooled, self.reference
+        result = _frechet(labels["frechet"], reference.moments, pooled)
+        if features.spatial is not None and reference.spatial_moments is not None:
+            result.update(_frechet(labels["spatial"], reference.spatial_moments, features.spatial))
+        if features.probabilities is not None:
+            score, spread = inception_score(features.probabilities)
+            result.update({labels["inception_score"]: score, labels["inception_score"] + " spread": spread})
+        if reference.features is not None and min(len(pooled), len(reference.features)) > GROUPS:
+            kernel = kernel_distance(pooled, reference.features)
+            shares = precision_recall(self.manifolds[0], pooled) + density_coverage(self.manifolds[1], pooled)
+            names = (labels["kernel"], "precision", "recall", "density", "coverage")
+            for name, (value, error) in zip(names, (kernel, *shares)):
+                result.update({name: value, name + " error": error})
+        return result
 
 
 def _frechet(name: str, reference: Moments, features: np.ndarray) -> dict[str, float]:
@@ -194,7 +216,7 @@ def _of_copies(found: dict[str, Any]) -> str:
 
 
 def table(results: Sequence[tuple[str, int, dict[str, float]]]) -> str:
-    """(name, N, `measure`'s) of each set -> a table in Markdown; errors stand behind their numbers."""
+    """(name, N, `Comparison.measure`'s) of each set -> a table in Markdown; errors stand behind numbers."""
     names = [name for name in results[0][2] if not name.endswith((" error", " spread"))]
     lines = [["images", "N", *names], ["---"] * (2 + len(names))]
     for title, count, values in results:

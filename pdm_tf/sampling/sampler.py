@@ -174,16 +174,12 @@ class Sampler:
     def _local(self, values) -> tuple[tf.Tensor, ...]:
         return self.strategy.experimental_local_results(values)
 
-    def _own_share(self, values: tf.Tensor) -> tf.Tensor:
-        """A replica's part of a batch's numbers."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.reshape(values, [self.replicas, -1])[replica]
-
     def _begin_on_replicas(self, seed, indices, labels, frames):
         """`_begin`, each replica on its share of the images."""
 
         def own():
-            return self._begin_on_replica(seed, self._own_share(indices), self._own_share(labels), frames)
+            shares = (own_share(values, self.replicas) for values in (indices, labels))
+            return self._begin_on_replica(seed, *shares, frames)
 
         return self.strategy.run(own)
 
@@ -191,7 +187,7 @@ class Sampler:
         """`_part`, each replica on its share, and a number that is there once all are done."""
 
         def own(at):
-            shares = self._own_share(indices), self._own_share(labels)
+            shares = (own_share(values, self.replicas) for values in (indices, labels))
             return self._part_on_replica(seed, *shares, begin, end, at)
 
         at = self.strategy.run(own, args=(at,))
@@ -225,6 +221,12 @@ class Sampler:
         sampler = SAMPLERS[settings.sampler]
         steps = sampler(denoise, self.schedule, **options_of(settings, settings.sampler))
         return descend(steps, self.schedule, z, noise)
+
+
+def own_share(values: tf.Tensor, replicas: int) -> tf.Tensor:
+    """A replica's part of a batch (B, ...): (B / replicas, ...)."""
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return tf.reshape(values, [replicas, -1, *values.shape[1:]])[replica]
 
 
 def _kept_steps(denoiser: Denoiser, settings: SamplingConfig, strength: float) -> NoiseSchedule:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
-from absl import logging
 from tqdm import tqdm
 
 from flags.config import Config
@@ -24,9 +23,9 @@ from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog, progress
 from pdm_tf.training.model import PatchedDiffusion, build_model
-from pdm_tf.training.scoring import Scoring
+from pdm_tf.training.scoring import HeldOutBits, Scoring
 from pdm_tf.training.strategy import Workers, is_chief
-from pdm_tf.training.watch import Budget, Evaluation, Interrupted, Preview, Watch, steps_of, time_so_far
+from pdm_tf.training.watch import Allowance, Evaluation, Interrupted, Preview, Watch, steps_of
 
 
 def resolve(config: Config, run: RunFolder, precision: str) -> Config:
@@ -251,9 +250,10 @@ def what_shows(
         preview = Preview(state.model, state.ema, config, info, here)
         show = log.off_the_clock(Showing(config, run, preview, log, signals).draw)
         watches.append(Watch(t.sample_every, show, at_end=True, done=lambda s: run.preview(s).exists()))
-        scoring = Scoring(config, info, preview, run, log, signals.check)
-        if scoring.possible:
-            watches.append(Watch(t.score_every, log.off_the_clock(scoring.score), done=scoring.done))
+        for kind in (Scoring, HeldOutBits):
+            scoring = kind(config, info, preview, run, log, signals.check)
+            if scoring.possible:
+                watches.append(Watch(t.score_every, log.off_the_clock(scoring.score), done=scoring.done))
     return watches
 
 
@@ -264,28 +264,21 @@ class Showing:
         self.steps, self.run, self.preview, self.log, self.signals = (
             config.training.steps, run, preview, log, signals,
         )  # fmt: skip
-        self.budget = Budget(**time_so_far(run.metrics(), config.training.batch_size))
-        self.told = False
+        advice = "fewer training.sample_images or training.sample_steps, or a larger training.sample_every,"
+        self.allowance = Allowance("preview", advice, run, log, config.training.batch_size)
 
     def draw(self, step: int) -> None:
         """Draws a preview, or fewer images, or none: what there is time for."""
         last = step == self.steps or self.signals.late
-        count = self.preview.affordable(self.budget, self.log.images_per_second(step), last)
-        if count < self.preview.count and not self.told:
-            self.told = True
-            logging.warning(
-                "step %d: %s, so that previews take no more than %.0f%% of the time (fewer "
-                "training.sample_images or training.sample_steps, or a larger training.sample_every, help)",
-                step, f"a preview of {count} images" if count else "no preview", 100 * self.budget.share,
-            )  # fmt: skip
+        count = self.preview.affordable(self.allowance.budget, self.log.images_per_second(step), last)
+        if count < self.preview.count:
+            self.allowance.too_little(step, f"a preview of {count} images" if count else "")
         if not count:
             return
-        before = self.budget.used
-        with self.budget.spending():
+        with self.allowance.spending(step):
             grid = self.preview.draw(count, self.signals.check)
-        write_png(self.run.preview(step), grid)
-        self.log.image(step, grid)
-        self.log.scalars(step, {"preview_seconds": self.budget.used - before})
+            write_png(self.run.preview(step), grid)
+            self.log.image(step, grid)
 
 
 def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:

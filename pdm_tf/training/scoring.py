@@ -1,4 +1,4 @@
-"""How good a run's samples are as it goes on, and the averages that gave the best ones."""
+"""How good a run's averages are as it goes on: their samples, the best of them, and their held-out bits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from flags.config import Config
 from pdm_tf import data
 from pdm_tf.atomic import atomic_json, sha256
 from pdm_tf.evaluation import references
-from pdm_tf.evaluation.distances import Moments, frechet_distance, kernel_distance
 from pdm_tf.evaluation.features import extract, load_detector
+from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, most_strata
+from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
 from pdm_tf.run import RunFolder
 from pdm_tf.training.metrics import MetricsLog
-from pdm_tf.training.watch import Budget, Preview, steps_of, time_so_far, total_of
+from pdm_tf.training.watch import Allowance, Preview, steps_of
 
-SECONDS = "score_seconds"
+ADVICE = "fewer training.score_images, or a larger training.score_every,"
+STRATA = 16  # t drawn for each held-out image, besides t = 0
+BITS = "bits_per_dim"
 
 
 class Scoring:
@@ -63,11 +66,9 @@ class Scoring:
         if self.possible:
             self.detector = load_detector()
             self.names = [self.detector.labels[kind] for kind in ("frechet", "kernel")]
-            metrics = run.metrics()
-            elapsed = time_so_far(metrics, self.settings.batch_size)["elapsed"]
-            self.budget = Budget(elapsed=elapsed, used=total_of(metrics, SECONDS))
+            self.allowance = Allowance("score", ADVICE, run, log, self.settings.batch_size)
             self.best = self._read_best() if self.settings.keep_best else None
-            self.told, self.reference, self.labels = False, None, None
+            self.comparison, self.labels = None, None
 
     def done(self, step: int) -> bool:
         """Whether the run has a score of that step."""
@@ -83,41 +84,28 @@ class Scoring:
             self.log.images_per_second(step)
         )
         # What a killed process left half written must be put right, whatever the time.
-        if not self.budget.allows(seconds) and not (self.settings.keep_best and self.best is None):
-            if not self.told:
-                self.told = True
-                logging.warning(
-                    "step %d: no score, so that scores take no more than %.0f%% of the time (fewer "
-                    "training.score_images, or a larger training.score_every, help)",
-                    step, 100 * self.budget.share,
-                )  # fmt: skip
+        if not self.allowance.budget.allows(seconds) and not (self.settings.keep_best and self.best is None):
+            self.allowance.too_little(step)
             return
-        before = self.budget.used
-        with self.budget.spending():
+        with self.allowance.spending(step):
             values = self._measure()
             if self.settings.keep_best:
                 self._keep_best(step, values)
-        # Last: it says that all of this is done.
-        self.log.scalars(step, values, prefix="validation/")
-        self.log.scalars(step, {SECONDS: self.budget.used - before})
+            # Last: it says that all of this is done.
+            self.log.scalars(step, values, prefix="validation/")
 
     def _measure(self) -> dict[str, float]:
         """The distances of now, by their names."""
         count, check = self.settings.score_images, self.check
-        if self.reference is None:
-            self.reference = references.of_split(
+        if self.comparison is None:
+            reference = references.of_split(
                 self.detector, self.info, "train", self.config.data.image_shape, progress=lambda done: check()
             )
-            shares = self.reference.what["label_counts"] or [1]
-            self.labels = shared_labels(shares, count, self.config.seed)
+            self.comparison = Comparison(self.detector, reference)
+            self.labels = shared_labels(reference.what["label_counts"] or [1], count, self.config.seed)
         with self.preview.ema.applied():
             images = self.preview.batches(count, self.labels, check, "score")
-            pooled = extract(self.detector, images).pooled
-        values = [
-            frechet_distance(self.reference.moments, Moments.of(pooled)),
-            kernel_distance(pooled, self.reference.features)[0],
-        ]
-        return dict(zip(self.names, values))
+            return self.comparison.distances(extract(self.detector, images).pooled)
 
     def _keep_best(self, step: int, values: dict[str, float]) -> None:
         score = values[self.names[0]]
@@ -148,3 +136,75 @@ class Scoring:
             return best if known and best["weights_sha256"] == sha256(self.run.best_weights) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+class HeldOutBits:
+    """Bits per dimension of held-out images under the averaged weights: an estimate by few t for each.
+
+    The images, at most `training.score_images`, their noise and their t are always the same, so that two
+    steps differ by their weights alone. Of a network of a part of the process these are the bits of that
+    part: those of all experts add up to the whole.
+
+    Attributes:
+      possible: whether it is asked for, and there are held-out images of 8 bits.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        info: data.DatasetInfo,
+        preview: Preview,
+        run: RunFolder,
+        log: MetricsLog,
+        check: Callable[[], None],
+    ):
+        """Arguments as of `Scoring`, of whose `preview` denoiser, averages and strategy are taken."""
+        self.config, self.info, self.preview = config, info, preview
+        self.run, self.log, self.check = run, log, check
+        self.split, self.possible = data.held_out_split(info), config.training.score_every > 0
+        as_stored = info.image_dtype == "uint8" and None not in info.image_shape
+        if self.possible and not (self.split and as_stored):
+            logging.warning(
+                "no bits per dimension (training.score_every): %s",
+                "they are of images of 8 bits, and these are not, or are resized as they are read"
+                if self.split
+                else "the data set has no held-out split",
+            )
+            self.possible = False
+        if self.possible:
+            self.allowance = Allowance("bits", ADVICE, run, log, config.training.batch_size)
+            self.count = min(config.training.score_images, info.num_examples[self.split])
+            self.strata = min(STRATA, most_strata(preview.denoiser)) or None
+            self.measure, self.seconds = None, None
+
+    def done(self, step: int) -> bool:
+        """Whether the run has the bits of that step."""
+        return step in steps_of(self.run.metrics(), f"validation/{BITS}")
+
+    def score(self, step: int) -> None:
+        """Measures the averages of now, if there is time for it.
+
+        Raises:
+          Interrupted: a signal came.
+        """
+        # Of a train step about a third is the forward pass.
+        likely = self.count * (STRATA + 1) / (3.0 * self.log.images_per_second(step))
+        if not self.allowance.budget.allows(likely if self.seconds is None else self.seconds):
+            self.allowance.too_little(step)
+            return
+        before = self.allowance.budget.used
+        with self.allowance.spending(step):
+            self.log.scalars(step, {BITS: self._measure()}, prefix="validation/")
+        self.seconds = self.allowance.budget.used - before
+
+    def _measure(self) -> float:
+        if self.measure is None:
+            with self.preview.strategy.scope():
+                self.measure = Likelihood(self.preview.denoiser)
+        shape, batch = self.config.data.image_shape, self.preview.most_at_once
+        batches = held_out_batches(self.info, self.split, shape, batch, self.count)
+        with self.preview.ema.applied():
+            (bits,) = self.measure(
+                batches, seed=self.config.seed, strata=self.strata, check=self.check, progress=False
+            )
+        return bits.bits_per_dim

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from flags.config import Config, SamplingConfig
 from pdm_tf import data
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.progress import bar
+from pdm_tf.run import RunFolder
 from pdm_tf.sampling.batches import step_shown
 from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share
 from pdm_tf.stack import keras
 from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.training.metrics import MetricsLog
 from pdm_tf.training.model import PatchedDiffusion
 
 SHARE = 0.05  # of a run's time that each way of showing it may take
@@ -103,22 +106,48 @@ class Budget:
             self.used += self._clock() - before
 
 
+class Allowance:
+    """What a run gives one way of showing it: a budget, one word where it does not do, the seconds logged."""
+
+    def __init__(self, what: str, advice: str, run: RunFolder, log: MetricsLog, batch_size: int):
+        """`what` is shown: "preview"; `advice`: which settings make it cheaper."""
+        self.what, self.advice, self.log, self.told = what, advice, log, False
+        self.budget = Budget(**time_so_far(run.metrics(), batch_size, self.seconds))
+
+    @property
+    def seconds(self) -> str:
+        """The name of its seconds in the metrics."""
+        return f"{self.what}_seconds"
+
+    def too_little(self, step: int, instead: str = "") -> None:
+        """Says, the first time, that there is none of it, or what there is instead."""
+        if not self.told:
+            self.told = True
+            logging.warning(
+                "step %d: %s, so that this takes no more than %.0f%% of the time (%s help)",
+                step, instead or f"no {self.what}", 100 * self.budget.share, self.advice,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def spending(self, step: int) -> Iterator[None]:
+        """Counts what the block takes, however it ends, and logs it if it ends well."""
+        before = self.budget.used
+        with self.budget.spending():
+            yield
+        self.log.scalars(step, {self.seconds: self.budget.used - before})
+
+
 def steps_of(metrics: dict[str, np.ndarray], name: str) -> np.ndarray:
     """The steps at which a run's metrics (`RunFolder.metrics`) have a value of that name, float64 (n,)."""
     return metrics[name][:, 0] if name in metrics else np.zeros(0)
 
 
-def total_of(metrics: dict[str, np.ndarray], name: str) -> float:
-    """The sum of a run's values of that name."""
-    return float(metrics[name][:, 1].sum()) if name in metrics else 0.0
-
-
-def time_so_far(metrics: dict[str, np.ndarray], batch_size: int) -> dict[str, float]:
-    """What a run's metrics tell the `Budget` of its previews: `elapsed` and `used`, in seconds."""
-    used = total_of(metrics, "preview_seconds")
+def time_so_far(metrics: dict[str, np.ndarray], batch_size: int, name: str) -> dict[str, float]:
+    """What a run's metrics tell a `Budget`: `elapsed`, and `used` under a name in ..._seconds, in seconds."""
+    spent = {key: float(rows[:, 1].sum()) for key, rows in metrics.items() if key.endswith("_seconds")}
     steps = np.diff(steps_of(metrics, "images_per_second"), prepend=0)
     training = (steps * batch_size / metrics["images_per_second"][:, 1]).sum() if len(steps) else 0.0
-    return {"elapsed": float(training) + used, "used": used}
+    return {"elapsed": float(training) + sum(spent.values()), "used": spent.get(name, 0.0)}
 
 
 def images_within(seconds: float, each: float, most: int) -> int:

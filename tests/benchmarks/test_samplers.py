@@ -1,4 +1,4 @@
-"""The table of samplers: the distance that it is made of, and what is measured."""
+"""The table of samplers: what is measured, and what is printed."""
 
 import sys
 
@@ -6,58 +6,63 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.samplers import Distance, features, main, measure, mmd2, read_split, settings_of
+from benchmarks import samplers
+from benchmarks.samplers import cells, main, measure, settings_of
 from flags.errors import UserError, run
+from pdm_tf.evaluation.features import Detector
+from pdm_tf.evaluation.references import of_images
+from pdm_tf.evaluation.report import Comparison
 from tests.fakes import FakeDenoiser
-from tests.tiny_runs import tiny_config
+from tests.tiny_runs import tiny_config, write_run
 
 
-def test_mmd_is_unbiased_and_grows_with_the_difference():
-    generator = np.random.default_rng(0)
-
-    def draws(mean):
-        return [
-            mmd2(generator.standard_normal((60, 8)) + mean, generator.standard_normal((90, 8)))
-            for _ in range(200)
-        ]
-
-    same, near, far = draws(0.0), draws(0.3), draws(0.6)
-    # The mean of 200 estimates of 0 lies within four standard errors of it.
-    assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(200)
-    assert 5 * np.std(same) / np.sqrt(200) < np.mean(near) < 0.5 * np.mean(far)
+def colours(images):
+    """A detector of 3 features: the mean colour."""
+    return images.astype(np.float32).mean((1, 2)) / 255, None, None
 
 
-def test_the_distance_tells_data_from_damaged_data():
-    train, labels = read_split("emoji64", "data", "train", (64, 64, 3))
-    held_out, _ = read_split("emoji64", "data", "validation", (64, 64, 3))
-    assert len(train) == len(labels) and train.min() >= -1 and train.max() <= 1
-    distance = Distance(train[:400])
-    floor = distance(held_out)
-    noise = np.random.default_rng(0).normal(size=held_out.shape).astype(np.float32)
-    damaged = {
-        "noisy": held_out + 0.2 * noise,
-        "dark": held_out - 0.2,
-        "one class": train[400:][labels[400:] == 2],
-        "shifted": np.roll(held_out, 16, axis=2),
-    }
-    for name, images in damaged.items():
-        assert distance(images) > 3 * abs(floor), (name, distance(images), floor)
-
-
-def test_features_do_not_depend_on_the_batch():
-    images = np.random.default_rng(0).uniform(-1, 1, (5, 16, 16, 3)).astype(np.float32)
-    np.testing.assert_allclose(features(images, 2), features(images, 5), rtol=1e-4, atol=1e-5)
+DETECTOR = Detector("colour", "0" * 64, "none", {"frechet": "FD-colour", "kernel": "KD-colour"}, colours)
 
 
 def test_samples_of_each_seed_are_measured_with_their_own_labels():
-    """A denoiser that paints each image in the grey of its label, and their mean as the "distance"."""
+    """A denoiser that paints each image in the grey of its label, against images of the very greys."""
     denoiser = FakeDenoiser(lambda z, t, labels: 0 * z + tf.cast(labels, z.dtype)[:, None, None, None] / 4)
     labels = np.array([0, 1, 2, 0, 1], np.int32)
     settings = settings_of("unipc/logsnr", 3, 1.0, tiny_config())
-    line = measure(denoiser, settings, labels, lambda images: float(images.mean()), 2, seeds=2)
-    np.testing.assert_allclose(line["distances"], [labels.mean() / 4] * 2, atol=1 / 127)
-    assert line["spread"] < 1e-6 and line["seconds_per_image"] > 0 and line["num_images"] == 5
+    shape = denoiser.image_shape
+
+    def greys(of_labels):
+        levels = np.round((np.array(of_labels) / 4 + 1) * 127.5).astype(np.uint8)
+        return np.ones((len(of_labels), *shape), np.uint8) * levels[:, None, None, None]
+
+    found = {}
+    for name, of_labels in (("same", labels), ("others", [0, 0, 0, 0, 2])):
+        comparison = Comparison(DETECTOR, of_images(DETECTOR, [greys(of_labels)], 5, {}))
+        line = measure(denoiser, settings, labels, comparison, 2, seeds=2)
+        found[name] = line["distances"]["FD-colour"]
+    assert np.allclose(found["same"], 0, atol=1e-4) and min(found["others"]) > 1e-3
+    assert len(line["distances"]["KD-colour"]) == 2
+    assert line["seconds_per_image"] > 0 and line["num_images"] == 5
     assert (line["sampler"], line["spacing"], line["steps"]) == ("unipc", "logsnr", (3,))
+
+
+def test_the_table_has_the_held_out_images_and_a_row_for_each_sampler(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(samplers, "load_detector", lambda: DETECTOR)
+    monkeypatch.setattr("pdm_tf.evaluation.references.CACHE", tmp_path)
+    config = tiny_config(data__image_shape=(64, 64, 3), data__num_classes=9, data__label_names=())
+    write_run(tmp_path / "run", config)
+    arguments = ["--samplers=ddim", "--steps=1,2", "--num_images=4", "--batch_size=4", "--seeds=2"]
+    monkeypatch.setattr(sys, "argv", ["samplers", f"--run_dir={tmp_path / 'run'}", *arguments])
+    assert run(main) == 0
+    header, _, floor, *rows = capsys.readouterr().out.strip().splitlines()
+    assert header == "| sampler | steps | seconds an image | FD-colour | KD-colour |"
+    assert floor.startswith("| validation split, 95 images |")
+    assert [row.split(" | ")[:2] for row in rows] == [["| ddim", "1"], ["| ddim", "2"]]
+    assert all(len(row.split("|")) == len(header.split("|")) for row in (floor, *rows))
+
+
+def test_a_cell_is_the_mean_and_the_deviation_over_seeds():
+    assert cells({"FD": [1.0, 2.0, 3.0], "KD": [5.0]}) == "2 ± 1 | 5"
 
 
 @pytest.mark.parametrize("name", ["euler", "ddim/cosine"])

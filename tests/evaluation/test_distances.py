@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pdm_tf.evaluation.distances import (
+    Manifold,
     Moments,
     density_coverage,
     frechet_distance,
@@ -205,6 +206,11 @@ def brute_radii(x: np.ndarray, k: int) -> np.ndarray:
     return np.sort(squared, axis=1)[:, k - 1]
 
 
+def shares(found):
+    """What was found, without its errors."""
+    return tuple(value for value, _ in found)
+
+
 @pytest.mark.parametrize("block", [7, 64, 1000])
 def test_precision_and_recall_are_brute_force_s(block):
     reference, samples = features(150, 8, seed=0), features(110, 8, seed=1, shift=0.35)
@@ -212,19 +218,19 @@ def test_precision_and_recall_are_brute_force_s(block):
     precision = (squared <= brute_radii(reference, 3)[:, None]).any(axis=0).mean()
     recall = (squared <= brute_radii(samples, 3)[None]).any(axis=1).mean()
     assert 0.05 < precision < 0.95 and 0.05 < recall < 0.95
-    assert precision_recall(reference, samples, block=block) == (precision, recall)
-    swapped = precision_recall(samples, reference, block=block)
-    assert swapped == (recall, precision)
+    assert shares(precision_recall(Manifold(reference, block=block), samples)) == (precision, recall)
+    swapped = precision_recall(Manifold(samples, block=block), reference)
+    assert shares(swapped) == (recall, precision)
 
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_density_and_coverage_are_brute_force_s(block):
     reference, samples = features(120, 8, seed=0), features(90, 8, seed=1, shift=0.35)
     inside = brute_squared(reference, samples) < brute_radii(reference, 5)[:, None]
-    density, coverage = density_coverage(reference, samples, block=block)
+    density, coverage = shares(density_coverage(Manifold(reference, block=block), samples))
     assert density == pytest.approx(inside.sum() / (5 * 90)) and 0.05 < density < 0.95
     assert coverage == inside.any(axis=1).mean() and 0.05 < coverage < 0.95
-    assert density_coverage(reference, reference)[1] == 1.0
+    assert density_coverage(Manifold(reference), reference)[1] == (1.0, 0.0)
 
 
 def adm_half(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> tuple[float, float]:
@@ -244,14 +250,17 @@ def adm_half(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> tuple[fl
 
 def test_half_precision_is_adm_s_and_large_features_are_computed_in_float32():
     reference, samples = features(150, 8, seed=0), features(110, 8, seed=1, shift=0.35)
-    assert precision_recall(reference, samples, half=True, block=40) == adm_half(reference, samples)
-    rounded = precision_recall(100 * reference, 100 * samples, half=True)  # squares beyond float16
-    assert rounded == precision_recall(reference, samples)
+    rounded = precision_recall(Manifold(reference, half=True, block=40), samples)
+    assert shares(rounded) == adm_half(reference, samples)
+    large = precision_recall(Manifold(100 * reference, half=True), 100 * samples)  # squares beyond float16
+    assert shares(large) == shares(precision_recall(Manifold(reference), samples))
 
 
 def test_balls_need_neighbours():
     with pytest.raises(ValueError, match="more than 3 images"):
-        precision_recall(features(3, 4, 0), features(10, 4, 1))
+        Manifold(features(3, 4, 0), [3])
+    with pytest.raises(ValueError, match="more than 3 images"):
+        precision_recall(Manifold(features(10, 4, 0)), features(3, 4, 1))
 
 
 @pytest.mark.parametrize("block", [7, 1000])

@@ -8,13 +8,14 @@ import tensorflow as tf
 
 from flags.errors import UserError
 from pdm_tf.diffusion.schedules import linear
-from pdm_tf.evaluation.likelihood import Likelihood, write_terms
+from pdm_tf.evaluation.likelihood import Likelihood, Way, ways_from, write_terms
 from pdm_tf.experts import Experts
 from tests.evaluation.test_report import evaluate
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, write_run
 
 MEAN, DEVIATION, SHAPE = 0.1, 0.2, (8, 8, 3)
+UNCLIPPED = Way("small", clip=False)
 
 
 def posterior_mean(z, t, labels):
@@ -38,7 +39,7 @@ def batches_of(count, size=4):
 
 @pytest.fixture(scope="module")
 def whole():
-    return Likelihood(denoiser_of(), variance="small", clip=False)(batches_of(8), progress=False)
+    return Likelihood(denoiser_of(), [UNCLIPPED])(batches_of(8), progress=False)[0]
 
 
 def test_gaussian_data_has_its_closed_form(whole):
@@ -64,15 +65,27 @@ def test_it_bounds_the_entropy_of_the_data_closely(whole):
 
 def test_experts_measure_what_one_network_does(whole):
     experts = Experts([denoiser_of(0, 396), denoiser_of(396, 1000)])
-    split = Likelihood(experts, variance="small", clip=False)(batches_of(8, 3), progress=False)
+    split = Likelihood(experts, [UNCLIPPED])(batches_of(8, 3), progress=False)[0]
     np.testing.assert_allclose(split.terms, whole.terms, rtol=1e-5, atol=1e-9)
     intervals = [(part.t_start, part.t_stop) for part in split.parts if part.name.startswith("expert")]
     assert intervals == [(0, 396), (396, 1000)]
 
 
+def test_replicas_share_the_images_and_measure_what_one_device_does(whole):
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
+    with tf.distribute.MirroredStrategy([device.name for device in devices[:2]]).scope():
+        measure = Likelihood(denoiser_of(), [UNCLIPPED])
+    (shared,) = measure(batches_of(5, 3), strata=8, progress=False)  # 3 and 2 images: padded, and not
+    (alone,) = Likelihood(denoiser_of(), [UNCLIPPED])(batches_of(5), strata=8, progress=False)
+    np.testing.assert_allclose(shared.terms, alone.terms, rtol=1e-6)
+    assert shared.count == 5 and shared.bits_per_dim == pytest.approx(alone.bits_per_dim, rel=1e-6)
+
+
 def test_strata_estimate_the_whole_without_bias(whole):
-    measure = Likelihood(denoiser_of(), variance="small", clip=False)
-    found = [measure(batches_of(8, 8), seed=s, strata=16, progress=False).bits_per_dim for s in range(40)]
+    measure = Likelihood(denoiser_of(), [UNCLIPPED])
+    found = [measure(batches_of(8, 8), seed=s, strata=16, progress=False)[0].bits_per_dim for s in range(40)]
     error = np.std(found, ddof=1) / np.sqrt(len(found))
     assert error < 0.05 and abs(np.mean(found) - whole.bits_per_dim) < 4 * error + 1e-3
     with pytest.raises(UserError):
@@ -81,25 +94,26 @@ def test_strata_estimate_the_whole_without_bias(whole):
 
 def test_clipping_and_variances_change_what_they_should():
     wild = denoiser_of(answer=lambda z, t, labels: (3.0 * tf.ones_like(z), 0.5 * tf.ones_like(z)))
-    clipped, free = (
-        Likelihood(wild, variance="small", clip=clip)(batches_of(4), strata=8, progress=False)
-        for clip in (True, False)
-    )
+    clipped, free = Likelihood(wild, [Way("small", True), UNCLIPPED])(batches_of(4), strata=8, progress=False)
     assert clipped.bits_per_dim < free.bits_per_dim
-    small, large, learned = (
-        Likelihood(denoiser_of(), variance=v)(batches_of(4), strata=32, progress=False).bits_per_dim
-        for v in ("small", "large", "learned")
-    )
-    assert len({small, large, learned}) == 3
+    np.testing.assert_allclose(free.mse_x[0], np.mean((batches_of(4)[0][0] - 3.0) ** 2), rtol=1e-5)
+    assert len(ways_from("large")) == 6 and ways_from("large")[0] == Way("large", True)
+    together = Likelihood(denoiser_of(), ways_from("small"))(batches_of(4), strata=32, progress=False)
+    assert len({one.bits_per_dim for one in together if one.way.clip}) == 3
+    # All of them by one run of the network are what each is by itself.
+    for one in together:
+        (alone,) = Likelihood(denoiser_of(), [one.way])(batches_of(4), strata=32, progress=False)
+        np.testing.assert_allclose(one.terms, alone.terms, rtol=1e-9)
+        assert one.unfloored == pytest.approx(alone.unfloored) and one.way == alone.way
 
 
 def test_finished_batches_are_gone_on_from_and_images_must_be_of_8_bits(tmp_path):
     denoiser = denoiser_of()
-    measure = Likelihood(denoiser, variance="small")
+    measure = Likelihood(denoiser, [Way("small")])
     batches = batches_of(8)
     measure(batches[:1], strata=8, folder=tmp_path, progress=False)
-    resumed = measure(batches, strata=8, folder=tmp_path, progress=False)
-    straight = measure(batches, strata=8, progress=False)
+    (resumed,) = measure(batches, strata=8, folder=tmp_path, progress=False)
+    (straight,) = measure(batches, strata=8, progress=False)
     assert resumed.bits_per_dim == straight.bits_per_dim and len(list(tmp_path.iterdir())) == 2
     write_terms(tmp_path / "terms.npz", straight)
     with np.load(tmp_path / "terms.npz") as file:
@@ -118,6 +132,11 @@ def test_the_command_line_measures_a_run(tmp_path, capsys):
     assert status == 0 and "| part | bits/dim | standard error |" in out
     found = json.loads((tmp_path / "out" / "likelihood.json").read_text())
     assert found["split"] == "validation" and found["count"] == 6 and found["bits_per_dim"] > 0
+    assert (
+        found["clip"]
+        and len(found["ways"]) == 6
+        and found["ways"][0]["bits_per_dim"] == found["bits_per_dim"]
+    )
     status, err = evaluate(capsys, **flags, detector="inception")
     assert status == 2 and "--detector is not for --likelihood" in err
     status, err = evaluate(capsys, strata=4)

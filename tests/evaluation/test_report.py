@@ -14,7 +14,7 @@ from PIL import Image
 
 from pdm_tf.averages import reconstruct
 from pdm_tf.evaluation import report
-from pdm_tf.evaluation.distances import Moments, nearest
+from pdm_tf.evaluation.distances import Manifold, Moments, nearest
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import of_images
 from pdm_tf.evaluation.subjects import Subject
@@ -42,10 +42,12 @@ def images_of(generator, count, shift=0):
 def test_what_lies_further_away_measures_more_and_errors_stand_beside():
     generator = np.random.default_rng(0)
     reference = of_images(DETECTOR, [images_of(generator, 400)], 400, {})
-    same, shifted = (
-        report.measure(DETECTOR, reference, extract(DETECTOR, [images_of(generator, 300, shift)]))
-        for shift in (0, 50)
-    )
+    comparison = report.Comparison(DETECTOR, reference)
+    sets = [extract(DETECTOR, [images_of(generator, 300, shift)]) for shift in (0, 50)]
+    same, shifted = map(comparison.measure, sets)
+    # What is kept of the reference between two sets changes neither.
+    assert report.Comparison(DETECTOR, reference).measure(sets[1]) == shifted
+    assert comparison.distances(sets[1].pooled).items() <= shifted.items()
     assert same["FD-colour"] < 0.01 < shifted["FD-colour"] and shifted["KD-colour"] > 10 * same["KD-colour"]
     assert 0 < shifted["FD-colour error"] < shifted["FD-colour"] and same["precision"] > shifted["precision"]
     text = report.table([("a", 300, same), ("b", 300, shifted)])
@@ -72,6 +74,18 @@ def subject_of(images, detector=DETECTOR):
     return Subject("some", {}, features, images.shape[1:], lambda places: images[np.asarray(places)])
 
 
+def test_a_reference_s_balls_are_found_once_for_a_table(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(report, "Manifold", lambda *args: made.append(args) or Manifold(*args))
+    generator = np.random.default_rng(2)
+    reference = of_images(DETECTOR, [images_of(generator, 100)], 100, {"path": "some"})
+    subjects = [subject_of(images_of(generator, 30)) for _ in range(3)]
+    report.report(DETECTOR, reference, subjects, tmp_path, {}, "nobody asked")
+    assert len(made) == 1
+    results = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert len({result["recall"] for result in results}) == 3
+
+
 def test_few_and_grey_images_are_warned_of():
     of_count = {
         count: subject_of(np.zeros((2, 4, 4, 3), np.uint8))._replace(
@@ -90,9 +104,8 @@ def test_few_and_grey_images_are_warned_of():
     assert report.warnings(inception, many, of_count[50_000]) == []
     grey = report.warnings(inception, many, of_count[50_000]._replace(image_shape=(4, 4, 1)))
     assert grey == ["the images are grey: they were repeated to three channels for the detector"]
-    assert report.measure(DETECTOR, many, Features(np.random.default_rng(0).random((5, 3)))).keys() == {
-        "FD-colour"
-    }
+    five = Features(np.random.default_rng(0).random((5, 3)))
+    assert report.Comparison(DETECTOR, many).measure(five).keys() == {"FD-colour"}
 
 
 def evaluate(capsys, **flags) -> tuple[int, str]:

@@ -431,4 +431,4 @@ def test_previews_of_a_short_run_are_left_out_but_for_a_small_last_one(tmp_path,
     train(tmp_path, "training.sample_every=2", "training.sample_images=8")
     (picture,) = tmp_path.glob("previews/*")
     assert picture.name == "step_00000012.png" and Image.open(picture).size == (68, 68)
-    assert caplog.text.count("no preview, so that previews take no more than 5% of the time") == 1
+    assert caplog.text.count("no preview, so that this takes no more than 5% of the time") == 1

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +14,16 @@ import pytest
 from flags.errors import UserError
 from pdm_tf.evaluation.distances import Moments, frechet_distance
 from pdm_tf.evaluation.features import Detector, extract
+from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches
 from pdm_tf.evaluation.references import of_split
 from pdm_tf.evaluation.subjects import shared_labels
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop, scoring
-from pdm_tf.training.watch import Preview
+from pdm_tf.training.watch import Budget, Interrupted, Preview
 from pdm_tf.weights import read_arrays
 from tests.training.test_loop import CPU, INFO, config, lines, train
 
+BITS = scoring.HeldOutBits._measure
 SCORED = (
     "training.score_every=4", "training.score_images=10", "training.keep_best=true", "training.ema_lengths=",
 )  # fmt: skip
@@ -41,7 +44,8 @@ def quick(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     patch.setattr(scoring, "load_detector", lambda: DETECTOR)
     patch.setattr("pdm_tf.evaluation.references.CACHE", cache)
-    patch.setattr(scoring.Budget, "allows", lambda self, seconds: True)
+    patch.setattr(Budget, "allows", lambda self, seconds: True)
+    patch.setattr(scoring.HeldOutBits, "_measure", lambda self: 1.0)
     yield
     patch.undo()
 
@@ -77,6 +81,41 @@ def test_a_score_is_the_distance_of_the_averages_samples(whole):
         images = drawn.batches(10, labels, lambda: None, "test")
         expected = frechet_distance(reference.moments, Moments.of(extract(DETECTOR, images).pooled))
     assert found[12] == pytest.approx(expected, rel=1e-6)
+
+
+def test_bits_are_logged_beside_scores_with_what_they_took(whole):
+    by_step = {line["step"]: line for line in lines(whole) if "validation/bits_per_dim" in line}
+    assert {step: line["validation/bits_per_dim"] for step, line in by_step.items()} == {4: 1, 8: 1, 12: 1}
+    for name in ("score_seconds", "bits_seconds"):
+        assert [line["step"] for line in lines(whole) if line.get(name, -1) >= 0] == [4, 8, 12]
+
+
+def test_bits_are_those_of_the_averages_on_held_out_images(whole):
+    settings, run = config(*SCORED), RunFolder(whole)
+    state = loop.restore(settings, run, CPU)
+    drawn = Preview(state.model, state.ema, settings, INFO, CPU)
+    made = scoring.HeldOutBits(settings, INFO, drawn, run, None, lambda: None)
+    assert made.possible
+    found = BITS(made)
+    batches = held_out_batches(INFO, "validation", (64, 64, 3), 5, 10)
+    with state.ema.applied():
+        (bits,) = Likelihood(state.model.denoiser)(batches, strata=16, progress=False)
+    assert found == pytest.approx(bits.bits_per_dim, rel=1e-5) and bits.count == 10 and found > 0
+
+    def stop_now():
+        raise Interrupted(together=False)
+
+    made.check = stop_now
+    with pytest.raises(Interrupted):
+        BITS(made)
+
+
+@pytest.mark.parametrize("changed", [{}, {"image_shape": (None, None, 3)}, {"image_dtype": "uint16"}])
+def test_images_that_are_not_of_8_bits_or_are_resized_have_no_bits(caplog, whole, changed):
+    part = SimpleNamespace(denoiser=SimpleNamespace(t_start=0, t_stop=3))
+    made = scoring.HeldOutBits(config(*SCORED), replace(INFO, **changed), part, RunFolder(whole), None, None)
+    assert made.possible is (not changed) and ("or are resized" in caplog.text) is bool(changed)
+    assert changed or made.strata == 2
 
 
 def test_the_best_averages_stay(whole):
@@ -156,10 +195,13 @@ def test_a_note_that_is_not_of_the_weights_or_was_measured_otherwise_does_not_co
 
 
 def test_there_is_no_score_without_time_and_one_word_about_it(caplog, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring.Budget, "allows", lambda self, seconds: False)
+    monkeypatch.setattr(Budget, "allows", lambda self, seconds: False)
     train(tmp_path, "training.score_every=4", "training.score_images=10", "training.ema_lengths=")
-    assert not any("validation/FD-colour" in line for line in lines(tmp_path))
-    assert sum("no score, so that scores take no more than 5%" in r.getMessage() for r in caplog.records) == 1
+    unseen = {"validation/FD-colour", "validation/bits_per_dim", "score_seconds", "bits_seconds"}
+    assert not any(unseen & set(line) for line in lines(tmp_path))
+    for what in ("score", "bits"):
+        word = f"no {what}, so that this takes no more than 5% of the time"
+        assert sum(word in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize(
@@ -203,8 +245,9 @@ PROGRAM = """
 import sys
 from tests.training import test_scoring as t
 from pdm_tf.training import scoring
+from pdm_tf.training.watch import Budget
 scoring.load_detector = lambda: t.DETECTOR
-scoring.Budget.allows = lambda self, seconds: True
+Budget.allows = lambda self, seconds: True
 t.train(sys.argv[1], *t.SCORED)
 """
 

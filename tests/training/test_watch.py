@@ -96,12 +96,15 @@ def test_a_budget_is_a_share_of_all_time_less_what_is_used():
 
 
 def test_a_run_that_goes_on_knows_what_its_parts_took():
-    assert time_so_far({}, 8) == {"elapsed": 0.0, "used": 0.0}
+    assert time_so_far({}, 8, "preview_seconds") == {"elapsed": 0.0, "used": 0.0}
     metrics = {
         "images_per_second": np.array([[10, 4.0], [30, 8.0]]),
         "preview_seconds": np.array([[10, 2.0], [30, 1.0]]),
+        "score_seconds": np.array([[30, 5.0]]),
     }
-    assert time_so_far(metrics, 8) == {"elapsed": 10 * 8 / 4 + 20 * 8 / 8 + 3, "used": 3.0}
+    elapsed = 10 * 8 / 4 + 20 * 8 / 8 + 3 + 5
+    assert time_so_far(metrics, 8, "preview_seconds") == {"elapsed": elapsed, "used": 3.0}
+    assert time_so_far(metrics, 8, "bits_seconds") == {"elapsed": elapsed, "used": 0.0}
 
 
 @pytest.mark.parametrize(
