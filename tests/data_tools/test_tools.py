@@ -206,7 +206,7 @@ def test_image_folder_with_all_its_formats_and_labels(tmp_path, capsys):
             *common(tmp_path, "--validation_fraction", "0"),
         ]
     )
-    assert "left out, not named as images: 1 .txt" in capsys.readouterr().err
+    assert "in: 8 images; left out: 1 .txt\n" in capsys.readouterr().err
     info = describe_directory(tmp_path / "out")
     assert info.label_names == ("cats", "dogs") and info.image_shape == (30, 40, 3)
     found = read(tmp_path / "out")
