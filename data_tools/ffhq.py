@@ -42,6 +42,8 @@ def list_tfrecord_items(path: Path) -> list[Item]:
       UserError: the file does not end where its last record does.
     """
     items, offset, size = [], 0, path.stat().st_size
+    if not size:
+        raise UserError(convert.other_kind(path))
     with path.open("rb") as file:
         while offset < size:
             file.seek(offset)

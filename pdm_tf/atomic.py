@@ -141,7 +141,7 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
                 raise UserError(busy) from error
             if not os.environ.get(NO_LOCKS):
                 raise UserError(
-                    f"the file system of {folder} has no locks ({error.strerror}) to keep a second process off: "
+                    f"the file system of {folder} has no locks ({error.strerror}) against a second process: "
                     f"choose another disk, or see to it yourself and set {NO_LOCKS}=1"
                 ) from error
             _tell(f"{folder} is not locked ({error.strerror}): start nothing else that writes there")
