@@ -372,10 +372,15 @@ def encode(image: Image.Image, encoding: str, *, png_level: int = 6, jpeg_qualit
     return buffer.getvalue()
 
 
+def png(image: np.ndarray) -> bytes:
+    """uint8 (H, W, C) with 1 to 4 channels -> bytes of a PNG."""
+    return encode(_to_pillow(image), "png")
+
+
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8 (H, W, C) with 1 to 4 channels as PNG, atomically."""
     with atomic_file(path) as partial:
-        partial.write_bytes(encode(_to_pillow(image), "png"))
+        partial.write_bytes(png(image))
 
 
 def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.15) -> None:
