@@ -77,6 +77,8 @@ def sample():
     if FLAGS.trajectory:
         print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
+    if FLAGS.save_pngs:
+        print(f"PNGs: {out}/{output.PNGS}")
     print(f"samples: {out}/samples.npz")
 
 

@@ -8,6 +8,7 @@ run that was killed is continued by making the shards that do not exist yet.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import random
 import shutil
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection as mp_connection
 from pathlib import Path
@@ -32,7 +34,7 @@ from data_tools.shards import Encoder, Item, Task
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_json, atomic_text, sha256, sole_writer
 from pdm_tf.data import describe_directory
-from pdm_tf.images import UNREADABLE
+from pdm_tf.images import PILLOW_MODES, ImageError
 from pdm_tf.progress import bar
 
 MANIFEST = "manifest.json"
@@ -40,6 +42,7 @@ SKIPPED = "skipped.tsv"
 WORK_DIR = ".conversion"
 # Enough for the mean size of a record to within some percent; a shard's size need not be exact.
 SAMPLED_ITEMS = 32
+SHOWN_CLASSES = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Options:
     shard_mb: float
     workers: int
     on_error: str
+    max_megapixels: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +70,11 @@ class Target:
     width: int
     label_names: Sequence[str] | None
     description: str
+    channels: int = 3
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.height, self.width, 3
+        return self.height, self.width, self.channels
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -87,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard_mb", type=float, default=150, help="size of a shard in megabytes, default 150")
     add("--workers", type=int, default=os.cpu_count(), help="processes, default one a core")
     add("--on_error", choices=("fail", "skip"), default="fail", help="at unreadable images")
+    add("--max_megapixels", type=float, default=179, help="size of the largest image to read, default 179")
 
 
 def options_from(arguments: argparse.Namespace) -> Options:
@@ -103,9 +109,38 @@ def options_from(arguments: argparse.Namespace) -> Options:
         raise UserError(f"--jpeg_quality={options.jpeg_quality}: must be in 1..100")
     if options.shard_mb <= 0:
         raise UserError(f"--shard_mb={options.shard_mb}: must be above 0")
+    if options.max_megapixels <= 0:
+        raise UserError(f"--max_megapixels={options.max_megapixels}: must be above 0")
     if options.workers < 1:
         raise UserError(f"--workers={options.workers}: must be at least 1")
     return options
+
+
+# What the first bytes of a file say that is not what a tool takes -> what to do with it.
+OTHER_KINDS = {
+    b"PK": "is a zip archive: unpack it first",
+    b"\x1f\x8b": "is compressed by gzip: unpack it first",
+    b"BZh": "is compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "is compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
+    b"7z\xbc\xaf": "is a 7z archive: unpack it first",
+    b"Rar!": "is a rar archive: unpack it first",
+    b"\x89PNG": "is a single image: give the folder that it lies in",
+    b"\xff\xd8": "is a single image: give the folder that it lies in",
+    b"<": "is a web page, such as a server sends in place of a file: fetch it again",
+}
+
+
+def other_kind(path: Path) -> str | None:
+    """A line of what a file is, and what to do, if its first bytes show that it is not what a tool takes."""
+    with path.open("rb") as file:
+        begin = file.read(512)
+    if begin[257:262] == b"ustar":
+        return f"{path} is a tar archive: unpack it first"
+    if not begin:
+        return f"{path} is empty: fetch it again"
+    found = (f"{path} {what}" for magic, what in OTHER_KINDS.items() if begin.lstrip().startswith(magic))
+    return next(found, None)
 
 
 # --- the conversion ------------------------------------------------------------------------------
@@ -118,8 +153,8 @@ def convert(
 
     Args:
       items: all images, in an order that is the same each time.
-      load: item -> RGB image of the target's size; a module's function (or a partial of one) that can be
-        sent to worker processes. What it raises of `UNREADABLE` counts as an unreadable item.
+      load: item -> image of the target's size and channels; a module's function (or a partial of one) that
+        can be sent to worker processes. Whatever it raises but a UserError counts as an unreadable item.
       target: the data set to make.
       options: the shared flags.
     Raises:
@@ -128,13 +163,18 @@ def convert(
     """
     if not items:
         raise UserError("there are no images in the input")
+    if target.label_names:
+        _check_classes(target.label_names)
+        _tell_classes(target.label_names, items)
     encoder = Encoder(
         load,
         (target.width, target.height),
+        PILLOW_MODES[target.channels],
         options.encoding,
         options.png_level,
         options.jpeg_quality,
         options.on_error,
+        options.max_megapixels,
     )
     work_dir = options.output / WORK_DIR
     with sole_writer(work_dir, busy=f"another conversion is running in {work_dir}"):
@@ -150,6 +190,27 @@ def convert(
         _write_manifest(tasks, outcomes, plan, options.output)
         describe_directory(options.output)
         shutil.rmtree(work_dir)
+
+
+def _check_classes(names: Sequence[str]) -> None:
+    """Raises UserError for names that the data set's files, which have one a line, would not give back."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name.isprintable() or name != name.strip() or not name:
+            raise UserError(
+                f"the class name {name!r} has spaces at an end, or what cannot be printed: rename it"
+            )
+        # Systems write one letter with an accent as one character, or as two.
+        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin is not name:
+            raise UserError(f"two classes are named {name}, in letters that look alike: rename one")
+
+
+def _tell_classes(names: Sequence[str], items: Sequence[Item]) -> None:
+    counts = collections.Counter(item.label for item in items)
+    shown = ", ".join(f"{i} {name} ({counts[i]})" for i, name in enumerate(names[:SHOWN_CLASSES]))
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    print(f"{len(names)} classes (images): {shown}{more}", flush=True)
 
 
 def _plan(ordered: list[Item], encoder: Encoder, target: Target, options: Options) -> dict[str, Any]:
@@ -194,7 +255,7 @@ def _mean_record_bytes(ordered: list[Item], encoder: Encoder) -> int:
     for item in ordered[:SAMPLED_ITEMS]:
         try:
             sizes.append(len(encoder.record(item)))
-        except UNREADABLE as error:
+        except ImageError as error:
             encoder.refuse_or_skip(item, error)
     if not sizes:
         raise UserError(f"none of {SAMPLED_ITEMS} images tried can be read; is the input right?")

@@ -86,7 +86,7 @@ def list_items(package: Path) -> tuple[list[Item], list[str]]:
         item = Item(entry["short_name"], IMAGES + entry["image"], label)
         try:
             pixels = load(item, package=package).tobytes()
-        except images.UNREADABLE as error:
+        except images.ImageError as error:
             raise UserError(f"cannot read {item.location} of {package}; {FETCH}") from error
         if pixels not in seen:
             seen.add(pixels)

@@ -32,8 +32,7 @@ FOOTER_BYTES = 4
 
 def list_png_items(directory: Path) -> list[Item]:
     """All PNG files below a folder, sorted by their path in it."""
-    found = [path for path in directory.rglob("*") if path.suffix.lower() == ".png" and not path.is_dir()]
-    return [Item(str(path.relative_to(directory)), path) for path in sorted(found, key=str)]
+    return [Item(name, directory / name) for name in images.names_in(directory, {".png"})]
 
 
 def list_tfrecord_items(path: Path) -> list[Item]:
@@ -43,6 +42,8 @@ def list_tfrecord_items(path: Path) -> list[Item]:
       UserError: the file does not end where its last record does.
     """
     items, offset, size = [], 0, path.stat().st_size
+    if not size:
+        raise UserError(convert.other_kind(path))
     with path.open("rb") as file:
         while offset < size:
             file.seek(offset)
@@ -50,9 +51,9 @@ def list_tfrecord_items(path: Path) -> list[Item]:
             length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER_BYTES else size
             whole = HEADER_BYTES + length + FOOTER_BYTES
             if offset + whole > size:
-                raise UserError(
-                    f"{path} is cut short or damaged at record {len(items)} (byte {offset}); fetch it again"
-                )
+                kind = None if items else convert.other_kind(path)
+                damage = f"is cut short or damaged at record {len(items)} (byte {offset}); fetch it again"
+                raise UserError(kind or f"{path} {damage}")
             items.append(Item(f"{path.name}: record {len(items)}", (offset, whole)))
             offset += whole
     return items
@@ -86,7 +87,7 @@ def read_record(path: Path, offset: int, size: int) -> bytes:
 
 def load_png(item: Item, *, resolution: int) -> Image.Image:
     """One PNG file -> RGB."""
-    return _exactly(images.to_rgb(images.decode(item.location.read_bytes())), resolution)
+    return _exactly(images.read_file(item.location), resolution)
 
 
 def load_tfrecord(item: Item, *, path: Path, resolution: int) -> Image.Image:

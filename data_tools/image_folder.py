@@ -4,14 +4,13 @@
     python main.py --mode=train --dataset=folder:data/photos
 
 Sub-folders are searched too; with --labels those of the first level are the classes. EXIF rotation
-is applied, transparent parts take the colour --background, grey, palette and CMYK become RGB, and
-of an animation the first frame is taken.
+is applied, transparent parts take the colour --background, grey, palette and CMYK become RGB (--channels
+keeps grey or transparency), and of an animation the first frame is taken.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import functools
 import os
 import re
@@ -22,33 +21,23 @@ from PIL import Image, ImageColor
 
 from data_tools import convert
 from data_tools.geometry import resize_then_crop
-from data_tools.shards import Item
-from flags.errors import UserError, one_line, run
+from data_tools.shards import Item, image_limit
+from flags.errors import UserError, run
 from pdm_tf import images
+
+GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B"}
 
 
 def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | None]:
     """All images below a folder sorted by path, and the class names (None without `labels`).
 
-    Says on stderr how many files were left out for their names' sake.
-
     Raises:
-      UserError: no such folder, or `labels` with images outside of any sub-folder.
+      UserError: no such folder, no images, or `labels` with images outside of any sub-folder.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory} is no folder")
-    names, left_out = [], collections.Counter()
-    for folder, _, files in os.walk(directory, followlinks=True):
-        for file in files:
-            extension = os.path.splitext(file)[1].lower()
-            if extension in images.EXTENSIONS:
-                names.append(os.path.relpath(os.path.join(folder, file), directory))
-            else:
-                left_out[extension or "no extension"] += 1
-    if left_out:
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(left_out.items()))
-        print(f"left out, not named as images: {counts}", file=sys.stderr)
-    names.sort()
+        what = convert.other_kind(directory) if directory.is_file() else None
+        raise UserError(what or f"{directory} is no folder")
+    names = images.names_in(directory)
     if not labels:
         return [Item(name, os.path.join(directory, name)) for name in names], None
     outside = [name for name in names if os.sep not in name]
@@ -62,15 +51,10 @@ def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | N
     return items, classes
 
 
-def open_rgb(item: Item, background: str) -> Image.Image:
-    """One file -> RGB, upright."""
-    image = images.decode(Path(item.location).read_bytes())
-    return images.to_rgb(images.upright(image), background)
-
-
-def load(item: Item, *, height: int, width: int, crop: str, background: str) -> Image.Image:
-    """One file -> RGB `height` x `width`; with crop "exact" it must have that size."""
-    image = open_rgb(item, background)
+def load(item: Item, *, shape: tuple[int, int, int], crop: str, background: str) -> Image.Image:
+    """One file, upright -> `shape` = (H, W, C); with crop "exact" it must have that size."""
+    height, width, channels = shape
+    image = images.read_file(item.location, channels, background)
     if crop == "center":
         return resize_then_crop(image, height, width)
     if crop == "stretch":
@@ -96,19 +80,17 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return height, int(match.group(2) or height)
 
 
-def common_size(items: list[Item], background: str) -> tuple[int, int]:
-    """(height, width) of the first image, which all must have where no resolution is given.
+def first_image(items: list[Item], max_megapixels: float) -> Image.Image:
+    """The first image, upright, whose size all must have where no resolution is given.
 
     Raises:
       UserError: it cannot be read.
     """
     try:
-        image = open_rgb(items[0], background)
-    except images.UNREADABLE as error:
-        raise UserError(
-            f"cannot read {items[0].name} ({one_line(error)}); mend it, or pass --resolution"
-        ) from error
-    return image.height, image.width
+        with image_limit(max_megapixels), images.reading():
+            return images.upright(images.decode(Path(items[0].location).read_bytes()))
+    except images.ImageError as error:
+        raise UserError(f"cannot read {items[0].name} ({error}); mend it, or pass --resolution") from error
 
 
 def dataset_name(directory: Path) -> str:
@@ -128,6 +110,10 @@ def main(argv: list[str] | None = None) -> None:
         help="center: cover the size and cut the rest (default); stretch: change the aspect ratio",
     )
     parser.add_argument("--background", default="white", help="under transparency, e.g. '#808080'")
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3, 4), default=3,
+        help="1: grey; 3: RGB (default); 4: RGB and transparency, which --background is then not under",
+    )  # fmt: skip
     parser.add_argument("--labels", action="store_true", help="sub-folders are classes")
     convert.add_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -136,21 +122,25 @@ def main(argv: list[str] | None = None) -> None:
         ImageColor.getrgb(arguments.background)
     except ValueError as error:
         raise UserError(f"--background={arguments.background}: {error}") from error
+    if arguments.channels == 4 and arguments.encoding == "jpeg":
+        raise UserError("--channels=4 needs --encoding=png: JPEG has no transparency")
     items, classes = list_items(arguments.input, arguments.labels)
-    if not items:
-        raise UserError(f"there are no images in {arguments.input}")
     if arguments.resolution:
         crop, (height, width) = arguments.crop, parse_resolution(arguments.resolution)
     else:
-        crop, (height, width) = "exact", common_size(items, arguments.background)
+        first = first_image(items, options.max_megapixels)
+        crop, height, width = "exact", first.height, first.width
+        if arguments.channels == 3 and first.mode in GREY_MODES:
+            print("the first image is grey; if all are, --channels=1 keeps them so", file=sys.stderr)
     target = convert.Target(
         name=dataset_name(arguments.output),
         height=height,
         width=width,
         label_names=classes,
+        channels=arguments.channels,
         description=f"A folder of images; crop: {crop}; background: {arguments.background}.",
     )
-    loader = functools.partial(load, height=height, width=width, crop=crop, background=arguments.background)
+    loader = functools.partial(load, shape=target.image_shape, crop=crop, background=arguments.background)
     convert.convert(items, loader, target, options)
 
 

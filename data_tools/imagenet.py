@@ -79,6 +79,8 @@ def list_items(path: Path, classes: int) -> tuple[list[Item], list[str]]:
         file = path.open("rb")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
+    if not tarfile.is_tarfile(path):
+        raise UserError(convert.other_kind(path) or f"{path} is no tar archive, or damaged: fetch it again")
     found: dict[str, list[Item]] = {}
     with file, bar(total=size, unit="B", unit_scale=True, desc="index") as progress:
         for class_tar in list(members(file, 0, size, str(path))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import traceback
@@ -15,7 +16,7 @@ from PIL import Image
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file, atomic_json, sha256
-from pdm_tf.images import UNREADABLE, encode
+from pdm_tf.images import ImageError, TooManyPixelsError, encode, pixel_limit, reading
 
 PROGRESS_SECONDS = 0.2
 
@@ -49,26 +50,32 @@ class Task(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """How items become records: `load` gives RGB images of `size` (width, height)."""
+    """How items become records: `load` gives images of `mode` and `size` (width, height).
+
+    Whatever it raises but a UserError means that the item cannot be read.
+    """
 
     load: Callable[[Item], Image.Image]
     size: tuple[int, int]
+    mode: str
     encoding: str
     png_level: int
     jpeg_quality: int
     on_error: str
+    max_megapixels: float
 
     def record(self, item: Item) -> bytes:
         """Loads one item and makes its record.
 
         Raises:
-          one of `UNREADABLE`: the item cannot be read, or has the wrong size.
+          ImageError: the item cannot be read, or has the wrong size.
         """
-        image = self.load(item)
-        if image.mode != "RGB" or image.size != self.size:
-            raise ValueError(
+        with image_limit(self.max_megapixels), reading():
+            image = self.load(item)
+        if image.mode != self.mode or image.size != self.size:
+            raise ImageError(
                 f"the image is {image.mode} {image.height}x{image.width},"
-                f" not RGB {self.size[1]}x{self.size[0]}"
+                f" not {self.mode} {self.size[1]}x{self.size[0]}"
             )
         data = encode(image, self.encoding, png_level=self.png_level, jpeg_quality=self.jpeg_quality)
         feature = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
@@ -78,13 +85,22 @@ class Encoder(NamedTuple):
         # Map fields have no fixed order on the wire unless asked for.
         return example.SerializeToString(deterministic=True)
 
-    def refuse_or_skip(self, item: Item, error: Exception) -> None:
+    def refuse_or_skip(self, item: Item, error: ImageError) -> None:
         """Raises UserError for an unreadable item, unless such items are to be skipped."""
         if self.on_error == "fail":
             raise UserError(
-                f"cannot read {item.name} ({one_line(error)});"
-                " mend it, or leave such images out with --on_error=skip"
+                f"cannot read {item.name} ({error}); mend it, or leave such images out with --on_error=skip"
             ) from error
+
+
+@contextlib.contextmanager
+def image_limit(megapixels: float) -> Iterator[None]:
+    """Inside the block larger images are refused, with the flag that lets them in."""
+    try:
+        with pixel_limit(round(megapixels * 1e6)):
+            yield
+    except TooManyPixelsError as error:
+        raise ImageError(f"{error}: let it in with --max_megapixels") from error
 
 
 def work(connection: Connection, encoder: Encoder) -> None:
@@ -158,9 +174,9 @@ def _records(
     for item in items:
         try:
             record = encoder.record(item)
-        except UNREADABLE as error:
+        except ImageError as error:
             encoder.refuse_or_skip(item, error)
-            skipped.append([item.name, one_line(error)])
+            skipped.append([item.name, str(error)])
         else:
             yield record
         report(1)

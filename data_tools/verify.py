@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from data_tools import convert
-from flags.errors import UserError, one_line, run
+from flags.errors import UserError, run
 from pdm_tf import images
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, describe_directory
@@ -36,7 +36,7 @@ def check_shard(
       path: its file.
       length: the number of records it must hold.
       recorded: what the manifest says of it, if there is one.
-      check_record: raises one of `images.UNREADABLE` for a record that is no good, or None to trust records
+      check_record: raises `images.ImageError` for a record that is no good, or None to trust records
         whose bytes are right.
       report: called with the bytes read, for progress.
     Returns:
@@ -66,20 +66,22 @@ def _first_bad_record(path: Path, length: int, check_record: Callable[[bytes], N
             index += 1
     except tf.errors.OpError:
         return f"record {index} of {length} is damaged or cut off"
-    except images.UNREADABLE as error:
-        return f"record {index} of {length} holds no usable image ({one_line(error)})"
+    except images.ImageError as error:
+        return f"record {index} of {length} holds no usable image ({error})"
     return None if index == length else f"holds {index} records, {length} are promised"
 
 
 def image_checker(info: DatasetInfo) -> Callable[[bytes], None]:
-    """A function that raises one of `images.UNREADABLE` unless a record's image is as promised."""
+    """A function that raises `images.ImageError` unless a record's image is as promised."""
 
     def check(record: bytes) -> None:
-        features = tf.train.Example.FromString(record).features.feature
-        image = images.decode(b"".join(features[info.image_key].bytes_list.value))
+        # What the data set holds has been let in.
+        with images.reading(), images.pixel_limit(None):
+            features = tf.train.Example.FromString(record).features.feature
+            image = images.decode(b"".join(features[info.image_key].bytes_list.value))
         size = (image.height, image.width)
         if None not in info.image_shape and size != tuple(info.image_shape[:2]):
-            raise ValueError(f"the image is {image.height}x{image.width}")
+            raise images.ImageError(f"the image is {image.height}x{image.width}")
 
     return check
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import typing
+import unicodedata
 
 from absl import flags
 
@@ -85,9 +87,9 @@ _define(
     "by default training.ema_decay's average.", *EMA_LENGTHS,
 )  # fmt: skip
 _define(
-    flags.DEFINE_list, MEASURED, "labels", None,
-    "Labels to draw in turn, numbers or names; by default all, and to evaluate as many of each class as its "
-    "share of the reference says.",
+    flags.DEFINE_multi_string, MEASURED, "labels", [],
+    "Labels to draw in turn, numbers or names, with commas between; repeatable, for names with commas. By "
+    "default all, and to evaluate as many of each class as its share of the reference says.",
 )  # fmt: skip
 _define(_string, SAMPLE, "init_image", None, "An image file to edit.")
 _define(_string, SAMPLE, "mask", None, "A mask file: white where --init_image is to be painted anew.")
@@ -97,7 +99,13 @@ _define(
     "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation (evaluations/<name> "
     "of --samples), exports/<the run's name>.",
 )  # fmt: skip
-_define(flags.DEFINE_bool, SAMPLE, "save_pngs", False, "Write one PNG for each sample too.")
+_define(
+    flags.DEFINE_bool,
+    SAMPLE,
+    "save_pngs",
+    False,
+    "Write one PNG for each sample too, into the folder pngs of --out.",
+)
 
 _define(
     flags.DEFINE_multi_string, EVALUATE, "samples", [],
@@ -344,14 +352,30 @@ def sampling_labels(config: Config) -> list[int] | None:
         return None
     if not config.conditional:
         raise UserError("--labels: this model has no classes; leave the flag out")
-    names = {name.lower(): number for number, name in enumerate(config.data.label_names)}
-    labels = []
-    for text in FLAGS.labels:
-        number = names.get(text.strip().lower(), text)
-        if not str(number).strip().isdigit() or int(number) >= config.data.num_classes:
-            known = f"0 to {config.data.num_classes - 1}" + (
-                f" or {', '.join(config.data.label_names)}" if names else ""
-            )
-            raise UserError(f"--labels: there is no class {text!r}; use {known}")
-        labels.append(int(number))
-    return labels
+    names = {_composed(name): number for number, name in enumerate(config.data.label_names)}
+    # Each flag's whole text first: a name may have commas.
+    texts = [
+        part for text in FLAGS.labels for part in ([text] if _composed(text) in names else text.split(","))
+    ]
+    return [_class_number(text.strip(), names, config.data.num_classes) for text in texts]
+
+
+def _composed(name: str) -> str:
+    """A name with each accented letter as one character: some systems' files have it as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _class_number(text: str, names: dict[str, int], classes: int) -> int:
+    """The class that a name, a number, or "#" and a number stand for; one text never means two of them."""
+    named, digits = names.get(_composed(text)), text.removeprefix("#")
+    number = int(digits) if digits.isdecimal() and len(digits) < 10 and int(digits) < classes else None
+    if named is not None and number not in (None, named):
+        raise UserError(
+            f"--labels={text} is number {number} and the name of number {named}: write #{number} or #{named}"
+        )
+    if named is None and number is None:
+        close = difflib.get_close_matches(text, names, n=5, cutoff=0.4)
+        close += [name for name in names if name.lower() == text.lower() and name not in close]
+        also = f", or a name such as {', '.join(close or list(names)[:20])}" if names else ""
+        raise UserError(f"--labels: there is no class {text!r}; use 0 to {classes - 1}{also}")
+    return named if number is None else number

@@ -35,13 +35,17 @@ def one_line(error: BaseException) -> str:
 def run(main: Callable[[], None]) -> int:
     """Runs a program's main function and returns its exit status; what ends it early is one line.
 
+    Names that the terminal's encoding does not have are shown with escapes, in place of a UnicodeEncodeError.
     SIGTERM ends it as Ctrl-C does; a second signal of either kind ends the process at once.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _interrupting():
             main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A file's name may have several lines.
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return EXIT_USER_ERROR
     except Stopped as stopped:
         print(stopped)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ import tensorflow as tf
 
 from flags.errors import UserError
 
+# Set where the file system has no locks, and nobody else writes.
+NO_LOCKS = "PDM_TF_NO_LOCKS"
+# What file systems answer that cannot lock or sync at all.
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK}
 HOST = re.sub(r"[^\w.-]", "", socket.gethostname())
 
 
@@ -122,7 +127,7 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
       folder: made if it is not there; gets a file .lock.
       busy: what to say if another process holds the lock.
     Raises:
-      UserError: `busy`, or the folder cannot be written, or its file system knows no locks.
+      UserError: `busy`, or the folder cannot be written, or its disk has no locks (`NO_LOCKS` lets it).
     """
     folder = Path(folder)
     with disk_errors(folder):
@@ -134,10 +139,12 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise UserError(busy) from error
-            raise UserError(
-                f"the file system of {folder} has no locks ({error.strerror}), so that nothing would keep a "
-                "second process from writing there: choose a folder on another disk"
-            ) from error
+            if not os.environ.get(NO_LOCKS):
+                raise UserError(
+                    f"the file system of {folder} has no locks ({error.strerror}) against a second process: "
+                    f"choose another disk, or see to it yourself and set {NO_LOCKS}=1"
+                ) from error
+            _tell(f"{folder} is not locked ({error.strerror}): start nothing else that writes there")
         yield
 
 
@@ -168,9 +175,24 @@ def sha256(path: str | os.PathLike, report: Callable[[int], None] = lambda size:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's data, or a folder's entries, are on the disk."""
+    """Waits until a file's data, or a folder's entries, are on the disk, if its file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _tell(f"the disk of {path} does not tell when data are safe ({error.strerror}): beware of power cuts")
     finally:
         os.close(descriptor)
+
+
+_told: set[str] = set()
+
+
+def _tell(note: str) -> None:
+    """Says something on stderr, once for each kind and process."""
+    kind = note.partition("(")[2]
+    if kind not in _told:
+        _told.add(kind)
+        print(f"note: {note}", file=sys.stderr)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import math
 import os
-import struct
+import sys
 import warnings
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
 
 # Files that are taken for images by their names.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
+# Folders that systems leave among people's own, some with pictures in them.
+SYSTEM = {
+    "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+}  # fmt: skip
 PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# What Pillow's decoders are known to raise on damaged files; UserError is a ValueError.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    KeyError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 # EXIF's orientation -> what turns the stored pixels upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,6 +37,18 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those that swap width and height.
+QUARTER_TURNS = {UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+# Text beside the picture, such as a workflow that made it: Pillow refuses files with more than 1 MiB of it.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+
+class ImageError(ValueError):
+    """An image cannot be read, for whatever reason its decoder has; the message is one line."""
+
+
+class TooManyPixelsError(ImageError):
+    """An image is larger than the `pixel_limit`."""
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -76,20 +80,53 @@ def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> 
 # --- files -> images -----------------------------------------------------------------------------
 
 
-def decode(data: bytes) -> Image.Image:
-    """Bytes of an image file, of whatever format its first bytes tell -> its first frame, loaded.
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Wrap this around whatever is done to read one image.
 
     Raises:
-      one of `UNREADABLE`: damaged or no image.
+      ImageError: for any error but a UserError: decoders raise all kinds, as files damage them.
     """
     # Pillow warns of harmless oddities (EXIF, palettes) in files that it reads well.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data))
+            yield
+        except (UserError, ImageError):
+            raise
+        except Image.DecompressionBombError as error:
+            raise TooManyPixelsError(one_line(error).partition(", could")[0]) from error
         except UnidentifiedImageError as error:
             # Pillow's text holds an address in memory, another one each time.
-            raise UnidentifiedImageError("its bytes are of no known image format") from error
+            raise ImageError("its bytes are of no known image format") from error
+        except Exception as error:
+            raise ImageError(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def pixel_limit(pixels: int | None) -> Iterator[None]:
+    """Inside the block larger images are refused, in place of those of more than Pillow's 179 megapixels.
+
+    None: none are.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = (
+        None if pixels is None else -(-pixels // 2)
+    )  # Pillow warns at its limit, and refuses at twice that
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def decode(data: bytes) -> Image.Image:
+    """Bytes of an image file, of whatever format its first bytes tell -> its first frame, loaded.
+
+    Raises:
+      ImageError: damaged, no image, or larger than the `pixel_limit`.
+    """
+    with reading():
+        image = Image.open(io.BytesIO(data))
         image.load()
     return image
 
@@ -99,13 +136,16 @@ def upright(image: Image.Image) -> Image.Image:
 
     No other tag is touched: Pillow's `exif_transpose` writes all of them anew, and fails on odd ones.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-        except UNREADABLE:  # damaged tags beside a good picture
-            turn = None
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        with reading():
+            return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except ImageError:  # damaged tags beside a good picture
+        return None
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
@@ -116,11 +156,32 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
+def to_channels(image: Image.Image, channels: int, background: str = "white") -> Image.Image:
+    """Any mode -> 8 bits of 1 to 4 channels; with 1 or 3 transparent parts lie on `background`."""
+    if channels in (1, 3):
+        return to_rgb(image, background).convert(PILLOW_MODES[channels])
+    return _eight_bits(image).convert("RGBA").convert(PILLOW_MODES[channels])
+
+
+def read_file(path: str | os.PathLike, channels: int = 3, background: str = "white") -> Image.Image:
+    """An image file, upright, as `to_channels` has it.
+
+    Raises:
+      ImageError: it is missing, damaged or no image.
+    """
+    with reading():
+        return to_channels(upright(decode(Path(path).read_bytes())), channels, background)
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit greyscale -> 8 bits, at 255 of which Pillow's own conversions would clip it."""
+    if image.mode == "F":
+        raise ImageError("its levels are floating-point numbers without a range: save it with 8 bits")
     if not image.mode.startswith("I"):
         return image
     levels = np.asarray(image)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ImageError("its levels of grey go beyond 16 bits: save it with 16 or 8")
     grey = Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
         opaque = (levels != image.info["transparency"]) * np.uint8(255)
@@ -138,13 +199,9 @@ def read_image(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarra
     Raises:
       UserError: it is missing, no image, or of another size.
     """
-    height, width, channels = image_shape
-    if channels not in PILLOW_MODES:
-        raise UserError(f"{path}: a model of {channels} channels cannot edit image files")
-    image = _read_rgba(path, width, height)
-    if channels in (1, 3):
-        image = _on_background(image, "white")
-    return np.asarray(image.convert(PILLOW_MODES[channels])).reshape(image_shape)
+    if image_shape[2] not in PILLOW_MODES:
+        raise UserError(f"{path}: a model of {image_shape[2]} channels cannot edit image files")
+    return np.asarray(_read_sized(path, image_shape)).reshape(image_shape)
 
 
 def read_mask(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
@@ -155,27 +212,31 @@ def read_mask(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray
     Raises:
       UserError: it is missing, no image, of another size, or dark everywhere.
     """
-    image = _on_background(_read_rgba(path, image_shape[1], image_shape[0]), "black")
-    mask = np.asarray(image.convert("L")) >= 128
+    mask = np.asarray(_read_sized(path, (*image_shape[:2], 1), "black")) >= 128
     if not mask.any():
         raise UserError(f"{path} is black everywhere: make white what is to be painted anew")
     return mask
 
 
-def _read_rgba(path: str | os.PathLike, width: int, height: int) -> Image.Image:
-    """An image file, upright, of that size."""
+def _read_sized(path: str | os.PathLike, shape: Sequence[int], background: str = "white") -> Image.Image:
+    """An image file of `shape` = (H, W, C); no pixel of one of another size is decoded."""
+    wanted = shape[1], shape[0]
     try:
-        image = _eight_bits(upright(decode(Path(path).read_bytes()))).convert("RGBA")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as an image ({one_line(error)})") from error
-    if image.size != (width, height):
-        raise UserError(
-            f"{path} is {image.width} pixels wide and {image.height} high: resize it to the model's "
-            f"{width} x {height}"
-        )
-    return image
+        with reading(), pixel_limit(None):
+            size = _upright_size(Image.open(path))
+            if size == wanted:
+                return read_file(path, shape[2], background)
+    except ImageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{path} cannot be read as an image ({error})") from error
+    raise UserError(
+        "{} is {} pixels wide and {} high: resize it to the model's {} x {}".format(path, *size, *wanted)
+    )
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return image.size[::-1] if _turn(image) in QUARTER_TURNS else image.size
 
 
 def samples_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
@@ -216,28 +277,60 @@ def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int
             yield member, shape
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (OSError, EOFError, KeyError, ValueError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and NumPy raise all kinds, as damage has it
         raise UserError(
             f"{path} is no whole .npz file of uint8 images (N, H, W, C) named arr_0 ({one_line(error)})"
         ) from error
 
 
-def folder_files(folder: str | os.PathLike) -> list[Path]:
-    """The image files in a folder and below it, by their names' endings, sorted by path; no hidden ones.
+def names_in(folder: str | os.PathLike, extensions: Collection[str] = EXTENSIONS) -> list[str]:
+    """The image files in a folder and below it: their paths in it, sorted; says on stderr what is left out.
 
+    Hidden files and folders and those of `SYSTEM` do not count. Links are followed, but each folder counts
+    once: where it lies, or else by the first link to it.
+
+    Args:
+      extensions: the endings, in lower case, of the names that count.
     Raises:
-      UserError: there are none.
+      UserError: there are none, or a folder cannot be looked into.
     """
-    folder = Path(folder)
-    files = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    return sorted(files)
+    names, left_out, seen = [], collections.Counter(), set()
+    folders, links = [""], []
+    while folders or links:
+        inside = folders.pop() if folders else links.pop(0)
+        place = os.path.realpath(os.path.join(folder, inside))
+        if place in seen:
+            left_out["folders met before"] += 1
+            continue
+        seen.add(place)
+        for name in _entries(place):
+            extension, path = os.path.splitext(name)[1].lower(), os.path.join(place, name)
+            if name.startswith(".") or name in SYSTEM:
+                left_out["hidden or system"] += 1
+            elif os.path.isdir(path):
+                (links if os.path.islink(path) else folders).append(os.path.join(inside, name))
+            elif not os.path.isfile(path):
+                left_out["no files"] += 1
+            elif extension in extensions:
+                names.append(os.path.join(inside, name))
+            else:
+                left_out[extension or "without an ending"] += 1
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
+    if not names:
+        also = f"; left out: {counts}" if counts else ""
+        raise UserError(f"there are no images ({', '.join(sorted(extensions))}) in {folder}{also}")
+    if counts:
+        print(f"{folder}: {len(names)} images; left out: {counts}", file=sys.stderr)
+    return sorted(names)
+
+
+def _entries(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(
+            f"cannot look into {folder} ({error.strerror}): mend that, or move it away"
+        ) from error
 
 
 def read_folder(files: Sequence[Path], batch_size: int = 64) -> Iterator[np.ndarray]:
@@ -253,9 +346,9 @@ def read_folder(files: Sequence[Path], batch_size: int = 64) -> Iterator[np.ndar
         batch = []
         for path in files[start : start + batch_size]:
             try:
-                image = np.asarray(to_rgb(upright(decode(path.read_bytes()))))
-            except UNREADABLE as error:
-                raise UserError(f"{path} cannot be read as an image ({one_line(error)})") from error
+                image = np.asarray(read_file(path))
+            except ImageError as error:
+                raise UserError(f"{path} cannot be read as an image ({error})") from error
             shape = shape or image.shape
             if image.shape != shape:
                 raise UserError(
@@ -279,10 +372,15 @@ def encode(image: Image.Image, encoding: str, *, png_level: int = 6, jpeg_qualit
     return buffer.getvalue()
 
 
+def png(image: np.ndarray) -> bytes:
+    """uint8 (H, W, C) with 1 to 4 channels -> bytes of a PNG."""
+    return encode(_to_pillow(image), "png")
+
+
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8 (H, W, C) with 1 to 4 channels as PNG, atomically."""
     with atomic_file(path) as partial:
-        partial.write_bytes(encode(_to_pillow(image), "png"))
+        partial.write_bytes(png(image))
 
 
 def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.15) -> None:

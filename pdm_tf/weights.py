@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,7 +36,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # zipfile and NumPy raise all kinds, as damage has it
         raise UserError(f"{path} is damaged ({one_line(error)}): restore it or delete it") from error
 
 

@@ -130,7 +130,7 @@ def test_one_process_writes_and_its_death_frees_the_folder(repository, tmp_path)
         raise BlockingIOError("mine")
 
 
-def test_a_file_system_without_locks_is_not_called_busy(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_not_called_busy(tmp_path, monkeypatch, capsys):
     def flock(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -138,3 +138,28 @@ def test_a_file_system_without_locks_is_not_called_busy(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"the file system of {tmp_path} has no locks"):
         with sole_writer(tmp_path, "busy"):
             pass
+    monkeypatch.setenv("PDM_TF_NO_LOCKS", "1")
+    for _ in range(2):
+        with sole_writer(tmp_path, "busy"):
+            (tmp_path / "written").touch()
+    err = capsys.readouterr().err
+    assert (
+        err == f"note: {tmp_path} is not locked (No locks available): start nothing else that writes there\n"
+    )
+
+
+def test_a_file_system_that_cannot_sync_is_written_all_the_same(tmp_path, monkeypatch, capsys):
+    def fsync(descriptor):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    number = errno.EINVAL
+    atomic_text(tmp_path / "a", "a")
+    with atomic_folder(tmp_path / "b") as partial:
+        (partial / "c").touch()
+    assert (tmp_path / "a").read_text() == "a" and (tmp_path / "b" / "c").exists()
+    assert capsys.readouterr().err.count("does not tell when data are safe (no)") == 1
+    number = errno.EIO
+    with pytest.raises(OSError, match="no"):
+        atomic_text(tmp_path / "a", "b")
+    assert (tmp_path / "a").read_text() == "a"

@@ -1,19 +1,20 @@
 """Images out of the program and back in."""
 
 import io
+import os
 import struct
 import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from flags.errors import UserError
 from pdm_tf import images
 from pdm_tf.images import (
-    folder_files,
     from_uint8,
     image_grid,
+    names_in,
     read_folder,
     read_image,
     read_mask,
@@ -24,7 +25,7 @@ from pdm_tf.images import (
     write_png,
     write_samples,
 )
-from tests.data.fixtures import cmyk_jpeg, encode, natural_image
+from tests.data.fixtures import cmyk_jpeg, encode, make_folder, natural_image
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)
 PIXELS = natural_image(3, 24, 36)
@@ -100,13 +101,16 @@ def test_files_that_cannot_be_used_are_refused_in_one_line(tmp_path):
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def files_in(folder):
+    return [folder / name for name in names_in(folder)]
+
+
 def test_a_folder_s_images_come_in_order_and_those_below_it_too(tmp_path):
     for number, name in enumerate(["b/1.png", "a.png", "b/.hidden.png", ".hidden/1.png", "b/0.PNG"]):
         write_png(tmp_path / name, np.full((6, 4, 3), number, np.uint8))
     (tmp_path / "notes.txt").write_text("no image")
-    files = folder_files(tmp_path)
-    assert [str(file.relative_to(tmp_path)) for file in files] == ["a.png", "b/0.PNG", "b/1.png"]
-    batches = list(read_folder(files, batch_size=2))
+    assert names_in(tmp_path) == ["a.png", "b/0.PNG", "b/1.png"]
+    batches = list(read_folder(files_in(tmp_path), batch_size=2))
     assert [batch.shape for batch in batches] == [(2, 6, 4, 3), (1, 6, 4, 3)]
     assert [batch[:, 0, 0, 0].tolist() for batch in batches] == [[1, 4], [0]]
 
@@ -114,16 +118,16 @@ def test_a_folder_s_images_come_in_order_and_those_below_it_too(tmp_path):
 def test_a_folder_s_images_are_rgb_on_white_and_of_one_size(tmp_path):
     write_png(tmp_path / "0.png", np.zeros((6, 4, 4), np.uint8))
     write_png(tmp_path / "1.png", np.full((6, 4, 1), 9, np.uint8))
-    (batch,) = read_folder(folder_files(tmp_path))
+    (batch,) = read_folder(files_in(tmp_path))
     assert (batch[0] == 255).all() and (batch[1] == 9).all()
     write_png(tmp_path / "2.png", np.zeros((4, 6, 3), np.uint8))
     with pytest.raises(UserError, match=r"2\.png is 6 pixels wide and 4 high, and .*0\.png is 4 x 6"):
-        list(read_folder(folder_files(tmp_path)))
+        list(read_folder(files_in(tmp_path)))
     (tmp_path / "2.png").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"2\.png cannot be read as an image"):
-        list(read_folder(folder_files(tmp_path)))
-    with pytest.raises(UserError, match="holds no images"):
-        folder_files(tmp_path / "none")
+        list(read_folder(files_in(tmp_path)))
+    with pytest.raises(UserError, match=r"cannot look into .*none"):
+        names_in(tmp_path / "none")
 
 
 def test_a_gif_plays_its_frames_in_order(tmp_path):
@@ -270,10 +274,10 @@ def test_encodings():
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_cut_files_are_refused(image_format):
     data = encode(PIXELS, image_format)
-    with pytest.raises(images.UNREADABLE):
+    with pytest.raises(images.ImageError):
         images.decode(data[: len(data) // 2])
     for nothing in (b"", b"no image"):
-        with pytest.raises(images.UNREADABLE, match=r"^its bytes are of no known image format$"):
+        with pytest.raises(images.ImageError, match=r"^its bytes are of no known image format$"):
             images.decode(nothing)
 
 
@@ -332,6 +336,122 @@ def test_a_mask_of_sixteen_bits(tmp_path):
     levels = np.array([[0, 255, 256 * 127 + 255, 256 * 128, 65535]], np.uint16)
     (tmp_path / "a.png").write_bytes(encode(levels))
     assert (read_mask(tmp_path / "a.png", (1, 5, 3)) == [[False, False, False, True, True]]).all()
+
+
+# --- a folder is whatever its owner and his system left in it ------------------------------------
+
+
+def test_what_systems_leave_in_folders_is_left_out_and_counted(tmp_path, capsys):
+    picture = encode(PIXELS)
+    make_folder(tmp_path, dict.fromkeys((
+        "cat/0.png", "cat/._0.png", ".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/cat/0.png",
+        "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/1.png", "cat/deep/a\n.png", "cat/.DS_Store",
+        "cat/b.txt", "cat/LICENSE",
+    ), picture))  # fmt: skip
+    os.mkfifo(tmp_path / "cat" / "pipe.png")  # to read it would last for ever
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "cat" / "itself.png").symlink_to(tmp_path / "cat" / "itself.png")
+    assert names_in(tmp_path) == ["cat/0.png", "cat/deep/a\n.png"]
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: 2 images; left out: 1 .txt, 6 hidden or system, 3 no files, 1 without an ending\n"
+    )
+
+
+def test_each_folder_counts_once_where_it_lies(tmp_path):
+    make_folder(tmp_path, {f"in/{name}": encode(PIXELS) for name in ("b/0.png", "b/c/1.png")})
+    make_folder(tmp_path, {"elsewhere/2.png": encode(PIXELS)})
+    for link, target in {
+        "a": "in/b",
+        "b/up": "in",
+        "b/c/up": "in/b",
+        "z": "elsewhere",
+        "y": "elsewhere",
+    }.items():
+        (tmp_path / "in" / link).symlink_to(tmp_path / target)
+    (tmp_path / "in" / "b" / "3.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    expected = ["b/0.png", "b/3.png", "b/c/1.png", "y/2.png"]
+    assert names_in(tmp_path / "in") == names_in(tmp_path / "link") == expected
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    make_folder(tmp_path, {"a/0.png": encode(PIXELS), "b/0.png": encode(PIXELS)})
+    listdir = os.listdir
+
+    def refuse(folder):
+        if str(folder).endswith("b"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(UserError, match=r"cannot look into \S*b \(Permission denied\)"):
+        names_in(tmp_path)
+
+
+# --- whatever a decoder raises -------------------------------------------------------------------
+
+
+def damaged_chunk() -> bytes:
+    data = encode(PIXELS)
+    place = data.index(b"IDAT") - 4
+    return data[:place] + bytes(8) + b"no chunk" + data[place:]
+
+
+def test_any_error_of_a_decoder_is_that_of_an_unreadable_image(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encode(PIXELS))
+    for raised in (
+        TypeError("odd\ntag"),
+        RecursionError(),
+        MemoryError(),
+        AttributeError("x"),
+        SyntaxError("y"),
+    ):
+
+        def load(image, raised=raised):
+            raise raised
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+        with pytest.raises(images.ImageError, match=r"^(odd tag|RecursionError|MemoryError|x|y)$"):
+            images.read_file(tmp_path / "a.png")
+        with pytest.raises(UserError, match=r"a\.png cannot be read as an image \("):
+            read_image(tmp_path / "a.png", PIXELS.shape)
+
+
+def test_a_broken_chunk_is_an_unreadable_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(damaged_chunk())
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image \("):
+        read_image(tmp_path / "a.png", PIXELS.shape)
+
+
+def test_what_has_no_range_of_eight_or_sixteen_bits_is_refused(tmp_path):
+    for name, levels in {
+        "float": np.zeros((6, 4), np.float32),
+        "long": np.full((6, 4), 1 << 20, np.int32),
+    }.items():
+        (tmp_path / name).write_bytes(encode(levels, "TIFF"))
+        with pytest.raises(UserError, match=r"cannot be read as an image \(its levels"):
+            read_image(tmp_path / name, (6, 4, 3))
+
+
+def test_large_files_are_refused_at_the_limit_and_those_to_edit_at_another_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 431)  # half of what is refused, as for 179 megapixels
+    data = encode(PIXELS)
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(
+        images.TooManyPixelsError, match=r"^Image size \(864 pixels\) exceeds limit of 862 pixels$"
+    ):
+        images.decode(data)
+    with images.pixel_limit(PIXELS[..., 0].size):
+        assert images.decode(data).size == (36, 24)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", PIXELS.shape), PIXELS)
+    with pytest.raises(UserError, match="36 pixels wide and 24 high: resize it to the model's 8 x 8"):
+        read_image(tmp_path / "a.png", (8, 8, 3))
+
+
+def test_a_png_may_hold_more_text_than_picture():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * (3 << 20), zip=True)
+    np.testing.assert_array_equal(rgb(saved(Image.fromarray(PIXELS), "PNG", pnginfo=info)), PIXELS)
 
 
 # --- samples -------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
         ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one there first"),
         ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval"),
         ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them"),
-        ({"labels": ["9"]}, "--labels: there is no class '9'; use 0 to 2 or cat, dog, owl"),
+        ({"labels": ["9"]}, "--labels: there is no class '9'; use 0 to 2, or a name such as cat, dog, owl"),
         ({"steps": "2000"}, "--steps=2000: the process has 1000 steps, so use 1 to 1000"),
         ({"run_dir": "RUNS/plain", "guidance": 2.0}, "--guidance=2: this model has no classes to guide with"),
         ({"init_image": "RUNS/small.png"}, "small.png is 8 pixels wide and 8 high: resize it to the"),

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from pdm_tf.data import DatasetInfo, labelled_batches
 from pdm_tf.data.info import EMBEDDED, METADATA
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import CACHE, Detector, extract_batches
-from pdm_tf.images import folder_files, read_folder, read_samples, samples_shape
+from pdm_tf.images import names_in, read_folder, read_samples, samples_shape
 from pdm_tf.weights import read_arrays, write_arrays
 
 KEEP = 50_000  # images whose features are kept: 410 MB for 2,048 features
@@ -208,7 +207,7 @@ def _read(file: Path) -> Reference:
     try:
         moments, spatial, count, what = _moments(arrays)
         return Reference(moments, spatial, arrays["features"], arrays["places"], count, what)
-    except (KeyError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"{file} is damaged ({one_line(error)})") from error
 
 
@@ -274,7 +273,7 @@ def open_images(path: str | os.PathLike) -> tuple[int, Iterator[np.ndarray]]:
     if path.is_dir() and (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if path.is_dir():
-        files = folder_files(path)
+        files = [path / name for name in names_in(path)]
         return len(files), read_folder(files, BATCH)
     return samples_shape(path)[0], read_samples(path, BATCH)
 
@@ -283,7 +282,7 @@ def _members(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as file:
             return set(file.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # whoever reads it says what is wrong
         return set()
 
 
@@ -292,7 +291,7 @@ def _of_statistics(detector: Detector, path: Path, keep: int, progress: Progress
     try:
         with np.load(path, allow_pickle=False) as file:
             moments, spatial, count, what = _moments({key: file[key] for key in file.files if key != "arr_0"})
-    except (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and NumPy raise all kinds, as damage has it
         raise UserError(f"{path} is no whole file of statistics ({one_line(error)})") from error
     # A file that does not say its detector is one of those that the field shares.
     theirs = what.get("detector", "inception")

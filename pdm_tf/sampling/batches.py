@@ -131,7 +131,7 @@ class Draw:
     def _read(file: Path) -> np.ndarray:
         try:
             return np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except Exception as error:  # NumPy raises all kinds, as damage has it
             raise UserError(
                 f"{file} is damaged ({one_line(error)}): delete it and run the command again"
             ) from error

@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pdm_tf.atomic import atomic_text
-from pdm_tf.images import image_grid, to_uint8, write_gif, write_png, write_samples
+from flags.errors import UserError
+from pdm_tf.atomic import atomic_folder, atomic_text
+from pdm_tf.images import image_grid, png, to_uint8, write_gif, write_png, write_samples
 from pdm_tf.sampling.batches import Draw
 
 GRID_IMAGES = 100  # a grid of more would be too large to look at
 TRAJECTORY_IMAGES = 8
+PNGS = "pngs"
+PNG_NAME = re.compile(r"sample_\d{6,}\.png")
 
 
 def write_images(draw: Draw, out: str | Path, save_pngs: bool = False) -> None:
-    """Draws images into `out`: grid.png (the first 100), samples.npz, and PNGs if asked.
+    """Draws images into `out`: grid.png (the first 100), samples.npz, and if asked pngs/, these images alone.
+
+    Grey images have three equal channels in samples.npz, because evaluators read no others. The pngs/ of an
+    earlier call gives way in one step.
 
     Finished batches wait in a hidden folder of `out`, so that the same command run again after a kill goes
     on from there, and its files are those of an uninterrupted run. The folder's name is a digest of all that
     decides the pixels: another command never mixes in.
 
     Raises:
-      UserError: the disk is full, or a finished batch is damaged.
+      UserError: the disk is full, a finished batch is damaged, or pngs/ holds something else.
     """
     out = Path(out)
-    folder, shown = batch_folder(out, draw), []
-    batches = _with_pictures(draw.batches(folder), shown, out if save_pngs else None)
-    write_samples(out / "samples.npz", batches, draw.shape, draw.image_labels)
+    with _pngs_folder(out / PNGS) if save_pngs else contextlib.nullcontext() as pngs:
+        folder, shown = batch_folder(out, draw), []
+        batches, shape = _with_pictures(draw.batches(folder), shown, pngs), draw.shape
+        if shape[-1] == 1:
+            print("note: samples.npz has the one channel three times, as evaluators need it")
+            batches, shape = (np.repeat(batch, 3, axis=-1) for batch in batches), (*shape[:-1], 3)
+        write_samples(out / "samples.npz", batches, shape, draw.image_labels)
     write_png(out / "grid.png", image_grid(np.stack(shown)))
     shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _pngs_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of an earlier call's."""
+    others = (
+        [entry.name for entry in path.iterdir() if not PNG_NAME.fullmatch(entry.name)]
+        if path.is_dir()
+        else []
+    )
+    if others:
+        raise UserError(
+            f"{path} holds {others[0]}, and will hold samples alone: move it, or choose another folder"
+        )
+    with atomic_folder(path) as partial:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_trajectory(draw: Draw, out: str | Path, frames: int) -> None:
@@ -56,7 +85,7 @@ def _with_pictures(
     for batch in batches:
         shown.extend(batch[: GRID_IMAGES - len(shown)])
         for image in batch if pngs else ():
-            write_png(pngs / f"sample_{number:06d}.png", image)
+            (pngs / f"sample_{number:06d}.png").write_bytes(png(image))
             number += 1
         yield batch
 

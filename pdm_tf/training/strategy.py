@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import json
-import operator
 import os
 import re
 import shutil
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -56,18 +57,23 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 def choose(name: str) -> tuple[str, str]:
     """The strategy that a name stands for here, and why.
 
-    "auto" is a TPU if TPU_NAME is set, the cluster if TF_CONFIG is, all GPUs if there are any, else the CPU.
+    "auto" is a TPU if TPU_NAME is set, the cluster of TF_CONFIG if that names several machines, all GPUs if
+    there are any, else the CPU.
+
+    Raises:
+      UserError: TF_CONFIG cannot be understood.
     """
     if name != "auto":
         return name, "as asked for"
     if os.environ.get("TPU_NAME"):
         return "tpu", f"TPU_NAME={os.environ['TPU_NAME']}"
-    if os.environ.get("TF_CONFIG"):
-        return "multi_worker", "TF_CONFIG is set"
+    cluster = _cluster(os.environ.get("TF_CONFIG", ""))
+    if cluster and cluster.others:
+        return "multi_worker", f"TF_CONFIG names {len(cluster.others) + 1} machines"
     gpus = len(tf.config.list_physical_devices("GPU"))
     if gpus:
         return "mirrored", f"{gpus} GPU"
-    return "cpu", f"no TPU_NAME, no TF_CONFIG, no GPU{_remedy()}"
+    return "cpu", f"no TPU_NAME, no cluster in TF_CONFIG, no GPU{_remedy()}"
 
 
 def fitting_precision(name: str) -> str:
@@ -92,34 +98,96 @@ def _remedy() -> str:
 
 
 def _multi_worker() -> tf.distribute.Strategy:
-    own, others = _cluster(os.environ.get("TF_CONFIG", ""))
-    _meet(own, others)
+    cluster = _cluster(os.environ.get("TF_CONFIG", ""))
+    if cluster is None:
+        raise _wrong("no cluster is named", os.environ.get("TF_CONFIG", ""))
+    _meet(cluster.own, cluster.others)
     # TensorFlow waits without a limit, and with Python's lock held: only this ends it. All workers were
     # there a moment ago, so it is for one that dies just now.
     faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        # It is told what was understood here: of TF_CONFIG itself it takes less, and takes some otherwise.
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(cluster.jobs), task_type=cluster.job, task_id=cluster.index, rpc_layer="grpc"
+        )
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _cluster(text: str) -> tuple[str, list[str]]:
-    """TF_CONFIG -> this worker's address and those of the others, each "host:port"."""
+class Cluster(NamedTuple):
+    """The machines that train together: job -> addresses "host:port", and which of them this is."""
+
+    jobs: dict[str, list[str]]
+    job: str
+    index: int
+
+    @property
+    def own(self) -> str:
+        """This worker's address."""
+        return self.jobs[self.job][self.index]
+
+    @property
+    def others(self) -> list[str]:
+        """Those of the others."""
+        return [address for job in sorted(self.jobs) for address in self.jobs[job] if address != self.own]
+
+
+def _cluster(text: str) -> Cluster | None:
+    """What TF_CONFIG says; None where it names no cluster, as cloud environments that start one machine.
+
+    An evaluator among the jobs does not count: training measures itself.
+
+    Raises:
+      UserError: what is wrong with it.
+    """
     try:
-        described = json.loads(text)
-        task, cluster = described["task"], described["cluster"]
-        if not set(cluster) <= {"chief", "worker"}:
-            raise ValueError(cluster)
-        own = cluster[task["type"]][operator.index(task["index"])]
-        addresses = [address for job in sorted(cluster) for address in cluster[job]]
-        for address in addresses:
-            _host_and_port(address)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(
-            'strategy multi_worker: set TF_CONFIG on every worker to {"cluster": {"worker": ["host:port", '
-            f'...]}}, "task": {{"type": "worker", "index": 0}}}}; it is {text or "not set"!r}'
-        ) from error
-    return own, [address for address in addresses if address != own]
+        described = json.loads(text or "{}")
+        cluster, task = described.get("cluster") or {}, described.get("task") or {}
+        jobs = {job: list(addresses) for job, addresses in cluster.items() if job != "evaluator"}
+        job, index = task.get("type"), task.get("index", 0)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(f"it is no JSON ({one_line(error)})", text) from error
+    except (AttributeError, TypeError) as error:
+        raise _wrong("it is of another form", text) from error
+    if not cluster:
+        return None
+    for problem in _problems(jobs, job, index):
+        raise _wrong(problem, text)
+    return Cluster(jobs, job, int(index))
+
+
+def _problems(jobs: dict[str, list], job: Any, index: Any) -> Iterator[str]:
+    """What is wrong with a cluster's jobs and this task of it, in words."""
+    yield from (
+        f"job {one!r} cannot train, a chief and workers can" for one in set(jobs) - {"chief", "worker"}
+    )
+    addresses = [address for one in sorted(jobs) for address in jobs[one]]
+    yield from (f"{address!r} is no host:port" for address in addresses if not _is_address(address))
+    yield from (f"{address} is named twice" for address in addresses if addresses.count(address) > 1)
+    if job == "evaluator":
+        yield "this is the evaluator, and training evaluates by itself: do not start it"
+    elif job not in jobs:
+        yield f"this task's type is {job!r}, no job of the cluster"
+    elif isinstance(index, bool) or not re.fullmatch(r"\d{1,9}", str(index), re.ASCII):
+        yield f"this task's index is {index!r}, no number from 0 on"
+    elif int(index) >= len(jobs[job]):
+        yield f"this task is {job} {index} of {len(jobs[job])}, which are numbered from 0 on"
+
+
+def _wrong(problem: str, text: str) -> UserError:
+    return UserError(
+        f"TF_CONFIG: {problem}: for several machines set TF_CONFIG on every worker to "
+        '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}; '
+        f"it is {text or 'not set'!r}"
+    )
+
+
+def _is_address(address: Any) -> bool:
+    found = isinstance(address, str) and re.fullmatch(
+        r"(\[[^\[\]\s]+\]|[^:\s]+):(\d{1,5})", address, re.ASCII
+    )
+    return bool(found) and 0 < int(found[2]) < 65536
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -130,7 +198,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 def _meet(own: str, others: list[str]) -> None:
     """Waits until all other workers listen, listening too meanwhile; whoever has seen all goes on."""
     try:
-        listener = socket.create_server(("", _host_and_port(own)[1]))
+        listener = _listener(_host_and_port(own)[1])
     except OSError as error:
         raise UserError(
             f"strategy multi_worker: cannot listen at {own} ({error.strerror}): give this worker another "
@@ -145,6 +213,17 @@ def _meet(own: str, others: list[str]) -> None:
                     "start all workers together, each reachable at its address in TF_CONFIG"
                 )
             time.sleep(0.2)
+
+
+def _listener(port: int) -> socket.socket:
+    """Listens on a port, by IPv6 too where this machine has it."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("", port))
 
 
 def _listens(address: str) -> bool:

@@ -12,8 +12,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_tools import ffhq, geometry, image_folder, imagenet, lsun, verify
+from data_tools.shards import Encoder, Item, Task, write_shard
 from flags.errors import UserError
 from pdm_tf.data import describe_directory
+from pdm_tf.images import ImageError
 from tests.data import fixtures
 
 
@@ -206,7 +208,7 @@ def test_image_folder_with_all_its_formats_and_labels(tmp_path, capsys):
             *common(tmp_path, "--validation_fraction", "0"),
         ]
     )
-    assert "left out, not named as images: 1 .txt" in capsys.readouterr().err
+    assert "in: 8 images; left out: 1 .txt\n" in capsys.readouterr().err
     info = describe_directory(tmp_path / "out")
     assert info.label_names == ("cats", "dogs") and info.image_shape == (30, 40, 3)
     found = read(tmp_path / "out")
@@ -269,3 +271,100 @@ def test_jpeg_encoding(tmp_path):
     assert 0 < np.abs(image.astype(int) - pixels).mean() < 4
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["plan"]["level_or_quality"] == 95
+
+
+def convert_folder(tmp_path, files, *more):
+    fixtures.make_folder(tmp_path / "in", files)
+    image_folder.main(
+        ["--input", str(tmp_path / "in"), *common(tmp_path, "--validation_fraction", "0", *more)]
+    )
+    return [image for image, _ in read(tmp_path / "out")]
+
+
+def test_classes_are_what_is_no_system_s_and_are_told_before_the_work(tmp_path, capsys):
+    picture = fixtures.encode(fixtures.natural_image(0, 8, 8))
+    names = (".ipynb_checkpoints/0.png", "__MACOSX/0.png", "cat/0.png", "cat/._0.png", "Pepper,_bell/1.png")
+    convert_folder(tmp_path, dict.fromkeys(names, picture), "--labels")
+    assert describe_directory(tmp_path / "out").label_names == ("Pepper,_bell", "cat")
+    told = capsys.readouterr()
+    assert told.out.startswith("2 classes (images): 0 Pepper,_bell (1), 1 cat (1)\n")
+    assert "in: 2 images; left out: 3 hidden or system\n" in told.err
+
+
+@pytest.mark.parametrize("names", [["a\nb"], [" a"], ["b "], [os.fsdecode(b"caf\xe9")], ["é", "e\u0301"]])
+def test_names_that_would_not_come_back_are_refused_before_the_first_shard(tmp_path, names):
+    picture = fixtures.encode(fixtures.natural_image(0, 8, 8))
+    with pytest.raises(UserError, match=r"rename (it|one)$"):
+        convert_folder(tmp_path, {f"{name}/0.png": picture for name in names}, "--labels")
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_error_of_one_image_is_refused_or_skipped_by_its_name(tmp_path, monkeypatch):
+    """In this process, whose decoder can be made to fail; workers run the same code."""
+
+    def load(item):
+        if item.name == "1":
+            raise AttributeError("'NoneType' object\nhas no attribute")
+        return Image.new("RGB", (4, 4))
+
+    items = [Item(str(n), None) for n in range(3)]
+    encoder = Encoder(load, (4, 4), "RGB", "png", 6, 95, "skip", 179)
+    outcome = write_shard(
+        Task("train", tmp_path / "a", tmp_path / "work", items), encoder, lambda count: None
+    )
+    assert outcome["records"] == 2 and outcome["skipped"] == [["1", "'NoneType' object has no attribute"]]
+    with pytest.raises(UserError, match=r"^cannot read 1 \('NoneType' object has no attribute\); mend it"):
+        encoder._replace(on_error="fail").refuse_or_skip(*raised_by(encoder, items[1]))
+
+
+def raised_by(encoder, item):
+    with pytest.raises(ImageError) as caught:
+        encoder.record(item)
+    return item, caught.value
+
+
+def test_a_large_scan_is_let_in_by_the_flag_that_its_refusal_names(tmp_path):
+    files = {"a.png": fixtures.encode(np.zeros((1000, 1200), np.uint8))}
+    small = ("--resolution", "8")
+    for more in (small, ()):
+        with pytest.raises(UserError, match=r"1200000 pixels\) exceeds .*: let it in with --max_megapixels"):
+            convert_folder(tmp_path, files, "--max_megapixels", "1", *more)
+    convert_folder(tmp_path, files, "--max_megapixels", "1.2", *small)
+    with pytest.raises(UserError, match=r"--max_megapixels=0"):
+        convert_folder(tmp_path, files, "--max_megapixels", "0")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_are_kept(tmp_path, channels):
+    pixels = np.dstack([fixtures.natural_image(0, 10, 12), np.full((10, 12), 77, np.uint8)])
+    pixels = pixels[..., 0] if channels == 1 else pixels
+    files = {"a.png": fixtures.encode(pixels), "b.png": fixtures.encode(pixels.astype(np.uint8))}
+    if channels == 1:
+        files["b.png"] = fixtures.encode(pixels.astype(np.uint16) * 257)
+    found = convert_folder(tmp_path, files, "--channels", str(channels))
+    assert describe_directory(tmp_path / "out").image_shape == (10, 12, channels)
+    assert same_images(found, [pixels] * 2)
+    with pytest.raises(UserError, match=r"--channels=4 needs --encoding=png"):
+        convert_folder(tmp_path, files, "--channels", "4", "--encoding", "jpeg")
+
+
+def test_grey_images_are_told_of_their_flag(tmp_path, capsys):
+    convert_folder(tmp_path, {"a.png": fixtures.encode(np.zeros((8, 8), np.uint8))})
+    assert "--channels=1 keeps them so" in capsys.readouterr().err
+
+
+def test_a_file_of_another_kind_is_said_to_be_that(tmp_path):
+    fixtures.make_imagenet(tmp_path / "tar", {"n00000000": [b"1"]})
+    whole = {
+        "zip": (b"PK\x03\x04" + bytes(100), "is a zip archive: unpack it first"),
+        "gzip": (b"\x1f\x8b\x08" + bytes(100), "is compressed by gzip"),
+        "page": (b"\n<!DOCTYPE html><html>Quota exceeded</html>" * 3, "is a web page"),
+        "image": (fixtures.encode(np.zeros((8, 8), np.uint8)), "is a single image: give the folder"),
+        "tar": ((tmp_path / "tar").read_bytes(), "is a tar archive: unpack it first"),
+        "empty": (b"", "is empty: fetch it again"),
+    }
+    for name, (data, message) in whole.items():
+        (tmp_path / name).write_bytes(data)
+        for tool in {ffhq, image_folder, imagenet} - ({imagenet} if name == "tar" else set()):
+            with pytest.raises(UserError, match=rf"{name} {message}"):
+                tool.main(["--input", str(tmp_path / name), *common(tmp_path)])

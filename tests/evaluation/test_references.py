@@ -197,7 +197,11 @@ def test_samples_in_a_file_or_a_folder_are_one_reference(dataset, tmp_path):
 
 
 def test_what_is_no_reference_is_refused(tmp_path):
-    refusals = {"none.npz": "does not exist", "text.npz": "is no whole .npz file", "empty": "holds no images"}
+    refusals = {
+        "none.npz": "does not exist",
+        "text.npz": "is no whole .npz file",
+        "empty": "are no images",
+    }
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "empty").mkdir()
     for name, message in refusals.items():

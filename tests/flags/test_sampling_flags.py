@@ -104,13 +104,25 @@ def test_lengths_of_averages_are_numbers_of_a_run():
 
 
 def test_labels_are_numbers_or_names():
-    with flagsaver.flagsaver(labels=["owl", "0", " dog & wolf"]):
-        assert definitions.sampling_labels(CONFIG) == [2, 0, 1]
+    with flagsaver.flagsaver(labels=["Owl,0, Dog & Wolf", "#1"]):
+        assert definitions.sampling_labels(CONFIG) == [2, 0, 1, 1]
     assert definitions.sampling_labels(CONFIG) is None
-    for label in ("3", "-1", "bird"):
+    for label in ("3", "-1", "bird", "", "#", "#3", "²", "9" * 5000):
         message = refusal(definitions.sampling_labels, CONFIG, labels=[label])
-        assert f"there is no class {label!r}; use 0 to 2 or Cat, Dog & Wolf, Owl" in message
+        assert f"there is no class {label!r}; use 0 to 2, or a name such as Cat, Dog & Wolf, Owl" in message
+    message = refusal(definitions.sampling_labels, CONFIG, labels=["owl"])
+    assert message == "--labels: there is no class 'owl'; use 0 to 2, or a name such as Owl"
     assert "has no classes" in refusal(definitions.sampling_labels, UNCONDITIONAL, labels=["0"])
+
+
+def test_one_text_never_means_two_classes():
+    names = ("2", "Cat", "cat", "Pepper,_bell", "e\u0301", "5")
+    config = CONFIG.replace({"data.num_classes": 6, "data.label_names": names})
+    with flagsaver.flagsaver(labels=["cat,Cat", "Pepper,_bell", "é", "#2,#0,5"]):
+        assert definitions.sampling_labels(config) == [2, 1, 3, 4, 2, 0, 5]
+    message = refusal(definitions.sampling_labels, config, labels=["2"])
+    assert message == "--labels=2 is number 2 and the name of number 0: write #2 or #0"
+    assert "such as Pepper,_bell" in refusal(definitions.sampling_labels, config, labels=["Pepper"])
 
 
 OF_A_MODE = [(mode, name) for mode in definitions.MODES for name in definitions.flags_of(mode)]

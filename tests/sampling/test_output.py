@@ -5,14 +5,15 @@ import pytest
 from PIL import Image
 
 from flags.errors import UserError
-from pdm_tf.images import to_uint8
+from pdm_tf.images import names_in, read_folder, to_uint8
 from pdm_tf.sampling import output
 from pdm_tf.sampling.output import write_images, write_trajectory
 from tests.sampling.mortal import Killed, draw_of
+from tests.sampling.test_sampler import easy_denoiser
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def whole(tmp_path_factory):
 
 
 def test_the_files_hold_the_images_in_order(whole):
-    assert sorted(p.name for p in whole.iterdir()) == sorted(
-        ["grid.png", "samples.npz", *(f"sample_{n:06d}.png" for n in range(11))]
+    assert sorted(files(whole)) == sorted(
+        ["grid.png", "samples.npz", *(f"pngs/sample_{n:06d}.png" for n in range(11))]
     )
     with np.load(whole / "samples.npz") as file:
         images, labels = file["arr_0"], file["arr_1"]
@@ -33,7 +34,7 @@ def test_the_files_hold_the_images_in_order(whole):
     np.testing.assert_array_equal(labels, [0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0])
     expected = to_uint8(draw_of().sampler(3, [10, 4, 5, 0], [0, 0, 2, 0]))
     np.testing.assert_array_equal(images[[10, 4, 5, 0]], expected)
-    np.testing.assert_array_equal(np.asarray(Image.open(whole / "sample_000010.png")), images[10])
+    np.testing.assert_array_equal(np.asarray(Image.open(whole / "pngs" / "sample_000010.png")), images[10])
     np.testing.assert_array_equal(np.asarray(Image.open(whole / "grid.png"))[2:18, 20:36], images[1])
 
 
@@ -53,12 +54,36 @@ def test_the_npz_the_grid_and_the_pngs_come_from_one_pass(tmp_path, whole, monke
 def test_a_killed_run_goes_on_without_a_duplicate_or_a_gap(tmp_path, whole, dies_at):
     with pytest.raises(Killed):
         write_images(draw_of(dies_at), tmp_path, save_pngs=True)
-    # Of what was finished, the PNGs are there, and nothing that would pass for the whole.
-    assert sorted(files(tmp_path)) == [f"sample_{number:06d}.png" for number in range(4 * dies_at)]
+    assert not [name for name in files(tmp_path) if not name.startswith(".unfinished")]
     again = draw_of()
     write_images(again, tmp_path, save_pngs=True)
     assert again.sampler.drawn == [list(range(start, start + 4)) for start in (0, 4, 8)][dies_at:]
-    assert files(tmp_path) == files(whole) and len(list(tmp_path.iterdir())) == len(files(whole))
+    assert files(tmp_path) == files(whole) and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_folder_of_pngs_holds_one_call_s_images_alone(tmp_path):
+    write_images(draw_of(count=5), tmp_path, save_pngs=True)
+    write_images(draw_of(seed=4, count=3), tmp_path, save_pngs=True)
+    (batch,) = read_folder([tmp_path / "pngs" / name for name in names_in(tmp_path / "pngs")])
+    with np.load(tmp_path / "samples.npz") as file:
+        np.testing.assert_array_equal(batch, file["arr_0"])
+    (tmp_path / "pngs" / "holiday.png").touch()
+    draw = draw_of()
+    with pytest.raises(UserError, match=r"pngs holds holiday.png, and will hold samples alone"):
+        write_images(draw, tmp_path, save_pngs=True)
+    assert not draw.sampler.drawn and len(list((tmp_path / "pngs").iterdir())) == 4
+
+
+def test_grey_samples_have_three_channels_where_evaluators_read_them(tmp_path, capsys):
+    denoiser = easy_denoiser()
+    denoiser.image_shape = (16, 16, 1)
+    draw = draw_of(denoiser=denoiser, count=3)
+    write_images(draw, tmp_path, save_pngs=True)
+    with np.load(tmp_path / "samples.npz") as file:
+        images = file["arr_0"]
+    assert images.shape == (3, 16, 16, 3) and (images == images[..., :1]).all() and images.std() > 1
+    assert "samples.npz has the one channel three times" in capsys.readouterr().out
+    assert Image.open(tmp_path / "pngs" / "sample_000000.png").mode == "L"
 
 
 def test_more_images_of_the_same_command_go_on_too(tmp_path, whole):

@@ -29,12 +29,12 @@ def cluster(workers=("a:1", "b:2"), task_type="worker", index=0, job="worker"):
 
 
 def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys, monkeypatch):
-    assert choose("auto") == ("cpu", "no TPU_NAME, no TF_CONFIG, no GPU")
+    assert choose("auto") == ("cpu", "no TPU_NAME, no cluster in TF_CONFIG, no GPU")
     strategy = make_strategy("cpu")
     assert strategy.num_replicas_in_sync == 1 and is_chief(strategy)
     monkeypatch.setattr(main, "FLAGS", SimpleNamespace(mode="train", strategy="auto"))
     assert main.choose_strategy() == "cpu"
-    assert capsys.readouterr().out == "strategy: cpu (no TPU_NAME, no TF_CONFIG, no GPU)\n"
+    assert capsys.readouterr().out == "strategy: cpu (no TPU_NAME, no cluster in TF_CONFIG, no GPU)\n"
 
 
 @pytest.mark.parametrize("name", ["cpu", "mirrored", "multi_worker", "tpu"])
@@ -48,7 +48,7 @@ def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu0", "gpu1"])
     assert choose("auto") == ("mirrored", "2 GPU")
     monkeypatch.setenv("TF_CONFIG", cluster())
-    assert choose("auto") == ("multi_worker", "TF_CONFIG is set")
+    assert choose("auto") == ("multi_worker", "TF_CONFIG names 2 machines")
     monkeypatch.setenv("TPU_NAME", "node-1")
     assert choose("auto") == ("tpu", "TPU_NAME=node-1")
 
@@ -78,7 +78,7 @@ def test_a_gpu_that_tensorflow_does_not_see_is_spoken_of(monkeypatch, tmp_path):
     smi.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert choose("auto") == ("cpu", "no TPU_NAME, no TF_CONFIG, no GPU")
+    assert choose("auto") == ("cpu", "no TPU_NAME, no cluster in TF_CONFIG, no GPU")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert "no GPU; this machine seems to have one: `make setup GPU=1`" in choose("auto")[1]
     with pytest.raises(UserError, match="use cpu; this machine seems to have one: `make setup GPU=1`"):
@@ -90,23 +90,47 @@ def test_mirrored_without_a_gpu_is_refused():
         make_strategy("mirrored")
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", '{"cluster": {}}', cluster(index=2), cluster(index="0"), cluster(task_type="ps"),
-    cluster(job="ps", task_type="ps"), cluster(("a", "b")), cluster(("a:x", "b:2")),
-    '{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}',
+@pytest.mark.parametrize(("text", "problem"), [
+    ("", "no cluster is named"), ("{}", "no cluster is named"), ("{", "it is no JSON ("),
+    ("[" * 100_000, "it is no JSON ("), ("[]", "it is of another form"), ("3", "it is of another form"),
+    ('{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}', "it is of another form"),
+    ('{"cluster": {"worker": 3}, "task": {}}', "it is of another form"),
+    ('{"cluster": {"worker": ["a:1"]}}', "this task's type is None, no job of the cluster"),
+    (cluster(index=2), "this task is worker 2 of 2"), (cluster(index=-1), "this task's index is -1, no"),
+    (cluster(index="x"), "this task's index is 'x'"), (cluster(index=True), "this task's index is True"),
+    (cluster(index=[0]), "this task's index is [0]"), (cluster(task_type="ps"), "this task's type is 'ps'"),
+    (cluster(task_type="evaluator"), "this is the evaluator, and training evaluates by itself"),
+    (cluster(job="ps", task_type="ps"), "job 'ps' cannot train, a chief and workers can"),
+    (cluster(("a", "b")), "'a' is no host:port"), (cluster(("a:x", "b:2")), "'a:x' is no host:port"),
+    (cluster(("a:1", "b:65536")), "'b:65536' is no host:port"), (cluster(("::1:1", "b:2")), "'::1:1' is no"),
+    (cluster((7, "b:2")), "7 is no host:port"), (cluster(("a:1", "a:1")), "a:1 is named twice"),
 ])  # fmt: skip
-def test_a_wrong_tf_config_is_refused_with_an_example(monkeypatch, text):
+def test_a_tf_config_that_cannot_be_is_refused_with_what_is_wrong_and_an_example(monkeypatch, text, problem):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(UserError, match=r"set TF_CONFIG on every worker to .*; it is ") as error:
+    with pytest.raises(UserError) as error:
         make_strategy("multi_worker")
-    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"TF_CONFIG: {problem}") and "\n" not in str(error.value)
+    assert "set TF_CONFIG on every worker to {" in str(error.value)
+    if text not in ("", "{}"):
+        with pytest.raises(UserError, match=r"^TF_CONFIG: "):
+            choose("auto")
+
+
+@pytest.mark.parametrize("text", [
+    "{}", '{"environment": "cloud"}', '{"cluster": {}, "task": {"type": "worker", "index": 0}}',
+    cluster(("a:1",)), cluster(("a:1",), index="0"),
+])  # fmt: skip
+def test_a_tf_config_of_one_machine_or_none_is_this_machine(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert choose("auto") == ("cpu", "no TPU_NAME, no cluster in TF_CONFIG, no GPU")
 
 
 def test_a_cluster_has_one_address_of_its_own_and_those_of_the_others():
-    text = json.dumps({
-        "cluster": {"worker": ["b:2", "[::1]:3"], "chief": ["a:1"]}, "task": {"type": "worker", "index": 1},
-    })  # fmt: skip
-    assert module._cluster(text) == ("[::1]:3", ["a:1", "b:2"])
+    jobs = {"worker": ["b:2", "[::1]:3"], "chief": ["a:1"]}
+    described = {"cluster": {**jobs, "evaluator": ["e:4"]}, "task": {"type": "worker", "index": "1"}}
+    found = module._cluster(json.dumps({**described, "environment": "cloud"}))
+    assert found == (jobs, "worker", 1)
+    assert (found.own, found.others) == ("[::1]:3", ["a:1", "b:2"])
     assert module._host_and_port("[::1]:3") == ("::1", 3)
 
 
@@ -118,15 +142,16 @@ def test_a_worker_waits_for_the_others_no_longer_than_the_limit(monkeypatch):
         make_strategy("multi_worker")
 
 
-def test_workers_meet_whoever_comes_first():
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_workers_meet_whoever_comes_first(host):
     """Also when one has seen the other and left before the other looked: TensorFlow listens in its place."""
-    own, other = addresses()
+    own, other = (address.replace("127.0.0.1", host) for address in addresses())
     met, done = [], threading.Event()
 
     def work(mine, others):
         module._meet(mine, others)
         met.append(mine)
-        with socket.create_server(("", int(mine.rpartition(":")[2]))):  # as TensorFlow does
+        with module._listener(int(mine.rpartition(":")[2])):  # as TensorFlow does
             done.wait(30)
 
     threads = [threading.Thread(target=work, args=pair) for pair in ((own, [other]), (other, [own]))]
