@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import pathlib
 import resource
-import shutil
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
@@ -56,13 +54,9 @@ def sample():
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
     from pdm_tf.training import strategy
 
-    chosen = choose_strategy()
-    if chosen == "multi_worker":
-        raise UserError(
-            "strategy multi_worker: samples are drawn on one machine; use --strategy=cpu, mirrored or tpu"
-        )
+    chosen, share = sampling_place()
     # All that can be refused is looked at before any network is made.
-    runs = trained_runs()
+    runs, out = trained_runs(), out_dir()
     config = definitions.with_sampling_flags(runs[0].config)
     labels, shape = definitions.sampling_labels(config), config.data.image_shape
     image = images.from_uint8(images.read_image(FLAGS.init_image, shape)) if FLAGS.init_image else None
@@ -71,15 +65,38 @@ def sample():
         denoiser = loaded_model(runs).denoiser
         sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
-    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
-    out = definitions.out_dir()
-    if FLAGS.trajectory:
+    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels, share)
+    if FLAGS.trajectory and not share.number:
         output.write_trajectory(draw, out, FLAGS.trajectory)
     output.write_images(draw, out, FLAGS.save_pngs)
+    if share.number:
+        print(f"worker {share.number} of {share.workers}: its share is drawn; worker 0 writes {out}")
+        return
     if FLAGS.trajectory:
         print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
     print(f"samples: {out}/samples.npz")
+
+
+def sampling_place():
+    """The strategy to sample with, and the share: the workers of a cluster each draw their own, alone."""
+    from pdm_tf.sampling.batches import Share
+    from pdm_tf.training import strategy
+
+    chosen = choose_strategy()
+    if chosen != "multi_worker":
+        return chosen, Share()
+    number, workers = strategy.place_in_cluster()
+    chosen = strategy.of_this_machine()
+    print(f"strategy: worker {number} of {workers} draws every {workers}th batch, {chosen}", flush=True)
+    return chosen, Share(number, workers, strategy.CONNECT_SECONDS)
+
+
+def out_dir():
+    """--out, or the mode's default, as a path."""
+    from pdm_tf.paths import as_path
+
+    return as_path(definitions.out_dir())
 
 
 def evaluate():
@@ -94,7 +111,7 @@ def evaluate():
         return
     # All that can be refused is looked at before anything is drawn.
     lengths = definitions.ema_lengths()
-    detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
+    detector, out = load_detector(FLAGS.detector, FLAGS.inception), out_dir()
     models = [] if FLAGS.samples and not FLAGS.run_dir else trained_models(lengths)
     configs = [definitions.with_sampling_flags(runs[0].config) for runs in models]
     for config in configs:
@@ -104,9 +121,13 @@ def evaluate():
     for path in FLAGS.samples:
         with looking_at(path) as bar:
             rows.append(subjects.of_path(detector, path, bar.update))
-    several = len(models) > 1 or len(lengths) > 1
+    several, place = len(models) > 1 or len(lengths) > 1, sampling_place()
     for runs, config in zip(models, configs):
-        rows += drawn_rows(detector, reference, runs, lengths, config, out, several)
+        rows += drawn_rows(detector, reference, runs, lengths, config, out, several, place)
+    share = place[1]
+    if share.number:
+        print(f"worker {share.number} of {share.workers}: its share is drawn; worker 0 writes {out}")
+        return
     report.report(detector, reference, rows, out, stack.versions(), held_out)
     for row in rows:
         row.finish()
@@ -115,6 +136,7 @@ def evaluate():
 def likelihood():
     """--mode=evaluate --likelihood: bits per dimension of a model on its held-out split (Section 4.1)."""
     from pdm_tf import data, stack
+    from pdm_tf.atomic import remove_tree
     from pdm_tf.evaluation.likelihood import Likelihood, report_bits
     from pdm_tf.experts import load
 
@@ -129,14 +151,14 @@ def likelihood():
         info, split=split, batch_size=FLAGS.sample_batch_size, seed=0, repeat=False, shuffle=False,
         image_shape=config.data.image_shape, drop_remainder=False,
     ).unbatch().take(count).batch(FLAGS.sample_batch_size)  # fmt: skip
-    loaded, out = load(runs), pathlib.Path(definitions.out_dir())
+    loaded, out = load(runs), out_dir()
     measure, seed = Likelihood(loaded.denoiser, variance=config.sampling.variance), FLAGS.seed or 0
     kept = out / ".unfinished-likelihood"
     with data.naming_shards():
         bits = measure(batches.as_numpy_iterator(), seed=seed, strata=FLAGS.strata, count=count, folder=kept)
     about = {"split": split, "seed": seed, "origin": loaded.origin, "stack": stack.versions()}
     report_bits(bits, out, about)
-    shutil.rmtree(kept)
+    remove_tree(kept)
 
 
 def reference_of(detector, data):
@@ -163,7 +185,7 @@ def reference_of(detector, data):
     return reference, report.HeldOut(unseen, lambda size: uint8_batches(info, "train", 64, size))
 
 
-def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bool):
+def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, place):
     """The table's row of a model's own samples, or one for each of the lengths of its averages."""
     from pdm_tf.evaluation import subjects
     from pdm_tf.experts import load
@@ -171,9 +193,7 @@ def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bo
     from pdm_tf.sampling.sampler import Sampler
     from pdm_tf.training import strategy
 
-    chosen, seed, count = choose_strategy(), FLAGS.seed or 0, definitions.num_samples()
-    if chosen == "multi_worker":
-        raise UserError("strategy multi_worker: samples are drawn on one machine; use cpu, mirrored or tpu")
+    (chosen, share), seed, count = place, FLAGS.seed or 0, definitions.num_samples()
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs, next(iter(lengths), None))
         sampler = Sampler(loaded.denoiser, config.sampling)
@@ -182,7 +202,7 @@ def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bo
         counts = [] if FLAGS.equal_shares else reference.what.get("label_counts", [])
         how = "shares of the reference" if counts else "equal shares"
         labels = subjects.shared_labels(counts or [1] * (config.data.num_classes or 1), count, seed)
-    draw = Draw(sampler, seed, count, FLAGS.sample_batch_size, labels)
+    draw = Draw(sampler, seed, count, FLAGS.sample_batch_size, labels, share)
     about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": chosen}
     return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
 
@@ -198,7 +218,7 @@ def export():
     """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
     from pdm_tf.export import check_free, export_saved_model
 
-    runs, out = trained_runs(), definitions.out_dir()
+    runs, out = trained_runs(), out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
     export_saved_model(loaded_model(runs)._replace(config=config), out)

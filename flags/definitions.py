@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import typing
 
 from absl import flags
@@ -62,7 +63,7 @@ _define(
     "between: the experts of one model; to evaluate, models to compare, too.",
 )  # fmt: skip
 _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
-_define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie.")
+_define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie; here or gs://.")
 _define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
 _define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to compute.")
 _define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
@@ -246,7 +247,8 @@ def out_dir() -> str:
     if FLAGS.out:
         return FLAGS.out
     if FLAGS.mode == "export":
-        return "exports/" + "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
+        name = "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
+        return "exports/" + re.sub(r"[][*?\\]", "_", name)  # TensorFlow loads from no folder with these
     if FLAGS.mode == "evaluate" and FLAGS.samples and not FLAGS.run_dir:
         return os.path.join("evaluations", os.path.basename(os.path.normpath(FLAGS.samples[0])))
     return os.path.join(run_dirs()[0], "evaluation" if FLAGS.mode == "evaluate" else "samples")

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
+from pdm_tf.paths import as_path, local_path
 
 # Files that are taken for images by their names.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
@@ -165,7 +166,7 @@ def read_mask(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray
 def _read_rgba(path: str | os.PathLike, width: int, height: int) -> Image.Image:
     """An image file, upright, of that size."""
     try:
-        image = _eight_bits(upright(decode(Path(path).read_bytes()))).convert("RGBA")
+        image = _eight_bits(upright(decode(as_path(path).read_bytes()))).convert("RGBA")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except UNREADABLE as error:
@@ -207,7 +208,9 @@ def read_samples(path: str | os.PathLike, batch_size: int = 64) -> Iterator[np.n
 def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int, int, int, int]]]:
     """The images' bytes and shape."""
     try:
-        with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as member:
+        with contextlib.ExitStack() as opened:
+            file = zipfile.ZipFile(opened.enter_context(as_path(path).open("rb")))
+            member = opened.enter_context(opened.enter_context(file).open("arr_0.npy"))
             version = np.lib.format.read_magic(member)
             read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
             shape, column_major, dtype = read_header(member)
@@ -228,7 +231,7 @@ def folder_files(folder: str | os.PathLike) -> list[Path]:
     Raises:
       UserError: there are none.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     files = [
         path
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""Users' text -> paths: on this machine pathlib's, in a bucket those of etils.epath; nothing else makes them."""
+"""Users' text -> paths: on this machine pathlib's, in a bucket those of etils.epath; made nowhere else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_path(text: str | os.PathLike) -> Path:
     return epath.Path(text)
 
 
-def local_path(text: str) -> Path:
+def local_path(text: str | os.PathLike) -> Path:
     """As `as_path`, for what must lie on this machine.
 
     Raises:
@@ -58,11 +58,6 @@ def local_path(text: str) -> Path:
 def is_remote(path: os.PathLike) -> bool:
     """Whether a path is in a bucket."""
     return not isinstance(path, Path) and "://" in os.fspath(path)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file; in a bucket any object."""
-    return path.exists() and not path.is_dir()
 
 
 def size_of(path: Path) -> int:
@@ -81,7 +76,10 @@ def size_of(path: Path) -> int:
 
 def entries(folder: Path) -> list[Path]:
     """What lies in a folder, by name; nothing if there is none."""
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except (tf.errors.NotFoundError, FileNotFoundError):  # TensorFlow remembers buckets' folders for seconds
+        return []
 
 
 def files_below(folder: Path) -> Iterator[Path]:

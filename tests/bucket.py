@@ -20,6 +20,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 BUCKET = "test-bucket"
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
@@ -31,10 +32,10 @@ class Server(http.server.BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
     folder: Path
     context: ssl.SSLContext
-    uploads: dict = {}
+    uploads: ClassVar[dict] = {}
     lock = threading.Lock()
 
-    def do_CONNECT(self):  # noqa: N802
+    def do_CONNECT(self):
         if self.path.partition(":")[0] not in HOSTS:
             self.send_error(502)
             self.close_connection = True

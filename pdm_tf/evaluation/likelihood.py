@@ -21,7 +21,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +33,7 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
 from pdm_tf.experts import Experts
+from pdm_tf.paths import as_path
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
 from pdm_tf.weights import read_arrays, write_arrays
@@ -179,7 +179,7 @@ class Likelihood:
             for batch in batches:
                 images, labels, places = map(np.asarray, batch)
                 check_8_bits(images)
-                file = None if identity is None else Path(folder) / _name(identity, images, labels, places)
+                file = None if identity is None else as_path(folder) / _name(identity, images, labels, places)
                 if file is not None and file.exists():
                     skip(shown, len(images) * evaluations)
                     measured.append(read_arrays(file))
@@ -362,7 +362,7 @@ def _name(identity, images: np.ndarray, labels: np.ndarray, places: np.ndarray) 
 
 def report_bits(bits: Bits, out: str | os.PathLike, about: dict[str, Any]) -> None:
     """Prints the table, and writes likelihood.json, which has `about` too, and likelihood_terms.npz."""
-    file, terms = Path(out) / "likelihood.json", Path(out) / "likelihood_terms.npz"
+    file, terms = as_path(out) / "likelihood.json", as_path(out) / "likelihood_terms.npz"
     atomic_json(file, {**about, **bits.to_json()})
     write_terms(terms, bits)
     print("| part | bits/dim | standard error |\n|---|---|---|")

@@ -25,6 +25,7 @@ from pdm_tf.data.info import EMBEDDED, METADATA
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import CACHE, Detector, extract_batches
 from pdm_tf.images import folder_files, read_folder, read_samples, samples_shape
+from pdm_tf.paths import local_path, size_of
 from pdm_tf.weights import read_arrays, write_arrays
 
 KEEP = 50_000  # images whose features are kept: 410 MB for 2,048 features
@@ -190,7 +191,7 @@ def fingerprint(info: DatasetInfo) -> str:
     if manifest.exists():
         return sha256(manifest)
     shards = [
-        [path.name, path.stat().st_size if path.exists() else None]
+        [path.name, size_of(path) if path.exists() else None]
         for split in sorted(info.splits)
         for path in info.splits[split].shards
     ]
@@ -254,7 +255,7 @@ def of_path(
     Raises:
       UserError: it cannot be read, or its statistics are another detector's.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_file() and {"mu.npy", "sigma.npy"} <= _members(path):
         return _of_statistics(detector, path, keep, progress)
     count, batches = open_images(path)
@@ -270,7 +271,7 @@ def open_images(path: str | os.PathLike) -> tuple[int, Iterator[np.ndarray]]:
     Raises:
       UserError: there is nothing of these; while looping, for a damaged file.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir() and (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if path.is_dir():

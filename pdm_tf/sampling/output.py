@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pdm_tf.atomic import atomic_text
+from pdm_tf.atomic import atomic_text, remove_tree
 from pdm_tf.images import image_grid, to_uint8, write_gif, write_png, write_samples
+from pdm_tf.paths import as_path, entries
 from pdm_tf.sampling.batches import Draw
 
 GRID_IMAGES = 100  # a grid of more would be too large to look at
@@ -23,17 +23,22 @@ def write_images(draw: Draw, out: str | Path, save_pngs: bool = False) -> None:
 
     Finished batches wait in a hidden folder of `out`, so that the same command run again after a kill goes
     on from there, and its files are those of an uninterrupted run. The folder's name is a digest of all that
-    decides the pixels: another command never mixes in.
+    decides the pixels: another command never mixes in. Of several workers those after the first only leave
+    their batches there.
 
     Raises:
-      UserError: the disk is full, or a finished batch is damaged.
+      UserError: the disk is full, a finished batch is damaged, or another worker is lost.
     """
-    out = Path(out)
+    out = as_path(out)
     folder, shown = batch_folder(out, draw), []
+    if draw.share.workers > 1:
+        draw.finish_share(folder)
+    if draw.share.number:
+        return
     batches = _with_pictures(draw.batches(folder), shown, out if save_pngs else None)
     write_samples(out / "samples.npz", batches, draw.shape, draw.image_labels)
     write_png(out / "grid.png", image_grid(np.stack(shown)))
-    shutil.rmtree(folder)
+    remove_tree(folder)
 
 
 def write_trajectory(draw: Draw, out: str | Path, frames: int) -> None:
@@ -44,8 +49,8 @@ def write_trajectory(draw: Draw, out: str | Path, frames: int) -> None:
     """
     x = to_uint8(draw.frames(0, frames)[:, : min(draw.count, TRAJECTORY_IMAGES)])
     strip = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-    write_png(Path(out) / "trajectory.png", image_grid(strip, columns=frames))
-    write_gif(Path(out) / "trajectory.gif", [image_grid(frame) for frame in x])
+    write_png(as_path(out) / "trajectory.png", image_grid(strip, columns=frames))
+    write_gif(as_path(out) / "trajectory.gif", [image_grid(frame) for frame in x])
 
 
 def _with_pictures(
@@ -65,10 +70,11 @@ def batch_folder(out: Path, draw: Draw) -> Path:
     """The hidden folder of this command's finished batches, made if needed; warns of other commands'."""
     text = json.dumps(draw.identity(), indent=2) + "\n"
     folder = out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    for other in sorted(out.glob(".unfinished-*")):
-        if other != folder:
+    for other in entries(out):
+        if other != folder and other.name.startswith(".unfinished-"):
+            count = sum(entry.suffix in (".npy", ".npz") for entry in entries(other))
             print(
-                f"note: {other} holds {len(list(other.glob('*_*.np[yz]')))} batches of another, unfinished "
+                f"note: {other} holds {count} batches of another, unfinished "
                 "command; delete it if you will not run that again"
             )
     atomic_text(folder / "command.json", text)
