@@ -1,7 +1,6 @@
 """Patched Diffusion Models: python main.py --mode=train|sample|evaluate|export|describe."""
 
 import dataclasses
-import os
 import resource
 import sys
 
@@ -16,6 +15,7 @@ from absl import app, logging
 from absl import flags as absl_flags
 
 from flags import definitions
+from flags.config import changes
 from flags.definitions import FLAGS
 from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
 from flags.presets import DEFAULT_DATASET
@@ -96,7 +96,7 @@ def out_dir():
     """--out, or the mode's default, as a path."""
     from pdm_tf.paths import as_path
 
-    return as_path(definitions.out_dir())
+    return as_path(FLAGS.out or definitions.default_out(asked_folders()))
 
 
 def evaluate():
@@ -142,7 +142,7 @@ def likelihood():
 
     runs = trained_runs()
     config = definitions.with_sampling_flags(runs[0].config)
-    info = data.find_dataset(config.data.dataset, FLAGS.data_dir)
+    info = trained_data(config.data)
     split = data.held_out_split(info)
     if split is None:
         raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
@@ -163,14 +163,15 @@ def likelihood():
 
 def reference_of(detector, data):
     """--reference, and what copies of it are looked for with; `data`: the models' DataConfig or None."""
-    from pdm_tf.data import find_dataset, held_out_split, uint8_batches
+    from pdm_tf.data import held_out_split, uint8_batches
     from pdm_tf.evaluation import references, report
+    from pdm_tf.paths import as_path
 
     name, no_copies = FLAGS.reference, "the reference is no data set's training split"
-    if os.path.exists(name):
+    if as_path(name).exists():
         with looking_at(name) as bar:
             return references.of_path(detector, name, progress=bar.update), no_copies
-    info = find_dataset(data.dataset if data else definitions.dataset_name(), FLAGS.data_dir)
+    info = trained_data(data)
     shape, held_out = data.image_shape if data else None, held_out_split(info)
     if not info.num_examples.get(name):
         raise UserError(
@@ -183,6 +184,20 @@ def reference_of(detector, data):
         return reference, no_copies if name != "train" else f"{info.name} has no held-out split"
     unseen = references.of_split(detector, info, held_out, shape)
     return reference, report.HeldOut(unseen, lambda size: uint8_batches(info, "train", 64, size))
+
+
+def trained_data(data):
+    """The data set of the models' DataConfig, wherever --dataset says that it lies now; None: --dataset's."""
+    from pdm_tf.data import find_dataset
+
+    named = definitions.dataset_name() if FLAGS.dataset or not data else data.dataset
+    info = find_dataset(named, FLAGS.data_dir)
+    if data and data.sha256 and data.sha256 != info.sha256:
+        raise UserError(
+            f"{info.directory} holds other data than {data.dataset}, which the model has learnt from: name "
+            "the place where that lies now with --dataset"
+        )
+    return info
 
 
 def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, place):
@@ -276,7 +291,7 @@ def trained_models(lengths):
     models = read_models(*trained_folders())
     for runs in models:
         check_lengths(runs, lengths)
-        if runs[0].config.data != models[0][0].config.data:
+        if any(key.startswith("data.") for key in changes(runs[0].config, models[0][0].config)):
             raise UserError(
                 f"{runs[0].folder} and {models[0][0].folder} are of different data: evaluate one at a time"
             )
@@ -287,7 +302,7 @@ def trained_folders():
     """The folders of runs to draw from; before there is a default one, that which ships with the project."""
     from pdm_tf.run import PRETRAINED, RunFolder
 
-    run_dirs = definitions.run_dirs()
+    run_dirs = asked_folders()
     is_default = FLAGS.run_dir is None and definitions.dataset_name() == DEFAULT_DATASET
     if is_default and not RunFolder(run_dirs[0]).has_config():
         print(
@@ -295,6 +310,13 @@ def trained_folders():
         )
         run_dirs = [PRETRAINED]
     return run_dirs
+
+
+def asked_folders():
+    """The folders of --run_dir, or the default one."""
+    from pdm_tf.run import RunFolder
+
+    return definitions.run_dirs(lambda text: RunFolder(text).has_config())
 
 
 def loaded_model(runs):

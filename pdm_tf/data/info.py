@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flags.errors import UserError, one_line
-from pdm_tf.paths import as_path, entries
+from pdm_tf.atomic import sha256
+from pdm_tf.paths import as_path, entries, size_of
 from pdm_tf.stack import image_encoding
 
 METADATA = "dataset_info.json"
@@ -70,6 +74,24 @@ class DatasetInfo:
     image_dtype: str
     encoding: str | None
     splits: dict[str, Split]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """A digest that other data do not share, wherever they lie; no image is read for it.
+
+        That of the manifest, which holds the shards' hashes, where data_tools made the set; otherwise of the
+        metadata and the shards' names and sizes.
+        """
+        manifest = self.directory / "manifest.json"
+        if manifest.exists():
+            return sha256(manifest)
+        shards = [
+            [path.name, size_of(path) if path.exists() else None]
+            for split in sorted(self.splits)
+            for path in self.splits[split].shards
+        ]
+        text = json.dumps([sha256(self.directory / METADATA), shards])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
