@@ -140,7 +140,8 @@ class RunFolder:
         left unfinished is passed over.
         """
         series: dict[str, dict[int, float]] = {}
-        for line in self.metrics_file.read_text().splitlines():
+        text = self.metrics_file.read_text() if self.metrics_file.exists() else ""
+        for line in text.splitlines():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:
