@@ -1,10 +1,7 @@
 """Patched Diffusion Models: python main.py --mode=train|sample|evaluate|export|describe."""
 
 import dataclasses
-import os
-import pathlib
 import resource
-import shutil
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
@@ -18,6 +15,7 @@ from absl import app, logging
 from absl import flags as absl_flags
 
 from flags import definitions
+from flags.config import changes
 from flags.definitions import FLAGS
 from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
 from flags.presets import DEFAULT_DATASET
@@ -58,9 +56,9 @@ def sample():
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
     from pdm_tf.training import strategy
 
-    chosen = one_machine()
+    chosen, share = sampling_place()
     # All that can be refused is looked at before any network is made.
-    runs = trained_runs()
+    runs, out = trained_runs(), out_dir()
     config = definitions.with_sampling_flags(runs[0].config)
     labels, shape = definitions.sampling_labels(config), config.data.image_shape
     image = images.from_uint8(images.read_image(FLAGS.init_image, shape)) if FLAGS.init_image else None
@@ -69,17 +67,40 @@ def sample():
         denoiser = loaded_model(runs).denoiser
         sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
-    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels)
-    out = definitions.out_dir()
-    if FLAGS.trajectory:
+    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels, share)
+    if FLAGS.trajectory and not share.number:
         output.write_trajectory(draw, out, FLAGS.trajectory)
     output.write_images(draw, out, FLAGS.save_pngs)
+    if share.number:
+        print(f"worker {share.number} of {share.workers}: its share is drawn; worker 0 writes {out}")
+        return
     if FLAGS.trajectory:
         print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
     print(f"grid: {out}/grid.png")
     if FLAGS.save_pngs:
         print(f"PNGs: {out}/{output.PNGS}")
     print(f"samples: {out}/samples.npz")
+
+
+def sampling_place():
+    """The strategy to sample with, and the share: the workers of a cluster each draw their own, alone."""
+    from pdm_tf.sampling.batches import Share
+    from pdm_tf.training import strategy
+
+    chosen = choose_strategy()
+    if chosen != "multi_worker":
+        return chosen, Share()
+    number, workers = strategy.place_in_cluster()
+    chosen = strategy.of_this_machine()
+    print(f"strategy: worker {number} of {workers} draws every {workers}th batch, {chosen}", flush=True)
+    return chosen, Share(number, workers, strategy.CONNECT_SECONDS)
+
+
+def out_dir():
+    """--out, or the mode's default, as a path."""
+    from pdm_tf.paths import as_path
+
+    return as_path(FLAGS.out or definitions.default_out(asked_folders()))
 
 
 def evaluate():
@@ -94,7 +115,7 @@ def evaluate():
         return
     # All that can be refused is looked at before anything is drawn.
     lengths = definitions.ema_lengths()
-    detector, out = load_detector(FLAGS.detector, FLAGS.inception), definitions.out_dir()
+    detector, out = load_detector(FLAGS.detector, FLAGS.inception), out_dir()
     models = [] if FLAGS.samples and not FLAGS.run_dir else trained_models(lengths)
     configs = [definitions.with_sampling_flags(runs[0].config) for runs in models]
     for config in configs:
@@ -104,9 +125,13 @@ def evaluate():
     for path in FLAGS.samples:
         with looking_at(path) as bar:
             rows.append(subjects.of_path(detector, path, bar.update))
-    several = len(models) > 1 or len(lengths) > 1
+    several, place = len(models) > 1 or len(lengths) > 1, sampling_place()
     for runs, config in zip(models, configs):
-        rows += drawn_rows(detector, reference, runs, lengths, config, out, several)
+        rows += drawn_rows(detector, reference, runs, lengths, config, out, several, place)
+    share = place[1]
+    if share.number:
+        print(f"worker {share.number} of {share.workers}: its share is drawn; worker 0 writes {out}")
+        return
     report.report(detector, reference, rows, out, stack.versions(), held_out)
     for row in rows:
         row.finish()
@@ -115,18 +140,19 @@ def evaluate():
 def likelihood():
     """--mode=evaluate --likelihood: bits per dimension of a model on its held-out split (Section 4.1)."""
     from pdm_tf import data, stack
+    from pdm_tf.atomic import remove_tree
     from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, report_bits, ways_from
     from pdm_tf.experts import load
     from pdm_tf.training import strategy
 
     runs = trained_runs()
     config = definitions.with_sampling_flags(runs[0].config)
-    info = data.find_dataset(config.data.dataset, FLAGS.data_dir)
+    info = trained_data(config.data)
     split = data.held_out_split(info)
     if split is None:
         raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
     count = min(FLAGS.num_samples or info.num_examples[split], info.num_examples[split])
-    out, seed, chosen = pathlib.Path(definitions.out_dir()), FLAGS.seed or 0, one_machine()
+    out, seed, chosen = out_dir(), FLAGS.seed or 0, one_machine()
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs)
         measure = Likelihood(loaded.denoiser, ways_from(config.sampling.variance))
@@ -136,19 +162,20 @@ def likelihood():
     origin = {"origin": loaded.origin, "strategy": chosen, "stack": stack.versions()}
     about = {"split": split, "seed": seed, **origin}
     report_bits(bits, out, about)
-    shutil.rmtree(kept)
+    remove_tree(kept)
 
 
 def reference_of(detector, data):
     """--reference, and what copies of it are looked for with; `data`: the models' DataConfig or None."""
-    from pdm_tf.data import find_dataset, held_out_split, uint8_batches
+    from pdm_tf.data import held_out_split, uint8_batches
     from pdm_tf.evaluation import references, report
+    from pdm_tf.paths import as_path
 
     name, no_copies = FLAGS.reference, "the reference is no data set's training split"
-    if os.path.exists(name):
+    if as_path(name).exists():
         with looking_at(name) as bar:
             return references.of_path(detector, name, progress=bar.update), no_copies
-    info = find_dataset(data.dataset if data else definitions.dataset_name(), FLAGS.data_dir)
+    info = trained_data(data)
     shape, held_out = data.image_shape if data else None, held_out_split(info)
     if not info.num_examples.get(name):
         raise UserError(
@@ -163,7 +190,21 @@ def reference_of(detector, data):
     return reference, report.HeldOut(unseen, lambda size: uint8_batches(info, "train", 64, size))
 
 
-def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bool):
+def trained_data(data):
+    """The data set of the models' DataConfig, wherever --dataset says that it lies now; None: --dataset's."""
+    from pdm_tf.data import find_dataset
+
+    named = definitions.dataset_name() if FLAGS.dataset or not data else data.dataset
+    info = find_dataset(named, FLAGS.data_dir)
+    if data and data.sha256 and data.sha256 != info.sha256:
+        raise UserError(
+            f"{info.directory} holds other data than {data.dataset}, which the model has learnt from: name "
+            "the place where that lies now with --dataset"
+        )
+    return info
+
+
+def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, place):
     """The table's row of a model's own samples, or one for each of the lengths of its averages."""
     from pdm_tf.evaluation import subjects
     from pdm_tf.experts import load
@@ -171,7 +212,7 @@ def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bo
     from pdm_tf.sampling.sampler import Sampler
     from pdm_tf.training import strategy
 
-    chosen, seed, count = one_machine(), FLAGS.seed or 0, definitions.num_samples()
+    (chosen, share), seed, count = place, FLAGS.seed or 0, definitions.num_samples()
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs, next(iter(lengths), None))
         sampler = Sampler(loaded.denoiser, config.sampling)
@@ -180,7 +221,7 @@ def drawn_rows(detector, reference, runs, lengths, config, out: str, several: bo
         counts = [] if FLAGS.equal_shares else reference.what.get("label_counts", [])
         how = "shares of the reference" if counts else "equal shares"
         labels = subjects.shared_labels(counts or [1] * (config.data.num_classes or 1), count, seed)
-    draw = Draw(sampler, seed, count, FLAGS.sample_batch_size, labels)
+    draw = Draw(sampler, seed, count, FLAGS.sample_batch_size, labels, share)
     about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": chosen}
     return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
 
@@ -196,7 +237,7 @@ def export():
     """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
     from pdm_tf.export import check_free, export_saved_model
 
-    runs, out = trained_runs(), definitions.out_dir()
+    runs, out = trained_runs(), out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
     export_saved_model(loaded_model(runs)._replace(config=config), out)
@@ -265,7 +306,7 @@ def trained_models(lengths):
     models = read_models(*trained_folders())
     for runs in models:
         check_lengths(runs, lengths)
-        if runs[0].config.data != models[0][0].config.data:
+        if any(key.startswith("data.") for key in changes(runs[0].config, models[0][0].config)):
             raise UserError(
                 f"{runs[0].folder} and {models[0][0].folder} are of different data: evaluate one at a time"
             )
@@ -276,7 +317,7 @@ def trained_folders():
     """The folders of runs to draw from; before there is a default one, that which ships with the project."""
     from pdm_tf.run import PRETRAINED, RunFolder
 
-    run_dirs = definitions.run_dirs()
+    run_dirs = asked_folders()
     is_default = FLAGS.run_dir is None and definitions.dataset_name() == DEFAULT_DATASET
     if is_default and not RunFolder(run_dirs[0]).has_config():
         print(
@@ -284,6 +325,13 @@ def trained_folders():
         )
         run_dirs = [PRETRAINED]
     return run_dirs
+
+
+def asked_folders():
+    """The folders of --run_dir, or the default one."""
+    from pdm_tf.run import RunFolder
+
+    return definitions.run_dirs(lambda text: RunFolder(text).has_config())
 
 
 def loaded_model(runs):

@@ -32,9 +32,10 @@ from tqdm import tqdm
 from data_tools import shards
 from data_tools.shards import Encoder, Item, Task
 from flags.errors import UserError, one_line
-from pdm_tf.atomic import atomic_json, atomic_text, sha256, sole_writer
+from pdm_tf.atomic import atomic_json, atomic_text, remove_tree, sha256, sole_writer
 from pdm_tf.data import describe_directory
 from pdm_tf.images import PILLOW_MODES, ImageError
+from pdm_tf.paths import as_path, is_remote, local_path, size_of
 from pdm_tf.progress import bar
 
 MANIFEST = "manifest.json"
@@ -83,7 +84,7 @@ class Target:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that all the tools share."""
     add = functools.partial(parser.add_argument_group("all the tools").add_argument, metavar="VALUE")
-    add("--output", type=Path, required=True, help="folder of the data set; run again to resume")
+    add("--output", required=True, help="folder of the data set, here or gs://; run again to resume")
     add("--encoding", choices=("png", "jpeg"), default="png", help="png (lossless, default) or jpeg")
     add("--png_level", type=int, choices=range(1, 10), default=6, help="zlib level 1-9; default 6")
     add("--jpeg_quality", type=int, default=95, help="1-100, default 95; colour is not subsampled")
@@ -96,11 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def options_from(arguments: argparse.Namespace) -> Options:
-    """Checks the shared flags.
+    """Checks the shared flags, and makes paths of `arguments.input` and `arguments.output`.
 
     Raises:
-      UserError: a value out of range.
+      UserError: a value out of range, an input in a bucket, or an output that cannot be opened.
     """
+    arguments.input, arguments.output = local_path(arguments.input), as_path(arguments.output)
     names = [field.name for field in dataclasses.fields(Options)]
     options = Options(**{name: getattr(arguments, name) for name in names})
     if not 0 <= options.validation_fraction < 1:
@@ -189,7 +191,7 @@ def convert(
         _write_metadata(tasks, outcomes, target, options)
         _write_manifest(tasks, outcomes, plan, options.output)
         describe_directory(options.output)
-        shutil.rmtree(work_dir)
+        remove_tree(work_dir)
 
 
 def _check_classes(names: Sequence[str]) -> None:
@@ -272,7 +274,7 @@ def _tasks(ordered: list[Item], plan: dict[str, Any], target: Target, options: O
         # With fewer items than shards some would be empty.
         count = min(count, len(items))
         for index in range(count):
-            path = Path(template.sharded_filepath(shard_index=index, num_shards=count))
+            path = as_path(template.sharded_filepath(shard_index=index, num_shards=count))
             begin, end = index * len(items) // count, (index + 1) * len(items) // count
             tasks.append(Task(split, path, options.output / WORK_DIR, items[begin:end]))
     return tasks
@@ -291,12 +293,14 @@ def _finished(tasks: list[Task], output: Path) -> dict[Path, dict]:
     for task in tasks:
         outcome = manifest["shards"].get(task.path.name) if manifest else None
         outcome = outcome or _read_json(task.outcome_path)
-        if outcome and task.path.exists() and task.path.stat().st_size == outcome["bytes"]:
+        if outcome and task.path.exists() and size_of(task.path) == outcome["bytes"]:
             finished[task.path] = outcome
     return finished
 
 
 def _require_space(todo: list[Task], plan: dict[str, Any], output: Path) -> None:
+    if is_remote(output):  # a bucket has room; this machine holds but the shards that are being written
+        return
     needed = sum(len(task.items) for task in todo) * plan["mean_record_bytes"]
     free = shutil.disk_usage(output).free
     if needed > free:

@@ -96,7 +96,7 @@ def list_items(package: Path) -> tuple[list[Item], list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", type=Path, required=True, help="the package's .tgz or unpacked folder")
+    parser.add_argument("--input", required=True, help="the package's .tgz or unpacked folder")
     convert.add_arguments(parser)
     parser.set_defaults(validation_fraction=0.05, png_level=9)
     arguments = parser.parse_args(argv)

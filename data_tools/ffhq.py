@@ -114,7 +114,7 @@ def _exactly(image: Image.Image, resolution: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", type=Path, required=True, help="images1024x1024, or ffhq-r10.tfrecords")
+    parser.add_argument("--input", required=True, help="images1024x1024, or ffhq-r10.tfrecords")
     parser.add_argument("--resolution", type=int, default=1024, help="that of the input")
     convert.add_arguments(parser)
     arguments = parser.parse_args(argv)

@@ -101,7 +101,7 @@ def dataset_name(directory: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", type=Path, required=True, help="folder of images")
+    parser.add_argument("--input", required=True, help="folder of images")
     parser.add_argument("--resolution", help="256 or HEIGHTxWIDTH; default: that of the images")
     parser.add_argument(
         "--crop",

@@ -122,7 +122,7 @@ def load(item: Item, *, path: Path, resolution: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", type=Path, required=True, help="ILSVRC2012_img_train.tar")
+    parser.add_argument("--input", required=True, help="ILSVRC2012_img_train.tar")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--classes", type=int, default=1000, help="classes that must be there")
     convert.add_arguments(parser)

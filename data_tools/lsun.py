@@ -78,7 +78,7 @@ def load(item: Item, *, directory: Path, resolution: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", type=Path, required=True, help="the folder that holds data.mdb")
+    parser.add_argument("--input", required=True, help="the folder that holds data.mdb")
     parser.add_argument("--resolution", type=int, default=256)
     convert.add_arguments(parser)
     arguments = parser.parse_args(argv)

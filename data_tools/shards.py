@@ -17,6 +17,7 @@ from PIL import Image
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file, atomic_json, sha256
 from pdm_tf.images import ImageError, TooManyPixelsError, encode, pixel_limit, reading
+from pdm_tf.paths import is_remote
 
 PROGRESS_SECONDS = 0.2
 
@@ -145,8 +146,8 @@ def write_shard(task: Task, encoder: Encoder, report: Callable[[int], None]) -> 
       UserError: an item is unreadable (with on_error=fail), or the disk does not take it.
     """
     outcome = {"records": 0, "payload_bytes": 0, "skipped": []}
-    # Not beside its place: what kills leave goes when the work folder goes.
-    made = task.work_dir / task.path.name
+    # Not beside its place: what kills leave goes when the work folder goes. In a bucket they leave nothing.
+    made = task.path if is_remote(task.path) else task.work_dir / task.path.name
     try:
         with atomic_file(made) as partial:
             with tf.io.TFRecordWriter(str(partial)) as writer:
@@ -156,7 +157,8 @@ def write_shard(task: Task, encoder: Encoder, report: Callable[[int], None]) -> 
                     outcome["payload_bytes"] += len(record)
             outcome["bytes"] = partial.stat().st_size
             outcome["sha256"] = sha256(partial)
-        os.replace(made, task.path)
+        if made != task.path:
+            os.replace(made, task.path)
         atomic_json(task.outcome_path, outcome)
     except (BrokenPipeError, ConnectionResetError):  # the parent is gone: not the disk's fault
         raise

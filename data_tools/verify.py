@@ -20,6 +20,7 @@ from flags.errors import UserError, run
 from pdm_tf import images
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, describe_directory
+from pdm_tf.paths import as_path, size_of
 from pdm_tf.progress import bar
 
 
@@ -44,7 +45,7 @@ def check_shard(
     """
     if not path.exists():
         return "is missing"
-    size, problem = path.stat().st_size, None
+    size, problem = size_of(path), None
     if not recorded:
         report(size)
     elif recorded["sha256"] != sha256(path, report):
@@ -108,11 +109,11 @@ def verify(directory: Path, decode: bool) -> list[str]:
     info = describe_directory(directory)
     recorded = manifest["shards"] if manifest else {}
     expected = {
-        Path(path): length
+        path: length
         for split in info.splits.values()
         for path, length in zip(split.shards, split.shard_lengths)
     }
-    total = sum(path.stat().st_size for path in expected if path.exists())
+    total = sum(size_of(path) for path in expected if path.exists())
     check_record = image_checker(info) if decode else None
     with bar(total=total, unit="B", unit_scale=True) as progress:
         for path, length in sorted(expected.items()):
@@ -128,11 +129,11 @@ def verify(directory: Path, decode: bool) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", type=Path, required=True, help="folder with dataset_info.json")
+    parser.add_argument("--input", required=True, help="folder with dataset_info.json, here or gs://")
     parser.add_argument("--decode", action="store_true", help="decode every image, too")
     arguments = parser.parse_args(argv)
     tf.get_logger().setLevel("ERROR")
-    problems = verify(arguments.input, arguments.decode)
+    problems = verify(as_path(arguments.input), arguments.decode)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

@@ -8,6 +8,7 @@ what several fields must satisfy together is checked at the end of this file.
 from __future__ import annotations
 
 import math
+import os
 import typing
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class DataConfig:
     num_classes: int = setting(0, "0: the data have no labels.", least=0, shared=True)
     label_names: tuple[str, ...] = setting((), "A name for each class.", shared=True)
     horizontal_flip: bool = setting(False, "Mirror every other image, at random.")
+    sha256: str = setting("", "What tells it from other data, wherever it lies; filled in.", may_change=True)
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,33 @@ class Config:
     def conditional(self) -> bool:
         """Whether the network is told labels."""
         return self.network.class_conditioning != "none"
+
+
+def changes(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
+    """As `words.differences`; but data count by their digests, or else by the place that their names mean.
+
+    So a data set that was moved, or is named in another way, is the same, and one that was made anew in its
+    place is not. It is one difference, that of data.dataset.
+    """
+    found = words.differences(old, new)
+    found.pop("data.sha256", None)
+    one, other = old.data, new.data
+    if one.sha256 and other.sha256:
+        found.pop("data.dataset", None)
+        if one.sha256 != other.sha256:
+            found["data.dataset"] = tuple(f"{d.dataset}, sha256 {d.sha256[:8]}" for d in (one, other))
+    elif _place(one.dataset) == _place(other.dataset):
+        found.pop("data.dataset", None)
+    return found
+
+
+def _place(dataset: str) -> str:
+    """One way of writing the place of folder:PATH."""
+    kind, colon, path = dataset.partition(":")
+    if kind != "folder":
+        return dataset
+    path = path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))
+    return kind + colon + path
 
 
 def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:

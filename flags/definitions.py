@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import typing
 import unicodedata
 
@@ -59,12 +60,12 @@ _define(
     "tfds:NAME, or folder:PATH for a data set made by data_tools.",
 )  # fmt: skip
 _define(
-    _string, MODES, "run_dir", None,
-    "The run's folder; runs/<dataset> by default. To sample, evaluate or export, also several with commas "
-    "between: the experts of one model; to evaluate, models to compare, too.",
+    flags.DEFINE_multi_string, MODES, "run_dir", None,
+    "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate or export, also several "
+    "(the flag repeated, or commas between): the experts of one model; to evaluate, models to compare, too.",
 )  # fmt: skip
 _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
-_define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie.")
+_define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie; here or gs://.")
 _define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
 _define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to compute.")
 _define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
@@ -165,6 +166,7 @@ class DataInfo(typing.Protocol):
     image_shape: tuple[int, int, int]
     num_classes: int
     label_names: tuple[str, ...]
+    sha256: str
 
 
 def check_mode() -> None:
@@ -224,40 +226,65 @@ def is_named(dataset: str) -> bool:
 
 
 def run_dir() -> str:
-    """The run's folder."""
-    if FLAGS.run_dir:
-        return FLAGS.run_dir
+    """The folder of a run to train or describe.
+
+    Raises:
+      UserError: --run_dir names none, or several.
+    """
+    folders = FLAGS.run_dir or [_default_run_dir()]
+    if len(folders) > 1:
+        raise UserError(
+            f"--run_dir is given {len(folders)} times: a run is trained in one folder, so give one"
+        )
+    if not folders[0]:
+        raise UserError("--run_dir= names no folder: give a run's")
+    return folders[0]
+
+
+def run_dirs(is_run: typing.Callable[[str], bool]) -> list[str]:
+    """The folders of the run, or of the experts, to sample from.
+
+    Any text may be a folder's name: one with commas is several only if it is not itself a run.
+
+    Args:
+      is_run: whether there is a run in a folder.
+    Raises:
+      UserError: --run_dir names none.
+    """
+    folders = []
+    for text in FLAGS.run_dir or ():
+        folders += [text] if "," not in text or is_run(text) else text.split(",")
+    folders = [folder for folder in folders if folder]
+    if FLAGS.run_dir and not folders:
+        raise UserError(
+            f"--run_dir={','.join(FLAGS.run_dir)} names no folder: give a run's, or experts' with a comma "
+            "between"
+        )
+    return folders or [_default_run_dir()]
+
+
+def _default_run_dir() -> str:
     name = dataset_name()
     if name.startswith("tfds:"):
         name = name.split(":")[1].replace("/", "-")  # tfds:NAME/CONFIG:VERSION
     elif name.startswith("folder:"):
-        name = os.path.basename(os.path.normpath(name.partition(":")[2]))
+        name = _last_part(name.partition(":")[2])
     return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
 
 
-def run_dirs() -> list[str]:
-    """The folders of the run, or of the experts, to sample from.
-
-    Raises:
-      UserError: --run_dir names none.
-    """
-    folders = [part for part in run_dir().split(",") if part]
-    if not folders:
-        raise UserError(
-            f"--run_dir={FLAGS.run_dir} names no folder: give a run's, or experts' with a comma between"
-        )
-    return folders
+def _last_part(path: str) -> str:
+    """A folder's own name, also of `.`."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(path)))
 
 
-def out_dir() -> str:
-    """The folder for what the mode makes."""
-    if FLAGS.out:
-        return FLAGS.out
+def default_out(run_dirs: typing.Sequence[str]) -> str:
+    """The folder for what the mode makes, without --out, of these runs."""
     if FLAGS.mode == "export":
-        return "exports/" + "_".join(os.path.basename(os.path.normpath(run)) for run in run_dirs())
+        name = "_".join(map(_last_part, run_dirs))
+        return "exports/" + re.sub(r"[][*?\\]", "_", name)  # TensorFlow loads from no folder with these
     if FLAGS.mode == "evaluate" and FLAGS.samples and not FLAGS.run_dir:
-        return os.path.join("evaluations", os.path.basename(os.path.normpath(FLAGS.samples[0])))
-    return os.path.join(run_dirs()[0], "evaluation" if FLAGS.mode == "evaluate" else "samples")
+        return os.path.join("evaluations", _last_part(FLAGS.samples[0]))
+    return os.path.join(run_dirs[0], "evaluation" if FLAGS.mode == "evaluate" else "samples")
 
 
 def num_samples() -> int:
@@ -284,6 +311,7 @@ def training_config(info: DataInfo | None) -> Config:
         )
     shortcuts = {
         "seed": FLAGS.seed,
+        "data.sha256": info.sha256 if info else None,
         "diffusion.prediction": FLAGS.prediction,
         "training.steps": FLAGS.train_steps,
         "training.batch_size": FLAGS.batch_size,

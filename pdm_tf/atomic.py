@@ -1,4 +1,9 @@
-"""Files and folders that are either whole or not there, who may write them, and the hashes that tell."""
+"""Files and folders that are either whole or not there, who may write them, and the hashes that tell.
+
+On this machine they are made beside their place and renamed. In a bucket, which renames file by file, they
+are made in a temporary folder of this machine: a file is there once its upload is done, and a folder counts
+once the file is there that is uploaded last.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,15 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
+from pdm_tf.paths import PATTERN, as_path, files_below, is_remote
 
 # Set where the file system has no locks, and nobody else writes.
 NO_LOCKS = "PDM_TF_NO_LOCKS"
@@ -38,7 +45,12 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       UserError: the disk is full.
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_remote(path):
+        with temporary_folder() as folder:
+            yield folder / "file"
+            _upload(folder / "file", path)
+        return
     with disk_errors(path):
         partial = _partial(path)
         try:
@@ -62,15 +74,23 @@ def atomic_json(path: str | os.PathLike, values: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, last: str = "") -> Iterator[Path]:
     """Yields a new temporary folder beside `path` to fill; on success it becomes `path` in one step.
 
     As with `atomic_file`, nothing temporary stays. `path` must not exist, or be an empty folder.
 
+    Args:
+      last: the file, if there is one, without which nobody takes the folder for whole; in a bucket it is
+        uploaded last.
     Raises:
       UserError: the disk is full, or `path` cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_remote(path):
+        with temporary_folder() as folder:
+            yield folder
+            upload_folder(folder, path, last)
+        return
     with disk_errors(path):
         partial = _partial(path)
         partial.mkdir()
@@ -82,6 +102,79 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             sync(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def upload_folder(folder: Path, path: Path, last: str) -> None:
+    """Copies a folder's files into a bucket, `last` after all others.
+
+    Raises:
+      UserError: the bucket does not take one; then nothing of them stays.
+    """
+    files = sorted(files_below(folder), key=lambda file: file == folder / last)
+    try:
+        for file in files:
+            _upload(file, path.joinpath(*file.relative_to(folder).parts))
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):
+            remove_tree(path)
+        raise
+
+
+def _upload(file: Path, path: Path) -> None:
+    with disk_errors(path):
+        tf.io.gfile.copy(str(file), os.fspath(path), overwrite=True)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yields a folder of this machine, which goes after the block.
+
+    Raises:
+      UserError: its disk is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="pdm_tf_") as folder:
+        with disk_errors(Path(folder)):
+            yield Path(folder)
+
+
+@contextlib.contextmanager
+def for_tensorflow(folder: Path) -> Iterator[str]:
+    """Yields a name for a folder by which TensorFlow finds its checkpoints.
+
+    It takes a checkpoint's path for a pattern: under a folder such as `lr[3e-4]` it finds none. So the name
+    is that of a link to the folder; of a folder in a bucket, that of a copy.
+
+    Raises:
+      UserError: there is no space for a copy.
+    """
+    if not is_remote(folder) and not PATTERN.search(str(folder)):
+        yield str(folder)
+        return
+    with temporary_folder() as temporary:
+        plain = temporary / "folder"
+        if is_remote(folder):
+            for file in files_below(folder):
+                copy = plain.joinpath(*file.relative_to(folder).parts)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                tf.io.gfile.copy(os.fspath(file), str(copy))
+        else:
+            plain.symlink_to(folder.absolute(), target_is_directory=True)
+        yield str(plain)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file; in a bucket the whole file is written anew."""
+    with disk_errors(path), path.open("a") as file:
+        file.write(text)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(tf.errors.NotFoundError):
+        tf.io.gfile.rmtree(os.fspath(path))
 
 
 def _partial(path: Path) -> Path:
@@ -123,13 +216,19 @@ def _other_runs(process: int) -> bool:
 def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
     """Holds a folder's lock, which the system lets go of when the process ends, however it ends.
 
+    Buckets have no locks: there this says so, and nothing keeps a second process away.
+
     Args:
       folder: made if it is not there; gets a file .lock.
       busy: what to say if another process holds the lock.
     Raises:
       UserError: `busy`, or the folder cannot be written, or its disk has no locks (`NO_LOCKS` lets it).
     """
-    folder = Path(folder)
+    folder = as_path(folder)
+    if is_remote(folder):
+        print(f"note: {folder} is in a bucket, which has no locks: let no second process write there")
+        yield
+        return
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below, after the work)
@@ -149,25 +248,29 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def disk_errors(path: str | os.PathLike) -> Iterator[None]:
+def disk_errors(path: os.PathLike) -> Iterator[None]:
     """Turns the refusals to write `path` of system and TensorFlow into a UserError that says what to do."""
     try:
         yield
-    except (OSError, tf.errors.ResourceExhaustedError) as error:
-        full = isinstance(error, tf.errors.ResourceExhaustedError)
-        if full or error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, tf.errors.OpError) as error:
+        number = getattr(error, "errno", None)
+        if isinstance(error, tf.errors.ResourceExhaustedError) or number in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no space left on the disk of {path}: free some and run the command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
+        if is_remote(path):
+            raise UserError(
+                f"cannot write {path} ({one_line(error)}): see that you may, and run the command again"
+            ) from error
         raise
 
 
 def sha256(path: str | os.PathLike, report: Callable[[int], None] = lambda size: None) -> str:
     """Hexadecimal SHA-256 of a file; calls `report` with the bytes of each block read on the way."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with as_path(path).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
             report(len(block))
@@ -175,7 +278,12 @@ def sha256(path: str | os.PathLike, report: Callable[[int], None] = lambda size:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's data, or a folder's entries, are on the disk, if its file system can do that."""
+    """Waits until a file's data, or a folder's entries, are on the disk, if its file system can do that.
+
+    A bucket's are when they are written.
+    """
+    if is_remote(path):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

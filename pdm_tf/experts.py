@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flags.config import Config
+from flags.config import Config, changes
 from flags.errors import UserError
-from flags.words import differences, leaves
+from flags.words import leaves
 from pdm_tf.averages import plan, reconstruct
 from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
 from pdm_tf.run import RunFolder
@@ -174,7 +174,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
     """Raises UserError if runs differ in what experts of one model share."""
     first, shared = runs[0], [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
     for run in runs[1:]:
-        changed = differences(first.config, run.config)
+        changed = changes(first.config, run.config)
         problems = ["{} is {} and {}".format(key, *changed[key]) for key in shared if key in changed]
         if run.config.conditional != first.config.conditional:
             problems.append("only one of them knows classes")

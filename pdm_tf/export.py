@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import typing
-from pathlib import Path
 
 import tensorflow as tf
 
@@ -17,6 +16,7 @@ from pdm_tf.atomic import atomic_folder
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.experts import Loaded
+from pdm_tf.paths import PATTERN, as_path, entries
 from pdm_tf.sampling.sampler import Sampler
 
 METADATA = "assets.extra/pdm_tf.json"  # assets.extra is the SavedModel's place for what is not its graph's
@@ -124,15 +124,23 @@ def _to_uint8(x: tf.Tensor) -> tf.Tensor:
 
 
 def check_free(out: str | os.PathLike) -> None:
-    """Refuses to overwrite: `out` must not exist, or be an empty folder.
+    """Refuses to overwrite, and names under which TensorFlow would not find the export's weights.
+
+    `out` must not exist, or be an empty folder.
 
     Raises:
-      UserError: there is something.
+      UserError: there is something; or the name has one of [ ] * ? \\.
     """
-    out = Path(out)
-    if out.is_dir() and not any(out.iterdir()):
+    out = as_path(out)
+    odd = PATTERN.search(str(out))
+    if odd:
+        raise UserError(
+            f"{out}: TensorFlow takes {odd[0]} in the path of a SavedModel for a pattern, and could not load "
+            "it: name a folder without [ ] * ? \\"
+        )
+    if out.is_dir() and not entries(out):
         return
-    if out.exists() or out.is_symlink():
+    if out.exists() or os.path.islink(out):
         raise UserError(f"{out} exists: delete it, or name another folder")
 
 
@@ -147,7 +155,7 @@ def export_saved_model(loaded: Loaded, out: str | os.PathLike) -> None:
     """
     check_free(out)
     module, metadata = servable(loaded.denoiser, loaded.config.sampling), describe(loaded)
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, last="saved_model.pb") as partial:
         # With the gradients of its custom-gradient operations (+10% of the graph): without them every load
         # warns, and `denoise` could not be differentiated.
         tf.saved_model.save(

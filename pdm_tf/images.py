@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
+from pdm_tf.paths import as_path
 
 # Files that are taken for images by their names.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
@@ -170,7 +171,7 @@ def read_file(path: str | os.PathLike, channels: int = 3, background: str = "whi
       ImageError: it is missing, damaged or no image.
     """
     with reading():
-        return to_channels(upright(decode(Path(path).read_bytes())), channels, background)
+        return to_channels(upright(decode(as_path(path).read_bytes())), channels, background)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -223,9 +224,10 @@ def _read_sized(path: str | os.PathLike, shape: Sequence[int], background: str =
     wanted = shape[1], shape[0]
     try:
         with reading(), pixel_limit(None):
-            size = _upright_size(Image.open(path))
+            data = as_path(path).read_bytes()
+            size = _upright_size(Image.open(io.BytesIO(data)))
             if size == wanted:
-                return read_file(path, shape[2], background)
+                return to_channels(upright(decode(data)), shape[2], background)
     except ImageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UserError(f"{path} does not exist") from error
@@ -268,7 +270,9 @@ def read_samples(path: str | os.PathLike, batch_size: int = 64) -> Iterator[np.n
 def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int, int, int, int]]]:
     """The images' bytes and shape."""
     try:
-        with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as member:
+        with contextlib.ExitStack() as opened:
+            file = zipfile.ZipFile(opened.enter_context(as_path(path).open("rb")))
+            member = opened.enter_context(opened.enter_context(file).open("arr_0.npy"))
             version = np.lib.format.read_magic(member)
             read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
             shape, column_major, dtype = read_header(member)

@@ -13,6 +13,7 @@ import numpy as np
 from flags.config import Config
 from flags.errors import UserError
 from pdm_tf.atomic import atomic_text, sole_writer
+from pdm_tf.paths import as_path, entries
 
 # A run folder that ships with the project: what is sampled before anything has been trained.
 PRETRAINED = Path(__file__).parent / "pretrained" / "emoji64"
@@ -26,7 +27,12 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        """`path`: as `as_path` takes it; on this machine or in a bucket.
+
+        Raises:
+          UserError: it is no address that can be opened here.
+        """
+        self.path = as_path(path)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -99,19 +105,19 @@ class RunFolder:
         Raises:
           UserError: there are none yet.
         """
-        files = sorted((self.path / "ema").glob("step_*.npz"))
-        if not files:
+        steps = _steps(self.path / "ema", r"step_(\d+)\.npz")
+        if not steps:
             raise UserError(
                 f"{self.path}/ema holds no weights yet: train until the first checkpoint is written"
             )
-        return files[-1]
+        return self.weights(steps[-1])
 
     def _snapshots(self, length: float) -> Path:
         return self.path / "ema" / f"length_{length}"
 
     def has_config(self) -> bool:
         """Whether there is a run."""
-        return self.config_file.is_file()
+        return self.config_file.exists()
 
     def config(self) -> Config:
         """Reads config.json.
@@ -134,7 +140,8 @@ class RunFolder:
         left unfinished is passed over.
         """
         series: dict[str, dict[int, float]] = {}
-        for line in self.metrics_file.read_text().splitlines():
+        text = self.metrics_file.read_text() if self.metrics_file.exists() else ""
+        for line in text.splitlines():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:
@@ -161,5 +168,5 @@ def _name(step: int) -> str:
 
 def _steps(folder: Path, pattern: str) -> list[int]:
     """The numbers in the names of a folder's entries that fit a pattern, ascending."""
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(found[1]) for found in (re.fullmatch(pattern, name) for name in names) if found)
+    found = (re.fullmatch(pattern, entry.name) for entry in entries(folder))
+    return sorted(int(number[1]) for number in found if number)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
+from pdm_tf.paths import as_path
 
 
 def variable_names(variables: Sequence[tf.Variable]) -> list[str]:
@@ -32,7 +33,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
       UserError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with as_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error

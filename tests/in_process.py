@@ -12,6 +12,9 @@ def run_mode(capsys, **flags) -> tuple[int, str]:
     """Exit status of one command line, and its output, or, if it failed, its errors."""
     if not FLAGS.is_parsed():
         FLAGS(["main.py"])
+    # As the command line gives them.
+    if isinstance(flags.get("run_dir"), str):
+        flags["run_dir"] = [flags["run_dir"]]
     with flagsaver.flagsaver(**flags):
         try:
             main.main(None)

@@ -14,15 +14,15 @@ from pdm_tf.atomic import HOST, atomic_file, atomic_folder, atomic_json, atomic_
 KILLED = """
 import os, signal, sys
 from pdm_tf.atomic import {kind}
-with {kind}(sys.argv[1]) as partial:
+with {kind}(*sys.argv[1:]) as partial:
     ({path}).write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def killed_while_writing(repository, path, kind, written):
+def killed_while_writing(repository, kind, written, *arguments):
     code = KILLED.format(kind=kind, path=written)
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=repository)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=repository)
     assert done.returncode == -9
 
 
@@ -38,7 +38,7 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path):
 def test_the_next_writer_removes_what_a_killed_one_left(repository, tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
-    killed_while_writing(repository, path, "atomic_file", "partial")
+    killed_while_writing(repository, "atomic_file", "partial", path)
     assert path.read_text() == "before" and len(os.listdir(tmp_path)) == 2
     with atomic_file(path) as partial:
         partial.write_text("after")
@@ -47,9 +47,9 @@ def test_the_next_writer_removes_what_a_killed_one_left(repository, tmp_path):
 
 def test_so_with_folders(repository, tmp_path):
     path = tmp_path / "folder"
-    killed_while_writing(repository, path, "atomic_folder", "partial / 'file'")
+    killed_while_writing(repository, "atomic_folder", "partial / 'file'", path, "file")
     assert not path.exists() and len(os.listdir(tmp_path)) == 1
-    with atomic_folder(path) as partial:
+    with atomic_folder(path, "file") as partial:
         (partial / "file").write_text("after")
     assert (path / "file").read_text() == "after" and os.listdir(tmp_path) == ["folder"]
 
@@ -89,12 +89,12 @@ def test_processes_write_into_one_folder_at_once(repository, tmp_path):
 def test_a_number_that_a_new_process_has_again_is_no_sign_of_life(tmp_path):
     (tmp_path / f".folder.partial-{HOST}-{os.getpid()}").mkdir()
     (tmp_path / f".folder.partial-{HOST}-{10**30}").mkdir()
-    with atomic_folder(tmp_path / "folder"):
+    with atomic_folder(tmp_path / "folder", "file"):
         pass
     assert os.listdir(tmp_path) == ["folder"]
 
 
-@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+@pytest.mark.parametrize("write", [atomic_file, lambda path: atomic_folder(path, "file")])
 def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, write):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/below"), write(tmp_path / "file" / "below"):

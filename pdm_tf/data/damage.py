@@ -9,14 +9,15 @@ UserError outside.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow as tf
 
 from flags.errors import UserError, one_line
 from pdm_tf.data.info import DatasetInfo
+from pdm_tf.paths import size_of
 
 _TAG = "pdm_tf.data"
 _ASSERTION = re.compile(re.escape(f"[{_TAG}] [") + r"(.*?)\] \[(.*?)\] \[(\d+)\] \[(\d+)\]")
@@ -56,12 +57,12 @@ def naming_shards() -> Iterator[None]:
         if found:
             problem, path, record, count = found.groups()
             raise UserError(
-                f"{path}: record {record} of {count} {problem}; {_advice(Path(path).parent)}"
+                f"{path}: record {record} of {count} {problem}; {_advice(os.path.dirname(path))}"
             ) from error
         missing = isinstance(error, tf.errors.NotFoundError) and _MISSING.search(str(error))
         if missing:
-            path = Path(missing.group(1))
-            raise UserError(f"shard {path} has disappeared; {_advice(path.parent)}") from error
+            path = missing.group(1)
+            raise UserError(f"shard {path} has disappeared; {_advice(os.path.dirname(path))}") from error
         if _DECODING.search(str(error)):
             raise UserError(
                 f"a record holds no image that can be decoded ({one_line(error)});"
@@ -81,7 +82,7 @@ def check_files(info: DatasetInfo, split: str) -> int:
     total = 0
     for path, length in zip(info.splits[split].shards, info.splits[split].shard_lengths):
         try:
-            size = path.stat().st_size
+            size = size_of(path)
         except OSError as error:
             raise UserError(
                 f"shard {path} is missing ({error.strerror}); {_advice(info.directory)}"
@@ -94,5 +95,5 @@ def check_files(info: DatasetInfo, split: str) -> int:
     return total
 
 
-def _advice(directory: Path) -> str:
+def _advice(directory: str | os.PathLike) -> str:
     return f"list all damage with: python -m data_tools.verify --input {directory}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flags.errors import UserError, one_line
+from pdm_tf.atomic import sha256
+from pdm_tf.paths import as_path, entries, size_of
 from pdm_tf.stack import image_encoding
 
 METADATA = "dataset_info.json"
@@ -70,6 +75,24 @@ class DatasetInfo:
     encoding: str | None
     splits: dict[str, Split]
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """A digest that other data do not share, wherever they lie; no image is read for it.
+
+        That of the manifest, which holds the shards' hashes, where data_tools made the set; otherwise of the
+        metadata and the shards' names and sizes.
+        """
+        manifest = self.directory / "manifest.json"
+        if manifest.exists():
+            return sha256(manifest)
+        shards = [
+            [path.name, size_of(path) if path.exists() else None]
+            for split in sorted(self.splits)
+            for path in self.splits[split].shards
+        ]
+        text = json.dumps([sha256(self.directory / METADATA), shards])
+        return hashlib.sha256(text.encode()).hexdigest()
+
 
 def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
     """Finds a data set and describes it from its metadata alone.
@@ -86,11 +109,11 @@ def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
     if dataset == "emoji64":
         return describe_directory(EMBEDDED, name=dataset)
     if dataset in SOURCES:
-        return describe_directory(_named_directory(dataset, Path(data_dir)), name=dataset)
+        return describe_directory(_named_directory(dataset, as_path(data_dir)), name=dataset)
     if kind == "tfds" and rest:
-        return describe_directory(_tfds_directory(rest, Path(data_dir)))
+        return describe_directory(_tfds_directory(rest, as_path(data_dir)))
     if kind == "folder" and rest:
-        found = _newest_version(Path(rest))
+        found = _newest_version(as_path(rest))
         if found is None:
             raise UserError(
                 f"no data set ({METADATA}) in {rest}; make one from a folder of images with:"
@@ -107,12 +130,12 @@ def describe_directory(directory: str | os.PathLike, name: str | None = None) ->
     Raises:
       UserError: the metadata cannot be read, or there is no image feature that can be used.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     # TFDS raises whatever its JSON and protobuf readers happen to raise on damaged metadata.
     try:
         info = tfds.builder_from_directory(directory).info
         splits = {
-            key: Split(tuple(map(Path, split.filepaths)), tuple(split.shard_lengths))
+            key: Split(tuple(map(as_path, split.filepaths)), tuple(split.shard_lengths))
             for key, split in info.splits.items()
             if split.num_examples
         }
@@ -204,9 +227,9 @@ def _newest_version(directory: Path) -> Path | None:
     if (directory / METADATA).exists():
         return directory
     versions = {
-        tfds.core.Version(path.parent.name): path.parent
-        for path in directory.glob(f"*/{METADATA}")
-        if tfds.core.Version.is_valid(path.parent.name)
+        tfds.core.Version(entry.name): entry
+        for entry in entries(directory)
+        if tfds.core.Version.is_valid(entry.name) and (entry / METADATA).exists()
     }
     return versions[max(versions)] if versions else None
 
@@ -218,8 +241,7 @@ def _tfds_directory(name: str, data_dir: Path) -> Path:
     found = _newest_version(root)
     if found is not None:
         return found
-    entries = sorted(root.iterdir()) if root.is_dir() else []
-    configs = {entry.name: _newest_version(entry) for entry in entries if _newest_version(entry)}
+    configs = {entry.name: _newest_version(entry) for entry in entries(root) if _newest_version(entry)}
     if len(configs) > 1:
         raise UserError(
             f"{root} holds several configurations ({', '.join(configs)});"

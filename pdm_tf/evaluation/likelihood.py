@@ -21,7 +21,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +33,7 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
 from pdm_tf.experts import Experts
+from pdm_tf.paths import as_path
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
 from pdm_tf.sampling.sampler import own_share
@@ -206,7 +206,7 @@ class Likelihood:
             for batch in batches:
                 images, labels, places = map(np.asarray, batch)
                 check_8_bits(images)
-                file = None if identity is None else Path(folder) / _name(identity, images, labels, places)
+                file = None if identity is None else as_path(folder) / _name(identity, images, labels, places)
                 if file is not None and file.exists():
                     skip(shown, len(images) * evaluations)
                     measured.append(read_arrays(file))
@@ -429,7 +429,8 @@ def report_bits(answers: Sequence[Bits], out: str | os.PathLike, about: dict[str
     likelihood.json has all of the first answer, `about`, and the bound in each way; likelihood_terms.npz the
     first answer's curves.
     """
-    bits, file, terms = answers[0], Path(out) / "likelihood.json", Path(out) / "likelihood_terms.npz"
+    out = as_path(out)
+    bits, file, terms = answers[0], out / "likelihood.json", out / "likelihood_terms.npz"
     named = ("bits_per_dim", "error_images", "unfloored")
     ways = [{**one.way._asdict(), **{name: getattr(one, name) for name in named}} for one in answers]
     atomic_json(file, {**about, **bits.to_json(), "ways": ways})

@@ -20,10 +20,11 @@ import numpy as np
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, labelled_batches
-from pdm_tf.data.info import EMBEDDED, METADATA
+from pdm_tf.data.info import EMBEDDED
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import CACHE, Detector, extract_batches
 from pdm_tf.images import names_in, read_folder, read_samples, samples_shape
+from pdm_tf.paths import local_path
 from pdm_tf.weights import read_arrays, write_arrays
 
 KEEP = 50_000  # images whose features are kept: 410 MB for 2,048 features
@@ -143,7 +144,7 @@ def of_split(
     what = {
         "data": info.name,
         "split": split,
-        "data_sha256": fingerprint(info),
+        "data_sha256": info.sha256,
         "image_shape": list(image_shape or info.image_shape),
     }
     batches = labelled_batches(info, split, BATCH, image_shape)
@@ -177,24 +178,6 @@ def of_split(
     else:
         print(f"note: the reference is not kept for the next time ({problem})", file=sys.stderr)
     return reference
-
-
-def fingerprint(info: DatasetInfo) -> str:
-    """A digest that another data set does not share, without reading its images.
-
-    That of the manifest, which holds the shards' hashes, where data_tools made the set; otherwise of the
-    metadata and the shards' names and sizes.
-    """
-    manifest = info.directory / "manifest.json"
-    if manifest.exists():
-        return sha256(manifest)
-    shards = [
-        [path.name, path.stat().st_size if path.exists() else None]
-        for split in sorted(info.splits)
-        for path in info.splits[split].shards
-    ]
-    text = json.dumps([sha256(info.directory / METADATA), shards])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write(file: Path, reference: Reference) -> None:
@@ -253,7 +236,7 @@ def of_path(
     Raises:
       UserError: it cannot be read, or its statistics are another detector's.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_file() and {"mu.npy", "sigma.npy"} <= _members(path):
         return _of_statistics(detector, path, keep, progress)
     count, batches = open_images(path)
@@ -269,7 +252,7 @@ def open_images(path: str | os.PathLike) -> tuple[int, Iterator[np.ndarray]]:
     Raises:
       UserError: there is nothing of these; while looping, for a damaged file.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir() and (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if path.is_dir():

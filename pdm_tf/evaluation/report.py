@@ -25,6 +25,7 @@ from pdm_tf.evaluation.features import Detector, Features, three_channels
 from pdm_tf.evaluation.references import Reference
 from pdm_tf.evaluation.subjects import Subject, take
 from pdm_tf.images import image_grid, write_png
+from pdm_tf.paths import as_path
 
 PAIRS = 8  # of a sample and its nearest training image, in the picture
 PAPERS_COUNT = 50_000  # samples that published FIDs are of
@@ -61,6 +62,7 @@ def report(
       held_out: to look for copies with; or why that cannot be done.
     """
     results, shown, said, comparison = [], [], [], Comparison(detector, reference)
+    out = as_path(out)
     if isinstance(held_out, HeldOut):
         _, unseen = nearest(held_out.reference.features, reference.features)
     for number, subject in enumerate(subjects):
@@ -68,7 +70,7 @@ def report(
         count = len(subject.features.pooled)
         result = {"name": subject.name, "images": count, **subject.about, **values, "notes": notes}
         if isinstance(held_out, HeldOut):
-            picture = Path(out) / (f"nearest_{number + 1}.png" if len(subjects) > 1 else "nearest.png")
+            picture = out / (f"nearest_{number + 1}.png" if len(subjects) > 1 else "nearest.png")
             result["copies"] = look_for_copies(subject, reference, unseen, held_out.train_images, picture)
             said.append(f"copies, {subject.name}: {_of_copies(result['copies'])} {picture}")
         results.append(result)
@@ -80,7 +82,7 @@ def report(
         results.append({"name": shown[-1][0], "images": shown[-1][1], **held_out.reference.what, **floor})
     else:
         said.append(f"copies: not looked for, because {held_out}")
-    write_json(Path(out) / "evaluation.json", detector, reference, results, stack)
+    write_json(out / "evaluation.json", detector, reference, results, stack)
     print(f"reference: {_name_of(reference)}; detector: {detector.name}")
     print(table(shown))
     notes = dict.fromkeys(note for result in results for note in result.get("notes", ()))

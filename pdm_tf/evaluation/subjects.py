@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from pdm_tf.atomic import remove_tree
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import open_images
 from pdm_tf.experts import Loaded, Run, with_length
+from pdm_tf.paths import as_path, entries
 from pdm_tf.randomness import stream
 from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.output import batch_folder
@@ -62,19 +64,25 @@ def of_path(
     )
 
 
-def of_draw(detector: Detector, draw: Draw, out: str | os.PathLike, name: str, about: Mapping) -> Subject:
+def of_draw(
+    detector: Detector, draw: Draw, out: str | os.PathLike, name: str, about: Mapping
+) -> Subject | None:
     """The images of a draw: none of them is kept, but what a killed evaluation needs to go on.
 
     In a hidden folder of `out`, until `finish`, lie the features of what is done, and the few batches of
     images that were drawn since the last of these files. So 50,000 images of 256 x 256 x 3 that Inception
     looks at take 1 GB of disk and not 9.8.
 
+    Returns:
+      None in workers after the first, which only leave their share of the features there.
     Raises:
-      UserError: the disk is full, or a file there is damaged.
+      UserError: the disk is full, a file there is damaged, or another worker is lost.
     """
-    folder = batch_folder(Path(out), draw)
+    folder = batch_folder(as_path(out), draw)
     features = _kept_features(detector, draw, folder)
-    return Subject(name, dict(about), features, draw.shape[1:], draw.images, lambda: shutil.rmtree(folder))
+    if features is None:
+        return None
+    return Subject(name, dict(about), features, draw.shape[1:], draw.images, lambda: remove_tree(folder))
 
 
 def of_averages(
@@ -108,8 +116,10 @@ def of_averages(
         }  # fmt: skip
         # A folder for each, so that another's parts are not taken for another command's.
         digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-        folder = Path(out) / f".row-{digest}" if several else Path(out)
+        folder = as_path(out) / f".row-{digest}" if several else as_path(out)
         subject = of_draw(detector, draw, folder, name, own)
+        if subject is None:
+            continue
 
         def look(places, loaded=loaded, length=length, subject=subject) -> np.ndarray:
             with_length(loaded, runs, length)  # another may have been drawn since
@@ -117,31 +127,42 @@ def of_averages(
 
         def finish(folder=folder, subject=subject) -> None:
             subject.finish()
-            if several:
-                folder.rmdir()
+            if several and not entries(folder):
+                remove_tree(folder)
 
         subjects.append(subject._replace(take=look if len(lengths) > 1 else subject.take, finish=finish))
     return subjects
 
 
-def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features:
-    """The features of all images of a draw, each chunk of which is kept in a file when it is done."""
+def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features | None:
+    """The features of all images of a draw, each chunk of which is kept in a file when it is done.
+
+    None in workers after the first: they make their share of the files.
+    """
     # A chunk fills the detector's batches; so its features are the same, to the bit, whenever it is made.
     batches_each = max(1, -(-detector.batch_size // draw.batch_size))
     chunks = [draw.starts[i : i + batches_each] for i in range(0, len(draw.starts), batches_each)]
     files = [folder / f"{detector.sha256[:16]}_{chunk[0]:08d}.npz" for chunk in chunks]
-    missing = [(chunk, file) for chunk, file in zip(chunks, files) if not file.exists()]
-    if len(missing) < len(chunks):
-        print(f"{len(chunks) - len(missing)} of {len(chunks)} parts are done already", flush=True)
-    images = draw.batches(folder, starts=[start for chunk, _ in missing for start in chunk])
-    for chunk, file in missing:
+    there, share, slowest = {entry.name for entry in entries(folder)}, draw.share, 0.0
+    if any(file.name in there for file in files):
+        done = sum(file.name in there for file in files)
+        print(f"{done} of {len(files)} parts are done already", flush=True)
+    own = [(chunk, file) for chunk, file in share.own(list(zip(chunks, files))) if file.name not in there]
+    images = draw.batches(folder, starts=[start for chunk, _ in own for start in chunk])
+    for chunk, file in own:
+        begin = time.monotonic()
         found = extract(detector, [next(images) for _ in chunk])
         arrays = {key: value for key, value in found._asdict().items() if value is not None}
         write_arrays(file, arrays)
         for start in chunk:
             draw.file(folder, start).unlink(missing_ok=True)
+        slowest = max(slowest, time.monotonic() - begin)
     for _ in images:  # ends the progress bar
         pass
+    if share.number:
+        return None
+    if share.workers > 1:
+        share.wait(files, slowest)
     parts = [read_arrays(file) for file in files]
     return Features(**{key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
 

@@ -15,8 +15,63 @@ from tqdm import tqdm
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
 from pdm_tf.images import to_uint8
+from pdm_tf.paths import entries
 from pdm_tf.progress import bar, skip
 from pdm_tf.sampling.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One of several processes, on machines that share a disk, that make the files of one folder.
+
+    Each makes its own and waits for nobody; then worker 0, alone, waits for those of the others.
+
+    Attributes:
+      number, workers: this one, of how many; alone by default.
+      patience: seconds that worker 0 waits for the next file of the others, beside the time that ten of its
+        own would take.
+    """
+
+    number: int = 0
+    workers: int = 1
+    patience: float = 300.0
+
+    def own(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """Every `workers`-th of some parts, from the `number`-th on."""
+        return parts[self.number :: self.workers]
+
+    def wait(self, files: Sequence[Path], seconds_each: float) -> None:
+        """Returns once all files of one folder are there.
+
+        Args:
+          files: in the order that `own` shares them out in.
+          seconds_each: how long one takes.
+        Raises:
+          UserError: no new one came within the patience.
+        """
+        limit, missing = self.patience + 10 * seconds_each, self._missing(files)
+        last_came = time.monotonic()
+        with bar(total=len(files), initial=len(files) - len(missing), unit="part", desc="wait") as shown:
+            while missing:
+                if time.monotonic() - last_came > limit:
+                    numbers = sorted({number % self.workers for number in missing})
+                    raise UserError(
+                        f"{len(missing)} of {len(files)} parts are missing, and for {limit:.0f} s no new one "
+                        f"has come (workers {', '.join(map(str, numbers))} of {self.workers}): run the same "
+                        "command again on all workers, on devices of one kind; what is done is kept"
+                    )
+                time.sleep(0.5)  # at least once, so that who wrote the last one is done with the folder
+                left = self._missing(files)
+                if len(left) < len(missing):
+                    last_came = time.monotonic()
+                shown.update(len(missing) - len(left))
+                missing = left
+
+    @staticmethod
+    def _missing(files: Sequence[Path]) -> list[int]:
+        """The places of the files that are not there."""
+        there = {entry.name for entry in entries(files[0].parent)}
+        return [number for number, file in enumerate(files) if file.name not in there]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +83,7 @@ class Draw:
     count: int
     batch_size: int
     labels: Sequence[int]
+    share: Share = Share()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -73,16 +129,14 @@ class Draw:
           UserError: the disk is full, or a finished batch is damaged.
         """
         starts = self.starts if starts is None else starts
-        files = {start: self.file(folder, start) for start in starts} if folder else {}
-        done = sum(file.exists() for file in files.values())
+        done = self.finished(folder) & set(starts)
         if done:
-            print(f"{done} of {len(files)} batches are done already", flush=True)
+            print(f"{len(done)} of {len(starts)} batches are done already", flush=True)
         elsewhere = self.count - sum(min(self.batch_size, self.count - start) for start in starts)
         title = f"sample, {self.sampler.moves} steps"
         with bar(total=self.count, initial=elsewhere, unit="image", desc=title) as shown:
             for start in starts:
-                file = files.get(start)
-                ready = file is not None and file.exists()
+                file, ready = self.file(folder, start) if folder else None, start in done
                 batch = (
                     self._read(file) if ready else self._draw(start, file, step_shown(shown, self.sampler))
                 )
@@ -92,6 +146,23 @@ class Draw:
                 else:
                     shown.update(len(batch))
                 yield batch
+
+    def finish_share(self, folder: Path) -> None:
+        """Draws the batches of this process' share into the folder; worker 0 then waits for all others.
+
+        Raises:
+          UserError: the disk is full, or another worker draws no more.
+        """
+        done, slowest, begin = self.finished(folder), 0.0, time.monotonic()
+        for _ in self.batches(folder, [start for start in self.share.own(self.starts) if start not in done]):
+            slowest, begin = max(slowest, time.monotonic() - begin), time.monotonic()
+        if not self.share.number:
+            self.share.wait([self.file(folder, start) for start in self.starts], slowest)
+
+    def finished(self, folder: Path | None) -> set[int]:
+        """The starts of the batches that a folder holds."""
+        there = {entry.name for entry in entries(folder)} if folder else set()
+        return {start for start in self.starts if self.file(Path(), start).name in there}
 
     @staticmethod
     def file(folder: Path, start: int) -> Path:
@@ -130,7 +201,8 @@ class Draw:
     @staticmethod
     def _read(file: Path) -> np.ndarray:
         try:
-            return np.load(file, allow_pickle=False)
+            with file.open("rb") as opened:
+                return np.load(opened, allow_pickle=False)
         except Exception as error:  # NumPy raises all kinds, as damage has it
             raise UserError(
                 f"{file} is damaged ({one_line(error)}): delete it and run the command again"

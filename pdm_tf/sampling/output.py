@@ -6,15 +6,15 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from flags.errors import UserError
-from pdm_tf.atomic import atomic_folder, atomic_text
+from pdm_tf.atomic import atomic_folder, atomic_text, remove_tree
 from pdm_tf.images import image_grid, png, to_uint8, write_gif, write_png, write_samples
+from pdm_tf.paths import as_path, entries
 from pdm_tf.sampling.batches import Draw
 
 GRID_IMAGES = 100  # a grid of more would be too large to look at
@@ -31,38 +31,40 @@ def write_images(draw: Draw, out: str | Path, save_pngs: bool = False) -> None:
 
     Finished batches wait in a hidden folder of `out`, so that the same command run again after a kill goes
     on from there, and its files are those of an uninterrupted run. The folder's name is a digest of all that
-    decides the pixels: another command never mixes in.
+    decides the pixels: another command never mixes in. Of several workers those after the first only leave
+    their batches there.
 
     Raises:
-      UserError: the disk is full, a finished batch is damaged, or pngs/ holds something else.
+      UserError: the disk is full, a finished batch is damaged, pngs/ holds something else, or another worker
+        is lost.
     """
-    out = Path(out)
+    out = as_path(out)
+    folder, shown = batch_folder(out, draw), []
+    if draw.share.workers > 1:
+        draw.finish_share(folder)
+    if draw.share.number:
+        return
     with _pngs_folder(out / PNGS) if save_pngs else contextlib.nullcontext() as pngs:
-        folder, shown = batch_folder(out, draw), []
         batches, shape = _with_pictures(draw.batches(folder), shown, pngs), draw.shape
         if shape[-1] == 1:
             print("note: samples.npz has the one channel three times, as evaluators need it")
             batches, shape = (np.repeat(batch, 3, axis=-1) for batch in batches), (*shape[:-1], 3)
         write_samples(out / "samples.npz", batches, shape, draw.image_labels)
     write_png(out / "grid.png", image_grid(np.stack(shown)))
-    shutil.rmtree(folder)
+    remove_tree(folder)
 
 
 @contextlib.contextmanager
 def _pngs_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of an earlier call's."""
-    others = (
-        [entry.name for entry in path.iterdir() if not PNG_NAME.fullmatch(entry.name)]
-        if path.is_dir()
-        else []
-    )
+    others = [entry.name for entry in entries(path) if not PNG_NAME.fullmatch(entry.name)]
     if others:
         raise UserError(
             f"{path} holds {others[0]}, and will hold samples alone: move it, or choose another folder"
         )
     with atomic_folder(path) as partial:
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
 def write_trajectory(draw: Draw, out: str | Path, frames: int) -> None:
@@ -73,8 +75,8 @@ def write_trajectory(draw: Draw, out: str | Path, frames: int) -> None:
     """
     x = to_uint8(draw.frames(0, frames)[:, : min(draw.count, TRAJECTORY_IMAGES)])
     strip = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-    write_png(Path(out) / "trajectory.png", image_grid(strip, columns=frames))
-    write_gif(Path(out) / "trajectory.gif", [image_grid(frame) for frame in x])
+    write_png(as_path(out) / "trajectory.png", image_grid(strip, columns=frames))
+    write_gif(as_path(out) / "trajectory.gif", [image_grid(frame) for frame in x])
 
 
 def _with_pictures(
@@ -94,10 +96,11 @@ def batch_folder(out: Path, draw: Draw) -> Path:
     """The hidden folder of this command's finished batches, made if needed; warns of other commands'."""
     text = json.dumps(draw.identity(), indent=2) + "\n"
     folder = out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    for other in sorted(out.glob(".unfinished-*")):
-        if other != folder:
+    for other in entries(out):
+        if other != folder and other.name.startswith(".unfinished-"):
+            count = sum(entry.suffix in (".npy", ".npz") for entry in entries(other))
             print(
-                f"note: {other} holds {len(list(other.glob('*_*.np[yz]')))} batches of another, unfinished "
+                f"note: {other} holds {count} batches of another, unfinished "
                 "command; delete it if you will not run that again"
             )
     atomic_text(folder / "command.json", text)

@@ -3,20 +3,32 @@
 A checkpoint is a folder `checkpoints/step_00001000` with TensorFlow's files and a `manifest.json` that holds
 the size and SHA-256 of each of them and of the averages `ema/step_00001000.npz`; averages of some lengths, if
 the run keeps any, lie in the folder itself. It is written under another name and renamed when all is on the
-disk, so a kill or a full disk leaves the one before it as it was.
+disk, so a kill or a full disk leaves the one before it as it was. In a bucket it is written on this machine
+first and uploaded, the manifest last; the other name is then but a sign that an upload is under way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 from absl import logging
 
 from flags.errors import UserError
-from pdm_tf.atomic import disk_errors, sha256, sync
+from pdm_tf.atomic import (
+    atomic_text,
+    disk_errors,
+    for_tensorflow,
+    remove_tree,
+    sha256,
+    sync,
+    temporary_folder,
+    upload_folder,
+)
+from pdm_tf.paths import entries, is_remote, size_of
 from pdm_tf.run import RunFolder
 from pdm_tf.training.ema import ExponentialMovingAverage
 
@@ -52,19 +64,16 @@ class Checkpoints:
         """
         final = self.run.checkpoint(step)
         partial = self.run.partial_checkpoint(step)
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
         try:
-            with disk_errors(final):
-                # Before the averages: it tells that they belong to a save that was not finished.
-                partial.mkdir(parents=True)
+            # Before the averages: it tells that they belong to a save that was not finished.
+            with disk_errors(final), self._folder_that_becomes(final, partial) as folder:
                 self.ema.save(self.run.weights(step))
-                self.state.write(str(partial / "state"))
+                with for_tensorflow(folder) as plain:
+                    self.state.write(f"{plain}/state")
                 for length in self.ema.lengths:
-                    self.ema.save_length(length, partial / _of_length(length))
-                self._write_manifest(partial, step)
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
-                sync(final.parent)
+                    self.ema.save_length(length, folder / _of_length(length))
+                self._write_manifest(folder, step)
         finally:
             self._clear(step)
         self._prune(step)
@@ -97,9 +106,27 @@ class Checkpoints:
             )
         return None
 
+    @contextlib.contextmanager
+    def _folder_that_becomes(self, final: Path, partial: Path) -> Iterator[Path]:
+        """Yields a folder to fill, which takes the checkpoint's name, and leaves `partial` until it does."""
+        if is_remote(final):
+            with temporary_folder() as folder:
+                atomic_text(partial / "uploading", "")
+                yield folder
+                remove_tree(final)
+                upload_folder(folder, final, MANIFEST)
+            remove_tree(partial)
+            return
+        partial.mkdir(parents=True)
+        yield partial
+        remove_tree(final)
+        partial.rename(final)
+        sync(final.parent)
+
     def _read(self, folder: Path) -> None:
         try:
-            self.state.read(str(folder / "state")).assert_existing_objects_matched()
+            with for_tensorflow(folder) as plain:
+                self.state.read(f"{plain}/state").assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:  # a variable is missing, or is of another shape
             raise UserError(
                 f"{folder} is whole, and of another network or written by another version of pdm_tf: use "
@@ -108,16 +135,17 @@ class Checkpoints:
 
     def _clear(self, step: int) -> None:
         """Removes an unfinished checkpoint, if there is one, and the averages that were saved with it."""
-        partial = self.run.partial_checkpoint(step)
-        if partial.exists() and not self.run.checkpoint(step).exists():
+        partial, final = self.run.partial_checkpoint(step), self.run.checkpoint(step)
+        whole = final / MANIFEST if is_remote(final) else final
+        if (entries(partial) or partial.is_dir()) and not whole.exists():
+            remove_tree(final)
             self.run.weights(step).unlink(missing_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
 
     def _write_manifest(self, folder: Path, step: int) -> None:
-        files = [*sorted(folder.iterdir()), self.run.weights(step)]
         manifest = {
             "step": step,
-            "files": {self._relative(f, folder): _fingerprint(f) for f in files},
+            "files": {self._relative(f): _fingerprint(f) for f in (*entries(folder), self.run.weights(step))},
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for file in folder.iterdir():
@@ -133,21 +161,21 @@ class Checkpoints:
             return f"{MANIFEST} is missing or not readable"
         for name, expected in files.items():
             path = self.run.path / name if name.startswith("ema/") else folder / name
-            if not path.is_file():
+            if not path.exists():
                 return f"{name} is missing"
             if _fingerprint(path) != expected:
                 return f"{name} is not what was written"
         return None
 
-    def _relative(self, file: Path, folder: Path) -> str:
-        return file.name if file.parent == folder else str(file.relative_to(self.run.path))
+    def _relative(self, file: Path) -> str:
+        return f"ema/{file.name}" if file.parent.name == "ema" else file.name
 
     def _prune(self, newest: int) -> None:
         """Keeps the `keep` newest up to the one just saved; any after that are damaged, and do not count."""
         steps = [step for step in self.run.checkpoint_steps() if step <= newest]
         for step in steps[: -self.keep]:
             if not self.keep_every or step % self.keep_every:
-                shutil.rmtree(self.run.checkpoint(step))
+                remove_tree(self.run.checkpoint(step))
                 self.run.weights(step).unlink(missing_ok=True)
 
 
@@ -157,4 +185,4 @@ def _of_length(length: float) -> str:
 
 
 def _fingerprint(path: Path) -> dict:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": size_of(path), "sha256": sha256(path)}

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import tensorflow as tf
 from tqdm import tqdm
 
-from flags.config import Config
+from flags.config import Config, changes
 from flags.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
-from flags.words import differences, leaves, word
+from flags.words import leaves, word
 from pdm_tf import data, stack
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
@@ -42,8 +42,11 @@ def resolve(config: Config, run: RunFolder, precision: str) -> Config:
         kept = run.config().training.precision if run.has_config() else precision
         config = config.replace({"training.precision": kept})
     if run.has_config():
+        if not config.training.warm_start:  # the run has begun, and keeps the record of how
+            kept = run.config().training.warm_start
+            config = config.replace({"training.warm_start": kept})
         known = leaves(Config)
-        changed = differences(run.config(), config).items()
+        changed = changes(run.config(), config).items()
         fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed if not known[k].rule.may_change]
         if fixed:
             raise UserError(

@@ -13,7 +13,8 @@ from absl import logging
 from tqdm import tqdm
 
 from pdm_tf import stack
-from pdm_tf.atomic import disk_errors
+from pdm_tf.atomic import append_text, disk_errors
+from pdm_tf.paths import is_remote
 from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
@@ -68,7 +69,8 @@ class MetricsLog:
             with disk_errors(run.logs):
                 run.logs.mkdir(parents=True, exist_ok=True)
                 self.writer = tf.summary.create_file_writer(str(run.logs))
-                self._end_last_line()
+                if not is_remote(run.logs):  # in a bucket the file is always whole
+                    self._end_last_line()
             speeds = run.metrics().get("images_per_second", ())
             self.speed = float(speeds[-1, 1]) if len(speeds) else 1.0
 
@@ -114,8 +116,7 @@ class MetricsLog:
             with self.writer.as_default(step=step):
                 for name, value in values.items():
                     tf.summary.scalar(name, value)
-            with open(self.run.metrics_file, "a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+        append_text(self.run.metrics_file, json.dumps({"step": step, **values}) + "\n")
 
     def image(self, step: int, grid: np.ndarray) -> None:
         """Adds a uint8 picture (H, W, C)."""

@@ -124,7 +124,7 @@ class Scoring:
             "seed": self.config.seed,
             "sampling": dataclasses.asdict(self.preview.sampling),
             "detector_sha256": self.detector.sha256,
-            "data_sha256": references.fingerprint(self.info),
+            "data_sha256": self.info.sha256,
         }
         return json.loads(json.dumps(how))
 

@@ -97,6 +97,26 @@ def _remedy() -> str:
     return "; this machine seems to have one: `make setup GPU=1` installs TensorFlow's CUDA libraries"
 
 
+def place_in_cluster() -> tuple[int, int]:
+    """This process' number among those of TF_CONFIG's cluster, the chief's being 0, and how many they are.
+
+    Nobody is waited for: it is for work that each does alone.
+
+    Raises:
+      UserError: the cluster is not described.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    own, others = _cluster(text)
+    cluster = json.loads(text)["cluster"]
+    everyone = [address for job in sorted(cluster) for address in cluster[job]]
+    return everyone.index(own), len(others) + 1
+
+
+def of_this_machine() -> str:
+    """The strategy that takes all devices of this machine: "mirrored" or "cpu"."""
+    return "mirrored" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
 def _multi_worker() -> tf.distribute.Strategy:
     cluster = _cluster(os.environ.get("TF_CONFIG", ""))
     if cluster is None:

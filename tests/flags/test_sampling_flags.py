@@ -188,17 +188,26 @@ def test_every_flag_of_this_project_has_modes():
 
 
 def test_several_run_folders():
-    with flagsaver.flagsaver(run_dir="runs/low,runs/high"):
-        assert definitions.run_dirs() == ["runs/low", "runs/high"]
-    with flagsaver.flagsaver(run_dir=None, dataset=None):
-        assert definitions.run_dirs() == ["runs/emoji64"]
-    assert "names no folder" in refusal(lambda _: definitions.run_dirs(), None, run_dir=",")
+    def folders(*run_dir, runs=()):
+        with flagsaver.flagsaver(run_dir=list(run_dir) or None, dataset=None):
+            return definitions.run_dirs(lambda text: text in runs)
+
+    assert folders() == ["runs/emoji64"]
+    assert folders("low,high") == folders("low", "high") == folders("low,,high,") == ["low", "high"]
+    assert folders("lr=3,bs=4", runs=["lr=3,bs=4"]) == ["lr=3,bs=4"]
+    assert folders("lr=3,bs=4", "a,b", runs=["lr=3,bs=4", "a", "b"]) == ["lr=3,bs=4", "a", "b"]
+    assert "names no folder" in refusal(definitions.run_dirs, lambda text: False, run_dir=[","])
+    assert "a run is trained in one folder" in refusal(definitions.run_dir, run_dir=["a", "b"])
+    assert "names no folder" in refusal(definitions.run_dir, run_dir=[""])
+    with flagsaver.flagsaver(run_dir=["lr=3,bs=4"]):
+        assert definitions.run_dir() == "lr=3,bs=4"
 
 
 @pytest.mark.parametrize(
     "dataset, folder",
     [
         ("lsun_church", "runs/lsun_church"), ("folder:data/photos/", "runs/photos"),
+        ("folder:data/plants,small", "runs/plants,small"), ("folder:gs://bucket/photos/", "runs/photos"),
         ("tfds:cifar10", "runs/cifar10"),
         ("tfds:cifar10:3.0.2", "runs/cifar10"), ("tfds:lsun/church:1.0.0", "runs/lsun-church"),
     ],

@@ -182,7 +182,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before_as_it_was(run, monkey
 
     with monkeypatch.context() as context:
         context.setattr(module, "sync", killed)
-        context.setattr(module.shutil, "rmtree", lambda *_, **__: None)  # a killed process does not clean up
+        context.setattr(module, "remove_tree", lambda _: None)  # a killed process does not clean up
         with pytest.raises(KeyboardInterrupt):
             run.save(20)
     assert (run.folder / "checkpoints/.step_00000020.partial").is_dir()
