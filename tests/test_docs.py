@@ -268,7 +268,7 @@ def check_main(arguments):
         definitions.ema_lengths()
         run = preset("emoji64").replace({"data.label_names": label_names()})
         definitions.sampling_labels(definitions.with_sampling_flags(run))
-        assert definitions.out_dir()
+        assert FLAGS.out or definitions.default_out(["runs/emoji64"])
 
 
 # --- Commands and Python, run ----------------------------------------------------------------------
