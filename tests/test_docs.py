@@ -55,6 +55,15 @@ from tests.tiny_runs import tiny_config, write_run, write_snapshots
 ITEMS = [item for page in PAGES for item in items(page)]
 COMMANDS = [item for item in ITEMS if item.words]
 BLOCKS = [item for item in ITEMS if item.python]
+MAKING = re.compile(r"--mode=train|data_tools")  # what others on the page may need
+# Each command once, wherever it is shown.
+RUNS = [
+    item
+    for number, item in enumerate(ITEMS)
+    if item.python
+    or MAKING.search(" ".join(item.words))
+    or item.words not in [earlier.words for earlier in ITEMS[:number]]
+]
 # What begins a command -> why it is not run here, nor can be checked beyond the files that it names.
 ELSEWHERE = {
     r"\. \.venv/bin/activate": "the shell's own",
@@ -295,7 +304,7 @@ def small(arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.where)
+@pytest.mark.parametrize("item", RUNS, ids=lambda item: item.where)
 def test_it_runs(item, beside, monkeypatch):
     """In the order of the page: some need what others have made."""
     if item.python:
