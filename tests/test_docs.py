@@ -232,6 +232,7 @@ def test_a_command_passes_all_checks_before_compute(item, beside, monkeypatch):
         check_module(arguments, monkeypatch)
     elif kind == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+    assert set(item.environment) <= {"TF_CONFIG", "TPU_NAME", "CUDA_VISIBLE_DEVICES"}
     for word in item.words:
         if re.fullmatch(r"(examples/|tests/|requirements)[\w/.-]+\.(py|txt)", word):
             assert (ROOT / word).is_file(), f"{item.where}: there is no {word}"
@@ -268,8 +269,8 @@ def check_main(arguments):
     with flagsaver.flagsaver():
         main.parse_flags(["main.py", *arguments])
         definitions.check_mode()
-        if strategy.choose(FLAGS.strategy)[0] == "multi_worker":
-            strategy._cluster(os.environ["TF_CONFIG"])
+        if "TF_CONFIG" in os.environ:
+            assert strategy._cluster(os.environ["TF_CONFIG"]) and strategy.choose("auto")[0] == "multi_worker"
         if FLAGS.mode in ("train", "describe"):
             definitions.training_config(main.dataset_info(needed=False))
             return
@@ -304,6 +305,7 @@ def small(arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("item", RUNS, ids=lambda item: item.where)
 def test_it_runs(item, beside, monkeypatch):
     """In the order of the page: some need what others have made."""
