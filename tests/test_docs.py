@@ -187,14 +187,14 @@ def stand_in_config(path: Path) -> Config:
     low, high = path.name.endswith("low"), path.name.endswith("high")
     return tiny_config(
         data__image_shape=(64, 64, 3), data__num_classes=9, data__label_names=label_names(),
-        diffusion__t_stop=400 if low else 1000, diffusion__t_start=400 if high else 0, sampling__steps=(4,),
+        diffusion__t_stop=400 if low else 1000, diffusion__t_start=400 if high else 0, sampling__steps=(8,),
     )  # fmt: skip
 
 
 def stand_in_run(path: Path) -> None:
     if not RunFolder(path).has_config():
         write_run(path, stand_in_config(path))
-        write_snapshots(path)
+        write_snapshots(path, range(10, 321, 10))
 
 
 def label_names() -> tuple[str, ...]:
