@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +69,13 @@ def _of_network(config: Config) -> Config:
     return dataclasses.replace(Config(), data=config.data, network=config.network)
 
 
-def write_snapshots(run_dir: Path) -> RunFolder:
-    """Gives a run of `write_run` snapshots of two lengths' averages, of wild weights, at steps 50 to 300."""
+def write_snapshots(run_dir: Path, steps: Sequence[int] = range(50, 301, 50)) -> RunFolder:
+    """Gives a run of `write_run` snapshots of two lengths' averages, of wild weights."""
     run = RunFolder(run_dir)
     config = run.config().replace({"training.ema_lengths": (0.05, 0.1), "training.ema_every": 1})
     run.write_config(config)
     network = tiny_network(_of_network(config), 0)
-    for step in range(50, 301, 50):
+    for step in steps:
         for number, length in enumerate(config.training.ema_lengths):
             write_arrays(run.snapshot(length, step), random_arrays(network, step + number))
     return run
