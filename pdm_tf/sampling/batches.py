@@ -153,11 +153,11 @@ class Draw:
         Raises:
           UserError: the disk is full, or another worker draws no more.
         """
-        done, slowest, begin = self.finished(folder), 0.0, time.monotonic()
+        done, seconds, begin = self.finished(folder), 0.0, time.monotonic()
         for _ in self.batches(folder, [start for start in self.share.own(self.starts) if start not in done]):
-            slowest, begin = max(slowest, time.monotonic() - begin), time.monotonic()
+            seconds, begin = time.monotonic() - begin, time.monotonic()  # the first one traces a graph
         if not self.share.number:
-            self.share.wait([self.file(folder, start) for start in self.starts], slowest)
+            self.share.wait([self.file(folder, start) for start in self.starts], seconds)
 
     def finished(self, folder: Path | None) -> set[int]:
         """The starts of the batches that a folder holds."""
