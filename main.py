@@ -87,7 +87,9 @@ def sampling_place():
         return chosen, Share()
     number, workers = strategy.place_in_cluster()
     chosen = strategy.of_this_machine()
-    print(f"strategy: worker {number} of {workers} draws every {workers}th batch, {chosen}", flush=True)
+    print(
+        f"strategy: worker {number} of {workers} draws one of every {workers} batches, {chosen}", flush=True
+    )
     return chosen, Share(number, workers, strategy.CONNECT_SECONDS)
 
 

@@ -153,8 +153,12 @@ class Draw:
         Raises:
           UserError: the disk is full, or another worker draws no more.
         """
-        done, seconds, begin = self.finished(folder), 0.0, time.monotonic()
-        for _ in self.batches(folder, [start for start in self.share.own(self.starts) if start not in done]):
+        own = self.share.own(self.starts)
+        missing = sorted(set(own) - self.finished(folder))
+        if len(missing) < len(own):
+            print(f"{len(own) - len(missing)} of {len(own)} batches are done already", flush=True)
+        seconds, begin = 0.0, time.monotonic()
+        for _ in self.batches(folder, missing):
             seconds, begin = time.monotonic() - begin, time.monotonic()  # the first one traces a graph
         if not self.share.number:
             self.share.wait([self.file(folder, start) for start in self.starts], seconds)
