@@ -71,8 +71,7 @@ def sample():
     if FLAGS.trajectory and not share.number:
         output.write_trajectory(draw, out, FLAGS.trajectory)
     output.write_images(draw, out, FLAGS.save_pngs)
-    if share.number:
-        print(f"worker {share.number} of {share.workers}: its share is drawn; worker 0 writes {out}")
+    if drawn_for_another(share, out):
         return
     if FLAGS.trajectory:
         print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
@@ -92,8 +91,17 @@ def sampling_place():
         return chosen, Share()
     number, workers = strategy.place_in_cluster()
     chosen = strategy.of_this_machine()
-    print(f"strategy: worker {number} of {workers} draws every {workers}th batch, {chosen}", flush=True)
+    print(
+        f"strategy: worker {number} of {workers} draws one of every {workers} batches, {chosen}", flush=True
+    )
     return chosen, Share(number, workers, strategy.CONNECT_SECONDS)
+
+
+def drawn_for_another(share, out) -> bool:
+    """Whether this process has drawn its share for worker 0, which writes the rest; says so."""
+    if share.number:
+        print(f"worker {share.number} of {share.workers}: its share is drawn; worker 0 writes {out}")
+    return share.number > 0
 
 
 def out_dir():
@@ -120,17 +128,16 @@ def evaluate():
     configs = [definitions.with_sampling_flags(runs[0].config) for runs in models]
     for config in configs:
         definitions.sampling_labels(config)
+    place = sampling_place() if models else None
     reference, held_out = reference_of(detector, configs[0].data if configs else None)
     rows = []
     for path in FLAGS.samples:
         with looking_at(path) as bar:
             rows.append(subjects.of_path(detector, path, bar.update))
-    several, place = len(models) > 1 or len(lengths) > 1, sampling_place()
+    several = len(models) > 1 or len(lengths) > 1
     for runs, config in zip(models, configs):
         rows += drawn_rows(detector, reference, runs, lengths, config, out, several, place)
-    share = place[1]
-    if share.number:
-        print(f"worker {share.number} of {share.workers}: its share is drawn; worker 0 writes {out}")
+    if place and drawn_for_another(place[1], out):
         return
     report.report(detector, reference, rows, out, stack.versions(), held_out)
     for row in rows:

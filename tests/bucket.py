@@ -4,7 +4,7 @@ TensorFlow has no setting for another address, but its client heeds `https_proxy
 stand-in is that proxy, and says with a certificate of its own that it is Google. It knows the calls that
 TensorFlow makes (docs of the JSON API: objects get, list, delete, rewrite, resumable upload) and no others.
 
-    python -m tests.bucket FOLDER     prints the port; ends when its standard input does
+    python tests/bucket.py FOLDER     prints the port; ends when its standard input does
 """
 
 from __future__ import annotations
@@ -164,8 +164,9 @@ def certificate(folder: Path) -> Path:
     """A key and a certificate of both hosts, in one file; made by openssl."""
     pem, names = folder / "both.pem", ",".join(f"DNS:{host}" for host in HOSTS)
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=stand-in",
-         "-addext", f"subjectAltName={names}", "-keyout", "key.pem", "-out", "cert.pem"],
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", "/CN=stand-in", "-addext", f"subjectAltName={names}",
+         "-keyout", "key.pem", "-out", "cert.pem"],
         cwd=folder, check=True, capture_output=True,
     )  # fmt: skip
     pem.write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
@@ -181,11 +182,8 @@ def stand_in(folder: Path) -> Iterator[dict[str, str]]:
     """
     (folder / "objects").mkdir(parents=True)
     certificate(folder)
-    command = [sys.executable, "-m", "tests.bucket", str(folder)]
-    root = Path(__file__).parent.parent
-    with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         port = int(server.stdout.readline())
         yield {
             "https_proxy": f"http://127.0.0.1:{port}",

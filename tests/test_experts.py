@@ -226,6 +226,18 @@ def test_experts_that_differ_in_what_they_share_are_refused(tmp_path, key):
     assert "a and b cannot be experts of one model" in message and f"{key} is " in message
 
 
+def test_experts_of_one_data_set_are_alike_wherever_it_lay(tmp_path):
+    known = {"data__sha256": "1", "data__dataset": "folder:d"}
+    for name, config in (
+        ("a", part(0, 400, **known)),
+        ("b", part(400, 1000, **{**known, "data__dataset": "folder:/x/"})),
+    ):
+        RunFolder(tmp_path / name).write_config(config)
+    assert len(read_runs(tmp_path / "a", tmp_path / "b")) == 2
+    message = refusal(tmp_path, part(0, 400, **known), part(400, 1000, **{**known, "data__sha256": "2"}))
+    assert message.endswith("one model: data.dataset is folder:d, sha256 1 and folder:d, sha256 2")
+
+
 def test_all_experts_or_none_know_classes(tmp_path):
     message = refusal(tmp_path, part(0, 400), part(400, 1000, network__class_conditioning="none"))
     assert "only one of them knows classes" in message

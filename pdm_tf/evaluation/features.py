@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import sha256
 from pdm_tf.evaluation import efficientnet
+from pdm_tf.paths import local_path
 from pdm_tf.stack import keras
 
 INCEPTION = "classify_image_graph_def.pb"
@@ -139,7 +140,7 @@ def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]
 
 def load_efficientnet(path: str | os.PathLike | None = None) -> Detector:
     """The embedded detector: block 15 of EfficientNet-Lite0 averaged over positions, D = 320."""
-    weights = Path(path) if path else efficientnet.WEIGHTS
+    weights = local_path(path) if path else efficientnet.WEIGHTS
     return Detector(
         name="efficientnet_lite0",
         sha256=sha256(weights),
@@ -160,7 +161,7 @@ def load_inception(path: str | os.PathLike | None = None) -> Detector:
     Raises:
       UserError: there is no such file, or it is another graph.
     """
-    file = Path(path) if path else CACHE.expanduser() / INCEPTION
+    file = local_path(path) if path else CACHE.expanduser() / INCEPTION
     if not file.is_file():
         raise UserError(
             f"{file} does not exist: fetch {INCEPTION} (about 100 MB) from {INCEPTION_URL}"
@@ -197,7 +198,7 @@ def load_detector(
         return load_inception(inception_path)
     if name_or_path in DETECTORS:
         return DETECTORS[name_or_path]()
-    if not Path(name_or_path).exists():
+    if not local_path(name_or_path).exists():
         raise UserError(
             f"there is no detector {name_or_path!r}: write one of {', '.join(DETECTORS)},"
             " or the path of a Keras model or SavedModel"
@@ -269,7 +270,7 @@ def load_model(path: str | os.PathLike) -> Detector:
     Raises:
       UserError: it cannot be loaded, or has other inputs or outputs.
     """
-    path = Path(path)
+    path = local_path(path)
     call, shape = _loaded(path)
     if len(shape) != 4 or shape[3] != 3:
         raise UserError(f"the input of {path} is {shape}: a detector takes RGB images, (None, H, W, 3)")

@@ -24,7 +24,7 @@ from pdm_tf.data.info import EMBEDDED
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import CACHE, Detector, extract_batches
 from pdm_tf.images import names_in, read_folder, read_samples, samples_shape
-from pdm_tf.paths import local_path
+from pdm_tf.paths import as_path, local_path
 from pdm_tf.weights import read_arrays, write_arrays
 
 KEEP = 50_000  # images whose features are kept: 410 MB for 2,048 features
@@ -236,8 +236,8 @@ def of_path(
     Raises:
       UserError: it cannot be read, or its statistics are another detector's.
     """
-    path = local_path(path)
-    if path.is_file() and {"mu.npy", "sigma.npy"} <= _members(path):
+    path = as_path(path)
+    if {"mu.npy", "sigma.npy"} <= _members(path):
         return _of_statistics(detector, path, keep, progress)
     count, batches = open_images(path)
     return of_images(detector, batches, count, {"path": str(path)}, keep, progress)
@@ -252,18 +252,18 @@ def open_images(path: str | os.PathLike) -> tuple[int, Iterator[np.ndarray]]:
     Raises:
       UserError: there is nothing of these; while looping, for a damaged file.
     """
-    path = local_path(path)
-    if path.is_dir() and (path / "samples.npz").is_file():
+    path = as_path(path)
+    if path.is_dir() and (path / "samples.npz").exists():
         path = path / "samples.npz"
     if path.is_dir():
-        files = [path / name for name in names_in(path)]
+        files = [path / name for name in names_in(local_path(path))]
         return len(files), read_folder(files, BATCH)
     return samples_shape(path)[0], read_samples(path, BATCH)
 
 
 def _members(path: Path) -> set[str]:
     try:
-        with zipfile.ZipFile(path) as file:
+        with path.open("rb") as opened, zipfile.ZipFile(opened) as file:
             return set(file.namelist())
     except Exception:  # whoever reads it says what is wrong
         return set()
@@ -272,7 +272,7 @@ def _members(path: Path) -> set[str]:
 def _of_statistics(detector: Detector, path: Path, keep: int, progress: Progress) -> Reference:
     """A file of statistics, ADM's or one of `write_adm`; its images, which may be gigabytes, are streamed."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             moments, spatial, count, what = _moments({key: file[key] for key in file.files if key != "arr_0"})
     except Exception as error:  # zipfile and NumPy raise all kinds, as damage has it
         raise UserError(f"{path} is no whole file of statistics ({one_line(error)})") from error

@@ -143,7 +143,7 @@ def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features | N
     batches_each = max(1, -(-detector.batch_size // draw.batch_size))
     chunks = [draw.starts[i : i + batches_each] for i in range(0, len(draw.starts), batches_each)]
     files = [folder / f"{detector.sha256[:16]}_{chunk[0]:08d}.npz" for chunk in chunks]
-    there, share, slowest = {entry.name for entry in entries(folder)}, draw.share, 0.0
+    there, share, seconds = {entry.name for entry in entries(folder)}, draw.share, 0.0
     if any(file.name in there for file in files):
         done = sum(file.name in there for file in files)
         print(f"{done} of {len(files)} parts are done already", flush=True)
@@ -156,13 +156,13 @@ def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features | N
         write_arrays(file, arrays)
         for start in chunk:
             draw.file(folder, start).unlink(missing_ok=True)
-        slowest = max(slowest, time.monotonic() - begin)
+        seconds = time.monotonic() - begin
     for _ in images:  # ends the progress bar
         pass
     if share.number:
         return None
     if share.workers > 1:
-        share.wait(files, slowest)
+        share.wait(files, seconds)
     parts = [read_arrays(file) for file in files]
     return Features(**{key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
 

@@ -153,11 +153,15 @@ class Draw:
         Raises:
           UserError: the disk is full, or another worker draws no more.
         """
-        done, slowest, begin = self.finished(folder), 0.0, time.monotonic()
-        for _ in self.batches(folder, [start for start in self.share.own(self.starts) if start not in done]):
-            slowest, begin = max(slowest, time.monotonic() - begin), time.monotonic()
+        own = self.share.own(self.starts)
+        missing = sorted(set(own) - self.finished(folder))
+        if len(missing) < len(own):
+            print(f"{len(own) - len(missing)} of {len(own)} batches are done already", flush=True)
+        seconds, begin = 0.0, time.monotonic()
+        for _ in self.batches(folder, missing):
+            seconds, begin = time.monotonic() - begin, time.monotonic()  # the first one traces a graph
         if not self.share.number:
-            self.share.wait([self.file(folder, start) for start in self.starts], slowest)
+            self.share.wait([self.file(folder, start) for start in self.starts], seconds)
 
     def finished(self, folder: Path | None) -> set[int]:
         """The starts of the batches that a folder holds."""

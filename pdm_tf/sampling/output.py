@@ -103,5 +103,6 @@ def batch_folder(out: Path, draw: Draw) -> Path:
                 f"note: {other} holds {count} batches of another, unfinished "
                 "command; delete it if you will not run that again"
             )
-    atomic_text(folder / "command.json", text)
+    if not (folder / "command.json").exists():
+        atomic_text(folder / "command.json", text)
     return folder

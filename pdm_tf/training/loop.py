@@ -36,7 +36,7 @@ def resolve(config: Config, run: RunFolder, precision: str) -> Config:
       run: where; it may hold an earlier part of the run, whose precision "auto" then keeps.
       precision: what "auto" is in a new run.
     Raises:
-      UserError: the folder holds a run with other settings.
+      UserError: the folder holds a run with other settings; or there are no weights to start a new one from.
     """
     if config.training.precision == "auto":
         kept = run.config().training.precision if run.has_config() else precision
@@ -53,6 +53,8 @@ def resolve(config: Config, run: RunFolder, precision: str) -> Config:
                 f"{run} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume "
                 "it, or another folder"
             )
+    if config.training.warm_start and not run.checkpoint_steps():
+        RunFolder(config.training.warm_start).newest_weights()
     return config
 
 

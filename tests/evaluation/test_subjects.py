@@ -1,5 +1,7 @@
 """Images of files and draws as a detector's features: going on after a kill, labels, places."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from flags.errors import UserError
 from pdm_tf.evaluation.features import Detector, extract
 from pdm_tf.evaluation.subjects import of_draw, of_path, shared_labels, take
 from pdm_tf.images import write_samples
+from pdm_tf.sampling.batches import Share
 from tests.sampling.mortal import Killed, draw_of
 
 
@@ -50,6 +53,18 @@ def test_a_killed_evaluation_draws_no_image_twice(tmp_path, dies_at):
     assert [indices[0] for indices in again.sampler.drawn] == [0, 4, 8][dies_at:]
     np.testing.assert_array_equal(features.pooled, whole.pooled)
     np.testing.assert_array_equal(features.spatial, whole.spatial)
+
+
+def test_workers_share_the_parts_and_the_first_one_has_all(tmp_path):
+    alone = of_draw(detector(), draw_of(count=27), tmp_path / "alone", "run", {})
+    first, second = (dataclasses.replace(draw_of(count=27), share=Share(n, 2)) for n in range(2))
+    assert of_draw(detector(), second, tmp_path / "both", "run", {}) is None
+    together = of_draw(detector(), first, tmp_path / "both", "run", {})
+    # Of the parts, two batches each: the second one drew the second and the last.
+    assert [indices[0] for indices in second.sampler.drawn] == [8, 12, 24]
+    assert [indices[0] for indices in first.sampler.drawn] == [0, 4, 16, 20]
+    for found, expected in zip(together.features, alone.features):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_another_detector_or_command_never_mixes_in(tmp_path):

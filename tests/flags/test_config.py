@@ -2,7 +2,7 @@
 
 import pytest
 
-from flags.config import Config, parse_settings, validate
+from flags.config import Config, changes, parse_settings, validate
 from flags.errors import UserError
 from flags.presets import general_preset, preset
 from flags.words import differences, leaves
@@ -151,3 +151,34 @@ def test_unknown_presets_are_refused():
         preset("lsun_church", patch_size=16)
     with pytest.raises(UserError, match="--split=low is for imagenet256"):
         preset("ffhq1024", split="low")
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        (("folder:d", "1"), ("folder:/elsewhere/d/", "1"), True),
+        (("folder:d", "1"), ("folder:d", "2"), False),
+        (("folder:d", "1"), ("tfds:d", "1"), True),
+        # Of an older version's run nothing but the place is known.
+        (("folder:d", ""), ("folder:d/", "1"), True),
+        (("folder:d", ""), ("folder:WHERE/x/..//d", "1"), True),
+        (("folder:~/d", ""), ("folder:HOME/d", ""), True),
+        (("folder:gs://b/d", ""), ("folder:gs://b/d/", ""), True),
+        (("folder:gs://b/d", ""), ("folder:gs://b/e", ""), False),
+        (("folder:d", ""), ("folder:e", "1"), False),
+        (("tfds:d", ""), ("tfds:d/", ""), False),
+        (("emoji64", ""), ("emoji64", "1"), True),
+    ],
+)
+def test_data_are_what_they_are_and_not_how_their_place_is_written(old, new, same, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    old, new = (
+        Config().replace(
+            {"data.dataset": d.replace("WHERE", str(tmp_path)).replace("HOME", str(tmp_path / "home")),
+             "data.sha256": sha256}
+        )
+        for d, sha256 in (old, new)
+    )  # fmt: skip
+    assert set(changes(old, new)) == set(changes(new, old)) == (set() if same else {"data.dataset"})
+    assert set(changes(old, new.replace({"seed": 1}))) == {"seed", *changes(old, new)}

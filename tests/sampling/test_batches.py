@@ -1,7 +1,9 @@
 """Samples as an iterator of batches: sizes, labels, resuming from files, and what decides the pixels."""
 
+import concurrent.futures
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from flags.errors import UserError
 from flags.words import leaves
 from pdm_tf.diffusion.schedules import cosine
 from pdm_tf.images import to_uint8
+from pdm_tf.sampling.batches import Share
+from pdm_tf.sampling.output import write_images
 from tests.fakes import FakeDenoiser
 from tests.sampling.mortal import Killed, draw_of
 
@@ -43,6 +47,49 @@ def test_a_batch_larger_than_the_number_of_images_is_cut():
 def test_without_classes_images_have_no_labels():
     plain = FakeDenoiser(lambda z, t, labels: z, num_classes=0)
     assert draw_of(denoiser=plain, labels=[0]).image_labels is None
+
+
+def shared(number, workers=2, patience=60.0, dies_at=None):
+    return dataclasses.replace(draw_of(dies_at), share=Share(number, workers, patience))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_workers_draw_each_batch_once_and_write_what_one_process_writes(tmp_path, workers):
+    """More workers than batches among them; the first one waits for the others."""
+    write_images(draw_of(), tmp_path / "alone", save_pngs=True)
+    draws = [shared(number, workers) for number in range(workers)]
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        first = thread.submit(write_images, draws[0], tmp_path / "together", save_pngs=True)
+        while not list(tmp_path.glob("together/.unfinished-*/command.json")):
+            time.sleep(0.01)
+        for draw in draws[1:]:
+            assert not first.done()
+            write_images(draw, tmp_path / "together", save_pngs=True)
+        first.result()
+    drawn = [[indices[0] for indices in draw.sampler.drawn] for draw in draws]
+    assert drawn == [[0, 4, 8][number::workers] for number in range(workers)]
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
+
+
+def test_a_lost_worker_s_share_is_finished_by_the_same_commands_again(tmp_path, capsys):
+    lost = dataclasses.replace(shared(1), count=15)
+    with pytest.raises(Killed):
+        write_images(dataclasses.replace(shared(1, dies_at=1), count=15), tmp_path)
+    first = dataclasses.replace(shared(0, patience=0.0), count=15)
+    message = r"1 of 4 parts are missing, and for \d+ s no new one has come \(workers 1 of 2\): run the same"
+    with pytest.raises(UserError, match=message):
+        write_images(first, tmp_path)
+    write_images(lost, tmp_path)
+    assert [indices[0] for indices in lost.sampler.drawn] == [12]
+    again = dataclasses.replace(shared(0), count=15)
+    write_images(again, tmp_path)
+    assert again.sampler.drawn == []
+    with np.load(tmp_path / "samples.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], np.concatenate(list(draw_of(count=15).batches())))
 
 
 @pytest.mark.parametrize("dies_at", [1, 2])

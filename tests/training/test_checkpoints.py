@@ -48,6 +48,12 @@ def restored(folder):
     return step, float(again.weight[0]), float(again.ema.averages[0][0])
 
 
+def test_a_run_of_any_name_is_restored(tmp_path):
+    folder = tmp_path / r"lr[3e-4] bs=4,{a},*?\n ~ é 'x'"
+    Run(folder).save(10, 20)
+    assert restored(folder) == (20, 20.0, 20.5)
+
+
 def test_power_averages_go_on_from_a_checkpoint_as_if_nothing_had_happened(run):
     generator = np.random.default_rng(0)
     for number in range(9):

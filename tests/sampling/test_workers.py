@@ -1,0 +1,87 @@
+"""Two real processes that share out the images of one command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny_runs import tiny_config, write_run
+from tests.training.processes import START_SECONDS, addresses
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def start(cluster, index, *arguments, log):
+    """`main.py` as worker `index` of a cluster, or alone."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("TF_CONFIG", None)
+    strategy = "cpu"
+    if cluster:
+        task = {"type": "worker", "index": index}
+        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+        environment["PDM_TF_CONNECT_SECONDS"] = str(START_SECONDS)
+        strategy = "multi_worker"
+    with open(log, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "main.py", f"--strategy={strategy}", *arguments], cwd=ROOT, env=environment,
+            stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def run_all(*processes):
+    for process in processes:
+        assert process.wait(START_SECONDS) == 0
+
+
+def test_two_workers_write_what_one_writes_and_a_killed_one_goes_on(tmp_path):
+    run, cluster = write_run(tmp_path / "run"), addresses()
+    common = [
+        "--mode=sample", f"--run_dir={run}", "--num_samples=40", "--sample_batch_size=4", "--steps=100",
+        "--save_pngs",
+    ]  # fmt: skip
+
+    def worker(index, log, cluster=cluster, out="both"):
+        return start(cluster, index, *common, f"--out={tmp_path / out}", log=tmp_path / log)
+
+    run_all(worker(0, "alone.log", None, "alone"))
+    first, second = worker(0, "0.log"), worker(1, "1.log")
+    odd = [f"both/.unfinished-*/batch_{start:08d}.npy" for start in range(4, 40, 8)]
+    while sum(bool(list(tmp_path.glob(name))) for name in odd) < 2:
+        assert second.poll() is None, (tmp_path / "1.log").read_text()
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    assert first.poll() is None and not (tmp_path / "both/samples.npz").exists()
+    run_all(worker(1, "1_again.log"), first)
+    assert "of 5 batches are done already" in (tmp_path / "1_again.log").read_text()
+    assert "worker 1 of 2: its share is drawn; worker 0 writes" in (tmp_path / "1_again.log").read_text()
+    alone, both = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("alone", "both"))
+    assert both == alone and len(both) == 42
+
+
+def test_two_workers_evaluate_what_one_evaluates(tmp_path):
+    config = tiny_config(data__num_classes=9, data__label_names=(), data__image_shape=(64, 64, 3))
+    run, cluster = write_run(tmp_path / "run", config), addresses()
+    common = [
+        "--mode=evaluate", f"--run_dir={run}", "--num_samples=150", "--sample_batch_size=16", "--steps=2",
+    ]  # fmt: skip
+
+    def worker(index, log, cluster=cluster, out="both"):
+        return start(cluster, index, *common, f"--out={tmp_path / out}", log=tmp_path / log)
+
+    run_all(worker(0, "alone.log", None, "alone"))
+    run_all(worker(1, "1.log"))
+    run_all(worker(0, "0.log"))
+    rows = []
+    for out in ("alone", "both"):
+        assert {p.name for p in (tmp_path / out).iterdir()} == {"evaluation.json", "nearest.png"}
+        rows.append(json.loads((tmp_path / out / "evaluation.json").read_text())["results"][0])
+    assert rows[0] == rows[1] and np.isfinite(rows[0]["FD-efficientnet_lite0"])
+    assert "worker 1 of 2: its share is drawn" in (tmp_path / "1.log").read_text()

@@ -1,0 +1,136 @@
+"""Users' text -> paths; runs in folders of any name."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.atomic import for_tensorflow
+from pdm_tf.paths import as_path, entries, files_below, is_remote, local_path
+from pdm_tf.run import RunFolder
+from tests.data.fixtures import numbered_dataset
+from tests.in_process import run_mode
+
+# Every character that a shell, a glob, a list or an address gives a meaning, and letters of other alphabets.
+ODD = r"lr[3e-4] bs=4,{a},*?\n ~ é 'x'"
+TINY = [
+    "training.batch_size=4", "training.log_every=1", "training.eval_batches=1", "training.sample_images=1",
+    "training.checkpoint_every=1", "training.ema_every=1", "sampling.steps=1", "network.base_channels=32",
+    "network.channel_multipliers=1", "network.blocks_per_level=1", "network.attention_resolutions=",
+    "network.head_channels=32", "network.patch_size=2", "training.ema_lengths=0.05,0.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a,b=c", ODD, "/x/[y]", "gs", "./gs:/x", "a:b", "C:", ".", "../~", "a//b"]
+)
+def test_a_name_of_this_machine_is_taken_as_it_is(text):
+    assert as_path(text) == Path(text) and not is_remote(as_path(text))
+
+
+def test_tilde_is_home_and_a_path_goes_through(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert as_path("~") == Path("/home/ada") and as_path("~/x/~") == Path("/home/ada/x/~")
+    assert as_path("file:///x/y") == Path("/x/y")
+    assert as_path(Path("~/x")) == Path("~/x")
+    with pytest.raises(UserError, match="no such user's home is known"):
+        as_path("~nobody_of_that_name/x")
+
+
+@pytest.mark.parametrize(
+    "text", ["foo://x/y", "s3://bucket/x", "gs:/bucket/x", "gs:///x", "file://host/x", "http://x/y"]
+)
+def test_an_address_that_nobody_opens_is_refused(text):
+    with pytest.raises(UserError, match=r"is no address that can be opened here: write .*gs://BUCKET/NAME"):
+        as_path(text)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"mode": "train", "run_dir": "foo://x"},
+        {"mode": "train", "run_dir": "RUN", "warm_start": "foo://x"},
+        {"mode": "train", "run_dir": "RUN", "dataset": "folder:foo://x"},
+        {"mode": "train", "run_dir": "RUN", "dataset": "lsun_church", "data_dir": "foo://x"},
+        {"mode": "describe", "run_dir": "foo://x"},
+        {"mode": "sample", "run_dir": "foo://x"},
+        {"mode": "sample", "out": "foo://x"},
+        {"mode": "sample", "init_image": "foo://x"},
+        {"mode": "evaluate", "out": "foo://x"},
+        {"mode": "evaluate", "samples": ["foo://x"]},
+        {"mode": "evaluate", "reference": "foo://x"},
+        {"mode": "export", "out": "foo://x"},
+    ],
+    ids=lambda flags: "_".join(flags),
+)  # fmt: skip
+def test_so_in_every_flag_before_any_compute(flags, tmp_path, capsys):
+    flags = {key: str(tmp_path / "run") if value == "RUN" else value for key, value in flags.items()}
+    status, error = run_mode(capsys, **flags)
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(lines) == 1 and "is no address that can be opened here" in lines[0]
+    assert not os.listdir(tmp_path)
+
+
+def test_entries_and_files_are_by_name_and_what_is_not_there_is_empty(tmp_path):
+    for name in ("b/2", "b/1", "a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [path.name for path in entries(tmp_path)] == ["a", "b"]
+    assert [path.name for path in files_below(tmp_path)] == ["a", "1", "2"]
+    assert entries(tmp_path / "none") == [] and list(files_below(tmp_path / "none")) == []
+
+
+def test_tensorflow_finds_a_checkpoint_in_a_folder_of_any_name(tmp_path):
+    folder = tmp_path / ODD
+    folder.mkdir()
+    variable = tf.Variable(3.0)
+    with for_tensorflow(folder) as plain:
+        tf.train.Checkpoint(v=variable).write(f"{plain}/state")
+    variable.assign(4.0)
+    with for_tensorflow(folder) as plain:
+        tf.train.Checkpoint(v=variable).read(f"{plain}/state").assert_consumed()
+    assert variable.numpy() == 3.0 and (folder / "state.index").exists() and not os.path.exists(plain)
+
+
+@pytest.mark.slow
+def test_a_run_of_any_name_trains_resumes_samples_and_exports(tmp_path, capsys, monkeypatch):
+    """On data of any name, which are moved on the way; and the export loads."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run, data, moved = tmp_path / ODD, tmp_path / f"{ODD}, data", tmp_path / "moved"
+    numbered_dataset(data, [8])
+
+    def train(dataset, run_dir, steps):
+        return run_mode(
+            capsys, mode="train", strategy="cpu", set=TINY, dataset=f"folder:{dataset}", run_dir=run_dir,
+            train_steps=steps,
+        )  # fmt: skip
+
+    assert train(data.name, ODD, 1)[0] == 0
+    data.rename(moved)
+    numbered_dataset(data, [9])
+    status, error = train(data, ODD, 2)
+    assert status == 2 and "holds a run with other settings: data.dataset (folder:" in error
+    status, said = train("./moved//", f"~/{ODD}", 2)
+    assert status == 0 and f"resuming {run} at step 1 of 2" in said
+    assert RunFolder(run).config().data.dataset == "folder:./moved//"
+
+    draw = {"mode": "sample", "strategy": "cpu", "num_samples": 2, "sample_batch_size": 2}
+    assert run_mode(capsys, run_dir=f"{ODD}/", ema_length=0.07, **draw)[0] == 0
+    with np.load(run / "samples" / "samples.npz") as file:
+        assert file["arr_0"].shape == (2, 8, 6, 3)
+    assert run_mode(capsys, mode="export", run_dir=ODD)[0] == 0
+    (exported,) = (tmp_path / "exports").iterdir()
+    sample = tf.saved_model.load(str(exported)).signatures["sample"]
+    numbers = {"seed": tf.constant(0), "labels": tf.constant([0, 0]), "guidance": tf.constant(1.0)}
+    assert sample(**numbers)["images"].shape == (2, 8, 6, 3)
+    status, error = run_mode(capsys, mode="export", run_dir=ODD, out="ex[1]")
+    assert status == 2 and "name a folder without [ ] * ? \\" in error
+    assert {path.name for path in tmp_path.iterdir()} == {ODD, data.name, "moved", "exports"}
+
+
+def test_what_must_lie_on_this_machine_may_have_any_name_there(tmp_path):
+    assert local_path(str(tmp_path / ODD)) == tmp_path / ODD
