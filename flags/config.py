@@ -179,6 +179,9 @@ class TrainingConfig:
     keep_checkpoints: int = setting(2, "How many of the newest stay.", above=0, may_change=True)
     keep_every: int = setting(0, "And those of every such step, for good; 0: none.", least=0, may_change=True)
     warm_start: str = setting("", "Run folder whose averaged weights a new run starts from.", may_change=True)
+    warm_start_partly: bool = setting(
+        False, "Take of them what fits this network, and tell what does not.", may_change=True
+    )
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,21 @@ def check_batch(config: Config, replicas: int) -> None:
         )
 
 
+def check_labels(config: Config, info: data.DatasetInfo, tell: Callable[[str], None]) -> None:
+    """Finds out at the start, not at an evaluation, whether the splits have labels; tells what follows.
+
+    Raises:
+      UserError: a network that knows classes is to learn from images without.
+    """
+    held_out = data.held_out_split(info)
+    if not config.conditional:
+        return
+    if not data.has_labels(info, "train"):
+        raise UserError(f"the split train of {info.name} is unlabelled: set network.class_conditioning=none")
+    if held_out and not data.has_labels(info, held_out):
+        tell(f"the split {held_out} of {info.name} is unlabelled: it is measured with the null label")
+
+
 def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> int:
     """Trains the config's network in a run folder, from its newest checkpoint if it has one.
 
@@ -82,6 +97,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
     """
     settings, workers, chief = config.training, Workers(strategy), is_chief(strategy)
     check_batch(config, strategy.num_replicas_in_sync)
+    check_labels(config, info, tell=print if chief else lambda line: None)
     with contextlib.ExitStack() as on_exit:
         # --- Of one mind, and alone in the folder ---
         on_exit.enter_context(workers.ending_together())
@@ -301,8 +317,10 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
         return step
     if config.training.warm_start:
         weights = RunFolder(config.training.warm_start).newest_weights()
-        ema.load(weights, into_variables=True)
+        left = ema.load(weights, into_variables=True, partly=config.training.warm_start_partly)
         print(f"starting from {weights}", flush=True)
+        if left:
+            print(f"of it {len(left)} arrays do not fit, and begin anew: {', '.join(left)}", flush=True)
     return 0
 
 
