@@ -316,12 +316,26 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
         print(f"resuming {checkpoints.run} at step {step:,} of {config.training.steps:,}", flush=True)
         return step
     if config.training.warm_start:
-        weights = RunFolder(config.training.warm_start).newest_weights()
-        left = ema.load(weights, into_variables=True, partly=config.training.warm_start_partly)
-        print(f"starting from {weights}", flush=True)
-        if left:
-            print(f"of it {len(left)} arrays do not fit, and begin anew: {', '.join(left)}", flush=True)
+        warm_start(config, ema)
     return 0
+
+
+def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
+    """Starts the weights and their averages from another run's averages, and says so."""
+    weights = RunFolder(config.training.warm_start).newest_weights()
+    partly = config.training.warm_start_partly
+    try:
+        left = ema.load(weights, into_variables=True, partly=partly)
+    except UserError as error:
+        also = (
+            ""
+            if partly
+            else "; training.warm_start_partly=true takes what fits, if they are of another network"
+        )
+        raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error
+    print(f"starting from {weights}", flush=True)
+    if left:
+        print(f"without what does not fit: {', '.join(left)}", flush=True)
 
 
 def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:

@@ -29,7 +29,7 @@ from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog
 from pdm_tf.training.strategy import Workers
 from pdm_tf.training.watch import Evaluation, Preview
-from pdm_tf.weights import read_arrays
+from pdm_tf.weights import read_arrays, variable_names
 from tests.data import fixtures
 
 INFO = data.find_dataset("emoji64", "")
@@ -251,6 +251,28 @@ def test_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
     )
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-6, atol=1e-12)
+
+
+def test_weights_of_other_classes_are_taken_as_far_as_they_fit(whole, tmp_path, capsys):
+    """Nine classes there, two here."""
+    two = (f"training.warm_start={whole}", "data.num_classes=2", "data.label_names=a,b")
+    own = config(*two)
+    with pytest.raises(UserError, match=r"^training.warm_start=.*; training.warm_start_partly=true"):
+        loop.restore(own, RunFolder(tmp_path), CPU)
+    own = config(*two, "training.warm_start_partly=true")
+    state = loop.restore(own, RunFolder(tmp_path), CPU)
+    there = read_arrays(RunFolder(whole).newest_weights())
+    ((name, average),) = [
+        (name, average)
+        for name, average in zip(variable_names(state.ema.variables), state.ema.averages)
+        if not np.array_equal(there[name], average)
+    ]
+    assert name.endswith("embed_label/embeddings") and average.shape[0] == 3 and np.isfinite(average).all()
+    width = average.shape[1]
+    assert (
+        f"without what does not fit: {name} ((10, {width}) there, (3, {width}) here)\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_other_settings_are_refused_but_a_longer_run_is_not(whole):
