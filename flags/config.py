@@ -201,7 +201,7 @@ class Config:
         return words.to_json(self)
 
     @staticmethod
-    def from_json(text: str, where: str = "config.json") -> Config:
+    def from_json(text: str | bytes, where: str = "config.json") -> Config:
         """Reads `to_json`'s text; `where` names the file in errors.
 
         Raises:

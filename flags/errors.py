@@ -27,9 +27,10 @@ class Stopped(Exception):  # noqa: N818 (not an error: somebody asked for it)
     """A signal ended the work at a good place; its message is one line that says how to go on."""
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line of 300 characters at most; its type where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def one_line(error: BaseException | str) -> str:
+    """A message on one line of 300 characters at most, all of which can be shown; its type where it has none."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def run(main: Callable[[], None]) -> int:

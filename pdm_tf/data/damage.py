@@ -51,20 +51,24 @@ def naming_shards() -> Iterator[None]:
     """
     try:
         yield
-    except tf.errors.OpError as error:
-        found = _ASSERTION.search(str(error))
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        # TensorFlow's messages quote records, and Python's reader of them may fail at the bytes of one.
+        text = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            text = error.object.decode("utf-8", "replace")
+        found = _ASSERTION.search(text)
         if found:
             problem, path, record, count = found.groups()
             raise UserError(
                 f"{path}: record {record} of {count} {problem}; {_advice(Path(path).parent)}"
             ) from error
-        missing = isinstance(error, tf.errors.NotFoundError) and _MISSING.search(str(error))
+        missing = isinstance(error, tf.errors.NotFoundError) and _MISSING.search(text)
         if missing:
             path = Path(missing.group(1))
             raise UserError(f"shard {path} has disappeared; {_advice(path.parent)}") from error
-        if _DECODING.search(str(error)):
+        if _DECODING.search(text):
             raise UserError(
-                f"a record holds no image that can be decoded ({one_line(error)});"
+                f"a record holds no image that can be decoded ({one_line(text)});"
                 " find it with: python -m data_tools.verify --decode --input DATASET_FOLDER"
             ) from error
         raise

@@ -110,6 +110,12 @@ def test_unlabelled_images_have_the_null_label(tmp_path):
     assert has_labels(fixtures.write_shards(tmp_path / "d", [[b"no example"]], classes=5), "train")
 
 
+def test_a_record_that_is_no_example_is_damage_whatever_its_bytes_are(tmp_path):
+    info = fixtures.write_shards(tmp_path, [[b"\xff\xfe\x1b[31m no example"]], classes=5)
+    message = read_epoch(info)
+    assert "verify --decode" in message and message.isprintable()
+
+
 def test_undecodable_image(tmp_path):
     whole = fixtures.encode(fixtures.numbered_image(0))
     info = fixtures.write_shards(tmp_path, [[fixtures.example(whole[:60])]])
