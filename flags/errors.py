@@ -28,7 +28,7 @@ class Stopped(Exception):  # noqa: N818 (not an error: somebody asked for it)
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message on one line of 300 characters at most, all of which can be shown; its type where it has none."""
+    """A message on one line of at most 300 characters that can be shown; its type where it has none."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
