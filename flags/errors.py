@@ -48,6 +48,10 @@ def run(main: Callable[[], None]) -> int:
         # A file's name may have several lines.
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return EXIT_USER_ERROR
+    except OSError as error:
+        # What the system refuses, and nobody knew more about, is no mistake of the program's.
+        print(f"error: {one_line(error)}: mend that, then run the same command again", file=sys.stderr)
+        return EXIT_USER_ERROR
     except Stopped as stopped:
         print(stopped)
         return EXIT_STOPPED

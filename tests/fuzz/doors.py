@@ -11,7 +11,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +273,12 @@ ODD = (
 )  # fmt: skip
 
 
+NAMES = (
+    "run", "run,run", "run/", "emoji64", "folder:data", "data", "image.png", "samples.npz", "cat", "0,1",
+    "#0", "train", "validation", "new", "10", "5,5", "x", "efficientnet_lite0",
+)  # fmt: skip
+
+
 def command_lines(folder: Path) -> Case:
     """Flags with odd values, in all modes, through the parser and all that is checked before any compute."""
     import main
@@ -294,16 +300,29 @@ def command_lines(folder: Path) -> Case:
         line = ["main.py", f"--mode={mode}" if chance.random() < 0.97 else f"--mode={chance.choice(ODD)}"]
         if mode not in ("train", "describe") and chance.random() < 0.8:
             line.append("--run_dir=run")
-        for _ in range(chance.randint(1, 4)):
-            name = chance.choice(flags_of(mode) if chance.random() < 0.95 else list(FLAGS))
-            value = chance.choice(ODD)
+        for _ in range(chance.randint(1, 3)):
+            name = chance.choice(flags_of(mode) if chance.random() < 0.97 else list(FLAGS))
+            value = _word(FLAGS[name].flag_type(), getattr(FLAGS[name].parser, "enum_values", ()), chance)
             if name == "set":
-                value = f"{chance.choice(list(leaves(Config)))}={value}"
-            line.append(f"--{name}={value}" if chance.random() < 0.95 else chance.choice(ODD))
+                key, leaf = chance.choice(list(leaves(Config).items()))
+                kind = getattr(leaf.kind, "__name__", "tuple")
+                value = f"{key}={_word(kind, leaf.rule.choices or (), chance)}"
+            line.append(f"--{name}={value}" if chance.random() < 0.98 else chance.choice(ODD))
         os.environ["TF_CONFIG"] = chance.choice(ODD) if chance.random() < 0.1 else ""
         _one_command(main, FLAGS, line)
 
     return case
+
+
+def _word(kind: str, choices: Sequence[str], chance: random.Random) -> str:
+    """A value of a flag, as likely one of its kind as an odd one."""
+    if chance.random() < 0.4:
+        return chance.choice(ODD)
+    if choices:
+        return chance.choice(choices)
+    kinds = {"int": ("1", "2", "8", "500"), "float": ("0.5", "1", "0.05"), "bool": ("true", "false")}
+    kinds["tuple"] = ("1", "1,2", "32,32,3", "")
+    return chance.choice(kinds.get(kind, NAMES))
 
 
 class Reached(BaseException):
