@@ -22,6 +22,10 @@ class UserError(ValueError):
     line and end with a non-zero status instead of showing a traceback.
     """
 
+    def __str__(self) -> str:
+        # It may quote a file's name or a word of a command line that has several.
+        return " ".join(super().__str__().splitlines())
+
 
 class Stopped(Exception):  # noqa: N818 (not an error: somebody asked for it)
     """A signal ended the work at a good place; its message is one line that says how to go on."""
@@ -45,8 +49,7 @@ def run(main: Callable[[], None]) -> int:
         with _interrupting():
             main()
     except UserError as error:
-        # A file's name may have several lines.
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except OSError as error:
         # What the system refuses, and nobody knew more about, is no mistake of the program's.

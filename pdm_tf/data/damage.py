@@ -22,7 +22,7 @@ _TAG = "pdm_tf.data"
 _ASSERTION = re.compile(re.escape(f"[{_TAG}] [") + r"(.*?)\] \[(.*?)\] \[(\d+)\] \[(\d+)\]")
 _MISSING = re.compile(r"(\S*\.tfrecord\S*); No such file")
 # What TF's messages name when a record with a good checksum holds no usable image.
-_DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Example proto")
+_DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Example proto|parse example")
 
 
 def require(
@@ -68,7 +68,7 @@ def naming_shards() -> Iterator[None]:
             raise UserError(f"shard {path} has disappeared; {_advice(path.parent)}") from error
         if _DECODING.search(text):
             raise UserError(
-                f"a record holds no image that can be decoded ({one_line(text)});"
+                f"a record holds no image that can be decoded ({one_line(text.partition(', value:')[0])});"
                 " find it with: python -m data_tools.verify --decode --input DATASET_FOLDER"
             ) from error
         raise

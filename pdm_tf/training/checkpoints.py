@@ -15,7 +15,7 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
 from pdm_tf.atomic import disk_errors, sha256, sync
 from pdm_tf.run import RunFolder
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -105,6 +105,10 @@ class Checkpoints:
                 f"{folder} is whole, and of another network or written by another version of pdm_tf: use "
                 "that one, or another folder"
             ) from error
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"{folder} cannot be read ({one_line(error)}): delete it to go on from the one before"
+            ) from error
 
     def _clear(self, step: int) -> None:
         """Removes an unfinished checkpoint, if there is one, and the averages that were saved with it."""
@@ -137,7 +141,8 @@ class Checkpoints:
                 return f"{name} is missing"
             if _fingerprint(path) != expected:
                 return f"{name} is not what was written"
-        return None
+        unlisted = {file.name for file in folder.iterdir()} - {*files, MANIFEST}
+        return f"{MANIFEST} does not name {min(unlisted)}" if unlisted else None
 
     def _relative(self, file: Path, folder: Path) -> str:
         return file.name if file.parent == folder else str(file.relative_to(self.run.path))

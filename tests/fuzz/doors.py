@@ -89,6 +89,7 @@ def _refused(do: Callable, *arguments) -> None:
 
 def shards(folder: Path) -> Case:
     """A TFRecord shard: bytes of the file, or of records with good checksums."""
+    tf.get_logger().setLevel("ERROR")  # as the tool does
     info = fixtures.numbered_dataset(folder / "data", [6, 5])
     shard = info.splits["train"].shards[0]
     whole = shard.read_bytes()
