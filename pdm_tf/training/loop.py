@@ -130,11 +130,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
                 watch.make_up(state.step, state.step == settings.steps)
         load = train_pipeline(config, info, state.step)
         batches = iter(strategy.distribute_datasets_from_function(load))
-        train_steps, together, step = (
-            state.model.make_train_function(),
-            settings.steps_per_execution,
-            state.step,
-        )
+        train_steps, together = state.model.make_train_function(), settings.steps_per_execution
+        step = state.step
         for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
             bar.update(together)
@@ -327,11 +324,7 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     try:
         left = ema.load(weights, into_variables=True, partly=partly)
     except UserError as error:
-        also = (
-            ""
-            if partly
-            else "; training.warm_start_partly=true takes what fits, if they are of another network"
-        )
+        also = "" if partly else "; training.warm_start_partly=true takes what fits of another network"
         raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error
     print(f"starting from {weights}", flush=True)
     if left:
