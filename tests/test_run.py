@@ -76,6 +76,48 @@ def test_the_config_comes_back_and_what_is_none_is_refused(tmp_path):
 def test_metrics_of_a_run_that_was_killed_and_went_over_steps_again(tmp_path):
     run = RunFolder(tmp_path)
     run.logs.mkdir()
+    lines = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}, {"step": 10, "loss": 4.0, "rate": 1.0}]
+    run.metrics_file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 30, "lo')
+    metrics = run.metrics()
+    np.testing.assert_array_equal(metrics["loss"], [[10, 4], [20, 2]])
+    np.testing.assert_array_equal(metrics["rate"], [[10, 1]])
+
+
+def _try_to_write(folder, answer):
+    try:
+        with RunFolder(folder).sole_writer():
+            answer.put("in")
+    except UserError as error:
+        answer.put(str(error))
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+
+    def other():
+        answer = context.Queue()
+        process = context.Process(target=_try_to_write, args=(tmp_path, answer))
+        process.start()
+        process.join()
+        return answer.get()
+
+    with RunFolder(tmp_path).sole_writer():
+        assert other() == f"another process trains in {tmp_path}: wait for it, or use another folder"
+    assert other() == "in"
+
+
+def test_the_weights_that_ship_are_a_run():
+    run = RunFolder(PRETRAINED)
+    assert run.config().sampling.sampler == "dpm_solver" and run.newest_weights().exists()
+
+
+def test_damaged_files_of_a_run_are_refused_or_passed_over(tmp_path):
+    run = RunFolder(tmp_path)
+    for damage in (b"\xff", b"[" * 100_000, b"{"):
+        run.config_file.write_bytes(damage)
+        with pytest.raises(UserError, match=r"config.json is not valid JSON \("):
+            run.config()
+    run.logs.mkdir()
     lines = [
         b'{"step": 1, "loss": 2}', b"\xff", b"[]", b"3", b'{"loss": 1}', b'{"step": 2, "loss": "x"}',
         b'{"step": 3, "loss": 1' + b"0" * 400 + b"}", b'{"step": 4, "loss": 3.5, "a": null}',
