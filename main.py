@@ -374,7 +374,7 @@ def parse_flags(arguments):
         if len(rest) > 1:
             raise absl_flags.Error(f"unexpected argument {rest[1]!r}; flags are written --name=value")
         return rest
-    except absl_flags.Error as error:
+    except (absl_flags.Error, ValueError) as error:  # of flags of its own absl raises these
         print(
             f"error: {one_line(error)} (python main.py --help lists the flags)",
             file=sys.stderr,

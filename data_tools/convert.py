@@ -237,7 +237,7 @@ def _plan(ordered: list[Item], encoder: Encoder, target: Target, options: Option
     }
     path = options.output / WORK_DIR / "plan.json"
     manifest = read_manifest(options.output)
-    earlier = manifest["plan"] if manifest else _read_json(path)
+    earlier = manifest["plan"] if manifest else _read_json(path, _is_plan)
     if earlier is None:
         plan = {**chosen, "mean_record_bytes": _mean_record_bytes(ordered, encoder)}
         atomic_json(path, plan)
@@ -292,7 +292,7 @@ def _finished(tasks: list[Task], output: Path) -> dict[Path, dict]:
     finished = {}
     for task in tasks:
         outcome = manifest["shards"].get(task.path.name) if manifest else None
-        outcome = outcome or _read_json(task.outcome_path)
+        outcome = outcome or _read_json(task.outcome_path, _is_outcome)
         if outcome and task.path.exists() and size_of(task.path) == outcome["bytes"]:
             finished[task.path] = outcome
     return finished
@@ -435,13 +435,37 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it is damaged.
     """
-    return _read_json(directory / MANIFEST)
+    return _read_json(directory / MANIFEST, _is_manifest)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path, is_right: Callable[[Any], bool]) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); remove it and convert again") from error
+    if not is_right(values):
+        raise UserError(f"{path} is damaged; remove it and convert again")
+    return values
+
+
+def _is_manifest(values: Any) -> bool:
+    """Whether JSON values are a manifest, in all that is read of it."""
+    if not isinstance(values, dict) or not _is_plan(values.get("plan")):
+        return False
+    found, digests = values.get("shards"), values.get("metadata_sha256")
+    return isinstance(found, dict) and isinstance(digests, dict) and all(map(_is_outcome, found.values()))
+
+
+def _is_plan(values: Any) -> bool:
+    return isinstance(values, dict) and type(values.get("mean_record_bytes")) is int
+
+
+def _is_outcome(values: Any) -> bool:
+    kinds = {"records": int, "bytes": int, "payload_bytes": int, "sha256": str, "skipped": list}
+    return (
+        isinstance(values, dict)
+        and all(type(values.get(key)) is kind for key, kind in kinds.items())
+        and all(isinstance(line, list) and [*map(type, line)] == [str, str] for line in values["skipped"])
+    )

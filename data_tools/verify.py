@@ -104,7 +104,7 @@ def verify(directory: Path, decode: bool) -> list[str]:
     problems = []
     for name, digest in (manifest or {}).get("metadata_sha256", {}).items():
         path = directory / name
-        if not path.exists() or sha256(path) != digest:
+        if not path.is_file() or sha256(path) != digest:
             problems.append(f"{path}: is missing or differs from the manifest")
     info = describe_directory(directory)
     recorded = manifest["shards"] if manifest else {}

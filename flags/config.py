@@ -181,6 +181,9 @@ class TrainingConfig:
     keep_checkpoints: int = setting(2, "How many of the newest stay.", above=0, may_change=True)
     keep_every: int = setting(0, "And those of every such step, for good; 0: none.", least=0, may_change=True)
     warm_start: str = setting("", "Run folder whose averaged weights a new run starts from.", may_change=True)
+    warm_start_partly: bool = setting(
+        False, "Take of them what fits this network, and tell what does not.", may_change=True
+    )
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ class Config:
         return words.to_json(self)
 
     @staticmethod
-    def from_json(text: str, where: str = "config.json") -> Config:
+    def from_json(text: str | bytes, where: str = "config.json") -> Config:
         """Reads `to_json`'s text; `where` names the file in errors.
 
         Raises:

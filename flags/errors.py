@@ -22,14 +22,19 @@ class UserError(ValueError):
     line and end with a non-zero status instead of showing a traceback.
     """
 
+    def __str__(self) -> str:
+        # It may quote a file's name or a word of a command line that has several.
+        return " ".join(super().__str__().splitlines())
+
 
 class Stopped(Exception):  # noqa: N818 (not an error: somebody asked for it)
     """A signal ended the work at a good place; its message is one line that says how to go on."""
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line of 300 characters at most; its type where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def one_line(error: BaseException | str) -> str:
+    """A message on one line of at most 300 characters that can be shown; its type where it has none."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def run(main: Callable[[], None]) -> int:
@@ -44,8 +49,11 @@ def run(main: Callable[[], None]) -> int:
         with _interrupting():
             main()
     except UserError as error:
-        # A file's name may have several lines.
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        # What the system refuses, and nobody knew more about, is no mistake of the program's.
+        print(f"error: {one_line(error)}: mend that, then run the same command again", file=sys.stderr)
         return EXIT_USER_ERROR
     except Stopped as stopped:
         print(stopped)

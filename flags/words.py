@@ -13,7 +13,7 @@ import operator
 import typing
 from collections.abc import Mapping, Sequence
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def to_json(section: typing.Any) -> str:
     return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
 
 
-def from_json(cls: type, text: str, where: str) -> typing.Any:
+def from_json(cls: type, text: str | bytes, where: str) -> typing.Any:
     """Reads `to_json`'s text; what is not named has its default. `where` names the file in errors.
 
     Raises:
@@ -154,8 +154,10 @@ def from_json(cls: type, text: str, where: str) -> typing.Any:
     """
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({error}); restore it or start a new run") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where} is not valid JSON ({one_line(error)}); restore it or start a new run"
+        ) from error
     return _from_dict(cls, values, where)
 
 

@@ -127,7 +127,7 @@ class RunFolder:
         """
         if not self.has_config():
             raise UserError(f"{self.path} holds no run (no config.json): train one there first")
-        return Config.from_json(self.config_file.read_text(), str(self.config_file))
+        return Config.from_json(self.config_file.read_bytes(), str(self.config_file))
 
     def write_config(self, config: Config) -> None:
         """Writes config.json."""
@@ -137,17 +137,14 @@ class RunFolder:
         """The scalars so far: name -> (n, 2) float64 of step and value, ascending by step.
 
         Where a resumed run has gone over steps again, the later values count. A line that a killed process
-        left unfinished is passed over.
+        left unfinished, or that is damaged, is passed over.
         """
         series: dict[str, dict[int, float]] = {}
-        text = self.metrics_file.read_text() if self.metrics_file.exists() else ""
-        for line in text.splitlines():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            step = values.pop("step")
-            for name, value in values.items():
+        data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        for line in data.splitlines():
+            values = _scalars(line)
+            step = values.pop("step", None)
+            for name, value in values.items() if step is not None else ():
                 series.setdefault(name, {})[step] = value
         return {name: np.array(sorted(points.items()), np.float64) for name, points in series.items()}
 
@@ -160,6 +157,15 @@ class RunFolder:
         return sole_writer(
             self.path, f"another process trains in {self.path}: wait for it, or use another folder"
         )
+
+
+def _scalars(line: bytes) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl."""
+    try:
+        values = json.loads(line)
+        return {name: float(value) for name, value in values.items() if type(value) in (int, float)}
+    except (ValueError, AttributeError, OverflowError, RecursionError):
+        return {}
 
 
 def _name(step: int) -> str:

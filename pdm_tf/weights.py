@@ -53,6 +53,30 @@ def assign_arrays(
         variable.assign(value.astype(variable.dtype.as_numpy_dtype))
 
 
+def completed(
+    variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of `arrays` that fit variables by name and shape, and the other variables' own values.
+
+    Returns:
+      an array for each variable's name, and a word for each that does not fit.
+    Raises:
+      UserError: nothing of `arrays` (from the file `where`) fits.
+    """
+    found, left = {}, [f"{name} (not here)" for name in arrays]
+    for name, variable in zip(variable_names(variables), variables):
+        there = tuple(arrays[name].shape) if name in arrays else None
+        fits = there == tuple(variable.shape)
+        found[name] = arrays[name] if fits else variable.numpy()
+        if there:
+            left.remove(f"{name} (not here)")
+        if not fits:
+            left.append(f"{name} ({there or 'not'} there, {tuple(variable.shape)} here)")
+    if not any(found[name] is arrays.get(name) for name in found):
+        raise UserError(f"nothing of {where} fits this network")
+    return found, left
+
+
 def arrays_for(
     variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
 ) -> list[np.ndarray]:

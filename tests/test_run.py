@@ -109,3 +109,19 @@ def test_one_process_writes_at_a_time(tmp_path):
 def test_the_weights_that_ship_are_a_run():
     run = RunFolder(PRETRAINED)
     assert run.config().sampling.sampler == "dpm_solver" and run.newest_weights().exists()
+
+
+def test_damaged_files_of_a_run_are_refused_or_passed_over(tmp_path):
+    run = RunFolder(tmp_path)
+    for damage in (b"\xff", b"[" * 100_000, b"{"):
+        run.config_file.write_bytes(damage)
+        with pytest.raises(UserError, match=r"config.json is not valid JSON \("):
+            run.config()
+    run.logs.mkdir()
+    lines = [
+        b'{"step": 1, "loss": 2}', b"\xff", b"[]", b"3", b'{"loss": 1}', b'{"step": 2, "loss": "x"}',
+        b'{"step": 3, "loss": 1' + b"0" * 400 + b"}", b'{"step": 4, "loss": 3.5, "a": null}',
+    ]  # fmt: skip
+    run.metrics_file.write_bytes(b"\n".join(lines))
+    metrics = run.metrics()
+    assert list(metrics) == ["loss"] and metrics["loss"].tolist() == [[1, 2], [4, 3.5]]

@@ -2,13 +2,14 @@
 
 from pdm_tf.data.damage import naming_shards
 from pdm_tf.data.info import DatasetInfo, Split, describe_directory, find_dataset, held_out_split
-from pdm_tf.data.pipeline import labelled_batches, load_batches, uint8_batches
+from pdm_tf.data.pipeline import has_labels, labelled_batches, load_batches, uint8_batches
 
 __all__ = [
     "DatasetInfo",
     "Split",
     "describe_directory",
     "find_dataset",
+    "has_labels",
     "held_out_split",
     "labelled_batches",
     "load_batches",

@@ -23,7 +23,7 @@ _TAG = "pdm_tf.data"
 _ASSERTION = re.compile(re.escape(f"[{_TAG}] [") + r"(.*?)\] \[(.*?)\] \[(\d+)\] \[(\d+)\]")
 _MISSING = re.compile(r"(\S*\.tfrecord\S*); No such file")
 # What TF's messages name when a record with a good checksum holds no usable image.
-_DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Example proto")
+_DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Example proto|parse example")
 
 
 def require(
@@ -52,20 +52,24 @@ def naming_shards() -> Iterator[None]:
     """
     try:
         yield
-    except tf.errors.OpError as error:
-        found = _ASSERTION.search(str(error))
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        # TensorFlow's messages quote records, and Python's reader of them may fail at the bytes of one.
+        text = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            text = error.object.decode("utf-8", "replace")
+        found = _ASSERTION.search(text)
         if found:
             problem, path, record, count = found.groups()
             raise UserError(
                 f"{path}: record {record} of {count} {problem}; {_advice(os.path.dirname(path))}"
             ) from error
-        missing = isinstance(error, tf.errors.NotFoundError) and _MISSING.search(str(error))
+        missing = isinstance(error, tf.errors.NotFoundError) and _MISSING.search(text)
         if missing:
             path = missing.group(1)
             raise UserError(f"shard {path} has disappeared; {_advice(os.path.dirname(path))}") from error
-        if _DECODING.search(str(error)):
+        if _DECODING.search(text):
             raise UserError(
-                f"a record holds no image that can be decoded ({one_line(error)});"
+                f"a record holds no image that can be decoded ({one_line(text.partition(', value:')[0])});"
                 " find it with: python -m data_tools.verify --decode --input DATASET_FOLDER"
             ) from error
         raise

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from flags.errors import UserError
 from pdm_tf.data.damage import naming_shards, require
@@ -21,6 +22,7 @@ from pdm_tf.images import to_uint8
 
 # Covers the pause in which the next group's shuffle buffer fills.
 PREFETCH_BYTES = 64 << 20
+UNLABELLED = -1  # TFDS' mark
 
 
 def load_batches(
@@ -39,6 +41,9 @@ def load_batches(
     drop_remainder: bool = True,
 ) -> tf.data.Dataset:
     """Batches of images float32 (B, H, W, C) in [-1, 1], labels int32 (B,), places int64 (B,); static shapes.
+
+    Labels are in 0..`info.num_classes`, the last being the null label: that of images which TFDS marks as
+    unlabelled.
 
     A place is an image's number in the endless stream, from 0 on through all epochs. Batches are a pure
     function of the data set and these arguments; those from `start_batch=k` on are bit for bit those of
@@ -92,6 +97,23 @@ def load_batches(
     # The sharding is done above; a strategy must not shard by files once more.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
+
+
+def has_labels(info: DatasetInfo, split: str) -> bool:
+    """Whether a split's first image has a label; a split without any is labelled -1 throughout.
+
+    Raises:
+      UserError: as `load_batches`.
+    """
+    if not info.label_key:
+        return False
+    records = stream(shards_of(info, split), seed=0, start=0, repeat=False, shuffle=False)
+    for _, _, record in records.take(1):
+        try:
+            example = tf.train.Example.FromString(record.numpy())
+        except DecodeError:  # whoever reads the images names the damage
+            return True
+    return list(example.features.feature[info.label_key].int64_list.value) != [UNLABELLED]
 
 
 def uint8_batches(
@@ -232,11 +254,9 @@ class _Decoder:
         if not self.info.label_key:
             return tf.constant(0, tf.int32)
         label, classes = example[self.info.label_key], self.info.num_classes
-        # TFDS marks the examples of an unlabelled split with -1.
-        known = (label >= 0) & (label < classes)
-        problem = f"has no label in 0..{classes - 1} (an unlabelled split?)"
-        with tf.control_dependencies([require(known, problem, *where)]):
-            return tf.cast(label, tf.int32)
+        known = (label >= UNLABELLED) & (label < classes)
+        with tf.control_dependencies([require(known, f"has no label in 0..{classes - 1}", *where)]):
+            return tf.cast(tf.where(label == UNLABELLED, tf.constant(classes, label.dtype), label), tf.int32)
 
 
 def _decode_image(encoded: tf.Tensor, info: DatasetInfo) -> tf.Tensor:

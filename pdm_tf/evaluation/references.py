@@ -136,7 +136,7 @@ def of_split(
     Args:
       detector, keep, progress: as in `of_images`; nothing is reported where the file is there.
       info, split, image_shape: as in `labelled_batches`. How many images each class has is noted as
-        `label_counts` in `what`, [] without classes.
+        `label_counts` in `what`, [] without labels.
       cache: a folder; by default ~/.cache/pdm_tf.
     Raises:
       UserError: no such split, or damaged data.
@@ -163,12 +163,12 @@ def of_split(
     def images() -> Iterator[np.ndarray]:
         for batch, labels in batches:
             if len(counts):
-                known = labels[(labels >= 0) & (labels < len(counts))]  # TFDS has -1 for an unknown one
+                known = labels[labels < len(counts)]  # the null label is no class
                 counts[:] += np.bincount(known, minlength=len(counts))
             yield batch
 
     reference = of_images(detector, images(), info.num_examples[split], what, keep, progress)
-    reference.what["label_counts"] = counts.tolist()
+    reference.what["label_counts"] = counts.tolist() if counts.any() else []
     for file in files:
         try:
             _write(file, reference)

@@ -17,7 +17,7 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from flags.errors import UserError
+from flags.errors import UserError, one_line
 from pdm_tf.atomic import (
     atomic_text,
     disk_errors,
@@ -132,6 +132,10 @@ class Checkpoints:
                 f"{folder} is whole, and of another network or written by another version of pdm_tf: use "
                 "that one, or another folder"
             ) from error
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"{folder} cannot be read ({one_line(error)}): delete it to go on from the one before"
+            ) from error
 
     def _clear(self, step: int) -> None:
         """Removes an unfinished checkpoint, if there is one, and the averages that were saved with it."""
@@ -165,7 +169,8 @@ class Checkpoints:
                 return f"{name} is missing"
             if _fingerprint(path) != expected:
                 return f"{name} is not what was written"
-        return None
+        unlisted = {file.name for file in entries(folder)} - {*files, MANIFEST}
+        return f"{MANIFEST} does not name {min(unlisted)}" if unlisted else None
 
     def _relative(self, file: Path) -> str:
         return f"ema/{file.name}" if file.parent.name == "ema" else file.name

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.averages import decay as decay_of
-from pdm_tf.weights import arrays_for, assign_arrays, read_arrays, variable_names, write_arrays
+from pdm_tf.weights import arrays_for, assign_arrays, completed, read_arrays, variable_names, write_arrays
 
 
 class ExponentialMovingAverage:
@@ -73,18 +73,25 @@ class ExponentialMovingAverage:
         """Writes the averages as .npz, by variable name."""
         write_arrays(path, dict(zip(variable_names(self.variables), self.averages)))
 
-    def load(self, path: str | os.PathLike, into_variables: bool = False) -> None:
+    def load(self, path: str | os.PathLike, into_variables: bool = False, partly: bool = False) -> list[str]:
         """Reads `save`'s file into the averages, and into the variables too if asked.
 
+        Args:
+          partly: take what fits, and the variables' own values for the rest.
+        Returns:
+          what does not fit, [] unless `partly`.
         Raises:
           UserError: it is missing, damaged or of another network.
         """
         self._update.result()
-        own = [variable.numpy() for variable in self.variables]
-        assign_arrays(self.variables, read_arrays(path), path)
+        own, arrays, left = [variable.numpy() for variable in self.variables], read_arrays(path), []
+        if partly:
+            arrays, left = completed(self.variables, arrays, path)
+        assign_arrays(self.variables, arrays, path)
         self._averages = self._weights()
         if not into_variables:
             _assign(self.variables, own)
+        return left
 
     def save_length(self, length: float, path: str | os.PathLike) -> None:
         """Writes the power-function average of a length, as `save` does."""

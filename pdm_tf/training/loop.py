@@ -69,6 +69,21 @@ def check_batch(config: Config, replicas: int) -> None:
         )
 
 
+def check_labels(config: Config, info: data.DatasetInfo, tell: Callable[[str], None]) -> None:
+    """Finds out at the start, not at an evaluation, whether the splits have labels; tells what follows.
+
+    Raises:
+      UserError: a network that knows classes is to learn from images without.
+    """
+    held_out = data.held_out_split(info)
+    if not config.conditional:
+        return
+    if not data.has_labels(info, "train"):
+        raise UserError(f"the split train of {info.name} is unlabelled: set network.class_conditioning=none")
+    if held_out and not data.has_labels(info, held_out):
+        tell(f"the split {held_out} of {info.name} is unlabelled: it is measured with the null label")
+
+
 def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> int:
     """Trains the config's network in a run folder, from its newest checkpoint if it has one.
 
@@ -86,6 +101,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
     """
     settings, workers, chief = config.training, Workers(strategy), is_chief(strategy)
     check_batch(config, strategy.num_replicas_in_sync)
+    check_labels(config, info, tell=print if chief else lambda line: None)
     with contextlib.ExitStack() as on_exit:
         # --- Of one mind, and alone in the folder ---
         on_exit.enter_context(workers.ending_together())
@@ -118,11 +134,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
                 watch.make_up(state.step, state.step == settings.steps)
         load = train_pipeline(config, info, state.step)
         batches = iter(strategy.distribute_datasets_from_function(load))
-        train_steps, together, step = (
-            state.model.make_train_function(),
-            settings.steps_per_execution,
-            state.step,
-        )
+        train_steps, together = state.model.make_train_function(), settings.steps_per_execution
+        step = state.step
         for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
             bar.update(together)
@@ -298,10 +311,22 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
         print(f"resuming {checkpoints.run} at step {step:,} of {config.training.steps:,}", flush=True)
         return step
     if config.training.warm_start:
-        weights = RunFolder(config.training.warm_start).newest_weights()
-        ema.load(weights, into_variables=True)
-        print(f"starting from {weights}", flush=True)
+        warm_start(config, ema)
     return 0
+
+
+def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
+    """Starts the weights and their averages from another run's averages, and says so."""
+    weights = RunFolder(config.training.warm_start).newest_weights()
+    partly = config.training.warm_start_partly
+    try:
+        left = ema.load(weights, into_variables=True, partly=partly)
+    except UserError as error:
+        also = "" if partly else "; training.warm_start_partly=true takes what fits of another network"
+        raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error
+    print(f"starting from {weights}", flush=True)
+    if left:
+        print(f"without what does not fit: {', '.join(left)}", flush=True)
 
 
 def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:

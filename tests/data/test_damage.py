@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from flags.errors import UserError
-from pdm_tf.data import load_batches, naming_shards, uint8_batches
+from pdm_tf.data import has_labels, load_batches, naming_shards, uint8_batches
 from tests.data import fixtures
 
 
@@ -91,10 +91,29 @@ def test_image_of_another_size_names_its_record(tmp_path):
     assert "record 2 of 3 is not 8x6x3" in read_epoch(info, batch_size=1)
 
 
-def test_unlabelled_split_of_a_labelled_set(tmp_path):
+@pytest.mark.parametrize("label", [-2, 5, 1 << 40])
+def test_a_label_that_no_class_has_names_its_record(tmp_path, label):
     image = fixtures.encode(fixtures.numbered_image(0))
-    info = fixtures.write_shards(tmp_path, [[fixtures.example(image, -1)]], classes=5)
+    info = fixtures.write_shards(tmp_path, [[fixtures.example(image, label)]], classes=5)
     assert "record 0 of 1 has no label in 0..4" in read_epoch(info)
+
+
+def test_unlabelled_images_have_the_null_label(tmp_path):
+    image = fixtures.encode(fixtures.numbered_image(0))
+    records = [fixtures.example(image, label) for label in (-1, 3, -1)]
+    info = fixtures.write_shards(tmp_path, [records], classes=5)
+    (batch,) = load_batches(info, split="train", seed=0, batch_size=3, repeat=False, shuffle=False)
+    assert batch[1].numpy().tolist() == [5, 3, 5] and not has_labels(info, "train")
+    others = fixtures.write_shards(tmp_path / "b", [records[1:]], classes=5)
+    assert has_labels(others, "train")
+    assert not has_labels(fixtures.write_shards(tmp_path / "c", [records]), "train")
+    assert has_labels(fixtures.write_shards(tmp_path / "d", [[b"no example"]], classes=5), "train")
+
+
+def test_a_record_that_is_no_example_is_damage_whatever_its_bytes_are(tmp_path):
+    info = fixtures.write_shards(tmp_path, [[b"\xff\xfe\x1b[31m no example"]], classes=5)
+    message = read_epoch(info)
+    assert "verify --decode" in message and message.isprintable()
 
 
 def test_undecodable_image(tmp_path):

@@ -1,5 +1,9 @@
 """How a program ends of what goes wrong."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from flags.errors import Stopped, UserError, one_line, run
@@ -18,6 +22,14 @@ def raising(error):
     [
         (None, 0, "", ""),
         (UserError("no such file: make it"), 2, "", "error: no such file: make it\n"),
+        (UserError("no file 'a\nb'"), 2, "", "error: no file 'a b'\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a\nb"),
+            2,
+            "",
+            "error: [Errno 2] No such file or directory: 'a\\nb': mend that, then run the same command again"
+            "\n",
+        ),
         (Stopped("stopped by SIGTERM: run it again"), 75, "stopped by SIGTERM: run it again\n", ""),
         (KeyboardInterrupt(), 75, "", "interrupted: run the same command to go on with what is done\n"),
     ],
@@ -38,4 +50,12 @@ def test_a_mistake_of_ours_is_shown_as_it_is():
 def test_a_message_is_on_one_short_line_and_never_empty():
     assert one_line(ValueError(" a\n  b\tc ")) == "a b c"
     assert one_line(KeyError()) == "KeyError"
+    assert one_line("\x1b[31mred\udcff") == "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}"
     assert len(one_line(ValueError("x" * 1000))) == 300
+
+
+def test_names_that_the_terminal_cannot_show_do_not_end_a_program(repository):
+    code = "from flags.errors import run\nrun(lambda: print('caf\\u00e9 \\udcff'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"caf\\xe9 \\udcff\n")

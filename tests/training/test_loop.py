@@ -1,5 +1,6 @@
 """The loop in this process: what a run folder holds, exact resume, stops, refusals."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -28,7 +29,8 @@ from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog
 from pdm_tf.training.strategy import Workers
 from pdm_tf.training.watch import Evaluation, Preview
-from pdm_tf.weights import read_arrays
+from pdm_tf.weights import read_arrays, variable_names
+from tests.data import fixtures
 
 INFO = data.find_dataset("emoji64", "")
 TINY = [
@@ -251,6 +253,28 @@ def test_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
         np.testing.assert_allclose(ours[name], value, rtol=1e-6, atol=1e-12)
 
 
+def test_weights_of_other_classes_are_taken_as_far_as_they_fit(whole, tmp_path, capsys):
+    """Nine classes there, two here."""
+    two = (f"training.warm_start={whole}", "data.num_classes=2", "data.label_names=a,b")
+    own = config(*two)
+    with pytest.raises(UserError, match=r"^training.warm_start=.*; training.warm_start_partly=true"):
+        loop.restore(own, RunFolder(tmp_path), CPU)
+    own = config(*two, "training.warm_start_partly=true")
+    state = loop.restore(own, RunFolder(tmp_path), CPU)
+    there = read_arrays(RunFolder(whole).newest_weights())
+    ((name, average),) = [
+        (name, average)
+        for name, average in zip(variable_names(state.ema.variables), state.ema.averages)
+        if not np.array_equal(there[name], average)
+    ]
+    assert name.endswith("embed_label/embeddings") and average.shape[0] == 3 and np.isfinite(average).all()
+    width = average.shape[1]
+    assert (
+        f"without what does not fit: {name} ((10, {width}) there, (3, {width}) here)\n"
+        in capsys.readouterr().out
+    )
+
+
 def test_other_settings_are_refused_but_a_longer_run_is_not(whole):
     run = RunFolder(whole)
     with pytest.raises(UserError, match=r"optimizer.beta_2 \(0.99 there, 0.9 now\): give the same ones"):
@@ -314,6 +338,25 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"2 replicas x training.grad_accum=8: the nearest that does is 16"):
         loop.check_batch(config("training.grad_accum=8"), 2)
     loop.check_batch(config("training.grad_accum=4"), 2)
+
+
+def test_splits_without_labels_are_found_at_the_start_and_measured_with_the_null_label(tmp_path):
+    image = fixtures.encode(fixtures.natural_image(0, 64, 64))
+    sets = {}
+    for split, label in (("train", 3), ("test", -1)):
+        shard = [fixtures.example(image, label)] * 8
+        sets[split] = fixtures.write_shards(tmp_path / split, [shard], classes=9, shape=(64, 64, 3))
+    splits = {split: found.splits["train"] for split, found in sets.items()}
+    info = dataclasses.replace(sets["train"], splits=splits, num_examples={"train": 8, "test": 8})
+    told = []
+    loop.check_labels(config(), info, told.append)
+    assert told == ["the split test of made is unlabelled: it is measured with the null label"]
+    run = RunFolder(tmp_path / "run")
+    loop.train(loop.resolve(config("training.steps=6"), run, "float32"), run, info, CPU)
+    assert np.isfinite(run.metrics()["validation/loss"]).all()
+    with pytest.raises(UserError, match=r"train of made is unlabelled: set network.class_conditioning=none"):
+        loop.check_labels(config(), sets["test"], told.append)
+    loop.check_labels(config("network.class_conditioning=none"), sets["test"], told.append)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_before_the_folder_is_touched(tmp_path):

@@ -1,0 +1,1 @@
+"""Each door of the program, tried with damaged files and odd words."""

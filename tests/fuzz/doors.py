@@ -1,0 +1,387 @@
+"""The doors: each makes what it needs in a folder, and answers a function of a case's random numbers.
+
+That function ends when the program has taken a case, and raises UserError when it has refused it. Anything
+else that it raises is a mistake of the program's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from data_tools import convert, image_folder, verify
+from flags.config import Config
+from flags.errors import UserError
+from pdm_tf import data, images
+from pdm_tf.evaluation import references
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import read_arrays, write_arrays
+from tests.data import fixtures
+from tests.fuzz.mutations import damaged, damaged_image, damaged_json, damaged_npz
+
+Case = Callable[[random.Random], None]
+
+
+def image_files(folder: Path) -> Case:
+    """Files of all formats and modes, with EXIF and without, through the one reader of image files."""
+    files = _pictures()
+
+    def case(chance: random.Random) -> None:
+        path = folder / "image"
+        path.write_bytes(damaged_image(chance.choice(files), chance))
+        try:
+            image = images.read_file(path, chance.choice((1, 3, 4)))
+            assert image.mode in ("L", "RGB", "RGBA")
+        except images.ImageError as error:
+            assert "\n" not in str(error) and str(error)
+        for read in (images.read_image, images.read_mask):
+            _refused(read, path, (24, 36, 3))
+        list(images.read_folder([path]))
+
+    return case
+
+
+def _pictures() -> list[bytes]:
+    pixels = fixtures.natural_image(0, 24, 36)
+    whole, grey = Image.fromarray(pixels), pixels[..., 0]
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010F: "camera", 0x0131: "software", 0x011A: 72.5})
+    clear = np.dstack([pixels, grey])
+    files = [fixtures.cmyk_jpeg(pixels), fixtures.encode(grey, "TIFF"), fixtures.encode(clear, "TIFF")]
+    for image_format in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM"):
+        files.append(fixtures.encode(pixels, image_format))
+        if image_format in ("JPEG", "PNG", "WEBP", "TIFF"):
+            files += [fixtures.encode(pixels, image_format, exif=exif)] * 3
+    files += [
+        fixtures.encode(pixels, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate")
+    ]
+    files += [
+        fixtures.encode(pixels, "JPEG", progressive=True),
+        fixtures.encode(clear, "WEBP", lossless=True),
+    ]
+    files += [fixtures.encode(one) for one in (grey, clear, grey.astype(np.uint16) * 257, clear[..., 2:])]
+    for mode, options in (("P", {"transparency": 3}), ("1", {})):
+        buffer = io.BytesIO()
+        whole.convert(mode).save(buffer, "PNG", **options)
+        files.append(buffer.getvalue())
+    return files
+
+
+def _refused(do: Callable, *arguments) -> None:
+    """Does something that may be refused, in one line, before the rest of a case."""
+    try:
+        do(*arguments)
+    except UserError as error:
+        assert "\n" not in str(error) and str(error)
+
+
+# --- files of data sets and runs -----------------------------------------------------------------
+
+
+def shards(folder: Path) -> Case:
+    """A TFRecord shard: bytes of the file, or of records with good checksums."""
+    tf.get_logger().setLevel("ERROR")  # as the tool does
+    info = fixtures.numbered_dataset(folder / "data", [6, 5])
+    shard = info.splits["train"].shards[0]
+    whole = shard.read_bytes()
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(shard))]
+
+    def case(chance: random.Random) -> None:
+        if chance.random() < 0.5:
+            shard.write_bytes(damaged(whole, chance))
+        else:
+            changed = list(records)
+            changed[chance.randrange(len(changed))] = damaged(chance.choice(records), chance)
+            with tf.io.TFRecordWriter(str(shard)) as writer:
+                for record in changed:
+                    writer.write(record)
+        _refused(verify.verify, info.directory, True)
+        _refused(data.has_labels, info, "train")
+        for _ in data.labelled_batches(info, "train", 4):
+            pass
+
+    return case
+
+
+def metadata(folder: Path) -> Case:
+    """dataset_info.json, features.json and the class names, as TFDS and data_tools leave them."""
+    source = _converted(folder)
+
+    def case(chance: random.Random) -> None:
+        place = _copied(source, folder / "copy")
+        name = chance.choice(("dataset_info.json", "features.json", "label.labels.txt"))
+        text = (place / name).read_text()
+        change = (
+            damaged_json if name.endswith("json") else lambda text, chance: damaged(text.encode(), chance)
+        )
+        (place / name).write_bytes(change(text, chance))
+        _refused(verify.verify, place, False)
+        info = data.find_dataset(f"folder:{place}", "data")
+        for split in info.splits:
+            for _ in data.labelled_batches(info, split, 4):
+                pass
+
+    return case
+
+
+def manifests(folder: Path) -> Case:
+    """manifest.json, to those who verify a data set, make what is missing of it, or tell it from others."""
+    source = _converted(folder)
+
+    def case(chance: random.Random) -> None:
+        place = _copied(source, folder / "copy")
+        manifest = place / convert.MANIFEST
+        manifest.write_bytes(damaged_json(manifest.read_text(), chance))
+        _refused(verify.verify, place, False)
+        references.fingerprint(data.describe_directory(place))
+        if chance.random() < 0.5:
+            _make(folder, place)
+
+    return case
+
+
+def _converted(folder: Path) -> Path:
+    pictures = [fixtures.encode(fixtures.numbered_image(n)) for n in range(8)]
+    files = {f"{name}/{n}.png": data for n, data in enumerate(pictures) for name in ("cat", "dog")}
+    fixtures.make_folder(folder / "in", files)
+    _make(folder, folder / "data")
+    return folder / "data"
+
+
+def _make(folder: Path, output: Path) -> None:
+    image_folder.main([
+        "--input", str(folder / "in"), "--output", str(output), "--labels", "--workers", "1",
+        "--validation_fraction", "0.25",
+    ])  # fmt: skip
+
+
+def _copied(source: Path, place: Path) -> Path:
+    shutil.rmtree(place, ignore_errors=True)
+    return Path(shutil.copytree(source, place))
+
+
+def configs(folder: Path) -> Case:
+    """config.json of a run."""
+    from tests.tiny_runs import tiny_config
+
+    run = RunFolder(folder)
+    text = tiny_config().to_json()
+
+    def case(chance: random.Random) -> None:
+        run.config_file.write_bytes(damaged_json(text, chance))
+        config = run.config()
+        assert Config.from_json(config.to_json()) == config
+        from pdm_tf.experts import read_runs
+
+        read_runs(folder)
+
+    return case
+
+
+def archives(folder: Path) -> Case:
+    """.npz files: weights, samples and statistics."""
+    weights, samples, statistics = (folder / f"{name}.npz" for name in ("weights", "samples", "statistics"))
+    write_arrays(weights, {"a/kernel": np.ones((3, 4), np.float32), "a/bias": np.zeros(4, np.float32)})
+    images.write_samples(samples, [np.zeros((3, 8, 8, 3), np.uint8)], (3, 8, 8, 3), np.arange(3))
+    write_arrays(
+        statistics, {"mu": np.zeros(4), "sigma": np.eye(4), "what": np.array("{}"), "count": np.array(3)}
+    )
+    whole = {path: path.read_bytes() for path in (weights, samples, statistics)}
+
+    class Detector:
+        name, sha256, resize = "inception", "", ""
+
+    def case(chance: random.Random) -> None:
+        path = chance.choice(list(whole))
+        path.write_bytes(damaged_npz(whole[path], chance))
+        if path == weights:
+            read_arrays(path)
+        elif path == samples:
+            _refused(images.samples_shape, path)
+            for batch in images.read_samples(path):
+                assert batch.dtype == np.uint8 and batch.ndim == 4
+        else:
+            references._of_statistics(Detector, path, 10, lambda count: None)
+
+    return case
+
+
+def checkpoints(folder: Path) -> Case:
+    """Checkpoints of a run, its averages and what is beside them."""
+    from pdm_tf.training.checkpoints import Checkpoints
+    from pdm_tf.training.ema import ExponentialMovingAverage
+
+    variables = [tf.Variable(np.arange(6.0, dtype=np.float32), name="a"), tf.Variable([[1.0]], name="b")]
+    state = tf.train.Checkpoint(a=variables[0], b=variables[1])
+
+    def keeping(run: RunFolder) -> Checkpoints:
+        return Checkpoints(run, state, ExponentialMovingAverage(variables, 0.9, lengths=(0.1,)), 2)
+
+    source = RunFolder(folder / "run")
+    for step in (1, 2):
+        keeping(source).save(step)
+
+    def case(chance: random.Random) -> None:
+        place = _copied(source.path, folder / "copy")
+        files = sorted(path for path in place.rglob("*") if path.is_file())
+        for path in chance.sample(files, chance.choice((1, 1, 2, len(files)))):
+            kind = chance.random()
+            if kind < 0.1:
+                path.unlink()
+            elif path.suffix == ".json":
+                path.write_bytes(damaged_json(path.read_text(), chance))
+            else:
+                path.write_bytes(damaged(path.read_bytes(), chance))
+        step = keeping(RunFolder(place)).restore_newest()
+        assert step in (1, 2)
+
+    return case
+
+
+def metrics(folder: Path) -> Case:
+    """metrics.jsonl of a run."""
+    run = RunFolder(folder)
+    run.logs.mkdir(parents=True)
+    lines = [json.dumps({"step": step, "loss": 1.5, "validation/loss": 2.0}) for step in range(5)]
+
+    def case(chance: random.Random) -> None:
+        changed = [damaged_json(line, chance) if chance.random() < 0.3 else line.encode() for line in lines]
+        run.metrics_file.write_bytes(b"\n".join(changed))
+        assert all(values.shape[1] == 2 for values in run.metrics().values())
+
+    return case
+
+
+# --- command lines -------------------------------------------------------------------------------
+
+
+ODD = (
+    "", " ", "0", "1", "-1", "3", "0.5", "1e3", "1e400", "nan", "inf", "-0", "0x10", "٣", "9" * 30, "true",
+    "None", "a\nb", "é", "e\u0301", "\udcff", "x" * 5000, "..", "/", ".", "~", "~nobody/x", "/dev/null",
+    "/proc/self/mem", "lr[3e-4]", "lr=3e-4,bs=4", "a,b", ",", "a\\b", "%s", "{}", "*", "gs://", "s3://x/y",
+    "file:///x", "-", "--", "'", "run", "run,run", "run/", "data", "folder:data", "folder:", "folder:run",
+    "tfds:", "tfds:x/y:1", "image.png", "samples.npz", "cat", "0,1", "#0", "1,,2", "ddim", "auto", "cpu",
+    "sampling.steps=3", "training.steps=0", "=",
+)  # fmt: skip
+
+
+NAMES = (
+    "run", "run,run", "run/", "emoji64", "folder:data", "data", "image.png", "samples.npz", "cat", "0,1",
+    "#0", "train", "validation", "new", "10", "5,5", "x", "efficientnet_lite0",
+)  # fmt: skip
+
+
+def command_lines(folder: Path) -> Case:
+    """Flags with odd values, in all modes, through the parser and all that is checked before any compute."""
+    import main
+    from flags.config import Config
+    from flags.definitions import FLAGS, MODES, flags_of
+    from flags.words import leaves
+    from tests.tiny_runs import write_run
+
+    os.chdir(folder)
+    write_run(folder / "run")
+    _converted(folder)
+    (folder / "image.png").write_bytes(fixtures.encode(fixtures.natural_image(0, 16, 16)))
+    images.write_samples("samples.npz", [np.zeros((3, 16, 16, 3), np.uint8)], (3, 16, 16, 3), None)
+    _stop_before_compute(main)
+    FLAGS.mark_as_parsed()
+
+    def case(chance: random.Random) -> None:
+        mode = chance.choice(MODES)
+        line = ["main.py", f"--mode={mode}" if chance.random() < 0.97 else f"--mode={chance.choice(ODD)}"]
+        if mode not in ("train", "describe") and chance.random() < 0.8:
+            line.append("--run_dir=run")
+        for _ in range(chance.randint(1, 3)):
+            name = chance.choice(flags_of(mode) if chance.random() < 0.97 else list(FLAGS))
+            value = _word(FLAGS[name].flag_type(), getattr(FLAGS[name].parser, "enum_values", ()), chance)
+            if name == "set":
+                key, leaf = chance.choice(list(leaves(Config).items()))
+                kind = getattr(leaf.kind, "__name__", "tuple")
+                value = f"{key}={_word(kind, leaf.rule.choices or (), chance)}"
+            line.append(f"--{name}={value}" if chance.random() < 0.98 else chance.choice(ODD))
+        os.environ["TF_CONFIG"] = chance.choice(ODD) if chance.random() < 0.1 else ""
+        _one_command(main, FLAGS, line)
+
+    return case
+
+
+def _word(kind: str, choices: Sequence[str], chance: random.Random) -> str:
+    """A value of a flag, as likely one of its kind as an odd one."""
+    if chance.random() < 0.4:
+        return chance.choice(ODD)
+    if choices:
+        return chance.choice(choices)
+    kinds = {"int": ("1", "2", "8", "500"), "float": ("0.5", "1", "0.05"), "bool": ("true", "false")}
+    kinds["tuple"] = ("1", "1,2", "32,32,3", "")
+    return chance.choice(kinds.get(kind, NAMES))
+
+
+class Reached(BaseException):
+    """All was checked: what comes now is computed."""
+
+
+def _stop_before_compute(main) -> None:
+    """Everything that computes says that it has been reached."""
+    from pdm_tf import describe, experts, export
+    from pdm_tf.evaluation import features
+    from pdm_tf.training import strategy
+
+    def reached(*_, **__):
+        raise Reached
+
+    strategy.make_strategy = experts.load = export.export_saved_model = describe.describe_network = reached
+    references.of_split = references.of_path = reached
+    load, loaded = features.load_detector, []
+
+    def load_once(name, inception):
+        if (name, inception) != ("efficientnet_lite0", None):
+            return load(name, inception)
+        loaded[:] = loaded or [load(name, inception)]
+        return loaded[0]
+
+    features.load_detector = load_once
+
+
+def _one_command(main, flags, line: list[str]) -> None:
+    """Raises UserError with the line that the program ends with, if it ends with status 2."""
+    import contextlib
+
+    from absl.testing import flagsaver
+
+    err, saved = io.StringIO(), flagsaver.save_flag_values()
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            main.main(main.parse_flags(line))
+    except Reached:
+        return
+    except SystemExit as ended:
+        lines = err.getvalue().splitlines()
+        assert ended.code == 2 and lines, (line, ended.code)
+        assert lines[-1].startswith("error: ") and sum(text.startswith("error:") for text in lines) == 1, (
+            line,
+            lines,
+        )
+        raise UserError(lines[-1]) from ended
+    except Exception as error:
+        error.args = (f"{line}: {error}",)
+        raise
+    finally:
+        flagsaver.restore_flag_values(saved)
+
+
+DOORS = {
+    door.__name__: door
+    for door in (
+        image_files, shards, metadata, manifests, configs, archives, checkpoints, metrics, command_lines,
+    )
+}  # fmt: skip
