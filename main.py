@@ -26,14 +26,11 @@ from flags.presets import DEFAULT_DATASET
 def train():
     """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""
     info = dataset_info()
-    config = definitions.training_config(info)
+    config, folder = training_config(info)
     from pdm_tf import plots
-    from pdm_tf.run import RunFolder
     from pdm_tf.training import loop, strategy
 
-    folder, chosen = RunFolder(definitions.run_dir()), choose_strategy()
-    config = loop.resolve(config, folder, strategy.fitting_precision(chosen))
-    where = strategy.make_strategy(chosen)
+    where = strategy.make_strategy(choose_strategy())
     print(config.to_json(), end="", flush=True)
     step = loop.train(config, folder, info, where)
     if not strategy.is_chief(where):
@@ -208,16 +205,23 @@ def export():
 
 def describe():
     """--mode=describe: the config that training would use, shapes, parameters and FLOPs, and no compute."""
-    config = definitions.training_config(dataset_info(needed=False))
+    config, _ = training_config(dataset_info(needed=False))
     from pdm_tf.describe import describe_network
-    from pdm_tf.run import RunFolder
-    from pdm_tf.training import loop, strategy
 
-    precision = strategy.fitting_precision(choose_strategy())
-    config = loop.resolve(config, RunFolder(definitions.run_dir()), precision)
     print(config.to_json(), end="", flush=True)
     logging.set_verbosity(logging.ERROR)  # TensorFlow's profiler warns of its own API
     print(describe_network(config))
+
+
+def training_config(info):
+    """The config that a run trains with here, and its folder; its earlier part, if any, keeps its own."""
+    from pdm_tf.run import RunFolder
+    from pdm_tf.training import loop, strategy
+
+    folder, chosen = RunFolder(definitions.run_dir()), strategy.choose(FLAGS.strategy)[0]
+    earlier = folder.config() if folder.has_config() else None
+    config = definitions.training_config(info, strategy.has_accelerator(chosen), earlier)
+    return loop.resolve(config, folder, strategy.fitting_precision(chosen)), folder
 
 
 def dataset_info(needed: bool = True):

@@ -13,14 +13,25 @@ from flags.config import (
     MEASURED,
     SAMPLE,
     Config,
+    DataConfig,
     SamplingConfig,
     check_sampling,
     parse_settings,
     validate,
 )
 from flags.errors import UserError
-from flags.presets import DEFAULT_DATASET, general_preset, preset
-from flags.words import Leaf, leaves, parse, replace
+from flags.presets import (
+    DEFAULT_DATASET,
+    DERIVED_FROM_LENGTH,
+    DERIVED_FROM_SIZE,
+    PAPERS,
+    SIZES,
+    fitted_to_length,
+    preset,
+    refuse_split,
+    sized_preset,
+)
+from flags.words import Leaf, check_values, get, leaves, parse, replace
 
 MODES = ("train", "sample", "evaluate", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
@@ -65,6 +76,10 @@ _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's tw
 _define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie.")
 _define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
 _define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to compute.")
+_define(
+    _enum, TRAIN, "size", None, SIZES,
+    "How large a network for tfds: and folder: data; by default base with an accelerator, else tiny.",
+)  # fmt: skip
 _define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
 _define(_string, TRAIN, "prediction", None, "What the network predicts: x, eps or v.")
 _define(_integer, TRAIN, "train_steps", None, "Steps to train, in all.", 1)
@@ -257,25 +272,54 @@ def num_samples() -> int:
     return FLAGS.num_samples or (500 if FLAGS.mode == "evaluate" else 16)
 
 
-def training_config(info: DataInfo | None) -> Config:
-    """The validated config of the command line.
+def network_size(accelerator: bool) -> str:
+    """--size, or the default: what trains a hundred images a second on two cores (docs/sizes.md)."""
+    return FLAGS.size or ("base" if accelerator else "tiny")
+
+
+def training_config(
+    info: DataInfo | None, accelerator: bool = False, earlier: Config | None = None
+) -> Config:
+    """The validated config of the command line: settings first, then what follows from them.
 
     Args:
       info: describes the data set; None for a named one that is not at hand: no class names then.
+      accelerator: whether there is one to train on.
+      earlier: the config of the run's earlier part, if there is one: what a new run would derive from the
+        machine, or from its length, is as it was then.
     Raises:
       UserError: something cannot work.
     """
-    dataset = dataset_name()
-    if is_named(dataset):
-        config = preset(dataset, FLAGS.patch_size, FLAGS.split)
-        names = info.label_names if info else ()
-        config = config.replace({"data.label_names": names})
-    else:
-        config = general_preset(
-            dataset, info.image_shape, info.num_classes, info.label_names, FLAGS.patch_size
+    dataset, given = dataset_name(), given_settings()
+    if earlier is not None:
+        kept = DERIVED_FROM_LENGTH if dataset not in PAPERS else ()
+        if not is_named(dataset) and not FLAGS.size:
+            kept += DERIVED_FROM_SIZE
+        given = {**{key: get(earlier, key) for key in kept}, **given}
+    if not is_named(dataset):
+        refuse_split(dataset, FLAGS.split)
+        data = DataConfig(dataset, info.image_shape, info.num_classes, info.label_names)
+        config = sized_preset(network_size(accelerator), data, given)
+    elif FLAGS.size:
+        raise UserError(
+            f"--size={FLAGS.size} is for tfds: and folder: data, and {dataset} has a network of its own: "
+            "leave it out"
         )
+    else:
+        names = {"data.label_names": info.label_names if info else ()}
+        config = preset(dataset, FLAGS.patch_size, FLAGS.split, {**names, **given})
+    return validate(config if dataset in PAPERS else fitted_to_length(config, given))
+
+
+def given_settings() -> dict[str, typing.Any]:
+    """What the flags set of the config, by dotted key.
+
+    Raises:
+      UserError: an unknown key, or a value that is not allowed.
+    """
     shortcuts = {
         "seed": FLAGS.seed,
+        "network.patch_size": FLAGS.patch_size,
         "diffusion.prediction": FLAGS.prediction,
         "training.steps": FLAGS.train_steps,
         "training.batch_size": FLAGS.batch_size,
@@ -283,7 +327,9 @@ def training_config(info: DataInfo | None) -> Config:
         "training.warm_start": FLAGS.warm_start,
     }
     given = {key: value for key, value in shortcuts.items() if value is not None}
-    return validate(config.replace({**given, **parse_settings(FLAGS.set)}))
+    given.update(parse_settings(FLAGS.set))
+    check_values(Config, given)  # before anything is derived from them
+    return given
 
 
 def with_sampling_flags(config: Config) -> Config:

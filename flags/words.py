@@ -124,9 +124,14 @@ def options_of(section: typing.Any, name: str, shared: bool = False) -> dict[str
 
 def check(section: typing.Any, prefix: str = "") -> None:
     """Raises UserError for the first field whose value its rule does not allow; `prefix` begins its key."""
-    for key, leaf in leaves(type(section)).items():
-        value = get(section, key)
-        problem = leaf.rule.problem(value)
+    check_values(type(section), {key: get(section, key) for key in leaves(type(section))}, prefix)
+
+
+def check_values(cls: type, values: Mapping[str, typing.Any], prefix: str = "") -> None:
+    """As `check`, for values by dotted key of a section class."""
+    known = leaves(cls)
+    for key, value in values.items():
+        problem = known[key].rule.problem(value)
         require(not problem, f"{prefix}{key}={word(value)}: {problem}")
 
 

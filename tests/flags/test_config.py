@@ -4,7 +4,7 @@ import pytest
 
 from flags.config import Config, parse_settings, validate
 from flags.errors import UserError
-from flags.presets import general_preset, preset
+from flags.presets import preset
 from flags.words import differences, leaves
 
 PRESETS = [
@@ -36,17 +36,6 @@ def test_presets_are_those_of_the_tables():
         assert config.training.ema_decay == 0.99 and config.training.ema_every == 100
         assert config.training.ema_lengths == ()  # the paper has none
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
-
-
-@pytest.mark.parametrize(
-    ("image_shape", "classes"),
-    [((28, 28, 1), 10), ((32, 32, 3), 10), ((64, 64, 3), 0), ((96, 160, 3), 0), ((1024, 1024, 3), 5)],
-)  # fmt: skip
-def test_the_general_preset_fits_other_data(image_shape, classes):
-    config = validate(general_preset("folder:x", image_shape, classes))
-    assert config.data.image_shape == image_shape
-    grid = min(image_shape[:2]) // config.network.patch_size
-    assert grid >> (len(config.network.channel_multipliers) - 1) >= 3 and grid <= 128
 
 
 def test_settings_are_typed():
