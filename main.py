@@ -21,17 +21,18 @@ from flags import definitions
 from flags.definitions import FLAGS
 from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
 from flags.presets import DEFAULT_DATASET
+from flags.words import to_lines
 
 
 def train():
     """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""
     info = dataset_info()
-    config, folder = training_config(info)
+    config, folder, size = training_config(info)
     from pdm_tf import plots
     from pdm_tf.training import loop, strategy
 
     where = strategy.make_strategy(choose_strategy())
-    print(config.to_json(), end="", flush=True)
+    print(to_lines(config) + size, end="", flush=True)
     step = loop.train(config, folder, info, where)
     if not strategy.is_chief(where):
         return
@@ -205,23 +206,24 @@ def export():
 
 def describe():
     """--mode=describe: the config that training would use, shapes, parameters and FLOPs, and no compute."""
-    config, _ = training_config(dataset_info(needed=False))
+    config, _, size = training_config(dataset_info(needed=False))
     from pdm_tf.describe import describe_network
 
-    print(config.to_json(), end="", flush=True)
-    logging.set_verbosity(logging.ERROR)  # TensorFlow's profiler warns of its own API
+    print(config.to_json() + size, end="", flush=True)
     print(describe_network(config))
 
 
 def training_config(info):
-    """The config that a run trains with here, and its folder; its earlier part, if any, keeps its own."""
+    """The config that a run trains with here, its folder, and a line on the network's size, if there is one."""
     from pdm_tf.run import RunFolder
     from pdm_tf.training import loop, strategy
 
     folder, chosen = RunFolder(definitions.run_dir()), strategy.choose(FLAGS.strategy)[0]
     earlier = folder.config() if folder.has_config() else None
-    config = definitions.training_config(info, strategy.has_accelerator(chosen), earlier)
-    return loop.resolve(config, folder, strategy.fitting_precision(chosen)), folder
+    accelerator = strategy.has_accelerator(chosen)
+    config = definitions.training_config(info, accelerator, earlier)
+    config = loop.resolve(config, folder, strategy.fitting_precision(chosen))
+    return config, folder, definitions.size_chosen(accelerator, earlier)
 
 
 def dataset_info(needed: bool = True):

@@ -273,8 +273,18 @@ def num_samples() -> int:
 
 
 def network_size(accelerator: bool) -> str:
-    """--size, or the default: what trains a hundred images a second on two cores (docs/sizes.md)."""
+    """--size, or the default, which is for two cores what trains tens of images a second (docs/sizes.md)."""
     return FLAGS.size or ("base" if accelerator else "tiny")
+
+
+def size_chosen(accelerator: bool, earlier: Config | None) -> str:
+    """A line on how large a network other data get, and why; "" for a data set with one of its own."""
+    if is_named(dataset_name()):
+        return ""
+    why = f"there is {'an' if accelerator else 'no'} accelerator; --size={'|'.join(SIZES)} chooses"
+    if earlier is not None and not FLAGS.size:
+        return "size: as the run has it\n"
+    return f"size: {network_size(accelerator)} ({'as asked for' if FLAGS.size else why})\n"
 
 
 def training_config(

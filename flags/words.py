@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import operator
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -149,6 +150,15 @@ def require(condition: bool, message: str) -> None:
 def to_json(section: typing.Any) -> str:
     """A section as indented JSON text."""
     return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
+
+
+def to_lines(section: typing.Any) -> str:
+    """A section in the words of a command line: one line for each section that it holds."""
+    lines: dict[str, list[str]] = {}
+    for key in leaves(type(section)):
+        name, _, rest = key.rpartition(".")
+        lines.setdefault(name, []).append(shlex.quote(f"{rest}={word(get(section, key))}"))
+    return "".join(f"{name + ': ' if name else ''}{' '.join(words)}\n" for name, words in lines.items())
 
 
 def from_json(cls: type, text: str, where: str) -> typing.Any:

@@ -18,7 +18,9 @@ from flags.config import Config
 from flags.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
 from flags.words import differences, leaves, word
 from pdm_tf import data, stack
+from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.images import write_png
+from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -97,10 +99,12 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             )
         if chief:
             run.write_config(config)
+            tell_of_network(state.model.network)
             tell_of_snapshots(config, run, state.model)
 
         # --- What watches it ---
-        bar = on_exit.enter_context(progress(state.step, settings.steps, enabled=chief))
+        # What minutes bound has no known end in steps: the bar tells of the minutes.
+        bar = on_exit.enter_context(progress(state.step, 0 if settings.minutes else settings.steps, chief))
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
         signals = on_exit.enter_context(Signals(workers, settings.minutes))
         # Saved first: whoever sent a signal may not wait, and what shows the run may fail.
@@ -114,14 +118,11 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
                 watch.make_up(state.step, state.step == settings.steps)
         load = train_pipeline(config, info, state.step)
         batches = iter(strategy.distribute_datasets_from_function(load))
-        train_steps, together, step = (
-            state.model.make_train_function(),
-            settings.steps_per_execution,
-            state.step,
-        )
+        train_steps = state.model.make_train_function()
+        together, step = settings.steps_per_execution, state.step
         for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
-            bar.update(together)
+            signals.advance(bar, together)
             stop, late = signals.agreed(step, settings.log_every)
             last = late or step == settings.steps
             for watch in keeping:
@@ -210,6 +211,16 @@ def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: 
     return watches
 
 
+def tell_of_network(network: PatchedNetwork) -> None:
+    """Says what is trained, and what it costs."""
+    (height, width), p = network.grid, network.patch_size
+    print(
+        f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
+        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
+        flush=True,
+    )
+
+
 def tell_of_snapshots(config: Config, run: RunFolder, model: PatchedDiffusion) -> None:
     """Says how much of the disk the snapshots of averages will take, if there are to be any."""
     lengths, most = config.training.ema_lengths, config.training.ema_snapshots
@@ -261,15 +272,15 @@ class Showing:
     """Draws previews, as files and in TensorBoard, as far as the time that they may take goes."""
 
     def __init__(self, config: Config, run: RunFolder, preview: Preview, log: MetricsLog, signals: Signals):
-        self.steps, self.run, self.preview, self.log, self.signals = (
-            config.training.steps, run, preview, log, signals,
+        self.settings, self.run, self.preview, self.log, self.signals = (
+            config.training, run, preview, log, signals,
         )  # fmt: skip
         self.budget = Budget(**time_so_far(run.metrics(), config.training.batch_size))
-        self.told = False
+        self.told = self.told_of_first = False
 
     def draw(self, step: int) -> None:
         """Draws a preview, or fewer images, or none: what there is time for."""
-        last = step == self.steps or self.signals.late
+        last = step == self.settings.steps or self.signals.late
         count = self.preview.affordable(self.budget, self.log.images_per_second(step), last)
         if count < self.preview.count and not self.told:
             self.told = True
@@ -280,12 +291,26 @@ class Showing:
             )  # fmt: skip
         if not count:
             return
+        self._tell_of_first_weights(step)
         before = self.budget.used
         with self.budget.spending():
             grid = self.preview.draw(count, self.signals.check)
         write_png(self.run.preview(step), grid)
         self.log.image(step, grid)
         self.log.scalars(step, {"preview_seconds": self.budget.used - before})
+
+    def _tell_of_first_weights(self, step: int) -> None:
+        """Says once that the average, of which previews are, is mostly what the run began with."""
+        t, ema = self.settings, self.preview.ema
+        share = ema.share_of_first(step // t.ema_every)
+        if share > 0.5 and not (t.warm_start or self.told_of_first):
+            self.told_of_first = True
+            logging.warning(
+                "step %d: the averaged weights, which this preview is drawn with, are still %.0f%% the first "
+                "weights (more steps, training.ema_warmup=true in a new run, or a smaller training.ema_every "
+                "help)",
+                step, 100 * share,
+            )  # fmt: skip
 
 
 def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
@@ -360,6 +385,17 @@ class Signals:
         self.received = signal.Signals(number).name
 
     @property
+    def seconds_left(self) -> float:
+        """What is left of the minutes."""
+        return max(60 * self._minutes - (time.monotonic() - self._begin), 0.0)
+
+    def advance(self, bar: tqdm, steps: int) -> None:
+        """Moves the bar of training, and has it tell of the minutes that are left."""
+        if self._minutes:
+            bar.set_description(f"train, {tqdm.format_interval(self.seconds_left)} left", refresh=False)
+        bar.update(steps)
+
+    @property
     def name(self) -> str:
         """The signal that was received, here or elsewhere."""
         return self.received or "a signal to another worker"
@@ -369,7 +405,7 @@ class Signals:
 
         Several workers agree each `every` steps.
         """
-        stop, late = bool(self.received), 0 < 60 * self._minutes <= time.monotonic() - self._begin
+        stop, late = bool(self.received), self._minutes > 0 and not self.seconds_left
         if not self.workers.alone:
             due = step % every == 0
             stop, late = due and self.workers.any(stop), due and self._minutes > 0 and self.workers.any(late)

@@ -1,11 +1,13 @@
 """The config: JSON round trip, settings from words, and what is refused with which advice."""
 
+import shlex
+
 import pytest
 
 from flags.config import Config, parse_settings, validate
 from flags.errors import UserError
 from flags.presets import preset
-from flags.words import differences, leaves
+from flags.words import differences, leaves, to_lines
 
 PRESETS = [
     preset("emoji64"),
@@ -50,6 +52,17 @@ def test_settings_are_typed():
     assert config.optimizer.learning_rate == 5e-4 and config.training.jit_compile is True
     assert config.diffusion.prediction == "v" and config.training.steps == 7 and config.seed == 3
     assert set(differences(preset("emoji64"), config)) == set(settings)
+
+
+def test_lines_are_words_that_a_command_line_takes():
+    """What they say of a config, set one by one, makes that config again."""
+    config = preset("ffhq1024").replace({"data.label_names": ("cat", "Food & Drink"), "seed": 3})
+    first, *others = to_lines(config).splitlines()
+    settings = [first]
+    for line in others:
+        section, _, text = line.partition(": ")
+        settings += [f"{section}.{pair}" for pair in shlex.split(text)]
+    assert len(others) == 6 and Config().replace(parse_settings(settings)) == config
 
 
 REFUSED = [
