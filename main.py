@@ -214,7 +214,7 @@ def describe():
 
 
 def training_config(info):
-    """The config that a run trains with here, its folder, and a line on the network's size, if there is one."""
+    """The config that a run trains with here, its folder, and a line on its network's size, or ""."""
     from pdm_tf.run import RunFolder
     from pdm_tf.training import loop, strategy
 

@@ -198,4 +198,5 @@ def test_values_that_nothing_can_be_derived_from_are_refused(setting, message):
 def test_settings_of_the_command_line_are_those_of_the_config():
     config = asked("--seed=3", "--batch_size=8", "--set=training.batch_size=16", "--prediction=v")
     settings = parse_settings(["seed=3", "training.batch_size=16", "diffusion.prediction=v"])
+    assert asked("--set=sampling.steps=4").sampling.steps == (4,)
     assert set(differences(config, asked())) == set(settings)
