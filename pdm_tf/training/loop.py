@@ -295,6 +295,9 @@ class Showing:
         before = self.budget.used
         with self.budget.spending():
             grid = self.preview.draw(count, self.signals.check)
+        if self.preview.sampler:  # a graph is made once, and would count for all previews of a short run
+            drawing = count * (self.preview.sampler.seconds_per_image or 0.0)
+            self.budget.used = min(self.budget.used, before + drawing)
         write_png(self.run.preview(step), grid)
         self.log.image(step, grid)
         self.log.scalars(step, {"preview_seconds": self.budget.used - before})
