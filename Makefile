@@ -8,7 +8,7 @@ DEMO_MINUTES ?= 3
 DEMO_DIR ?= runs/demo
 # Minutes are few steps: small batches and a high rate make the most of them. The preset's own are for hours.
 DEMO := --batch_size=16 --set=optimizer.learning_rate=1e-3 --set=optimizer.clip_norm=1 --set=training.ema_lengths= \
-    --set=training.sample_every=200 --set=training.sample_images=16
+    --set=training.sample_every=200 --set=training.sample_images=16 --set=training.score_every=0
 export VENV PYTHON GPU
 
 .PHONY: demo test test-slow setup lock clean

@@ -278,8 +278,8 @@ def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
     The length L is training.steps, or a step for each second of training.minutes where that is less: what a
     step takes is not known before. Of it the rate's warm-up takes a tenth at most; there are 30 updates of
     the averages, whose own warm-up has then let go of the first weights, and 30 lines of metrics, or more;
-    and 30 evaluations, previews and checkpoints, and six scores, but none sooner than 100 steps after the
-    last. Nothing gets longer than the preset has it, and all are multiples of training.steps_per_execution.
+    and 30 evaluations, previews and checkpoints, but none sooner than 100 steps after the last, and six
+    scores, each 1,000 steps after the last or more. Nothing gets longer than the preset has it, and all are multiples of training.steps_per_execution.
     """
     t = config.training
     length = min(t.steps, math.ceil(60 * t.minutes)) if t.minutes else t.steps
@@ -303,7 +303,7 @@ def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
         "training.eval_every": shown, "training.sample_every": shown, "training.checkpoint_every": shown,
     }  # fmt: skip
     if t.score_every:
-        derived["training.score_every"] = period(max(length / 6, 100), t.score_every)
+        derived["training.score_every"] = period(max(length / 6, 1000), t.score_every)
     return config.replace({k: v for k, v in derived.items() if k not in given})
 
 
