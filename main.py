@@ -218,12 +218,15 @@ def training_config(info):
     from pdm_tf.run import RunFolder
     from pdm_tf.training import loop, strategy
 
-    folder, chosen = RunFolder(definitions.run_dir()), strategy.choose(FLAGS.strategy)[0]
+    folder, begun_from = RunFolder(definitions.run_dir()), definitions.parent_dir()
+    chosen = strategy.choose(FLAGS.strategy)[0]
     earlier = folder.config() if folder.has_config() else None
+    # A run that goes on needs the folder that it began from no more.
+    parent = RunFolder(begun_from).config() if begun_from and not earlier else None
     accelerator = strategy.has_accelerator(chosen)
-    config = definitions.training_config(info, accelerator, earlier)
+    config = definitions.training_config(info, accelerator, earlier, parent)
     config = loop.resolve(config, folder, strategy.fitting_precision(chosen))
-    return config, folder, definitions.size_chosen(accelerator, earlier)
+    return config, folder, definitions.size_chosen(accelerator, earlier, parent)
 
 
 def dataset_info(needed: bool = True):

@@ -24,6 +24,7 @@ from flags.presets import (
     DEFAULT_DATASET,
     DERIVED_FROM_LENGTH,
     DERIVED_FROM_SIZE,
+    NETWORK,
     PAPERS,
     SIZES,
     fitted_to_length,
@@ -277,18 +278,21 @@ def network_size(accelerator: bool) -> str:
     return FLAGS.size or ("base" if accelerator else "tiny")
 
 
-def size_chosen(accelerator: bool, earlier: Config | None) -> str:
+def size_chosen(accelerator: bool, earlier: Config | None, parent: Config | None) -> str:
     """A line on how large a network other data get, and why; "" for a data set with one of its own."""
     if is_named(dataset_name()):
         return ""
     why = f"there is {'an' if accelerator else 'no'} accelerator; --size={'|'.join(SIZES)} chooses"
-    if earlier is not None and not FLAGS.size:
-        return "size: as the run has it\n"
+    if not FLAGS.size and (earlier or parent):
+        return f"size: as {'the run' if earlier else 'the one that it starts from'} has it\n"
     return f"size: {network_size(accelerator)} ({'as asked for' if FLAGS.size else why})\n"
 
 
 def training_config(
-    info: DataInfo | None, accelerator: bool = False, earlier: Config | None = None
+    info: DataInfo | None,
+    accelerator: bool = False,
+    earlier: Config | None = None,
+    parent: Config | None = None,
 ) -> Config:
     """The validated config of the command line: settings first, then what follows from them.
 
@@ -297,15 +301,17 @@ def training_config(
       accelerator: whether there is one to train on.
       earlier: the config of the run's earlier part, if there is one: what a new run would derive from the
         machine, or from its length, is as it was then.
+      parent: the config of the run whose weights a new run starts from: other data get its network.
     Raises:
       UserError: something cannot work.
     """
     dataset, given = dataset_name(), given_settings()
-    if earlier is not None:
-        kept = DERIVED_FROM_LENGTH if dataset not in PAPERS else ()
-        if not is_named(dataset) and not FLAGS.size:
-            kept += DERIVED_FROM_SIZE
+    own_size = not is_named(dataset) and not FLAGS.size
+    if earlier is not None and dataset not in PAPERS:
+        kept = (*DERIVED_FROM_LENGTH, *(DERIVED_FROM_SIZE if own_size else ()))
         given = {**{key: get(earlier, key) for key in kept}, **given}
+    elif parent is not None and own_size:
+        given = {**{key: get(parent, key) for key in NETWORK}, **given}
     if not is_named(dataset):
         refuse_split(dataset, FLAGS.split)
         data = DataConfig(dataset, info.image_shape, info.num_classes, info.label_names)
@@ -319,6 +325,11 @@ def training_config(
         names = {"data.label_names": info.label_names if info else ()}
         config = preset(dataset, FLAGS.patch_size, FLAGS.split, {**names, **given})
     return validate(config if dataset in PAPERS else fitted_to_length(config, given))
+
+
+def parent_dir() -> str:
+    """The run folder whose network other data get, because a new run starts from its weights; or ""."""
+    return "" if is_named(dataset_name()) else given_settings().get("training.warm_start", "")
 
 
 def given_settings() -> dict[str, typing.Any]:

@@ -308,10 +308,8 @@ def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
 
 
 # What may not change when a run goes on, and yet was derived: from its size, and from its length.
-DERIVED_FROM_SIZE = (
-    *(key for key in leaves(Config) if key.startswith("network.")),
-    "training.batch_size", "optimizer.learning_rate",
-)  # fmt: skip
+NETWORK = tuple(key for key in leaves(Config) if key.startswith("network."))
+DERIVED_FROM_SIZE = (*NETWORK, "training.batch_size", "optimizer.learning_rate")
 DERIVED_FROM_LENGTH = ("optimizer.warmup_steps", "training.ema_every")
 
 

@@ -180,6 +180,14 @@ def test_a_run_goes_on_with_what_it_derived_elsewhere():
     assert asked("--dataset=ffhq1024", earlier=emoji) == asked("--dataset=ffhq1024")
 
 
+def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():
+    parent = asked(OTHER, "--size=small", "--train_steps=300", "--patch_size=4")
+    child = asked(OTHER, parent=parent)
+    assert child.network == parent.network and child.optimizer == asked(OTHER).optimizer
+    assert asked(OTHER, "--size=base", parent=parent) == asked(OTHER, "--size=base")
+    assert asked(parent=parent) == asked()  # a data set with a network of its own
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
