@@ -20,8 +20,8 @@ demo: setup
 	@echo "2. $(DEMO_MINUTES) minutes of training from nothing; a preview about every minute lands in $(DEMO_DIR)/previews:"
 	@$(PY) main.py --mode=train --run_dir=$(DEMO_DIR) $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
 	@echo "3. To go on from here for an hour: make demo DEMO_MINUTES=60"
-	@echo "   On two cores: colours and blobs after 3 minutes, outlines after an hour, and after a night what"
-	@echo "   $(DEMO_DIR)/shipped/grid.png shows. (docs/sizes.md)"
+	@echo "   3 minutes of two cores draw coloured blobs; three hours of them trained the weights of picture 1,"
+	@echo "   $(DEMO_DIR)/shipped/grid.png (docs/sizes.md)."
 
 test: setup
 	$(VENV)/bin/ruff check .
