@@ -395,7 +395,7 @@ class Signals:
     def advance(self, bar: tqdm, steps: int) -> None:
         """Moves the bar of training, and has it tell of the minutes that are left."""
         if self._minutes:
-            bar.set_description(f"train, {tqdm.format_interval(self.seconds_left)} left", refresh=False)
+            bar.set_description_str(f"train, {tqdm.format_interval(self.seconds_left)} left", refresh=False)
         bar.update(steps)
 
     @property
