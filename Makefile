@@ -1,18 +1,27 @@
-# make demo: sets up, trains on the embedded data set for a few minutes and draws samples.
+# make demo [DEMO_MINUTES=3] [DEMO_DIR=runs/demo]: sets up, draws from the weights that ship, then trains from nothing
+#   for some minutes; run again, it trains on. docs/sizes.md says what to expect when.
 # make test: sets up, lints and runs the tests. Both make the environment themselves (setup.sh).
 # make setup [PYTHON=python3.13] [VENV=.venv] [GPU=1]: that alone, of another Python, elsewhere, for NVIDIA GPUs.
 VENV ?= .venv
 PY := $(VENV)/bin/python
-DEMO_STEPS ?= 700
+DEMO_MINUTES ?= 3
 DEMO_DIR ?= runs/demo
+# Minutes are few steps: small batches and a high rate make the most of them. The preset's own are for hours.
+DEMO := --batch_size=16 --set=optimizer.learning_rate=1e-3 --set=optimizer.clip_norm=1 --set=training.ema_lengths= \
+    --set=training.sample_every=200 --set=training.sample_images=16 --set=training.score_every=0
 export VENV PYTHON GPU
 
 .PHONY: demo test test-slow setup lock clean
 
 demo: setup
-	$(PY) main.py --mode=train --dataset=emoji64 --run_dir=$(DEMO_DIR) --train_steps=$(DEMO_STEPS) \
-	    --set=training.sample_every=350 --set=training.eval_every=350 --set=training.checkpoint_every=350
-	$(PY) main.py --mode=sample --run_dir=$(DEMO_DIR) --num_samples=36 --sample_batch_size=36
+	@echo "1. 36 pictures from the weights that ship with the project:"
+	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/emoji64 --out=$(DEMO_DIR)/shipped \
+	    --num_samples=36 --sample_batch_size=36
+	@echo "2. $(DEMO_MINUTES) minutes of training from nothing; a preview about every minute lands in $(DEMO_DIR)/previews:"
+	@$(PY) main.py --mode=train --run_dir=$(DEMO_DIR) $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
+	@echo "3. To go on from here for an hour: make demo DEMO_MINUTES=60"
+	@echo "   3 minutes of two cores draw coloured blobs; three hours of them trained the weights of picture 1,"
+	@echo "   $(DEMO_DIR)/shipped/grid.png (docs/sizes.md)."
 
 test: setup
 	$(VENV)/bin/ruff check .

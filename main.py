@@ -19,6 +19,7 @@ from flags.config import changes
 from flags.definitions import FLAGS
 from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
 from flags.presets import DEFAULT_DATASET
+from flags.words import to_lines
 
 absl_flags.adopt_module_key_flags(definitions)  # --help lists those of the program's own file
 
@@ -26,15 +27,12 @@ absl_flags.adopt_module_key_flags(definitions)  # --help lists those of the prog
 def train():
     """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""
     info = dataset_info()
-    config = definitions.training_config(info)
+    config, folder, size = training_config(info)
     from pdm_tf import plots
-    from pdm_tf.run import RunFolder
     from pdm_tf.training import loop, strategy
 
-    folder, chosen = RunFolder(definitions.run_dir()), choose_strategy()
-    config = loop.resolve(config, folder, strategy.fitting_precision(chosen))
-    where = strategy.make_strategy(chosen)
-    print(config.to_json(), end="", flush=True)
+    where = strategy.make_strategy(choose_strategy())
+    print(to_lines(config) + size, end="", flush=True)
     step = loop.train(config, folder, info, where)
     if not strategy.is_chief(where):
         return
@@ -254,16 +252,27 @@ def export():
 
 def describe():
     """--mode=describe: the config that training would use, shapes, parameters and FLOPs, and no compute."""
-    config = definitions.training_config(dataset_info(needed=False))
+    config, _, size = training_config(dataset_info(needed=False))
     from pdm_tf.describe import describe_network
+
+    print(config.to_json() + size, end="", flush=True)
+    print(describe_network(config))
+
+
+def training_config(info):
+    """The config that a run trains with here, its folder, and a line on its network's size, or ""."""
     from pdm_tf.run import RunFolder
     from pdm_tf.training import loop, strategy
 
-    precision = strategy.fitting_precision(choose_strategy())
-    config = loop.resolve(config, RunFolder(definitions.run_dir()), precision)
-    print(config.to_json(), end="", flush=True)
-    logging.set_verbosity(logging.ERROR)  # TensorFlow's profiler warns of its own API
-    print(describe_network(config))
+    folder, begun_from = RunFolder(definitions.run_dir()), definitions.parent_dir()
+    chosen = strategy.choose(FLAGS.strategy)[0]
+    earlier = folder.config() if folder.has_config() else None
+    # A run that goes on needs the folder that it began from no more.
+    parent = RunFolder(begun_from).config() if begun_from and not earlier else None
+    accelerator = strategy.has_accelerator(chosen)
+    config = definitions.training_config(info, accelerator, earlier, parent)
+    config = loop.resolve(config, folder, strategy.fitting_precision(chosen))
+    return config, folder, definitions.size_chosen(accelerator, earlier, parent)
 
 
 def dataset_info(needed: bool = True):

@@ -16,14 +16,26 @@ from flags.config import (
     MEASURED,
     SAMPLE,
     Config,
+    DataConfig,
     SamplingConfig,
     check_sampling,
     parse_settings,
     validate,
 )
 from flags.errors import UserError
-from flags.presets import DEFAULT_DATASET, general_preset, preset
-from flags.words import Leaf, leaves, parse, replace
+from flags.presets import (
+    DEFAULT_DATASET,
+    DERIVED_FROM_LENGTH,
+    DERIVED_FROM_SIZE,
+    NETWORK,
+    PAPERS,
+    SIZES,
+    fitted_to_length,
+    preset,
+    refuse_split,
+    sized_preset,
+)
+from flags.words import Leaf, check_values, get, leaves, parse, replace
 
 MODES = ("train", "sample", "evaluate", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
@@ -68,6 +80,10 @@ _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's tw
 _define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie; here or gs://.")
 _define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
 _define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to compute.")
+_define(
+    _enum, TRAIN, "size", None, SIZES,
+    "How large a network for tfds: and folder: data; by default base with an accelerator, else tiny.",
+)  # fmt: skip
 _define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
 _define(_string, TRAIN, "prediction", None, "What the network predicts: x, eps or v.")
 _define(_integer, TRAIN, "train_steps", None, "Steps to train, in all.", 1)
@@ -292,26 +308,74 @@ def num_samples() -> int:
     return FLAGS.num_samples or (500 if FLAGS.mode == "evaluate" else 16)
 
 
-def training_config(info: DataInfo | None) -> Config:
-    """The validated config of the command line.
+def network_size(accelerator: bool) -> str:
+    """--size, or the default, which is for two cores what trains tens of images a second (docs/sizes.md)."""
+    return FLAGS.size or ("base" if accelerator else "tiny")
+
+
+def size_chosen(accelerator: bool, earlier: Config | None, parent: Config | None) -> str:
+    """A line on how large a network other data get, and why; "" for a data set with one of its own."""
+    if is_named(dataset_name()):
+        return ""
+    why = f"there is {'an' if accelerator else 'no'} accelerator; --size={'|'.join(SIZES)} chooses"
+    if not FLAGS.size and (earlier or parent):
+        return f"size: as {'the run' if earlier else 'the one that it starts from'} has it\n"
+    return f"size: {network_size(accelerator)} ({'as asked for' if FLAGS.size else why})\n"
+
+
+def training_config(
+    info: DataInfo | None,
+    accelerator: bool = False,
+    earlier: Config | None = None,
+    parent: Config | None = None,
+) -> Config:
+    """The validated config of the command line: settings first, then what follows from them.
 
     Args:
       info: describes the data set; None for a named one that is not at hand: no class names then.
+      accelerator: whether there is one to train on.
+      earlier: the config of the run's earlier part, if there is one: what a new run would derive from the
+        machine, or from its length, is as it was then.
+      parent: the config of the run whose weights a new run starts from: other data get its network.
     Raises:
       UserError: something cannot work.
     """
-    dataset = dataset_name()
-    if is_named(dataset):
-        config = preset(dataset, FLAGS.patch_size, FLAGS.split)
-        names = info.label_names if info else ()
-        config = config.replace({"data.label_names": names})
-    else:
-        config = general_preset(
-            dataset, info.image_shape, info.num_classes, info.label_names, FLAGS.patch_size
+    dataset, given = dataset_name(), given_settings()
+    own_size = not is_named(dataset) and not FLAGS.size
+    if earlier is not None and dataset not in PAPERS:
+        kept = (*DERIVED_FROM_LENGTH, *(DERIVED_FROM_SIZE if own_size else ()))
+        given = {**{key: get(earlier, key) for key in kept}, **given}
+    elif parent is not None and own_size:
+        given = {**{key: get(parent, key) for key in NETWORK}, **given}
+    if not is_named(dataset):
+        refuse_split(dataset, FLAGS.split)
+        data = DataConfig(dataset, info.image_shape, info.num_classes, info.label_names, sha256=info.sha256)
+        config = sized_preset(network_size(accelerator), data, given)
+    elif FLAGS.size:
+        raise UserError(
+            f"--size={FLAGS.size} is for tfds: and folder: data, and {dataset} has a network of its own: "
+            "leave it out"
         )
+    else:
+        known = {"data.label_names": info.label_names, "data.sha256": info.sha256} if info else {}
+        config = preset(dataset, FLAGS.patch_size, FLAGS.split, {**known, **given})
+    return validate(config if dataset in PAPERS else fitted_to_length(config, given))
+
+
+def parent_dir() -> str:
+    """The run folder whose network other data get, because a new run starts from its weights; or ""."""
+    return "" if is_named(dataset_name()) else given_settings().get("training.warm_start", "")
+
+
+def given_settings() -> dict[str, typing.Any]:
+    """What the flags set of the config, by dotted key.
+
+    Raises:
+      UserError: an unknown key, or a value that is not allowed.
+    """
     shortcuts = {
         "seed": FLAGS.seed,
-        "data.sha256": info.sha256 if info else None,
+        "network.patch_size": FLAGS.patch_size,
         "diffusion.prediction": FLAGS.prediction,
         "training.steps": FLAGS.train_steps,
         "training.batch_size": FLAGS.batch_size,
@@ -319,7 +383,9 @@ def training_config(info: DataInfo | None) -> Config:
         "training.warm_start": FLAGS.warm_start,
     }
     given = {key: value for key, value in shortcuts.items() if value is not None}
-    return validate(config.replace({**given, **parse_settings(FLAGS.set)}))
+    given.update(parse_settings(FLAGS.set))
+    check_values(Config, given)  # before anything is derived from them
+    return given
 
 
 def with_sampling_flags(config: Config) -> Config:

@@ -1,13 +1,30 @@
-"""The experiments: the paper's Tables 3 and 4, the embedded default, and a rule for any other data set."""
+"""The experiments: the paper's Tables 3 and 4, the embedded default, and sizes for any other data set.
+
+What is set comes first: `preset`, `sized_preset` and `fitted_to_length` are given it, derive from it what it
+leaves open, and change nothing of it.
+"""
 
 from __future__ import annotations
 
+import math
 import typing
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from flags.config import Config, DataConfig, DiffusionConfig, NetworkConfig, OptimizerConfig, TrainingConfig
+from flags.config import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from flags.errors import UserError
+from flags.words import leaves, replace, require
 
 DEFAULT_DATASET = "emoji64"
+MOST_ATTENTION = 1024  # places that any attention of other data's networks goes over
 SPLIT_TIMESTEP = 396  # where the paper cuts ImageNet's process in two: SNR 0.25
 
 
@@ -43,8 +60,28 @@ _ROWS = [
     # Made for two cores: about a hundred training images a second, and weights that ship as 12 MB of float16.
     _Row("emoji64",     None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,792,672
 ]
-# Any other data: patches, levels and labels follow from the images; see `general_preset`.
-_OTHER = _Row("",       None,      128, (1, 2, 2, 2, 4, 4), 2, (16, 8),      4,  64,   1e-4, 0.9, 0.99,  5000, 200_000, 0.02,  ALL)
+
+
+class _Size(typing.NamedTuple):
+    base_channels: int
+    multipliers: tuple[float, ...]
+    blocks: int
+    places: int  # most patches of an image: they, and not its pixels, are what the trunk costs
+    attention: int  # most places that blocks attend over; the middle has up to MOST_ATTENTION in any case
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    ema_every: int
+    steps: int
+
+
+# Any other data: patches, levels and labels follow from the images; see `sized_preset`.
+_SIZES = {
+    #              c    multipliers   blocks places attention batch lr    warm-up EMA  steps
+    "tiny":  _Size(64,  (2, 2, 2),    1,     256,   64,       32,   3e-4, 200,    10,  50_000),
+    "small": _Size(64,  (1, 2, 2, 4), 2,     1024,  256,      32,   3e-4, 1000,   20, 100_000),
+    "base":  _Size(128, (1, 2, 2, 2), 2,     4096,  256,      64,   1e-4, 5000,   50, 200_000),
+}
 
 _DATA = {
     "emoji64":     DataConfig("emoji64", (64, 64, 3), num_classes=9),
@@ -53,8 +90,14 @@ _DATA = {
     "ffhq1024":    DataConfig("ffhq1024", (1024, 1024, 3)),
 }
 
+SIZES = tuple(_SIZES)
+PAPERS = ("lsun_church", "imagenet256", "ffhq1024")  # whose experiments are exactly the paper's
+
 # Averages to make those of any length from (EDM2's two): where a run is short, the length is what goes wrong.
 KEPT_LENGTHS = (0.05, 0.1)
+
+# benchmarks/samplers: as near to the data as 250 ancestral steps, in a twelfth of the time.
+FAST_SAMPLING = SamplingConfig("dpm_solver", (20,), "logsnr")
 
 # What the paper's experiments have at the config's defaults: its average, 250 ancestral steps, rare previews.
 _EXTRA = {
@@ -64,14 +107,18 @@ _EXTRA = {
         "training.ema_decay": 0.995, "training.ema_every": 10, "training.ema_warmup": True,
         "training.eval_every": 1000, "training.sample_every": 1000, "training.checkpoint_every": 1000,
         "training.ema_lengths": KEPT_LENGTHS, "training.sample_images": 36, "training.score_every": 5000,
-        # benchmarks/samplers: as near to the data as 250 ancestral steps, in a twelfth of the time.
-        "sampling.sampler": "dpm_solver", "sampling.spacing": "logsnr", "sampling.steps": (20,),
+        "sampling": FAST_SAMPLING,
     },
 }
 # fmt: on
 
 
-def preset(dataset: str, patch_size: int | None = None, split: str | None = None) -> Config:
+def preset(
+    dataset: str,
+    patch_size: int | None = None,
+    split: str | None = None,
+    given: Mapping[str, typing.Any] = MappingProxyType({}),
+) -> Config:
     """The experiment of a named data set.
 
     Args:
@@ -79,47 +126,191 @@ def preset(dataset: str, patch_size: int | None = None, split: str | None = None
       patch_size: chooses between lsun_church's networks of 2, 4 (the default) and 8; elsewhere it replaces
         the preset's own.
       split: "low" (the default) or "high" noise expert of imagenet256; None elsewhere.
+      given: settings by dotted key; a patch size among them chooses as `patch_size` does, if it can.
     Raises:
       UserError: an unknown data set, or a split where there is none.
     """
+    if dataset not in _DATA:
+        raise UserError(f"--dataset={dataset}: use {', '.join(_DATA)}, tfds:NAME or folder:PATH")
+    refuse_split(dataset, split)
+    rows = {row.variant: row for row in _ROWS if row.dataset == dataset}
+    variant = {"lsun_church": f"P={patch_size or 4}", "imagenet256": split or "low"}.get(dataset)
+    if patch_size is None and f"P={given.get('network.patch_size')}" in rows:
+        variant = f"P={given['network.patch_size']}"
+    if variant not in rows:
+        raise UserError(f"{dataset} has no preset for {variant}: the paper's are {', '.join(rows)}")
+    extra = dict(_EXTRA.get(dataset, {}))
+    if patch_size is not None:
+        extra["network.patch_size"] = patch_size
+    return _from_row(rows[variant], _DATA[dataset]).replace(extra).replace(given)
+
+
+def refuse_split(dataset: str, split: str | None) -> None:
+    """Raises UserError if there is a split and the data set has none."""
     if split is not None and dataset != "imagenet256":
         raise UserError(
             f"--split={split} is for imagenet256; for {dataset} choose an expert's noise levels with "
             "--set=diffusion.t_start=... and --set=diffusion.t_stop=..."
         )
-    if dataset not in _DATA:
-        raise UserError(f"--dataset={dataset}: use {', '.join(_DATA)}, tfds:NAME or folder:PATH")
-    variant = {"lsun_church": f"P={patch_size or 4}", "imagenet256": split or "low"}.get(dataset)
-    rows = [row for row in _ROWS if row.dataset == dataset]
-    for row in rows:
-        if row.variant == variant:
-            extra = _EXTRA.get(dataset, {})
-            if patch_size is not None:
-                extra = {**extra, "network.patch_size": patch_size}
-            return _from_row(row, _DATA[dataset]).replace(extra)
-    choices = ", ".join(str(row.variant) for row in rows)
-    raise UserError(f"{dataset} has no preset for {variant}: the paper's are {choices}")
 
 
-def general_preset(
-    dataset: str,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    label_names: tuple[str, ...] = (),
-    patch_size: int | None = None,
+# --- any other data -------------------------------------------------------------------------------
+
+
+def sized_preset(
+    size: str, data: DataConfig, given: Mapping[str, typing.Any] = MappingProxyType({})
 ) -> Config:
-    """A network that fits any data set: patches that leave a grid of about 32 to 64, levels down to about 8."""
-    height, width, _ = image_shape
-    shorter = min(height, width)
+    """A network of some size that fits any data set.
+
+    Patches are as small as the size's number of places allows, so that the trunk costs the same however
+    large the images (the paper's point). There are two levels at least, and attention over 1,024 places at
+    most.
+
+    Args:
+      size: one of `SIZES`.
+      data: the data set's own; a side of its images may be None where they differ in size.
+      given: settings by dotted key, of the data too.
+    Raises:
+      UserError: no patch size fits the images, or the given one leaves too much to attend over: says what
+        to do.
+    """
+    row, data = _SIZES[size], replace(data, {k[5:]: v for k, v in given.items() if k.startswith("data.")})
+    height, width, channels = data.image_shape
+    require(
+        None not in data.image_shape,
+        f"the images of {data.dataset} differ in size: say which to crop and resize them to, as in "
+        f"--set=data.image_shape=64,64,{channels}",
+    )
+    multipliers = given.get("network.channel_multipliers")
+    halvings = 1 if multipliers is None else max(len(multipliers) - 1, 0)
+    patch_size = given.get("network.patch_size") or _patch_size(height, width, row.places, halvings)
     if patch_size is None:
-        fitting = [p for p in (8, 4, 2, 1) if height % p == 0 and width % p == 0 and shorter // p >= 32]
-        patch_size = 4 if 4 in fitting and shorter <= 256 else (fitting or [1])[0]
-    grid, levels = (height // patch_size, width // patch_size), 1
-    while all(size % 2**levels == 0 for size in grid) and min(grid) >> levels >= 7:
+        raise UserError(_convert_first(data, row.places, halvings))
+    grid = (height // patch_size, width // patch_size)
+    if multipliers is None:
+        multipliers = _multipliers(grid, row.multipliers)
+        positions = math.prod(grid) // 4 ** (len(multipliers) - 1)
+        if positions > MOST_ATTENTION:
+            fitting = _patch_size(height, width, row.places, halvings)
+            raise UserError(
+                f"network.patch_size={patch_size} leaves a grid of {grid[0]} x {grid[1]}, and attention over "
+                f"{positions:,} places of it: "
+                + (f"use network.patch_size={fitting}, or " if fitting else "")
+                + "say how many levels with network.channel_multipliers=..."
+            )
+    base_channels = given.get("network.base_channels", row.base_channels)
+    attention = tuple(
+        max(grid) >> level
+        for level in range(len(multipliers))
+        if math.prod(grid) // 4**level <= row.attention
+    )
+    return Config(
+        data=data,
+        network=NetworkConfig(
+            patch_size=patch_size,
+            base_channels=base_channels,
+            class_conditioning="gate" if data.num_classes else "none",
+            channel_multipliers=multipliers,
+            blocks_per_level=row.blocks,
+            attention_resolutions=attention,
+            head_channels=64 if all(base_channels * m % 64 == 0 for m in multipliers) else 32,
+        ),
+        optimizer=OptimizerConfig(row.learning_rate, warmup_steps=row.warmup_steps),
+        training=TrainingConfig(
+            batch_size=row.batch_size, steps=row.steps, ema_decay=0.995, ema_every=row.ema_every,
+            ema_warmup=True, ema_lengths=KEPT_LENGTHS,
+        ),
+        sampling=FAST_SAMPLING,
+    ).replace(given)  # fmt: skip
+
+
+def _patch_size(height: int, width: int, places: int, halvings: int) -> int | None:
+    """The smallest P that leaves at most `places`, and not under a quarter of them, to halve so often.
+
+    Patches of one pixel are for small images: from 48 x 48 on they cost four times those of two.
+    """
+    factor, pixels = 2**halvings, height * width
+    fitting = [
+        p
+        for p in range(1, math.gcd(height, width) + 1)
+        if height % (p * factor) == width % (p * factor) == 0
+        and min(places, pixels) / 4 <= pixels // p**2 <= places
+    ]
+    least = 1 if pixels <= 48**2 else 2
+    return next((p for p in fitting if p >= least), fitting[0] if fitting else None)
+
+
+def _multipliers(grid: tuple[int, int], of_size: tuple[float, ...]) -> tuple[float, ...]:
+    """One multiplier a level: down to a grid of about 4, and further while attention would be too dear."""
+    levels = 1
+    while all(side % 2**levels == 0 for side in grid) and (
+        levels == 1
+        or (levels < len(of_size) and min(grid) >> levels >= 4)
+        or math.prod(grid) // 4 ** (levels - 1) > MOST_ATTENTION
+    ):
         levels += 1
-    row = _OTHER._replace(patch_size=patch_size, multipliers=_OTHER.multipliers[:levels])
-    config = _from_row(row, DataConfig(dataset, image_shape, num_classes, label_names))
-    return config.replace({"training.ema_lengths": KEPT_LENGTHS})
+    return (*of_size, *[of_size[-1]] * levels)[:levels]
+
+
+def _convert_first(data: DataConfig, places: int, halvings: int) -> str:
+    """What to do about images that no patch size fits."""
+    height, width, channels = data.image_shape
+    sizes = set()
+    for factor in (p * 2**halvings for p in range(1, max(height, width) + 1)):
+        below = [max(side // factor * factor, factor) for side in (height, width)]
+        sizes |= {(h, w) for h in (below[0], below[0] + factor) for w in (below[1], below[1] + factor)}
+    near = sorted(sizes, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), -size[0] * size[1]))
+    size = next(size for size in near if _patch_size(*size, places, halvings))
+    return (
+        f"images of {height} x {width} do not divide into at most {places:,} patches that can be halved; the "
+        f"nearest size that does is {size[0]} x {size[1]}: convert them with python -m "
+        f"data_tools.image_folder --input IMAGES --output FOLDER --resolution {size[0]}x{size[1]} (where they "
+        f"differ in size: --set=data.image_shape={size[0]},{size[1]},{channels})"
+    )
+
+
+# --- the length of a run --------------------------------------------------------------------------
+
+
+def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
+    """The config with what should fit the run's length, where it is not given: warm-up, averages, periods.
+
+    The length L is training.steps, or a step for each second of training.minutes where that is less: what a
+    step takes is not known before. Of it the rate's warm-up takes a tenth at most; there are 30 updates of
+    the averages, whose own warm-up has then let go of the first weights, and 30 lines of metrics, or more;
+    and 30 evaluations, previews and checkpoints, but none sooner than 100 steps after the last, and six
+    scores, each 1,000 steps after the last or more. Nothing gets longer than the preset has it, and all are multiples of training.steps_per_execution.
+    """
+    t = config.training
+    length = min(t.steps, math.ceil(60 * t.minutes)) if t.minutes else t.steps
+
+    def period(steps: float, most: int) -> int:
+        """The largest of 1, 2, 5, 10, 20 ... within both, in whole executions."""
+        steps = min(max(steps, 1), most)
+        power = 10 ** math.floor(math.log10(steps))
+        nice = max(power * digit for digit in (1, 2, 5) if power * digit <= steps)
+        return math.ceil(nice / t.steps_per_execution) * t.steps_per_execution
+
+    log_every = period(length / 30, t.log_every)
+    if "training.eval_every" in given and "training.log_every" not in given:
+        log_every = math.gcd(log_every, t.eval_every)
+    log_every = given.get("training.log_every", log_every)
+    shown = math.ceil(period(max(length / 30, 100), t.sample_every) / log_every) * log_every
+    derived = {
+        "optimizer.warmup_steps": min(config.optimizer.warmup_steps, math.ceil(length / 10)),
+        "training.ema_every": period(length / 30, t.ema_every),
+        "training.log_every": log_every,
+        "training.eval_every": shown, "training.sample_every": shown, "training.checkpoint_every": shown,
+    }  # fmt: skip
+    if t.score_every:
+        derived["training.score_every"] = period(max(length / 6, 1000), t.score_every)
+    return config.replace({k: v for k, v in derived.items() if k not in given})
+
+
+# What may not change when a run goes on, and yet was derived: from its size, and from its length.
+NETWORK = tuple(key for key in leaves(Config) if key.startswith("network."))
+DERIVED_FROM_SIZE = (*NETWORK, "training.batch_size", "optimizer.learning_rate")
+DERIVED_FROM_LENGTH = ("optimizer.warmup_steps", "training.ema_every")
 
 
 def _from_row(row: _Row, data: DataConfig) -> Config:

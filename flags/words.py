@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import operator
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -124,9 +125,14 @@ def options_of(section: typing.Any, name: str, shared: bool = False) -> dict[str
 
 def check(section: typing.Any, prefix: str = "") -> None:
     """Raises UserError for the first field whose value its rule does not allow; `prefix` begins its key."""
-    for key, leaf in leaves(type(section)).items():
-        value = get(section, key)
-        problem = leaf.rule.problem(value)
+    check_values(type(section), {key: get(section, key) for key in leaves(type(section))}, prefix)
+
+
+def check_values(cls: type, values: Mapping[str, typing.Any], prefix: str = "") -> None:
+    """As `check`, for values by dotted key of a section class."""
+    known = leaves(cls)
+    for key, value in values.items():
+        problem = known[key].rule.problem(value)
         require(not problem, f"{prefix}{key}={word(value)}: {problem}")
 
 
@@ -144,6 +150,15 @@ def require(condition: bool, message: str) -> None:
 def to_json(section: typing.Any) -> str:
     """A section as indented JSON text."""
     return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
+
+
+def to_lines(section: typing.Any) -> str:
+    """A section in the words of a command line: one line for each section that it holds."""
+    lines: dict[str, list[str]] = {}
+    for key in leaves(type(section)):
+        name, _, rest = key.rpartition(".")
+        lines.setdefault(name, []).append(shlex.quote(f"{rest}={word(get(section, key))}"))
+    return "".join(f"{name + ': ' if name else ''}{' '.join(words)}\n" for name, words in lines.items())
 
 
 def from_json(cls: type, text: str | bytes, where: str) -> typing.Any:

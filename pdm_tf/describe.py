@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from flags.config import Config
 from pdm_tf.denoiser import build_network
@@ -44,4 +45,9 @@ def forward_flops(network: PatchedNetwork) -> int:
         tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
     )
     options.with_empty_output()
-    return tf.compat.v1.profiler.profile(traced.graph, options=options.build()).total_float_ops
+    said = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # the profiler warns of its own API
+    try:
+        return tf.compat.v1.profiler.profile(traced.graph, options=options.build()).total_float_ops
+    finally:
+        logging.set_verbosity(said)

@@ -4,7 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from tests.data.fixtures import encode, example, natural_image, write_shards
+from tests.in_process import run_mode
 
 
 def run(*arguments, cwd):
@@ -78,3 +83,34 @@ def test_train_then_sample_and_the_same_seed_gives_the_same_bytes(repository, tm
         assert done.returncode == 0, done.stderr
         files.append((out / "samples.npz").read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_a_short_run_on_one_s_own_pictures_draws_their_colour(tmp_path, capsys):
+    """64 red ones, and 300 steps: the rate has warmed up, and the averages are not the first weights."""
+    red = np.random.default_rng(0).integers(-8, 9, (64, 8, 8, 3)) + np.array([222, 31, 31])
+    write_shards(
+        tmp_path / "red", [[example(encode(image.astype(np.uint8))) for image in red]], shape=(8, 8, 3)
+    )
+    small = ["network.base_channels=32", "network.channel_multipliers=1,1", "training.sample_images=16"]
+    status, said = run_mode(
+        capsys, mode="train", dataset=f"folder:{tmp_path}/red", run_dir=f"{tmp_path}/run", train_steps=300,
+        batch_size=8, set=small,
+    )  # fmt: skip
+    assert status == 0, said
+    assert (
+        "size: tiny (there is no accelerator; --size=tiny|small|base chooses)\nnetwork: 8 x 8 patches" in said
+    )
+    drawn = np.asarray(Image.open(tmp_path / "run/previews/step_00000300.png")).reshape(-1, 3)
+    colour = np.median(drawn[(drawn < 255).any(axis=1)], axis=0)
+    np.testing.assert_allclose(colour, (222, 31, 31), atol=25)
+
+
+def test_images_that_differ_in_size_are_trained_on_at_the_size_that_is_set(tmp_path, capsys):
+    pictures = [example(encode(natural_image(n, 20 + n, 24))) for n in range(4)]
+    write_shards(tmp_path / "data/odd/1.0.0", [pictures], shape=(None, None, 3))
+    wanted = {"mode": "describe", "dataset": "tfds:odd", "data_dir": f"{tmp_path}/data"}
+    status, said = run_mode(capsys, **wanted)
+    assert status == 2 and said.startswith("error: the images of tfds:odd differ in size: say which")
+    status, said = run_mode(capsys, **wanted, set=["data.image_shape=16,16,3"])
+    assert status == 0 and "image (16, 16, 3) -> patches (16, 16, 3)" in said
+    assert "\nsize: tiny (" in said and "trainable parameters: " in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -54,10 +55,16 @@ class ExponentialMovingAverage:
 
     def update(self, number: int) -> None:
         """Takes the weights of now into the average; `number` counts the updates from 0."""
-        decay = min(self.decay, (1 + number) / (10 + number)) if self.warmup else self.decay
-        moves = [(self.averages, decay)]
+        moves = [(self.averages, self._decay(number))]
         moves += [(own, decay_of(length, number)) for length, own in self._of_length.items()]
         self._update = self._thread.submit(_move, moves, self._weights())
+
+    def _decay(self, number: int) -> float:
+        return min(self.decay, (1 + number) / (10 + number)) if self.warmup else self.decay
+
+    def share_of_first(self, updates: int) -> float:
+        """How much of the average is the first weights after so many updates: the product of their decays."""
+        return math.prod(map(self._decay, range(updates)))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

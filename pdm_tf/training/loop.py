@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
 from flags.config import Config, changes
 from flags.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
 from flags.words import leaves, word
 from pdm_tf import data, stack
+from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.images import write_png
+from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -117,10 +120,12 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             )
         if chief:
             run.write_config(config)
+            tell_of_network(state.model.network)
             tell_of_snapshots(config, run, state.model)
 
         # --- What watches it ---
-        bar = on_exit.enter_context(progress(state.step, settings.steps, enabled=chief))
+        # What minutes bound has no known end in steps: the bar tells of the minutes.
+        bar = on_exit.enter_context(progress(state.step, 0 if settings.minutes else settings.steps, chief))
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
         signals = on_exit.enter_context(Signals(workers, settings.minutes))
         # Saved first: whoever sent a signal may not wait, and what shows the run may fail.
@@ -138,7 +143,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
         step = state.step
         for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
-            bar.update(together)
+            signals.advance(bar, together)
             stop, late = signals.agreed(step, settings.log_every)
             last = late or step == settings.steps
             for watch in keeping:
@@ -227,6 +232,16 @@ def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: 
     return watches
 
 
+def tell_of_network(network: PatchedNetwork) -> None:
+    """Says what is trained, and what it costs."""
+    (height, width), p = network.grid, network.patch_size
+    print(
+        f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
+        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
+        flush=True,
+    )
+
+
 def tell_of_snapshots(config: Config, run: RunFolder, model: PatchedDiffusion) -> None:
     """Says how much of the disk the snapshots of averages will take, if there are to be any."""
     lengths, most = config.training.ema_lengths, config.training.ema_snapshots
@@ -279,24 +294,39 @@ class Showing:
     """Draws previews, as files and in TensorBoard, as far as the time that they may take goes."""
 
     def __init__(self, config: Config, run: RunFolder, preview: Preview, log: MetricsLog, signals: Signals):
-        self.steps, self.run, self.preview, self.log, self.signals = (
-            config.training.steps, run, preview, log, signals,
+        self.settings, self.run, self.preview, self.log, self.signals = (
+            config.training, run, preview, log, signals,
         )  # fmt: skip
         advice = "fewer training.sample_images or training.sample_steps, or a larger training.sample_every,"
         self.allowance = Allowance("preview", advice, run, log, config.training.batch_size)
+        self.told_of_first = False
 
     def draw(self, step: int) -> None:
         """Draws a preview, or fewer images, or none: what there is time for."""
-        last = step == self.steps or self.signals.late
+        last = step == self.settings.steps or self.signals.late
         count = self.preview.affordable(self.allowance.budget, self.log.images_per_second(step), last)
         if count < self.preview.count:
             self.allowance.too_little(step, f"a preview of {count} images" if count else "")
         if not count:
             return
-        with self.allowance.spending(step):
+        self._tell_of_first_weights(step)
+        with self.allowance.spending(step, lambda: self.preview.drawing_seconds(count)):
             grid = self.preview.draw(count, self.signals.check)
             write_png(self.run.preview(step), grid)
             self.log.image(step, grid)
+
+    def _tell_of_first_weights(self, step: int) -> None:
+        """Says once that the average, of which previews are, is mostly what the run began with."""
+        t, ema = self.settings, self.preview.ema
+        share = ema.share_of_first(step // t.ema_every)
+        if share > 0.5 and not (t.warm_start or self.told_of_first):
+            self.told_of_first = True
+            logging.warning(
+                "step %d: the averaged weights, which this preview is drawn with, are still %.0f%% the first "
+                "weights (more steps, training.ema_warmup=true in a new run, or a smaller training.ema_every "
+                "help)",
+                step, 100 * share,
+            )  # fmt: skip
 
 
 def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
@@ -383,6 +413,17 @@ class Signals:
         self.received = signal.Signals(number).name
 
     @property
+    def seconds_left(self) -> float:
+        """What is left of the minutes."""
+        return max(60 * self._minutes - (time.monotonic() - self._begin), 0.0)
+
+    def advance(self, bar: tqdm, steps: int) -> None:
+        """Moves the bar of training, and has it tell of the minutes that are left."""
+        if self._minutes:
+            bar.set_description_str(f"train, {tqdm.format_interval(self.seconds_left)} left", refresh=False)
+        bar.update(steps)
+
+    @property
     def name(self) -> str:
         """The signal that was received, here or elsewhere."""
         return self.received or "a signal to another worker"
@@ -392,7 +433,7 @@ class Signals:
 
         Several workers agree each `every` steps.
         """
-        stop, late = bool(self.received), 0 < 60 * self._minutes <= time.monotonic() - self._begin
+        stop, late = bool(self.received), self._minutes > 0 and not self.seconds_left
         if not self.workers.alone:
             due = step % every == 0
             stop, late = due and self.workers.any(stop), due and self._minutes > 0 and self.workers.any(late)

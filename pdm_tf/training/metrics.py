@@ -53,8 +53,8 @@ def update_mean(mean: keras.metrics.Mean, values: tf.Tensor, weights: tf.Tensor 
 
 
 def progress(start: int, steps: int, enabled: bool) -> tqdm:
-    """The bar of training."""
-    return bar(total=steps, initial=min(start, steps), unit="step", desc="train", disable=not enabled)
+    """The bar of training; without `steps`, whose number is not known, it tells no time left."""
+    return bar(total=steps or None, initial=start, unit="step", desc="train", disable=not enabled)
 
 
 class MetricsLog:
@@ -97,7 +97,11 @@ class MetricsLog:
         values["learning_rate"] = stack.learning_rate(model.optimizer)
         values["skipped_steps"] = int(bad_steps.variable[0])
         self.scalars(step, values)
-        bar.set_postfix(loss=f"{values['loss']:.4g}", images_per_sec=f"{values['images_per_second']:.1f}")
+        bar.set_postfix(
+            loss=f"{values['loss']:.4g}",
+            images_per_sec=f"{values['images_per_second']:.1f}",
+            refresh=False,  # the bar knows how often
+        )
         skipped = bad_steps.check(max_bad_steps)
         if bad_steps.variable[1]:
             logging.warning("%d of the steps so far were skipped for a gradient that is not finite", skipped)

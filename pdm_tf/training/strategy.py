@@ -76,6 +76,11 @@ def choose(name: str) -> tuple[str, str]:
     return "cpu", f"no TPU_NAME, no cluster in TF_CONFIG, no GPU{_remedy()}"
 
 
+def has_accelerator(name: str) -> bool:
+    """Whether a strategy, not "auto", computes on more than CPUs."""
+    return name == "tpu" or (name != "cpu" and bool(tf.config.list_physical_devices("GPU")))
+
+
 def fitting_precision(name: str) -> str:
     """The precision that the devices of a strategy, not "auto", are made for: what "auto" is in a new run.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -129,11 +130,16 @@ class Allowance:
             )  # fmt: skip
 
     @contextlib.contextmanager
-    def spending(self, step: int) -> Iterator[None]:
-        """Counts what the block takes, however it ends, and logs it if it ends well."""
+    def spending(self, step: int, at_most: Callable[[], float] = lambda: math.inf) -> Iterator[None]:
+        """Counts what the block takes, however it ends, and logs it if it ends well.
+
+        `at_most` tells, after the block, of how many seconds no more than that count: to make a graph takes
+        time once, and would count for all that is shown of a short run.
+        """
         before = self.budget.used
         with self.budget.spending():
             yield
+        self.budget.used = min(self.budget.used, before + at_most())
         self.log.scalars(step, {self.seconds: self.budget.used - before})
 
 
@@ -264,6 +270,10 @@ class Preview:
         # Of a train step about a third is the forward pass.
         passes = sum(self.sampling.steps) * (1 if self.sampling.guidance == 1.0 else 2)
         return passes / (3.0 * images_per_second)
+
+    def drawing_seconds(self, count: int) -> float:
+        """What `count` images took to draw, the making of graphs left out; infinite before any was drawn."""
+        return count * (self.sampler.seconds_per_image or 0.0) if self.sampler else math.inf
 
     def draw(self, count: int | None = None, check: Callable[[], None] = lambda: None) -> np.ndarray:
         """The grid of samples of now, uint8 (height, width, C), with a bar.

@@ -1,11 +1,13 @@
 """The config: JSON round trip, settings from words, and what is refused with which advice."""
 
+import shlex
+
 import pytest
 
 from flags.config import Config, changes, parse_settings, validate
 from flags.errors import UserError
-from flags.presets import general_preset, preset
-from flags.words import differences, leaves
+from flags.presets import preset
+from flags.words import differences, leaves, to_lines
 
 PRESETS = [
     preset("emoji64"),
@@ -38,17 +40,6 @@ def test_presets_are_those_of_the_tables():
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
 
 
-@pytest.mark.parametrize(
-    ("image_shape", "classes"),
-    [((28, 28, 1), 10), ((32, 32, 3), 10), ((64, 64, 3), 0), ((96, 160, 3), 0), ((1024, 1024, 3), 5)],
-)  # fmt: skip
-def test_the_general_preset_fits_other_data(image_shape, classes):
-    config = validate(general_preset("folder:x", image_shape, classes))
-    assert config.data.image_shape == image_shape
-    grid = min(image_shape[:2]) // config.network.patch_size
-    assert grid >> (len(config.network.channel_multipliers) - 1) >= 3 and grid <= 128
-
-
 def test_settings_are_typed():
     settings = parse_settings([
         "network.channel_multipliers=1,1.5,2", "network.attention_resolutions=",
@@ -61,6 +52,17 @@ def test_settings_are_typed():
     assert config.optimizer.learning_rate == 5e-4 and config.training.jit_compile is True
     assert config.diffusion.prediction == "v" and config.training.steps == 7 and config.seed == 3
     assert set(differences(preset("emoji64"), config)) == set(settings)
+
+
+def test_lines_are_words_that_a_command_line_takes():
+    """What they say of a config, set one by one, makes that config again."""
+    config = preset("ffhq1024").replace({"data.label_names": ("cat", "Food & Drink"), "seed": 3})
+    first, *others = to_lines(config).splitlines()
+    settings = [first]
+    for line in others:
+        section, _, text = line.partition(": ")
+        settings += [f"{section}.{pair}" for pair in shlex.split(text)]
+    assert len(others) == 6 and Config().replace(parse_settings(settings)) == config
 
 
 REFUSED = [

@@ -41,6 +41,17 @@ def test_warmup_forgets_the_first_weights():
     assert slow.averages[0][0] < 0.1 and warm.averages[0][0] > 0.99
 
 
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_share_of_the_first_weights_is_what_is_left_of_them(warmup):
+    variable = tf.Variable([1.0])
+    ema = ExponentialMovingAverage([variable], 0.6, warmup)
+    variable.assign([0.0])
+    assert ema.share_of_first(0) == 1.0
+    for number in range(12):
+        ema.update(number)
+        assert ema.share_of_first(number + 1) == pytest.approx(float(ema.averages[0][0]), rel=1e-5)
+
+
 def test_applied_gives_the_variables_back_bit_for_bit():
     own = np.random.default_rng(0).normal(size=7).astype(np.float32)
     variable = tf.Variable(own)

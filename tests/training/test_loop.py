@@ -475,3 +475,22 @@ def test_previews_of_a_short_run_are_left_out_but_for_a_small_last_one(tmp_path,
     (picture,) = tmp_path.glob("previews/*")
     assert picture.name == "step_00000012.png" and Image.open(picture).size == (68, 68)
     assert caplog.text.count("no preview, so that this takes no more than 5% of the time") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"), [("training.ema_warmup=false", 1), ("training.ema_warmup=true", 0)]
+)
+def test_an_average_that_is_mostly_the_first_weights_is_told_of_once(tmp_path, caplog, setting, said):
+    train(tmp_path, "training.ema_decay=0.99", "training.sample_every=6", setting)
+    assert caplog.text.count("are still 97% the first weights") == said  # 0.99^3, at step 6
+    assert caplog.text.count("the first weights") == said
+
+
+def test_a_run_bound_by_minutes_tells_of_what_is_left_of_them(tmp_path, capfd):
+    run = RunFolder(tmp_path)
+    loop.train(loop.resolve(config("training.minutes=60"), run, "float32"), run, INFO, CPU)
+    out, err = capfd.readouterr()
+    assert "train, 1:00:00 left: 0step" not in err and re.search(
+        r"train, (1:00:00|59:\d\d) left: 12step", err
+    )
+    assert "network: 16 x 16 patches of 4 x 4 pixels, " in out

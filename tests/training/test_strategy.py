@@ -14,7 +14,14 @@ import tensorflow as tf
 import main
 from flags.errors import UserError
 from pdm_tf.training import strategy as module
-from pdm_tf.training.strategy import Workers, choose, fitting_precision, is_chief, make_strategy
+from pdm_tf.training.strategy import (
+    Workers,
+    choose,
+    fitting_precision,
+    has_accelerator,
+    is_chief,
+    make_strategy,
+)
 from tests.training.processes import addresses
 
 
@@ -42,6 +49,12 @@ def test_what_is_asked_for_is_chosen_whatever_there_is(monkeypatch, name):
     monkeypatch.setenv("TPU_NAME", "node-1")
     monkeypatch.setenv("TF_CONFIG", cluster())
     assert choose(name) == (name, "as asked for")
+
+
+@pytest.mark.parametrize(("gpus", "having"), [([], {"tpu"}), (["gpu"], {"tpu", "mirrored", "multi_worker"})])
+def test_an_accelerator_is_a_tpu_or_a_gpu_that_is_used(monkeypatch, gpus, having):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    assert {name for name in ("cpu", "mirrored", "multi_worker", "tpu") if has_accelerator(name)} == having
 
 
 def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
