@@ -87,7 +87,7 @@ IMPOSSIBLE = [
     ("sampling.steps=1001", "the process has 1000 steps, so use 1 to 1000"),
     ("sampling.steps=", "sampling.steps is empty"),
     ("sampling.order=4", "use a number from 2 to 3"),
-    ("network.kind=vit", "use one of unet"),
+    ("network.kind=mlp", "use one of unet, vit"),
     ("training.batch_size=0", "use a number above 0"),
     ("sampling.jump_length=0", "use 1 or more"),
     ("training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
@@ -99,6 +99,8 @@ IMPOSSIBLE = [
     ("optimizer.warmup_steps=-1", "use 0 or more"),
     ("seed=4294967296", "use a number from 0 up to 2147483648"),
     ("data.num_classes=0", "needs labels, and emoji64 has none"),
+    ("network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
+    ("network.blurred_inputs=0", "use a number above 0"),
 ]
 
 
