@@ -99,8 +99,27 @@ class DiffusionConfig:
     beta_end: float = setting(0.02, "beta of the last step, if linear.", below=1, above=0, shared=True)
     prediction: str = setting("x", "What the network predicts.", choices=("x", "eps", "v"))
     loss_weighting: str = setting(
-        "sqrt_snr", "gamma_t of the loss.", choices=("sqrt_snr", "constant", "snr", "min_snr", "vlb")
+        "sqrt_snr", "gamma_t of the loss.",
+        choices=(
+            "sqrt_snr", "constant", "snr", "min_snr", "vlb", "snr_plus_one", "truncated_snr", "p2", "sigmoid",
+            "bounded_v",
+        ),
+    )  # fmt: skip
+    loss_bias: float = setting(
+        0.0, "b of gamma_t, a log-SNR: of sigmoid where it bends, of bounded_v -2 ln of the noise's scale.",
+        least=-20, most=20,
+    )  # fmt: skip
+    t_law: str = setting(
+        "uniform", "How often training sees each t; the loss is a mean under this law.",
+        choices=("uniform", "logit_normal"),
+    )  # fmt: skip
+    t_mean: float = setting(
+        -0.8,
+        "If logit_normal: mean of the logit of a straight path's time at 256 pixels.",
+        least=-10,
+        most=10,
     )
+    t_spread: float = setting(0.8, "If logit_normal: its standard deviation.", above=0)
     t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
     t_stop: int = setting(1000, "See t_start.", above=0)
     label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
