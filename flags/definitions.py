@@ -19,7 +19,7 @@ from flags.config import (
     validate,
 )
 from flags.errors import UserError
-from flags.presets import DEFAULT_DATASET, general_preset, preset
+from flags.presets import DEFAULT_DATASET, NETWORKS, general_preset, network_settings, preset
 from flags.words import Leaf, leaves, parse, replace
 
 MODES = ("train", "sample", "evaluate", "export", "describe")
@@ -65,6 +65,10 @@ _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's tw
 _define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie.")
 _define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
 _define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to compute.")
+_define(
+    _enum, TRAIN, "network", "unet", NETWORKS,
+    "The data set's U-Net, a ViT of about its cost, or, for lsun_church, the one of the paper's Appendix D.",
+)  # fmt: skip
 _define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
 _define(_string, TRAIN, "prediction", None, "What the network predicts: x, eps or v.")
 _define(_integer, TRAIN, "train_steps", None, "Steps to train, in all.", 1)
@@ -224,7 +228,8 @@ def run_dir() -> str:
         name = name.split(":")[1].replace("/", "-")  # tfds:NAME/CONFIG:VERSION
     elif name.startswith("folder:"):
         name = os.path.basename(os.path.normpath(name.partition(":")[2]))
-    return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
+    others = [FLAGS.network] if FLAGS.network != "unet" else []
+    return "_".join([f"runs/{name}", *others, *([FLAGS.split] if FLAGS.split else [])])
 
 
 def run_dirs() -> list[str]:
@@ -274,8 +279,10 @@ def training_config(info: DataInfo | None) -> Config:
         config = general_preset(
             dataset, info.image_shape, info.num_classes, info.label_names, FLAGS.patch_size
         )
+    config = config.replace(network_settings(FLAGS.network, config))
     shortcuts = {
         "seed": FLAGS.seed,
+        "network.patch_size": FLAGS.patch_size,
         "diffusion.prediction": FLAGS.prediction,
         "training.steps": FLAGS.train_steps,
         "training.batch_size": FLAGS.batch_size,

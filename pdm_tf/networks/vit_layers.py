@@ -222,5 +222,5 @@ class ClassTokens(keras.layers.Layer):
 
     def call(self, tokens: tf.Tensor, label_embedding: tf.Tensor) -> tf.Tensor:
         """(B, N, C) -> (B, count + N, C)."""
-        new = tf.cast(label_embedding, self.places.dtype)[:, None, :] + self.places
-        return tf.concat([tf.cast(new, tokens.dtype), tokens], axis=1)
+        new = tf.cast(label_embedding, tokens.dtype)[:, None, :] + tf.cast(self.places, tokens.dtype)
+        return tf.concat([new, tokens], axis=1)

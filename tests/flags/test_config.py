@@ -4,7 +4,7 @@ import pytest
 
 from flags.config import Config, parse_settings, validate
 from flags.errors import UserError
-from flags.presets import general_preset, preset
+from flags.presets import general_preset, network_settings, preset
 from flags.words import differences, leaves
 
 PRESETS = [
@@ -18,6 +18,49 @@ PRESETS = [
 @pytest.mark.parametrize("config", PRESETS, ids=lambda c: c.data.dataset)
 def test_presets_are_valid_and_survive_json(config):
     assert Config.from_json(validate(config).to_json()) == config
+
+
+def with_network(network, config):
+    return validate(config.replace(network_settings(network, config)))
+
+
+@pytest.mark.parametrize("config", PRESETS, ids=lambda c: c.data.dataset)
+def test_each_data_set_has_a_vit_of_its_own(config):
+    vit = with_network("vit", config)
+    assert with_network("unet", config) == config and vit.network.kind == "vit"
+    assert vit.conditional == config.conditional and vit.data == config.data
+    changed = {key.split(".")[0] for key in differences(config, vit)}
+    assert changed == {"network", "diffusion", "optimizer"}  # what it sees, and for how long, is the same
+
+
+def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
+    config = with_network("vit_appendix_d", preset("lsun_church"))
+    network, optimizer = config.network, config.optimizer
+    assert (network.depth, network.patch_size, config.training.batch_size) == (11, 8, 128)
+    assert (network.norm, network.norm_place, network.t_conditioning) == ("layer", "after", "everywhere")
+    assert network.input_injections == (4, 8, 11) and network.residual_scaling == "none"
+    assert (optimizer.learning_rate, optimizer.beta_2, optimizer.warmup_steps) == (1e-4, 0.95, 10_000)
+    assert (config.diffusion.prediction, config.diffusion.loss_weighting) == ("x", "sqrt_snr")
+    with pytest.raises(UserError, match="is for lsun_church, and the data set is emoji64"):
+        network_settings("vit_appendix_d", preset("emoji64"))
+
+
+VIT_IMPOSSIBLE = [
+    ("network.patch_size=3", "image height 64 does not divide by patch_size = 3: resize to 63"),
+    ("network.head_channels=48", "base_channels=128 must divide by network.head_channels=48"),
+    ("network.input_injections=8", "there are network.depth=7 blocks"),
+    ("network.class_tokens_from=8", "there are network.depth=7 blocks"),
+    ("network.t_conditioning=once", "use network.t_gates=false"),
+    ("network.norm_place=middle", "use one of before, after"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "message"), VIT_IMPOSSIBLE)
+def test_values_that_cannot_work_for_a_vit(assignment, message):
+    config = with_network("vit", preset("emoji64"))
+    with pytest.raises(UserError, match=message) as error:
+        validate(config.replace(parse_settings([assignment])))
+    assert "\n" not in str(error.value)
 
 
 def test_presets_are_those_of_the_tables():
@@ -44,6 +87,8 @@ def test_presets_are_those_of_the_tables():
 )  # fmt: skip
 def test_the_general_preset_fits_other_data(image_shape, classes):
     config = validate(general_preset("folder:x", image_shape, classes))
+    vit = with_network("vit", config)
+    assert image_shape[0] * image_shape[1] // vit.network.patch_size**2 <= 1024
     assert config.data.image_shape == image_shape
     grid = min(image_shape[:2]) // config.network.patch_size
     assert grid >> (len(config.network.channel_multipliers) - 1) >= 3 and grid <= 128

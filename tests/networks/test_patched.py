@@ -152,7 +152,8 @@ def test_u_gives_its_gradient_to_the_variance_head_alone(kind, conditioning):
 
 @each_kind
 def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close(kind):
-    exact, mixed = small_of(kind), small_of(kind, precision="mixed_bfloat16")
+    labels = {"num_classes": 2, "class_conditioning": "gate" if kind == "unet" else "tokens"}
+    exact, mixed = (small_of(kind, precision=p, **labels) for p in ("float32", "mixed_bfloat16"))
     for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
         assert variable.dtype == tf.float32 and variable.name == other.name
     float32 = ["variance_out", "embed_t_in", "embed_t_out", "variance_t"]
