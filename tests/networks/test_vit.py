@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from flags.presets import general_preset, network_settings, preset
+from pdm_tf.denoiser import build_network
+from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.networks.layers import with_blurred
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.networks.vit import ViT
@@ -202,6 +205,35 @@ def test_blurred_copies():
 def test_the_network_sees_its_blurred_input():
     network = PatchedNetwork(**{**VIT, "bottleneck": 0, "blurred_inputs": (1.0, 2.0, 4.0, 8.0)})
     assert network.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("config", "parameters"), [
+    (preset("emoji64"), 2_329_670), slow(preset("lsun_church"), 87_297_180),
+    slow(preset("imagenet256"), 158_272_128), slow(preset("ffhq1024"), 550_934_320),
+], ids=lambda value: getattr(value, "data", None) and value.data.dataset)  # fmt: skip
+def test_presets_cost_about_what_the_u_net_costs(config, parameters):
+    vit = build_network(config.replace(network_settings("vit", config)))
+    assert count_parameters(vit) == parameters
+    assert forward_flops(vit) == pytest.approx(forward_flops(build_network(config)), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_shape", [(28, 28, 1), (64, 64, 3), (96, 160, 3), (256, 256, 3)])
+def test_other_data_s_vit_costs_about_what_the_u_net_costs(image_shape):
+    config = general_preset("folder:x", image_shape, 10)
+    ours = forward_flops(build_network(config.replace(network_settings("vit", config))))
+    assert ours == pytest.approx(forward_flops(build_network(config)), rel=0.15)
+
+
+@pytest.mark.slow
+def test_appendix_d_has_about_the_parameters_of_the_u_net_with_its_patches():
+    config = preset("lsun_church")
+    count = count_parameters(build_network(config.replace(network_settings("vit_appendix_d", config))))
+    assert count == 114_399_360 == pytest.approx(121_011_584, rel=0.1)
 
 
 def test_description():
