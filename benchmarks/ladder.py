@@ -146,7 +146,9 @@ def spikes(norms: list[float]) -> int:
     """Steps whose gradient norm is not finite, or SPIKE times the median of the 50 steps before."""
     values = np.nan_to_num(np.array(norms), nan=np.inf)
     before = [np.median(values[max(0, k - 50) : k]) for k in range(1, len(values))]
-    return int(np.sum(~np.isfinite(values))) + int(np.sum(values[1:] > SPIKE * np.array(before)))
+    found = ~np.isfinite(values)
+    found[1:] |= values[1:] > SPIKE * np.array(before)
+    return int(found.sum())
 
 
 def read(path: Path, chosen: dict) -> dict[int, dict[int, dict]]:
