@@ -151,11 +151,12 @@ class PatchedNetwork(keras.Model):
     def _make_stem_and_heads(self):
         p, values = self.patch_size, self.image_shape[-1] * self.patch_size**2
         self.to_patches = ImageToPatches(p, name="to_patches")
-        self.stem = self.trunk.make_stem()
-        self.head = self.trunk.make_head(values)
-        self._head_layers = self.head.layers
+        stem, self.head = self.trunk.make_stem(), self.trunk.make_head(values)
         self.variance_head = VarianceHead(self.base_channels, self.trunk, values, self.policy)
-        self._variance_layers = self.variance_head.layers
+        # Keras finds them, and a checkpoint names them, as the network's own.
+        for layer in (*stem, *self.head.layers, *self.variance_head.layers):
+            setattr(self, layer.name, layer)
+        self.stem = stem
         self.to_image = PatchesToImage(p, name="to_image")
 
     def _create_weights(self):
