@@ -33,14 +33,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: what is around its trunk, and the trunk's own fields (the U-Net's: Tables 3 and 4)."""
+    """The network: what is around its trunk, and the trunk's own fields (Tables 3 and 4, Appendix D)."""
 
-    kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet",))
+    kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet", "vit"))
     patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
-    base_channels: int = setting(128, "The width that the first convolution gives a patch.", above=0)
+    base_channels: int = setting(
+        128, "The width that a patch is projected to; a ViT's from end to end.", above=0
+    )
     dropout: float = setting(0.0, "The rate in the trunk's blocks.", least=0, below=1)
     class_conditioning: str = setting(
-        "none", "How labels reach the trunk.", choices=("none", "gate", "embedding")
+        "none", "How labels reach the trunk; tokens are for a ViT.",
+        choices=("none", "gate", "embedding", "tokens"),
+    )  # fmt: skip
+    blurred_inputs: tuple[float, ...] = setting(
+        (), "The network also sees its input blurred by Gaussians of these widths, in pixels.", above=0
     )
     channel_multipliers: tuple[float, ...] = setting(
         (1, 2, 2), "Each level's width over base_channels.", above=0, of=("unet",)
@@ -49,7 +55,38 @@ class NetworkConfig:
     attention_resolutions: tuple[int, ...] = setting(
         (16, 8), "Grid sizes, in patches, with self-attention.", above=0, of=("unet",)
     )
-    head_channels: int = setting(64, "Channels of an attention head.", above=0, of=("unet",))
+    head_channels: int = setting(64, "Channels of an attention head.", above=0, of=("unet", "vit"))
+    depth: int = setting(12, "Blocks.", above=0, of=("vit",))
+    norm: str = setting(
+        "rms", "RMSNorm, LayerNorm or GroupNorm.", choices=("rms", "layer", "group"), of=("vit",)
+    )
+    norm_place: str = setting(
+        "before", "Norms before or after residual connections.", choices=("before", "after"), of=("vit",)
+    )
+    t_conditioning: str = setting(
+        "everywhere", "Norms that the timestep scales and shifts; once: none, it is added to the tokens.",
+        choices=("everywhere", "feed_forward", "once"), of=("vit",),
+    )  # fmt: skip
+    t_gates: bool = setting(
+        True, "The timestep also gates those residual branches, from zero (adaLN-Zero).", of=("vit",)
+    )
+    residual_scaling: str = setting(
+        "none", "What of a residual branch is scaled by 1/sqrt(depth).",
+        choices=("none", "initial_weights", "branch"), of=("vit",),
+    )  # fmt: skip
+    input_injections: tuple[int, ...] = setting(
+        (), "Blocks, from 1, before which a projection of the input is added.", above=0, of=("vit",)
+    )
+    qk_norm: bool = setting(True, "Norms of each head's q and k.", of=("vit",))
+    rope: bool = setting(True, "Rotary positions beside the fixed ones.", of=("vit",))
+    feed_forward: str = setting(
+        "swiglu", "The activation of the feed-forward layers.", choices=("gelu", "swiglu"), of=("vit",)
+    )
+    bottleneck: int = setting(
+        0, "Numbers that a patch is projected to first; 0: no bottleneck.", least=0, of=("vit",)
+    )
+    class_tokens: int = setting(8, "Tokens of the label, if they come as such.", above=0, of=("vit",))
+    class_tokens_from: int = setting(1, "The block, from 1, before which these come.", above=0, of=("vit",))
 
 
 @dataclass(frozen=True)
@@ -64,8 +101,27 @@ class DiffusionConfig:
     beta_end: float = setting(0.02, "beta of the last step, if linear.", below=1, above=0, shared=True)
     prediction: str = setting("x", "What the network predicts.", choices=("x", "eps", "v"))
     loss_weighting: str = setting(
-        "sqrt_snr", "gamma_t of the loss.", choices=("sqrt_snr", "constant", "snr", "min_snr", "vlb")
+        "sqrt_snr", "gamma_t of the loss.",
+        choices=(
+            "sqrt_snr", "constant", "snr", "min_snr", "vlb", "snr_plus_one", "truncated_snr", "p2", "sigmoid",
+            "bounded_v",
+        ),
+    )  # fmt: skip
+    loss_bias: float = setting(
+        0.0, "b of gamma_t, a log-SNR: of sigmoid where it bends, of bounded_v -2 ln of the noise's scale.",
+        least=-20, most=20,
+    )  # fmt: skip
+    t_law: str = setting(
+        "uniform", "How often training sees each t; the loss is a mean under this law.",
+        choices=("uniform", "logit_normal"),
+    )  # fmt: skip
+    t_mean: float = setting(
+        -0.8,
+        "If logit_normal: mean of the logit of a straight path's time at 256 pixels.",
+        least=-10,
+        most=10,
     )
+    t_spread: float = setting(0.8, "If logit_normal: its standard deviation.", above=0)
     t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
     t_stop: int = setting(1000, "See t_start.", above=0)
     label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
@@ -260,7 +316,7 @@ def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:
 def validate(config: Config) -> Config:
     """Returns `config`, or raises UserError for the first value that cannot work."""
     words.check(config)
-    {"unet": _check_unet}[config.network.kind](config)
+    {"unet": _check_unet, "vit": _check_vit}[config.network.kind](config)
     _check_labels(config)
     _check_diffusion(config)
     _check_training(config)
@@ -275,15 +331,15 @@ def _check_unet(config: Config) -> None:
         levels > 0,
         "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2",
     )
-    factor = network.patch_size * 2 ** (levels - 1)
-    for side, size in (("height", height), ("width", width)):
-        nearest = max(factor, round(size / factor) * factor)
-        require(
-            size % factor == 0,
-            f"image {side} {size} does not divide by patch_size * 2^(levels - 1) = "
-            f"{network.patch_size} * {2 ** (levels - 1)} = {factor}: resize to {nearest}, or use a smaller "
-            "network.patch_size or fewer network.channel_multipliers",
-        )
+    require(
+        network.class_conditioning != "tokens",
+        "network.class_conditioning=tokens is for network.kind=vit: use gate or embedding",
+    )
+    _check_division(
+        config, network.patch_size * 2 ** (levels - 1),
+        f"patch_size * 2^(levels - 1) = {network.patch_size} * {2 ** (levels - 1)}",
+        "a smaller network.patch_size or fewer network.channel_multipliers",
+    )  # fmt: skip
     grid = max(height, width) // network.patch_size
     for level, multiplier in enumerate(network.channel_multipliers):
         width = network.base_channels * multiplier
@@ -297,6 +353,42 @@ def _check_unet(config: Config) -> None:
             not attends or width % network.head_channels == 0,
             f"level {level} has {width:g} channels and attention, which must divide by "
             f"network.head_channels={network.head_channels}",
+        )
+
+
+def _check_vit(config: Config) -> None:
+    network = config.network
+    _check_division(config, network.patch_size, "patch_size", "another network.patch_size")
+    width, head = network.base_channels, network.head_channels
+    require(
+        width % head == 0 and head % 4 == 0,
+        f"network.base_channels={width} must divide by network.head_channels={head}, and those by 4",
+    )
+    require(
+        network.norm != "group" or width % 32 == 0,
+        f"network.base_channels={width} must divide by 32, the number of normalization groups",
+    )
+    require(
+        not network.t_gates or network.t_conditioning != "once",
+        "network.t_gates=True needs norms that the timestep conditions, and network.t_conditioning=once has "
+        "none: use network.t_gates=false",
+    )
+    for name in ("input_injections", "class_tokens_from"):
+        value = getattr(network, name)
+        blocks = value if isinstance(value, tuple) else (value,)
+        require(
+            all(block <= network.depth for block in blocks),
+            f"network.{name}={words.word(value)}: there are network.depth={network.depth} blocks",
+        )
+
+
+def _check_division(config: Config, factor: int, meaning: str, instead: str) -> None:
+    for side, size in zip(("height", "width"), config.data.image_shape):
+        nearest = max(factor, round(size / factor) * factor)
+        require(
+            size % factor == 0,
+            f"image {side} {size} does not divide by {meaning} = {factor}: resize to {nearest}, or use "
+            f"{instead}",
         )
 
 

@@ -28,9 +28,11 @@ from flags.presets import (
     DERIVED_FROM_LENGTH,
     DERIVED_FROM_SIZE,
     NETWORK,
+    NETWORKS,
     PAPERS,
     SIZES,
     fitted_to_length,
+    network_settings,
     preset,
     refuse_split,
     sized_preset,
@@ -83,6 +85,10 @@ _define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to co
 _define(
     _enum, TRAIN, "size", None, SIZES,
     "How large a network for tfds: and folder: data; by default base with an accelerator, else tiny.",
+)  # fmt: skip
+_define(
+    _enum, TRAIN, "network", "unet", NETWORKS,
+    "The data set's U-Net, a ViT of about its cost, or, for lsun_church, the one of the paper's Appendix D.",
 )  # fmt: skip
 _define(_integer, TRAIN, "patch_size", None, "P; picks the preset for lsun_church (2, 4 or 8).", 1)
 _define(_string, TRAIN, "prediction", None, "What the network predicts: x, eps or v.")
@@ -285,7 +291,8 @@ def _default_run_dir() -> str:
         name = name.split(":")[1].replace("/", "-")  # tfds:NAME/CONFIG:VERSION
     elif name.startswith("folder:"):
         name = _last_part(name.partition(":")[2])
-    return f"runs/{name}_{FLAGS.split}" if FLAGS.split else f"runs/{name}"
+    others = [FLAGS.network] if FLAGS.network != "unet" else []
+    return "_".join([f"runs/{name}", *others, *([FLAGS.split] if FLAGS.split else [])])
 
 
 def _last_part(path: str) -> str:
@@ -341,7 +348,8 @@ def training_config(
       UserError: something cannot work.
     """
     dataset, given = dataset_name(), given_settings()
-    own_size = not is_named(dataset) and not FLAGS.size
+    before, kind = earlier or parent, "unet" if FLAGS.network == "unet" else "vit"
+    own_size = not is_named(dataset) and not FLAGS.size and before and before.network.kind == kind
     if earlier is not None and dataset not in PAPERS:
         kept = (*DERIVED_FROM_LENGTH, *(DERIVED_FROM_SIZE if own_size else ()))
         given = {**{key: get(earlier, key) for key in kept}, **given}
@@ -359,6 +367,7 @@ def training_config(
     else:
         known = {"data.label_names": info.label_names, "data.sha256": info.sha256} if info else {}
         config = preset(dataset, FLAGS.patch_size, FLAGS.split, {**known, **given})
+    config = config.replace({**network_settings(FLAGS.network, config), **given})
     return validate(config if dataset in PAPERS else fitted_to_length(config, given))
 
 

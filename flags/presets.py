@@ -328,3 +328,86 @@ def _from_row(row: _Row, data: DataConfig) -> Config:
         optimizer=OptimizerConfig(row.learning_rate, row.beta_1, row.beta_2, warmup_steps=row.warmup_steps),
         training=TrainingConfig(batch_size=row.batch_size, steps=row.steps),
     )
+
+
+class _ViT(typing.NamedTuple):
+    patch_size: int
+    width: int
+    depth: int
+    bottleneck: int
+    learning_rate: float
+
+
+NETWORKS = ("unet", "vit", "vit_appendix_d")  # the data set's own U-Net; the stable ViT; the paper's
+# fmt: off
+# Of about the U-Net's forward cost. The rate is Li & He's 5e-5 for each 256 images a step, at width 768.
+_VITS = {
+    #                   P  width depth narrow  lr        parameters  GFLOPs (U-Net's)
+    "emoji64":     _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
+    "lsun_church": _ViT(8,   640,   11, 128, 5e-5),  #  87,297,180   143.63 (131.8)
+    "imagenet256": _ViT(8,   768,   14, 128, 5e-5),  # 158,272,128   254.49 (250.5)
+    "ffhq1024":    _ViT(32, 1024,   28, 256, 6e-6),  # 550,934,320   865.19 (840.9)
+}
+_STABLE = {
+    "network.head_channels": 64, "network.norm": "rms", "network.norm_place": "before",
+    "network.t_conditioning": "everywhere", "network.t_gates": True, "network.residual_scaling": "none",
+    "network.qk_norm": True, "network.rope": True, "network.feed_forward": "swiglu",
+    "diffusion.loss_weighting": "bounded_v", "diffusion.t_law": "logit_normal", "optimizer.beta_2": 0.95,
+}
+# "Our initial configuration": PostNorm, with the input again before the 4th, 8th and last of 11 layers. Its
+# width is not told; this one has about the parameters of the U-Net of P = 8, which it is compared with.
+_APPENDIX_D = {
+    "network.patch_size": 8, "network.base_channels": 768, "network.depth": 11, "network.head_channels": 64,
+    "network.norm": "layer", "network.norm_place": "after", "network.t_conditioning": "everywhere",
+    "network.t_gates": False, "network.qk_norm": False, "network.rope": False, "network.feed_forward": "gelu",
+    "network.input_injections": (4, 8, 11), "network.bottleneck": 0, "training.batch_size": 128,
+    "optimizer.beta_2": 0.95, "optimizer.warmup_steps": 10_000,
+}
+# fmt: on
+
+
+def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
+    """What another network than its U-Net changes of a data set's config, by dotted key.
+
+    Args:
+      network: one of `NETWORKS`.
+      config: the data set's, with its U-Net.
+    Raises:
+      UserError: vit_appendix_d for other data than lsun_church.
+    """
+    if network == "unet":
+        return {}
+    dataset, conditional = config.data.dataset, config.conditional
+    if network == "vit_appendix_d":
+        if dataset != "lsun_church":
+            raise UserError(
+                f"--network=vit_appendix_d is for lsun_church, and the data set is {dataset}: use "
+                "--network=vit, and Appendix D's options as --set=network.norm_place=after and others"
+            )
+        return {"network.kind": "vit", **_APPENDIX_D}
+    vit = _VITS.get(dataset) or _vit_for(config)
+    return {
+        "network.kind": "vit", **_STABLE, "network.patch_size": vit.patch_size,
+        "network.base_channels": vit.width, "network.head_channels": 64 if vit.width >= 256 else 32,
+        "network.depth": vit.depth, "network.bottleneck": vit.bottleneck,
+        "network.class_conditioning": "tokens" if conditional else "none",
+        "network.class_tokens_from": vit.depth // 3 + 1, "optimizer.learning_rate": vit.learning_rate,
+    }  # fmt: skip
+
+
+def _vit_for(config: Config) -> _ViT:
+    """A ViT of about the cost of any U-Net of ours, of 1,024 tokens at most where its patches can grow.
+
+    The U-Nets' forward pass takes about 700 FLOPs for each of their places and each squared base channel; a
+    block of a ViT takes 24 for each token and squared channel, and 4 for each pair of tokens and channel.
+    """
+    network, (height, width, _) = config.network, config.data.image_shape
+    patch = network.patch_size
+    places = height * width // patch**2
+    while height * width // patch**2 > 1024 and height % (2 * patch) == 0 and width % (2 * patch) == 0:
+        patch *= 2
+    depth, tokens = 12, height * width // patch**2
+    cost, own, pairs = 700 * places * network.base_channels**2, 24 * depth * tokens, 4 * depth * tokens**2
+    channels = max(64, 64 * round(((pairs**2 + 4 * own * cost) ** 0.5 - pairs) / (2 * own) / 64))
+    rate = 5e-5 * config.training.batch_size / 256 * (768 / channels) ** 2
+    return _ViT(patch, channels, depth, min(256, max(32, patch**2)), min(3e-4, rate))

@@ -9,6 +9,7 @@ from flags.words import leaves, options_of
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.process import VARIANCES
 from pdm_tf.diffusion.schedules import SCHEDULES
+from pdm_tf.diffusion.timesteps import T_LAWS
 from pdm_tf.networks.patched import NETWORKS
 from pdm_tf.sampling.sampler import SAMPLERS
 
@@ -21,6 +22,7 @@ RULES = {key: leaf.rule for key, leaf in leaves(Config).items()}
         ("network.kind", NETWORKS),
         ("diffusion.schedule", SCHEDULES),
         ("diffusion.loss_weighting", WEIGHTINGS),
+        ("diffusion.t_law", T_LAWS),
         ("sampling.sampler", SAMPLERS),
         ("sampling.variance", VARIANCES),
     ],

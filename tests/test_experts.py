@@ -13,10 +13,10 @@ from pdm_tf.run import RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays, variable_names
 from tests.fakes import FakeDenoiser
-from tests.tiny_runs import tiny_config, tiny_denoiser, write_run, write_snapshots
+from tests.tiny_runs import VIT, tiny_config, tiny_denoiser, write_run, write_snapshots
 
 LOW = tiny_config(diffusion__t_stop=400, network__patch_size=2)
-HIGH = tiny_config(diffusion__t_start=400, network__patch_size=4, diffusion__prediction="v")
+HIGH = tiny_config(diffusion__t_start=400, network__patch_size=4, diffusion__prediction="v", **VIT)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from pdm_tf.images import to_uint8
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays
 from tests.fakes import FakeDenoiser
-from tests.tiny_runs import CLASSES, tiny_config, tiny_denoiser, write_run, write_snapshots
+from tests.tiny_runs import CLASSES, VIT, tiny_config, tiny_denoiser, write_run, write_snapshots
 
 MAIN = Path(__file__).parent.parent / "main.py"
 LABELS = [0, 2, len(CLASSES)]  # the last one is the null label
@@ -40,7 +40,7 @@ SAMPLINGS = {
 def denoisers(name):
     if name == "experts":
         low = tiny_denoiser(tiny_config(diffusion__t_stop=396))
-        settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 396}
+        settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 396, **VIT}
         return Experts([low, tiny_denoiser(tiny_config(**settings), seed=1)])
     if name == "unconditional":
         settings = {"network__class_conditioning": "none", "data__num_classes": 0, "data__label_names": ()}

@@ -36,6 +36,17 @@ def tiny_config(**settings) -> Config:
     return validate(config.replace({key.replace("__", "."): value for key, value in settings.items()}))
 
 
+# Settings of `tiny_config` for a Vision Transformer that is told labels in every way that it can be.
+VIT = {
+    "network__kind": "vit",
+    "network__depth": 2,
+    "network__bottleneck": 16,
+    "network__class_conditioning": "tokens",
+    "network__class_tokens": 2,
+    "network__class_tokens_from": 2,
+}
+
+
 def random_arrays(network, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights by name. No kernel is zero, as those of an untrained network's outputs are."""
     generator = np.random.default_rng(seed)

@@ -5,6 +5,7 @@
 - `predictions`: x <-> eps <-> v (Section 3.2).
 - `likelihood`: Gaussian KL, the discretized decoder, the prior's KL; the terms of the bound on log p(x).
 - `losses`: gamma_t, L_simple (Eq. 3) and L_vlb (Appendix C).
+- `timesteps`: how often training sees each t.
 
 Symbols: x is the data, z_t the latent, eps the noise; alpha is the *cumulative* product, as in the paper. A
 *schedule* is the process, *kept steps* a strided one, and a *level* is one step of it.

@@ -5,6 +5,9 @@ Images are (B, H, W, C). Each loss is one number an image, (B,), in their dtype.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from pdm_tf.diffusion.likelihood import step_kl
@@ -12,6 +15,7 @@ from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.diffusion.schedules import NoiseLevel
 
 MIN_SNR_GAMMA = 5.0
+LARGEST_V_WEIGHT = 0.05**-2
 
 
 def _vlb(level: NoiseLevel) -> tf.Tensor:
@@ -20,20 +24,38 @@ def _vlb(level: NoiseLevel) -> tf.Tensor:
     return 0.5 * tf.where(first, level.snr, level.before.snr - level.snr)
 
 
-# gamma_t of Eq. 3, the weight of ||x_theta - x||^2 at a noise level.
-WEIGHTINGS = {
-    "sqrt_snr": lambda level: level.root_snr,  # sqrt(alpha / (1 - alpha)), the paper's choice
-    "constant": lambda level: tf.ones_like(level.snr),
-    "snr": lambda level: level.snr,  # the loss is then ||eps_theta - eps||^2
-    "min_snr": lambda level: tf.minimum(level.snr, MIN_SNR_GAMMA),  # Min-SNR-5 (Hang et al., 2023)
-    "vlb": _vlb,  # (SNR_s - SNR_t) / 2, the weight in the ELBO, in nats
+def _sigmoid(level: NoiseLevel, bias: float) -> tf.Tensor:
+    return _vlb(level) * math.exp(bias) / (math.exp(bias) + level.snr)
+
+
+def _bounded_v(level: NoiseLevel, bias: float) -> tf.Tensor:
+    return tf.minimum(tf.square(1.0 + math.exp(-0.5 * bias) * level.root_snr), LARGEST_V_WEIGHT)
+
+
+# gamma_t of Eq. 3, the weight of ||x_theta - x||^2 at a noise level; b is `diffusion.loss_bias`.
+WEIGHTINGS: dict[str, Callable[[NoiseLevel, float], tf.Tensor]] = {
+    "sqrt_snr": lambda level, b: level.root_snr,  # sqrt(alpha / (1 - alpha)), the paper's choice
+    "constant": lambda level, b: tf.ones_like(level.snr),
+    "snr": lambda level, b: level.snr,  # the loss is then ||eps_theta - eps||^2
+    "min_snr": lambda level, b: tf.minimum(level.snr, MIN_SNR_GAMMA),  # Min-SNR-5 (Hang et al., 2023)
+    "vlb": lambda level, b: _vlb(level),  # (SNR_s - SNR_t) / 2, the weight in the ELBO, in nats
+    "snr_plus_one": lambda level, b: level.snr + 1.0,  # the loss is then ||v_theta - v||^2
+    "truncated_snr": lambda level, b: tf.maximum(level.snr, 1.0),  # (Salimans & Ho, 2022)
+    "p2": lambda level, b: level.snr * level.noise,  # P2 of k = 1 and gamma = 1/2 (Choi et al., 2022)
+    # The ELBO's, times sigmoid(b - log SNR): little noise counts less (Hoogeboom et al., 2024).
+    "sigmoid": _sigmoid,
+    # ||v_theta - v||^2 of the straight path z = tau x + (1 - tau) s eps, s = exp(-b / 2), which divides by
+    # (1 - tau)^2, where 1 - tau is at least 0.05 (Li & He, 2025).
+    "bounded_v": _bounded_v,
 }
 
 
-def simple_loss(x: tf.Tensor, pred_x: tf.Tensor, level: NoiseLevel, weighting: str) -> tf.Tensor:
+def simple_loss(
+    x: tf.Tensor, pred_x: tf.Tensor, level: NoiseLevel, weighting: str, bias: float = 0.0
+) -> tf.Tensor:
     """L_simple = gamma_t ||x_theta - x||^2, summed over H, W and C (Eq. 3); gamma_t of `WEIGHTINGS`."""
     squared_error = tf.reduce_sum(tf.square(pred_x - x), axis=[1, 2, 3])
-    return tf.reshape(WEIGHTINGS[weighting](level), [-1]) * squared_error
+    return tf.reshape(WEIGHTINGS[weighting](level, bias), [-1]) * squared_error
 
 
 def vlb_loss(x: tf.Tensor, z: tf.Tensor, pred_x: tf.Tensor, u: tf.Tensor, level: NoiseLevel) -> tf.Tensor:

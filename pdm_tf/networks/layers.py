@@ -1,9 +1,14 @@
-"""The blocks of the U-Net (Appendix C). Activations are (B, h, w, C), embeddings float32 (B, C)."""
+"""The blocks of the U-Net (Appendix C), and what other networks share with it.
+
+Activations are (B, h, w, C), embeddings float32 (B, C).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from pdm_tf.networks.group_norm import GroupNorm
@@ -37,6 +42,59 @@ def position_encoding(height: int, width: int, channels: int) -> tf.Tensor:
     column = tf.broadcast_to(encode(width)[None, :, :], shape)
     row = tf.broadcast_to(encode(height)[:, None, :], shape)
     return tf.concat([column, row], axis=-1)
+
+
+def with_blurred(z: tf.Tensor, sigmas: Sequence[float]) -> tf.Tensor:
+    """An image, and behind its channels those of one blurred copy for each sigma, in pixels (Appendix D).
+
+    (B, H, W, C) -> (B, H, W, C (1 + sigmas)). Each axis is multiplied by a matrix whose rows are Gaussians
+    that sum to 1: none of what lies beyond the edge is made up.
+    """
+    copies = [z]
+    for sigma in sigmas:
+        rows, columns = (tf.constant(_blur_matrix(size, sigma), z.dtype) for size in z.shape[1:3])
+        copies.append(tf.einsum("hy,wx,byxc->bhwc", rows, columns, z, optimize="optimal"))
+    return tf.concat(copies, axis=-1) if len(copies) > 1 else z
+
+
+def _blur_matrix(size: int, sigma: float) -> np.ndarray:
+    distance = np.arange(size)[:, None] - np.arange(size)
+    weights = np.exp(-0.5 * (distance / sigma) ** 2)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """softmax(q k^T / sqrt(d)) v, of (B, heads, N, d) each.
+
+    q and k are each scaled by d^(-1/4), which keeps their product in range in low precision; the softmax is
+    float32.
+    """
+    scale = query.shape[-1] ** -0.25
+    logits = tf.matmul(query * scale, key * scale, transpose_b=True)
+    weights = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
+    return tf.matmul(weights, value)
+
+
+def split_heads(projected: tf.Tensor, parts: int, head_channels: int) -> list[tf.Tensor]:
+    """(B, N, parts C) -> `parts` tensors (B, C / head_channels, N, head_channels)."""
+    positions = projected.shape[1]
+
+    def split(part: tf.Tensor) -> tf.Tensor:
+        part = tf.reshape(part, [-1, positions, part.shape[-1] // head_channels, head_channels])
+        return tf.transpose(part, [0, 2, 1, 3])
+
+    return [split(part) for part in tf.split(projected, parts, axis=-1)]
+
+
+def join_heads(x: tf.Tensor) -> tf.Tensor:
+    """(B, heads, N, d) -> (B, N, heads d)."""
+    _, heads, positions, channels = x.shape
+    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, positions, heads * channels])
+
+
+def fold_in(dropout_key: tf.Tensor | None, block: int) -> tf.Tensor | None:
+    """The dropout key of one block, or None if nothing is dropped."""
+    return None if dropout_key is None else tf.random.experimental.stateless_fold_in(dropout_key, block)
 
 
 def upsample(x: tf.Tensor) -> tf.Tensor:
@@ -120,11 +178,7 @@ class ResBlock(keras.layers.Layer):
 
 @keras.utils.register_keras_serializable("pdm_tf")
 class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention over all positions, with a GroupNorm before and a residual around it.
-
-    q and k are each scaled by head_channels^(-1/4), which keeps their product in range in low precision;
-    the softmax is float32.
-    """
+    """Multi-head self-attention over all positions, with a GroupNorm before and a residual around it."""
 
     def __init__(self, head_channels: int = 64, **kwargs):
         super().__init__(**kwargs)
@@ -140,19 +194,10 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        shape = x.shape
-        heads, positions = shape[-1] // self.head_channels, shape[1] * shape[2]
-
-        def split_heads(part: tf.Tensor) -> tf.Tensor:
-            part = tf.reshape(part, [-1, positions, heads, self.head_channels])
-            return tf.transpose(part, [0, 2, 1, 3])
-
-        query, key, value = map(split_heads, tf.split(self.query_key_value(self.norm(x)), 3, axis=-1))
-        scale = self.head_channels**-0.25
-        logits = tf.matmul(query * scale, key * scale, transpose_b=True)
-        weights = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
-        attended = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-        return x + self.project(tf.reshape(attended, [-1, *shape[1:]]))
+        _, height, width, channels = x.shape
+        projected = tf.reshape(self.query_key_value(self.norm(x)), [-1, height * width, 3 * channels])
+        attended = join_heads(attend(*split_heads(projected, 3, self.head_channels)))
+        return x + self.project(tf.reshape(attended, [-1, height, width, channels]))
 
     def get_config(self):
         return {**super().get_config(), "head_channels": self.head_channels}

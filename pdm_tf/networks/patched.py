@@ -9,32 +9,55 @@ a trunk knows nothing of images, and all that does know of them is here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import tensorflow as tf
 
-from pdm_tf.networks.group_norm import GroupNorm
-from pdm_tf.networks.layers import position_encoding, timestep_features
+from pdm_tf.networks.layers import position_encoding, timestep_features, with_blurred
 from pdm_tf.networks.unet import UNet
+from pdm_tf.networks.vit import ViT
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
 
 
-class Trunk(Protocol):
-    """A network on a grid of (h, w) places.
+class Head(Protocol):
+    """What turns a trunk's h into patches: zeros, in a new network.
 
-    A kind of trunk is called as `kind(grid, base_channels, gated=, dtype=, recompute=, **its_settings)` and
-    refuses, with a `UserError`, a grid that it cannot work on. Its weights are made by its first call.
+    Attributes:
+      layers: the Keras layers that hold its weights.
+    """
+
+    layers: Sequence[keras.layers.Layer]
+
+    def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
+        """h (B, h, w, width) in any dtype, and the timestep's embedding -> float32 (B, h, w, values)."""
+
+
+class Trunk(Protocol):
+    """A network on a grid of (h, w) places, which also says how patches come in and go out of it.
+
+    A kind of trunk is called as `kind(grid, base_channels, class_conditioning=, dtype=, recompute=,
+    **its_settings)` and refuses, with a `UserError`, what it cannot work with. Its weights are made by its
+    first call.
 
     Attributes:
       layers: the Keras layers that hold its weights, in the order of the network's variables.
       width: channels of the h that it returns.
       embedding_width: channels of the timestep embedding that it wants.
+      kernel_size: how many places a layer before or after it sees along each axis.
     """
 
     layers: Sequence[keras.layers.Layer]
     width: int
     embedding_width: int
+    kernel_size: int
+
+    def make_stem(self) -> Sequence[keras.layers.Layer]:
+        """Layers that, one after another, project patches of any size to `base_channels`."""
+
+    def make_head(self, values: int) -> Head:
+        """The way from its h to patches of `values` numbers."""
 
     def __call__(
         self, h: tf.Tensor, embeddings: Sequence[tf.Tensor], dropout_key: tf.Tensor | None = None
@@ -43,8 +66,8 @@ class Trunk(Protocol):
 
         Args:
           h: (B, h, w, base_channels) in the compute dtype.
-          embeddings: the timestep's, float32 (B, embedding_width), and if gated the label's, float32
-            (B, base_channels).
+          embeddings: the timestep's, float32 (B, embedding_width), and where labels come as a gate or as
+            tokens the label's, float32 (B, base_channels) or (B, embedding_width).
           dropout_key: int32 (2,) makes dropout active.
         Returns:
           (B, h, w, width) in the compute dtype.
@@ -54,7 +77,7 @@ class Trunk(Protocol):
         """Its shapes, in lines for a reader."""
 
 
-NETWORKS: dict[str, Callable[..., Trunk]] = {"unet": UNet}
+NETWORKS: dict[str, Callable[..., Trunk]] = {"unet": UNet, "vit": ViT}
 
 
 @keras.utils.register_keras_serializable("pdm_tf")
@@ -64,11 +87,13 @@ class PatchedNetwork(keras.Model):
     Args:
       image_shape: (height, width, channels); height and width divide by `patch_size`.
       patch_size: P; the trunk works on a grid of (height / P) x (width / P) patches.
-      base_channels: width of the first convolution.
+      base_channels: the width that the stem gives a patch.
       kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
       num_classes: 0 for data without labels.
       class_conditioning: "none", "gate" (a sigmoid gate on each residual branch, the paper's ImageNet
-        networks) or "embedding" (added to the timestep embedding). Label `num_classes` is the null label.
+        networks), "embedding" (added to the timestep embedding) or "tokens" (added to it, and as tokens among
+        the patches). Label `num_classes` is the null label.
+      blurred_inputs: the network also sees its input blurred by Gaussians of these widths, in pixels.
       precision: "float32", or "mixed_bfloat16": the trunk in bfloat16, while the first convolution, both
         output heads, embeddings and norm statistics stay float32.
       recompute: keep only the inputs of the trunk's blocks for the backward pass, which computes the rest
@@ -87,6 +112,7 @@ class PatchedNetwork(keras.Model):
         kind: str = "unet",
         num_classes: int = 0,
         class_conditioning: str = "none",
+        blurred_inputs: Sequence[float] = (),
         precision: str = "float32",
         recompute: bool = False,
         **trunk_settings,
@@ -99,10 +125,13 @@ class PatchedNetwork(keras.Model):
         self.grid = grid_of(image_shape, patch_size)
         self.base_channels = base_channels
         self.num_classes = self.null_label = num_classes
+        self.class_conditioning = class_conditioning
         self.conditional = class_conditioning != "none"
-        self.gated = class_conditioning == "gate"
+        self.blurred_inputs = tuple(blurred_inputs)
         self.policy = keras.mixed_precision.Policy(precision)
-        common = {"gated": self.gated, "dtype": self.policy, "recompute": recompute}
+        common = {
+            "class_conditioning": class_conditioning, "dtype": self.policy, "recompute": recompute,
+        }  # fmt: skip
         self.trunk = NETWORKS[kind](self.grid, base_channels, **common, **trunk_settings)
         self._make_embeddings()
         self._make_stem_and_heads()
@@ -116,22 +145,19 @@ class PatchedNetwork(keras.Model):
         self.embed_t_out = dense(width, activation="swish", name="embed_t_out")
         self.embed_label = None
         if self.conditional:
-            label_width = self.base_channels if self.gated else width
+            label_width = self.base_channels if self.class_conditioning == "gate" else width
             self.embed_label = keras.layers.Embedding(self.null_label + 1, label_width, name="embed_label")
 
     def _make_stem_and_heads(self):
-        conv, c, p = keras.layers.Conv2D, self.base_channels, self.patch_size
-        values = self.image_shape[-1] * p**2
+        p, values = self.patch_size, self.image_shape[-1] * self.patch_size**2
         self.to_patches = ImageToPatches(p, name="to_patches")
-        self.conv_in = conv(c, 3, padding="same", name="conv_in")
-        self.norm_out = GroupNorm(32, name="norm_out")
-        self.conv_out = conv(values, 3, padding="same", kernel_initializer="zeros", name="conv_out")
+        stem, self.head = self.trunk.make_stem(), self.trunk.make_head(values)
+        self.variance_head = VarianceHead(self.base_channels, self.trunk, values, self.policy)
+        # Keras finds them, and a checkpoint names them, as the network's own.
+        for layer in (*stem, *self.head.layers, *self.variance_head.layers):
+            setattr(self, layer.name, layer)
+        self.stem = stem
         self.to_image = PatchesToImage(p, name="to_image")
-        self.variance_t = keras.layers.Dense(c + self.trunk.width, name="variance_t")
-        self.variance_conv = conv(
-            c, 3, padding="same", activation="swish", dtype=self.policy, name="variance_conv"
-        )
-        self.variance_out = conv(values, 3, padding="same", activation="sigmoid", name="variance_out")
 
     def _create_weights(self):
         """Creates all variables by calling the network on symbols, without computing anything."""
@@ -161,12 +187,14 @@ class PatchedNetwork(keras.Model):
           The prediction, float32 (B, H, W, C), and u in [0, 1], float32 (B, H, W, C).
         """
         embeddings = self._embed(t, labels)
-        h = self.conv_in(self.to_patches(z))
+        h = self.to_patches(with_blurred(z, self.blurred_inputs))
+        for layer in self.stem:
+            h = layer(h)
         # Appendix C: positions are told "once, right after the first input projection".
         h = features = h + position_encoding(*self.grid, self.base_channels)
         h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key)
-        output = self.conv_out(tf.nn.swish(self.norm_out(h)))
-        return self.to_image(output), self.to_image(self._variance(features, h, embeddings[0]))
+        output, u = self.head(h, embeddings[0]), self.variance_head(features, h, embeddings[0])
+        return self.to_image(output), self.to_image(u)
 
     def _embed(self, t, labels) -> list[tf.Tensor]:
         """The embeddings that the trunk is given."""
@@ -174,14 +202,31 @@ class PatchedNetwork(keras.Model):
         if self.embed_label is None:
             return [t_embedding]
         label_embedding = self.embed_label(labels)
-        return [t_embedding, label_embedding] if self.gated else [t_embedding + label_embedding]
-
-    def _variance(self, features, decoded, t_embedding) -> tf.Tensor:
-        """The patches of u, by the "small auxiliary network" of Appendix C: L_vlb trains it alone."""
-        features, decoded, t_embedding = map(tf.stop_gradient, (features, decoded, t_embedding))
-        h = tf.concat([tf.cast(features, decoded.dtype), decoded], axis=-1)
-        shift = tf.cast(self.variance_t(tf.nn.swish(t_embedding)), h.dtype)
-        return self.variance_out(self.variance_conv(h + shift[:, None, None, :]))
+        if self.class_conditioning == "gate":
+            return [t_embedding, label_embedding]
+        t_embedding += label_embedding
+        return [t_embedding, label_embedding] if self.class_conditioning == "tokens" else [t_embedding]
 
     def get_config(self):
         return dict(self._config)
+
+
+class VarianceHead:
+    """The patches of u, by the "small auxiliary network" of Appendix C: L_vlb trains it alone.
+
+    Concat[features before the trunk, after it] + Dense(swish(t)), swish Conv, sigmoid Conv.
+    """
+
+    def __init__(self, base_channels: int, trunk: Trunk, values: int, policy: keras.mixed_precision.Policy):
+        conv = partial(keras.layers.Conv2D, kernel_size=trunk.kernel_size, padding="same")
+        self._t = keras.layers.Dense(base_channels + trunk.width, name="variance_t")
+        self._conv = conv(base_channels, activation="swish", dtype=policy, name="variance_conv")
+        self._out = conv(values, activation="sigmoid", name="variance_out")
+        self.layers = [self._t, self._conv, self._out]
+
+    def __call__(self, features: tf.Tensor, decoded: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
+        """Two (B, h, w, ..) and the timestep's embedding -> u in [0, 1], float32 (B, h, w, values)."""
+        features, decoded, t_embedding = map(tf.stop_gradient, (features, decoded, t_embedding))
+        h = tf.concat([tf.cast(features, decoded.dtype), decoded], axis=-1)
+        shift = tf.cast(self._t(tf.nn.swish(t_embedding)), h.dtype)
+        return self._out(self._conv(h + shift[:, None, None, :]))

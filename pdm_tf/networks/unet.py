@@ -10,7 +10,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from flags.errors import UserError
-from pdm_tf.networks.layers import ResBlock, SelfAttention, upsample
+from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.networks.layers import ResBlock, SelfAttention, fold_in, upsample
 from pdm_tf.stack import keras
 
 # Also the order of the weights, in optimizers and files; within a kind it is that of the stages.
@@ -41,12 +42,14 @@ class UNet:
       attention_resolutions: the grid sizes (of the longer side) with self-attention after each block.
       head_channels: channels of an attention head.
       dropout: dropout rate in the residual blocks.
-      gated: each residual branch has a sigmoid gate, by the label's embedding.
+      class_conditioning: with "gate" each residual branch has a sigmoid gate, by the label's embedding.
       dtype: policy of convolutions and attention.
       recompute: keep only the inputs of blocks and attention for the backward pass.
     Raises:
-      UserError: the grid does not divide.
+      UserError: the grid does not divide, or labels are to come as tokens.
     """
+
+    kernel_size = 3
 
     def __init__(
         self,
@@ -58,11 +61,12 @@ class UNet:
         attention_resolutions: Sequence[int],
         head_channels: int,
         dropout: float = 0.0,
-        gated: bool = False,
+        class_conditioning: str = "none",
         dtype: str | keras.mixed_precision.Policy = "float32",
         recompute: bool = False,
     ):
         widths = [round(base_channels * multiplier) for multiplier in channel_multipliers]
+        self._base_channels = base_channels
         self.width, self.embedding_width = widths[0], widths[-1]
         self._grid, self._recompute = grid, recompute
         last = len(widths) - 1
@@ -71,7 +75,9 @@ class UNet:
                 f"a grid of {grid[0]} x {grid[1]} patches does not divide by 2^(levels - 1) = {2**last}: use "
                 "another patch_size or fewer channel_multipliers"
             )
-        block = partial(ResBlock, dropout=dropout, gated=gated, dtype=dtype)
+        if class_conditioning == "tokens":
+            raise UserError("a U-Net has no tokens: use class_conditioning gate or embedding")
+        block = partial(ResBlock, dropout=dropout, gated=class_conditioning == "gate", dtype=dtype)
         conv = partial(keras.layers.Conv2D, kernel_size=3, padding="same", dtype=dtype)
         attention = partial(SelfAttention, head_channels, dtype=dtype)
 
@@ -110,6 +116,14 @@ class UNet:
         layers = [layer for stage in stages for layer in (stage.layer, stage.attention)]
         return [layer for layer in layers if layer is not None]
 
+    def make_stem(self) -> list[keras.layers.Layer]:
+        """The first convolution."""
+        return [keras.layers.Conv2D(self._base_channels, 3, padding="same", name="conv_in")]
+
+    def make_head(self, values: int) -> ConvHead:
+        """See `Trunk`."""
+        return ConvHead(values)
+
     def __call__(
         self, h: tf.Tensor, embeddings: Sequence[tf.Tensor], dropout_key: tf.Tensor | None = None
     ) -> tf.Tensor:
@@ -123,7 +137,7 @@ class UNet:
             else:
                 if stage.kind == "decoder":
                     h = tf.concat([h, skips.pop()], axis=-1)
-                h = self._block(stage, h, embeddings, _fold_in(dropout_key, next(blocks)))
+                h = self._block(stage, h, embeddings, fold_in(dropout_key, next(blocks)))
             if stage.kind in ("encoder", "down"):
                 skips.append(h)
         return h
@@ -148,5 +162,16 @@ class UNet:
         ]
 
 
-def _fold_in(dropout_key: tf.Tensor | None, block: int) -> tf.Tensor | None:
-    return None if dropout_key is None else tf.random.experimental.stateless_fold_in(dropout_key, block)
+class ConvHead:
+    """GroupNorm(32) swish Conv3x3, whose kernel starts at zero: a `Head`."""
+
+    def __init__(self, values: int):
+        self._norm = GroupNorm(32, name="norm_out")
+        self._conv = keras.layers.Conv2D(
+            values, 3, padding="same", kernel_initializer="zeros", name="conv_out"
+        )
+        self.layers = [self._norm, self._conv]
+
+    def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
+        """(B, h, w, C) -> (B, h, w, values), whatever the timestep."""
+        return self._conv(tf.nn.swish(self._norm(h)))

@@ -52,7 +52,7 @@ class PatchedDiffusion(keras.Model):
         self.network = network
         self.diffusion = DiffusionConfig(**diffusion)
         self.denoiser = build_denoiser(self.diffusion, network)
-        self.objective = Objective(self.denoiser, self.diffusion.loss_weighting)
+        self.objective = Objective(self.denoiser, self.diffusion)
         self.clip_norm = clip_norm
         self.grad_accum = grad_accum
         self.seed = seed

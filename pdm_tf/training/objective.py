@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from flags.config import DiffusionConfig
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.losses import simple_loss, vlb_loss
 from pdm_tf.diffusion.process import diffuse
+from pdm_tf.diffusion.timesteps import T_LAWS, timestep_drawer
 from pdm_tf.randomness import draw_each
 
 LOSSES = ("loss", "simple_loss", "vlb_loss", "mse")
@@ -26,16 +28,19 @@ class Examples(NamedTuple):
 class Objective:
     """gamma_t ||x_theta - x||^2 whatever the network predicts (Eq. 3), plus L_vlb, which trains u alone."""
 
-    def __init__(self, denoiser: Denoiser, weighting: str):
-        """`weighting`: gamma_t's name in `WEIGHTINGS`."""
-        self.denoiser, self.weighting = denoiser, weighting
+    def __init__(self, denoiser: Denoiser, diffusion: DiffusionConfig):
+        """Of `diffusion` the weights and the law of t are read; the process is the denoiser's."""
+        self.denoiser, self.diffusion = denoiser, diffusion
+        mass = T_LAWS[diffusion.t_law](diffusion, denoiser.schedule, max(denoiser.image_shape[:2]))
+        self.draw_t = timestep_drawer(mass, denoiser.t_start, denoiser.t_stop)
 
     def __call__(self, batch: Examples, dropout_key: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """The losses of `LOSSES` of clean images at given timesteps and noise, each (B,)."""
         level = self.denoiser.schedule.at(batch.t, batch.x.dtype)
         z = diffuse(batch.x, batch.eps, level)
         pred_x, u = self.denoiser(z, batch.t, batch.labels, dropout_key)
-        simple = simple_loss(batch.x, pred_x, level, self.weighting)
+        d = self.diffusion
+        simple = simple_loss(batch.x, pred_x, level, d.loss_weighting, d.loss_bias)
         vlb = vlb_loss(batch.x, z, pred_x, u, level)
         mse = tf.reduce_mean(tf.square(pred_x - batch.x), axis=[1, 2, 3])
         return {"loss": simple + vlb, "simple_loss": simple, "vlb_loss": vlb, "mse": mse}
@@ -50,13 +55,12 @@ class Objective:
           indices: int32 (B,), each image's index in the global batch.
           label_dropout: the rate at which labels give way to the null label.
         """
-        shape, t_range = x.shape[1:], (self.denoiser.t_start, self.denoiser.t_stop)
+        shape = x.shape[1:]
 
         def draw(image_key):
             keys = tf.unstack(tf.random.experimental.stateless_split(image_key, 3))
-            t = tf.random.stateless_uniform((), keys[0], *t_range, dtype=tf.int32)
             eps = tf.random.stateless_normal(shape, keys[1])
-            return t, eps, tf.random.stateless_uniform((), keys[2]) < label_dropout
+            return self.draw_t(keys[0]), eps, tf.random.stateless_uniform((), keys[2]) < label_dropout
 
         signature = (tf.TensorSpec((), tf.int32), tf.TensorSpec(shape), tf.TensorSpec((), tf.bool))
         t, eps, dropped = draw_each(key, indices, draw, signature)

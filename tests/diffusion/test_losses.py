@@ -8,7 +8,7 @@ from pdm_tf.diffusion.likelihood import gaussian_kl
 from pdm_tf.diffusion.losses import MIN_SNR_GAMMA, WEIGHTINGS, simple_loss, vlb_loss
 from pdm_tf.diffusion.predictions import predicted_x
 from pdm_tf.diffusion.process import diffuse, posterior_mean
-from pdm_tf.diffusion.schedules import linear
+from pdm_tf.diffusion.schedules import cosine, linear
 
 SCHEDULE = linear()
 
@@ -18,9 +18,9 @@ def at(*i):
     return SCHEDULE.at(tf.constant(i), tf.float64)
 
 
-def weights(name, schedule=SCHEDULE):
+def weights(name, schedule=SCHEDULE, bias=0.0):
     """gamma_t of every step, float64 (N,)."""
-    return np.ravel(WEIGHTINGS[name](schedule.at(tf.range(len(schedule)), tf.float64)))
+    return np.ravel(WEIGHTINGS[name](schedule.at(tf.range(len(schedule)), tf.float64), bias))
 
 
 def test_gamma_is_the_square_root_of_the_snr():
@@ -35,6 +35,48 @@ def test_other_weightings():
     np.testing.assert_array_equal(weights("snr"), SCHEDULE.snr)
     np.testing.assert_array_equal(weights("min_snr"), np.minimum(SCHEDULE.snr, 5))
     assert MIN_SNR_GAMMA == 5
+    snr = SCHEDULE.snr
+    np.testing.assert_allclose(weights("truncated_snr"), np.maximum(snr, 1), rtol=1e-12)
+    # DDPM's weight, SNR, over (1 + SNR)^gamma with P2's gamma of 1/2.
+    np.testing.assert_allclose(weights("p2"), snr / np.sqrt(1 + snr), rtol=1e-9)
+
+
+def test_snr_plus_one_weighting_is_the_loss_on_v():
+    rng = np.random.default_rng(1)
+    x, eps, pred_v = (tf.constant(rng.normal(size=(3, 2, 2, 1))) for _ in range(3))
+    level = at(1, 300, 900)
+    z, v = diffuse(x, eps, level), level.signal * eps - level.noise * x
+    on_v = tf.reduce_sum((pred_v - v) ** 2, [1, 2, 3])
+    loss = simple_loss(x, predicted_x("v", pred_v, z, level), level, "snr_plus_one")
+    np.testing.assert_allclose(loss, on_v, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [0.0, 2.0, -3.0])
+def test_sigmoid_weighting_is_the_elbo_s_times_a_sigmoid(bias):
+    """Its integral over t is that over log SNR of exp(b) sigmoid(lambda - b) / 2, whatever the schedule."""
+    damped = 1 / (1 + np.exp(np.log(SCHEDULE.snr) - bias))
+    np.testing.assert_allclose(weights("sigmoid", bias=bias), weights("vlb") * damped, rtol=1e-9)
+    exact = 0.5 * np.exp(bias) * np.log((SCHEDULE.snr[0] + np.exp(bias)) / (SCHEDULE.snr[-1] + np.exp(bias)))
+    assert weights("sigmoid", bias=bias)[1:].sum() == pytest.approx(exact, rel=0.35)
+    cosine_weights = weights("sigmoid", cosine(4000), bias)[1:].sum()
+    assert weights("sigmoid", linear(4000, 2.5e-5, 5e-3), bias)[1:].sum() == pytest.approx(
+        cosine_weights, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_bounded_v_weighting_is_the_loss_on_v_of_the_straight_path(scale):
+    """z = tau x + (1 - tau) s eps has velocity x - s eps, and predicts (x_theta - z) / max(1 - tau, 0.05)."""
+    rng = np.random.default_rng(1)
+    x, eps, pred_x = (rng.normal(size=(4, 2, 2, 1)) for _ in range(3))
+    steps = [0, 10, 300, 900]
+    root_snr = np.sqrt(SCHEDULE.snr[steps])[:, None, None, None]
+    tau = scale * root_snr / (1 + scale * root_snr)  # where tau / ((1 - tau) s) is sqrt(SNR)
+    z = tau * x + (1 - tau) * scale * eps
+    on_v = (((pred_x - z) - (x - z)) / np.maximum(1 - tau, 0.05)) ** 2
+    loss = simple_loss(x, tf.constant(pred_x), at(*steps), "bounded_v", -2 * np.log(scale))
+    np.testing.assert_allclose(loss, on_v.sum((1, 2, 3)), rtol=1e-9)
+    assert weights("bounded_v").max() == pytest.approx(400) and weights("bounded_v").min() >= 1
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE.keep([0, 40, 600])], ids=["full", "strided"])

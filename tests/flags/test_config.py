@@ -4,9 +4,9 @@ import shlex
 
 import pytest
 
-from flags.config import Config, changes, parse_settings, validate
+from flags.config import Config, DataConfig, changes, parse_settings, validate
 from flags.errors import UserError
-from flags.presets import preset
+from flags.presets import network_settings, preset, sized_preset
 from flags.words import differences, leaves, to_lines
 
 PRESETS = [
@@ -20,6 +20,49 @@ PRESETS = [
 @pytest.mark.parametrize("config", PRESETS, ids=lambda c: c.data.dataset)
 def test_presets_are_valid_and_survive_json(config):
     assert Config.from_json(validate(config).to_json()) == config
+
+
+def with_network(network, config):
+    return validate(config.replace(network_settings(network, config)))
+
+
+@pytest.mark.parametrize("config", PRESETS, ids=lambda c: c.data.dataset)
+def test_each_data_set_has_a_vit_of_its_own(config):
+    vit = with_network("vit", config)
+    assert with_network("unet", config) == config and vit.network.kind == "vit"
+    assert vit.conditional == config.conditional and vit.data == config.data
+    changed = {key.split(".")[0] for key in differences(config, vit)}
+    assert changed == {"network", "diffusion", "optimizer"}  # what it sees, and for how long, is the same
+
+
+def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
+    config = with_network("vit_appendix_d", preset("lsun_church"))
+    network, optimizer = config.network, config.optimizer
+    assert (network.depth, network.patch_size, config.training.batch_size) == (11, 8, 128)
+    assert (network.norm, network.norm_place, network.t_conditioning) == ("layer", "after", "everywhere")
+    assert network.input_injections == (4, 8, 11) and network.residual_scaling == "none"
+    assert (optimizer.learning_rate, optimizer.beta_2, optimizer.warmup_steps) == (1e-4, 0.95, 10_000)
+    assert (config.diffusion.prediction, config.diffusion.loss_weighting) == ("x", "sqrt_snr")
+    with pytest.raises(UserError, match="is for lsun_church, and the data set is emoji64"):
+        network_settings("vit_appendix_d", preset("emoji64"))
+
+
+VIT_IMPOSSIBLE = [
+    ("network.patch_size=3", "image height 64 does not divide by patch_size = 3: resize to 63"),
+    ("network.head_channels=48", "base_channels=128 must divide by network.head_channels=48"),
+    ("network.input_injections=8", "there are network.depth=7 blocks"),
+    ("network.class_tokens_from=8", "there are network.depth=7 blocks"),
+    ("network.t_conditioning=once", "use network.t_gates=false"),
+    ("network.norm_place=middle", "use one of before, after"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "message"), VIT_IMPOSSIBLE)
+def test_values_that_cannot_work_for_a_vit(assignment, message):
+    config = with_network("vit", preset("emoji64"))
+    with pytest.raises(UserError, match=message) as error:
+        validate(config.replace(parse_settings([assignment])))
+    assert "\n" not in str(error.value)
 
 
 def test_presets_are_those_of_the_tables():
@@ -38,6 +81,17 @@ def test_presets_are_those_of_the_tables():
         assert config.training.ema_decay == 0.99 and config.training.ema_every == 100
         assert config.training.ema_lengths == ()  # the paper has none
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "classes"),
+    [((28, 28, 1), 10), ((32, 32, 3), 10), ((64, 64, 3), 0), ((96, 160, 3), 0), ((1024, 1024, 3), 5)],
+)  # fmt: skip
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_other_data_get_a_vit_of_a_size_too(size, image_shape, classes):
+    config = sized_preset(size, DataConfig("folder:x", image_shape, classes))
+    vit = with_network("vit", config)
+    assert image_shape[0] * image_shape[1] // vit.network.patch_size**2 <= 1024
 
 
 def test_settings_are_typed():
@@ -81,7 +135,7 @@ IMPOSSIBLE = [
     ("network.base_channels=40", "must divide by 32"),
     ("network.head_channels=48", "must divide by network.head_channels=48"),
     ("diffusion.prediction=score", "use one of x, eps, v"),
-    ("diffusion.loss_weighting=p2", "use one of sqrt_snr"),
+    ("diffusion.loss_weighting=p3", "use one of sqrt_snr"),
     ("diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
     ("diffusion.t_stop=1001", "0 <= t_start < t_stop <= num_timesteps"),
     ("diffusion.beta_end=1e-5", "0 < beta_start < beta_end < 1"),
@@ -89,7 +143,7 @@ IMPOSSIBLE = [
     ("sampling.steps=1001", "the process has 1000 steps, so use 1 to 1000"),
     ("sampling.steps=", "sampling.steps is empty"),
     ("sampling.order=4", "use a number from 2 to 3"),
-    ("network.kind=vit", "use one of unet"),
+    ("network.kind=mlp", "use one of unet, vit"),
     ("training.batch_size=0", "use a number above 0"),
     ("sampling.jump_length=0", "use 1 or more"),
     ("training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
@@ -101,6 +155,8 @@ IMPOSSIBLE = [
     ("optimizer.warmup_steps=-1", "use 0 or more"),
     ("seed=4294967296", "use a number from 0 up to 2147483648"),
     ("data.num_classes=0", "needs labels, and emoji64 has none"),
+    ("network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
+    ("network.blurred_inputs=0", "use a number above 0"),
 ]
 
 
@@ -122,7 +178,7 @@ def test_every_field_says_all_of_itself():
     """A field added without a thought for its range shows here."""
     for key, leaf in leaves(Config).items():
         assert leaf.rule.help.endswith("."), key
-        ranged = leaf.rule.choices or leaf.rule.problem((-1.0,))
+        ranged = leaf.rule.choices or leaf.rule.problem((-1e9,))
         assert ranged or leaf.kind not in (int, float) or key == "sampling.guidance", key
         if not isinstance(leaf.default, tuple):
             assert not leaf.rule.problem(leaf.default), key

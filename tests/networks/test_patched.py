@@ -8,13 +8,17 @@ from flags.errors import UserError
 from pdm_tf.networks import patched
 from pdm_tf.networks.layers import position_encoding, timestep_features
 from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.networks.unet import ConvHead
 from pdm_tf.stack import keras
-from tests.networks.tiny_networks import SMALL, batch, small
+from tests.networks.tiny_networks import KINDS, SMALL, batch, small, small_of
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def test_outputs_have_the_images_shape_and_u_lies_in_0_1():
-    prediction, u = small()(*batch())
-    assert prediction.shape == u.shape == (2, 16, 16, 3)
+@each_kind
+def test_outputs_have_the_images_shape_and_u_lies_in_0_1(kind):
+    prediction, u = small_of(kind, image_shape=(16, 32, 1))(*batch((16, 32, 1)))
+    assert prediction.shape == u.shape == (2, 16, 32, 1)
     assert prediction.dtype == u.dtype == tf.float32
     assert float(tf.reduce_min(u)) >= 0 and float(tf.reduce_max(u)) <= 1
 
@@ -25,8 +29,9 @@ def test_other_channel_counts_and_non_square_images(channels):
     assert prediction.shape == u.shape == (2, 16, 32, channels)
 
 
-def test_a_new_network_predicts_zero():
-    np.testing.assert_array_equal(PatchedNetwork(**SMALL)(*batch())[0], 0.0)
+@each_kind
+def test_a_new_network_predicts_zero(kind):
+    np.testing.assert_array_equal(PatchedNetwork(**KINDS[kind])(*batch())[0], 0.0)
 
 
 def test_what_it_says_of_itself():
@@ -39,9 +44,17 @@ def test_what_it_says_of_itself():
 class Doubling:
     """A trunk that keeps what it was given, and gives it back twice side by side."""
 
-    def __init__(self, grid, base_channels, *, gated, dtype, recompute, embedding_width):
-        self.layers = []
+    kernel_size = 1
+
+    def __init__(self, grid, base_channels, *, class_conditioning, dtype, recompute, embedding_width):
+        self.layers, self.base_channels = [], base_channels
         self.width, self.embedding_width = 2 * base_channels, embedding_width
+
+    def make_stem(self):
+        return [keras.layers.Dense(self.base_channels, name=name) for name in ("first", "second")]
+
+    def make_head(self, values):
+        return ConvHead(values)
 
     def __call__(self, h, embeddings, dropout_key=None):
         self.given = h, embeddings, dropout_key
@@ -49,7 +62,8 @@ class Doubling:
 
 
 @pytest.mark.parametrize(
-    ("conditioning", "widths"), [("none", [12]), ("embedding", [12]), ("gate", [12, 32])]
+    ("conditioning", "widths"),
+    [("none", [12]), ("embedding", [12]), ("gate", [12, 32]), ("tokens", [12, 12])],
 )
 def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     """It gets the projected patches with their positions, and the embeddings in its own width."""
@@ -61,7 +75,8 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     assert output.shape == u.shape == z.shape
     h, embeddings, key = network.trunk.given
     np.testing.assert_array_equal(key, [1, 2])
-    expected = network.conv_in(network.to_patches(z)) + position_encoding(4, 8, 32)
+    first, second = map(network.get_layer, ("first", "second"))
+    expected = second(first(network.to_patches(z))) + position_encoding(4, 8, 32)
     np.testing.assert_array_equal(h, expected)
     assert [embedding.shape for embedding in embeddings] == [(2, width) for width in widths]
     if conditioning == "none":
@@ -71,8 +86,9 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     assert all(variable.name.startswith("doubling/") for variable in network.trainable_variables)
 
 
-def test_images_of_a_batch_do_not_mix_and_the_batch_may_be_unknown():
-    network = small(class_conditioning="gate", num_classes=2)
+@each_kind
+def test_images_of_a_batch_do_not_mix_and_the_batch_may_be_unknown(kind):
+    network = small_of(kind, class_conditioning="gate", num_classes=2)
     z, t, labels = batch()
     function = tf.function(network.__call__, input_signature=[
         tf.TensorSpec((None, 16, 16, 3)), tf.TensorSpec((None,), tf.int32), tf.TensorSpec((None,), tf.int32),
@@ -84,9 +100,12 @@ def test_images_of_a_batch_do_not_mix_and_the_batch_may_be_unknown():
             np.testing.assert_allclose(a[i : i + 1], b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("conditioning", ["gate", "embedding"])
-def test_labels_matter_when_conditional_and_the_null_label_is_one_more(conditioning):
-    network = small(class_conditioning=conditioning, num_classes=2)
+@pytest.mark.parametrize(
+    ("kind", "conditioning"),
+    [("unet", "gate"), ("unet", "embedding"), ("vit", "gate"), ("vit", "embedding"), ("vit", "tokens")],
+)
+def test_labels_matter_when_conditional_and_the_null_label_is_one_more(kind, conditioning):
+    network = small_of(kind, class_conditioning=conditioning, num_classes=2)
     z, t, _ = batch()
     first, second, null = (network(z, t, tf.fill([2], label))[0] for label in (0, 1, network.null_label))
     assert np.abs(first - second).max() > 1e-3 and np.abs(first - null).max() > 1e-3
@@ -99,15 +118,27 @@ def test_labels_do_not_matter_without_conditioning():
     np.testing.assert_array_equal(network(z, t)[0], network(z, t, tf.fill([2], 1))[0])
 
 
-def test_timesteps_matter():
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("unet", {}), ("vit", {}), ("vit", {"t_conditioning": "once", "t_gates": False})]
+)
+def test_timesteps_matter(kind, changes):
     z, t, labels = batch()
-    network = small()
+    network = small_of(kind, **changes)
     assert np.abs(network(z, t, labels)[0] - network(z, t + 1, labels)[0]).max() > 1e-4
 
 
-@pytest.mark.parametrize("conditioning", ["none", "gate", "embedding"])
-def test_u_gives_its_gradient_to_the_variance_head_alone(conditioning):
-    network = small(class_conditioning=conditioning, num_classes=2)
+@pytest.mark.parametrize(
+    ("kind", "conditioning"),
+    [
+        ("unet", "none"),
+        ("unet", "gate"),
+        ("unet", "embedding"),
+        ("vit", "tokens"),
+        ("vit_appendix_d", "none"),
+    ],
+)
+def test_u_gives_its_gradient_to_the_variance_head_alone(kind, conditioning):
+    network = small_of(kind, class_conditioning=conditioning, num_classes=2)
     with tf.GradientTape() as tape:
         _, u = network(*batch())
         loss = tf.reduce_sum(tf.square(u))
@@ -119,56 +150,76 @@ def test_u_gives_its_gradient_to_the_variance_head_alone(conditioning):
             assert gradient is None, variable.name
 
 
-def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close():
-    exact, mixed = small(), small(precision="mixed_bfloat16")
+@each_kind
+def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close(kind):
+    labels = {"num_classes": 2, "class_conditioning": "gate" if kind == "unet" else "tokens"}
+    exact, mixed = (small_of(kind, precision=p, **labels) for p in ("float32", "mixed_bfloat16"))
     for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
         assert variable.dtype == tf.float32 and variable.name == other.name
-    float32 = ["conv_in", "norm_out", "conv_out", "variance_out", "embed_t_in", "embed_t_out", "variance_t"]
-    for name in float32:
-        assert getattr(mixed, name).compute_dtype == "float32", name
+    float32 = ["variance_out", "embed_t_in", "embed_t_out", "variance_t"]
+    for layer in (*mixed.stem, *mixed.head.layers, *map(mixed.get_layer, float32)):
+        assert layer.compute_dtype == "float32", layer.name
     assert {layer.compute_dtype for layer in mixed.trunk.layers} == {"bfloat16"}
     for a, b in zip(exact(*batch()), mixed(*batch())):
         assert b.dtype == tf.float32
         assert 0 < float(tf.norm(a - b) / tf.norm(a)) < 0.03
 
 
-def test_mixed_bfloat16_graph_convolves_first_and_last_in_float32():
+@pytest.mark.parametrize(("kind", "first", "last", "others"), [
+    ("unet", "conv_in", "conv_out", 10), ("vit", "embed", "project_out", 2 * 4)
+])  # fmt: skip
+def test_mixed_bfloat16_graph_is_float32_first_and_last(kind, first, last, others):
     """Read from the traced graph, not from the layers' own word."""
-    network = small(precision="mixed_bfloat16")
+    network = small_of(kind, precision="mixed_bfloat16")
     number = tf.TensorSpec((2,), tf.int32)
     traced = tf.function(network.__call__).get_concrete_function(
         tf.TensorSpec((2, 16, 16, 3)), number, number
     )
     kinds = {"float32": [], "bfloat16": []}
     for op in traced.graph.get_operations():
-        if op.type == "Conv2D":
+        if op.type in ("Conv2D", "MatMul"):
             kinds[op.get_attr("T").name].append(op.name)
         if op.type in ("Mean", "SquaredDifference", "Rsqrt"):
             assert op.get_attr("T") == tf.float32, op.name
-    assert {name.split("/")[1] for name in kinds["float32"]} == {"conv_in", "conv_out", "variance_out"}
-    assert len(kinds["bfloat16"]) > 10
+    float32 = {name.split("/")[1] for name in kinds["float32"] if "/Tensordot" in name or "Conv2D" in name}
+    assert {first, last, "variance_out"} <= float32 <= {first, "embed_narrow", last, "variance_out"}
+    assert len(kinds["bfloat16"]) > others
 
 
-def test_variable_names_are_the_same_in_every_instance():
-    names = [[v.name for v in PatchedNetwork(**SMALL).trainable_variables] for _ in range(2)]
+@each_kind
+def test_variable_names_are_the_same_in_every_instance(kind):
+    names = [[v.name for v in PatchedNetwork(**KINDS[kind]).trainable_variables] for _ in range(2)]
     assert names[0] == names[1] and len(set(names[0])) == len(names[0])
 
 
-def test_network_is_serialisable():
-    changes = {"image_shape": (16, 32, 3), "channel_multipliers": (1, 1.5), "base_channels": 64}
-    network = small(**changes, class_conditioning="gate", num_classes=2)
+@pytest.mark.parametrize(("kind", "changes"), [
+    ("unet", {"channel_multipliers": (1, 1.5)}), ("vit", {}), ("vit_appendix_d", {})
+])  # fmt: skip
+def test_network_is_serialisable(kind, changes):
+    changes = {**changes, "image_shape": (16, 32, 3), "base_channels": 64}
+    network = small_of(kind, **changes, class_conditioning="gate", num_classes=2)
     again = keras.utils.deserialize_keras_object(keras.utils.serialize_keras_object(network))
     again.set_weights(network.get_weights())
     for a, b in zip(network(*batch((16, 32, 3))), again(*batch((16, 32, 3)))):
         np.testing.assert_array_equal(a, b)
 
 
-def test_checkpoints_hold_all_variables(tmp_path):
-    network, again = small(), PatchedNetwork(**SMALL)
+@each_kind
+def test_checkpoints_hold_all_variables(tmp_path, kind):
+    network, again = small_of(kind), PatchedNetwork(**KINDS[kind])
     path = tf.train.Checkpoint(network=network).write(str(tmp_path / "state"))
     tf.train.Checkpoint(network=again).read(path).assert_consumed()
     for a, b in zip(network.trainable_variables, again.trainable_variables):
         np.testing.assert_array_equal(a, b)
+
+
+def test_checkpoints_of_a_u_net_name_its_layers_as_they_always_did(tmp_path):
+    """Or a run that began with an older version could not be resumed."""
+    path = tf.train.Checkpoint(network=small()).write(str(tmp_path / "state"))
+    names = {name.split("/")[1] for name, _ in tf.train.list_variables(path) if name.startswith("network/")}
+    around = ["embed_t_in", "embed_t_out", "conv_in", "norm_out", "conv_out"]
+    around += ["variance_t", "variance_conv", "variance_out"]
+    assert names == {*around, "_trunk_layers"}
 
 
 @pytest.mark.parametrize(
@@ -176,8 +227,11 @@ def test_checkpoints_hold_all_variables(tmp_path):
     [
         ({"image_shape": (16, 15, 3)}, "image width 15 does not divide by patch_size=2"),
         ({"image_shape": (18, 16, 3)}, r"a grid of 9 x 8 patches does not divide by .* = 2"),
+        ({"class_conditioning": "tokens"}, "a U-Net has no tokens"),
+        ({**KINDS["vit"], "head_channels": 24}, "a ViT's base_channels=32 must divide by head_channels=24"),
     ],
 )
-def test_images_that_do_not_divide_are_refused(changes, message):
+def test_what_cannot_be_built_is_refused(changes, message):
+    start = {} if "kind" in changes else SMALL
     with pytest.raises(UserError, match=message):
-        PatchedNetwork(**{**SMALL, **changes})
+        PatchedNetwork(**{**start, **changes})

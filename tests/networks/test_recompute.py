@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.networks.tiny_networks import small
+from tests.networks.tiny_networks import small, small_of
 
 
 def network_of(recompute, **changes):
     settings = {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.3}
     labels = {"num_classes": 2, "class_conditioning": "gate"}
     return small(**{**settings, **labels, **changes}, recompute=recompute)
+
+
+def vit_of(recompute, **changes):
+    labels = {"num_classes": 2, "class_conditioning": "tokens"}
+    return small_of("vit", **{**labels, "dropout": 0.3, **changes}, recompute=recompute)
 
 
 def gradients_of(network, jit_compile=False):
@@ -36,10 +41,13 @@ def relative_difference(a, b):
     return float(tf.linalg.global_norm([x - y for x, y in zip(a, b)]) / tf.linalg.global_norm(b))
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 1e-2)])
-def test_gradients_are_the_same_with_dropout_and_gate(precision, tolerance):
+@pytest.mark.parametrize(
+    ("make", "precision", "tolerance"),
+    [(network_of, "float32", 1e-5), (network_of, "mixed_bfloat16", 1e-2), (vit_of, "float32", 1e-5)],
+)
+def test_gradients_are_the_same_with_dropout_and_labels(make, precision, tolerance):
     """In bfloat16 to its own rounding: 2^-8 for each operation."""
-    kept, again = (gradients_of(network_of(r, precision=precision))() for r in (False, True))
+    kept, again = (gradients_of(make(r, precision=precision))() for r in (False, True))
     assert all(a.shape == b.shape for a, b in zip(kept, again))
     assert float(tf.linalg.global_norm(kept)) > 1
     assert relative_difference(again, kept) < tolerance

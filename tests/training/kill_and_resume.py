@@ -22,14 +22,15 @@ SETTINGS = {
     "training.ema_every": 5, "training.checkpoint_every": 8, "training.sample_every": 1000,
     "training.sample_images": 2, "sampling.steps": 2, "network.base_channels": 32,
     "network.channel_multipliers": "1,2", "network.dropout": 0.1, "network.attention_resolutions": "",
-    "network.head_channels": 32, "optimizer.warmup_steps": 10, "data.horizontal_flip": "true",
+    "network.head_channels": 32, "network.depth": 2, "network.class_tokens_from": 2,
+    "optimizer.warmup_steps": 10, "data.horizontal_flip": "true",
 }  # fmt: skip
 
 
-def command(run_dir: Path, replicas: int) -> list:
+def command(run_dir: Path, replicas: int, network: str = "unet") -> list:
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     program = ["main.py"] if replicas == 1 else ["-m", "tests.training.kill_and_resume", "--train"]
-    return [sys.executable, *program, f"--run_dir={run_dir}", *settings]
+    return [sys.executable, *program, f"--run_dir={run_dir}", f"--network={network}", *settings]
 
 
 def train_on_two_logical_cpus(arguments: list) -> None:
@@ -68,12 +69,14 @@ def wait_and_kill(process: subprocess.Popen, ready) -> bool:
     return False
 
 
-def train_with_kills(run_dir: Path, replicas: int, kills: int, rng: random.Random, say) -> int:
+def train_with_kills(
+    run_dir: Path, replicas: int, kills: int, rng: random.Random, say, network: str = "unet"
+) -> int:
     """Runs to the end through `kills` kills; returns how many fell while a checkpoint was being written."""
     steps, while_saving, start = SETTINGS["training.steps"], 0, 0
     for number in range(kills):
         process = subprocess.Popen(
-            command(run_dir, replicas), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(run_dir, replicas, network), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         if number == 1:
             moment = "while a checkpoint is written"
@@ -98,8 +101,9 @@ def train_with_kills(run_dir: Path, replicas: int, kills: int, rng: random.Rando
             f"newest checkpoint: step {start}"
         )
     subprocess.run(
-        command(run_dir, replicas), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        command(run_dir, replicas, network),
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     return while_saving
 
 
@@ -122,13 +126,14 @@ def state_hashes(run_dir: Path) -> dict:
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def compare(kills: int, replicas: int, seed: int, folder: Path, say=print) -> bool:
+def compare(kills: int, replicas: int, seed: int, folder: Path, say=print, network: str = "unet") -> bool:
     """Whether the killed and the uninterrupted run end in the same bits, and a kill did fall into a save."""
     say(f"moments of the kills: --seed={seed}")
     subprocess.run(
-        command(folder / "whole", replicas), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while_saving = train_with_kills(folder / "killed", replicas, kills, random.Random(seed), say)
+        command(folder / "whole", replicas, network),
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while_saving = train_with_kills(folder / "killed", replicas, kills, random.Random(seed), say, network)
     whole, killed = state_hashes(folder / "whole"), state_hashes(folder / "killed")
     for name in whole:
         say(f"{name}: uninterrupted {whole[name][:16]}, killed {killed[name][:16]}")
@@ -142,9 +147,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--replicas", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--network", default="unet", choices=("unet", "vit"))
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        equal = compare(options.kills, options.replicas, options.seed, Path(made))
+        equal = compare(options.kills, options.replicas, options.seed, Path(made), network=options.network)
     print("equal" if equal else "NOT equal (or no kill fell into a save)")
     sys.exit(not equal)

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-from flags.presets import preset
+from flags.presets import network_settings, preset
 from flags.words import replace
 from pdm_tf import stack
 from pdm_tf.denoiser import build_denoiser, build_network
@@ -26,6 +26,13 @@ PRESETS = {
     "imagenet256_low": preset("imagenet256", split="low"),
     "imagenet256_high": preset("imagenet256", split="high"),
     "ffhq1024": preset("ffhq1024"),
+}
+PRESETS |= {
+    f"{name}_{network}": PRESETS[other].replace(network_settings(network, PRESETS[other]))
+    for name, other, network in (
+        ("imagenet256", "imagenet256_low", "vit"),
+        ("lsun_church", "lsun_church", "vit_appendix_d"),
+    )
 }
 # kTpuAllTypes of TensorFlow's tpu_defs.h, less those that nothing here should use: a double is slow there.
 TPU_TYPES = {
@@ -115,36 +122,45 @@ def test_what_does_not_fit_is_noticed(function, found):
         assert_fit(tf.function(function, jit_compile=True), [tf.ones(4)])
 
 
-def test_the_train_step_of_a_gated_network_fits_with_accumulation_dropout_and_recomputation():
-    config = small("imagenet256_high", **{
-        **SHALLOW, "network.dropout": 0.1, "optimizer.clip_norm": 1.0, "training.grad_accum": 2,
-        "training.recompute": True,
+@pytest.mark.parametrize("name", ["imagenet256_high", "imagenet256_vit"])
+def test_the_train_step_fits_with_labels_accumulation_dropout_and_recomputation(name):
+    config = small(name, **{
+        **SHALLOW, "network.depth": 2, "network.class_tokens_from": 2, "network.dropout": 0.1,
+        "optimizer.clip_norm": 1.0, "training.grad_accum": 2, "training.recompute": True,
     })  # fmt: skip
     step, arguments, _ = train_step_of(config)
     assert "while" in assert_fit(step, arguments)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lsun_church", "imagenet256_low", "ffhq1024"])
-def test_the_train_step_of_the_paper_at_full_size_fits(name):
-    """Every convolution of the preset is there, nearly all in bfloat16; nothing is computed."""
+@pytest.mark.parametrize(
+    "name", ["lsun_church", "imagenet256_low", "ffhq1024", "imagenet256_vit", "lsun_church_vit_appendix_d"]
+)
+def test_the_train_step_at_full_size_fits(name):
+    """Every convolution and projection of patches is there, nearly all in bfloat16; nothing is computed."""
     config = PRESETS[name].replace({"training.batch_size": 8, "training.jit_compile": True})
     step, arguments, model = train_step_of(config)
     hlo = assert_fit(step, arguments)
-    convolutions = sum("kernel" in v.name and v.shape.rank == 4 for v in model.network.trainable_variables)
+    kernels = [v for v in model.network.trainable_variables if v.name.endswith("kernel:0")]
+    per_image = ("/embed_t_", "/modulation", "/variance_t", "/scale_shift", "/gate/")
+    layers = [v for v in kernels if not any(part in v.name for part in per_image)]
+    operation = "convolution" if config.network.kind == "unet" else r"(?:convolution|dot)"
+    layers = [v for v in layers if config.network.kind == "vit" or v.shape.rank == 4]
     # Forward, and backward to weights and to inputs, but not to the image.
-    found = re.findall(r"= (\w+)\[.* convolution\(", hlo)
-    assert len(found) >= 3 * convolutions - 6
-    assert found.count("bf16") > 0.9 * len(found)
+    found = re.findall(rf"= (\w+)\[.* {operation}\(", hlo)
+    assert len(found) >= 3 * len(layers) - 6
+    # A ViT's embeddings and modulations, a few numbers an image, are products too.
+    assert found.count("bf16") > (0.9 if config.network.kind == "unet" else 0.6) * len(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 2])
-def test_the_train_step_compiles_and_runs_with_one_block_a_level(parts):
+@pytest.mark.parametrize(
+    ("name", "parts"), [("imagenet256_low", 1), ("imagenet256_low", 2), ("imagenet256_vit", 1)]
+)
+def test_the_train_step_compiles_and_runs_with_few_blocks(name, parts):
     """XLA's CPU compiler takes many minutes for all the blocks of a preset, which are one like the other."""
-    step, arguments, model = train_step_of(
-        small("imagenet256_low", **{**SHALLOW, "training.grad_accum": parts})
-    )
+    changes = {"network.depth": 2, "network.class_tokens_from": 2, "training.grad_accum": parts}
+    step, arguments, model = train_step_of(small(name, **{**SHALLOW, **changes}))
     before = [v.numpy() for v in model.network.trainable_variables]
     losses = [float(step(*arguments)["loss"]) for _ in range(2)]
     assert np.isfinite(losses).all() and model.bad_steps.variable.numpy()[0] == 0

@@ -1,0 +1,226 @@
+"""The layers of the Vision Transformer. Activations are tokens, (B, N, C); embeddings float32 (B, C)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.networks.layers import attend, join_heads, sinusoidal_frequencies, split_heads
+from pdm_tf.stack import keras
+
+
+class TokenNorm(keras.layers.Layer):
+    """RMSNorm, or if `centered` LayerNorm, of each token, optionally followed by `* (1 + scale) + shift`.
+
+    Without `affine` it has no weights of its own: the timestep's scale and shift take their place.
+    """
+
+    def __init__(self, centered: bool, affine: bool, epsilon: float = 1e-6, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.centered, self.affine, self.epsilon = centered, affine, epsilon
+
+    def build(self, input_shape):
+        """Creates the gain and, if centered, the offset, for `input_shape`'s channels."""
+        self.gain = self.offset = None
+        if self.affine:
+            self.gain = self.add_weight("gain", input_shape[-1:], initializer="ones")
+        if self.affine and self.centered:
+            self.offset = self.add_weight("offset", input_shape[-1:], initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, shift: tf.Tensor | None = None) -> tf.Tensor:
+        """(B, ..., C) -> float32 (B, ..., C); `scale` and `shift` are float32 (B, C), or both None."""
+        if self.centered:
+            x -= tf.reduce_mean(x, -1, keepdims=True)
+        x *= tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + self.epsilon)
+        if self.gain is not None:
+            x *= self.gain
+        if self.offset is not None:
+            x += self.offset
+        if scale is not None:
+            broadcast = [-1] + [1] * (x.shape.rank - 2) + [x.shape[-1]]
+            x = x * (1.0 + tf.reshape(scale, broadcast)) + tf.reshape(shift, broadcast)
+        return x
+
+
+def normalization(kind: str, affine: bool, name: str) -> keras.layers.Layer:
+    """A float32 "rms", "layer" or "group" norm, called as `norm(x, scale=None, shift=None)`."""
+    if kind == "group":
+        return GroupNorm(32, center=affine, scale=affine, dtype="float32", name=name)
+    return TokenNorm(centered=kind == "layer", affine=affine, name=name)
+
+
+def scaled_dense(width: int, initial_scale: float, **kwargs) -> keras.layers.Dense:
+    """A Dense whose initial weights, Glorot's uniform ones, are multiplied by `initial_scale`."""
+    glorot = keras.initializers.VarianceScaling(initial_scale**2, "fan_avg", "uniform")
+    return keras.layers.Dense(width, kernel_initializer=glorot, **kwargs)
+
+
+def rotation(grid: tuple[int, int], extra: int, head_channels: int) -> tf.Tensor:
+    """The angles of 2D rotary positions, float32 (extra + h w, head_channels / 2).
+
+    Half of them turn with the row, half with the column (Heo et al., 2024); `extra` tokens before the grid's
+    have no place, and are not turned.
+    """
+    frequencies = sinusoidal_frequencies(head_channels // 4)
+    rows, columns = (tf.range(size, dtype=tf.float32)[:, None] * frequencies for size in grid)
+    shape = [*grid, head_channels // 4]
+    angles = [tf.broadcast_to(rows[:, None, :], shape), tf.broadcast_to(columns[None, :, :], shape)]
+    angles = tf.reshape(tf.concat(angles, -1), [grid[0] * grid[1], head_channels // 2])
+    return tf.pad(angles, [[extra, 0], [0, 0]])
+
+
+def rotate(x: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
+    """Turns each pair (x_i, x_{i + d/2}) of (B, heads, N, d) by its token's angle i, (N, d / 2)."""
+    first, second = tf.split(x, 2, axis=-1)
+    cos, sin = tf.cos(angles), tf.sin(angles)
+    return tf.concat([first * cos - second * sin, first * sin + second * cos], axis=-1)
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention over all tokens, with a norm of each head's q and k when asked.
+
+    The softmax is float32. `initial_scale` multiplies the initial weights of the last projection.
+    """
+
+    def __init__(self, head_channels: int, qk_norm: bool, initial_scale: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.head_channels, self.qk_norm, self.initial_scale = head_channels, qk_norm, initial_scale
+
+    def build(self, input_shape):
+        """Creates the projections for `input_shape`'s channels, which must divide by `head_channels`."""
+        channels, policy = input_shape[-1], self.dtype_policy
+        self.query_key_value = keras.layers.Dense(3 * channels, dtype=policy, name="query_key_value")
+        self.project = scaled_dense(channels, self.initial_scale, dtype=policy, name="project")
+        parts = ("query", "key") if self.qk_norm else ()
+        self.norms = [TokenNorm(centered=False, affine=True, name=f"{part}_norm") for part in parts]
+        super().build(input_shape)
+
+    def call(self, x: tf.Tensor, angles: tf.Tensor | None = None) -> tf.Tensor:
+        """(B, N, C) -> (B, N, C); `angles` are those of `rotation`."""
+        query, key, value = split_heads(self.query_key_value(x), 3, self.head_channels)
+        if self.qk_norm:
+            query, key = (norm(part) for norm, part in zip(self.norms, (query, key)))
+        if angles is not None:
+            query, key = (rotate(tf.cast(part, tf.float32), angles) for part in (query, key))
+        query, key = (tf.cast(part, value.dtype) for part in (query, key))
+        return self.project(join_heads(attend(query, key, value)))
+
+
+class FeedForward(keras.layers.Layer):
+    """The two layers that each token goes through alone, with as many weights in either form.
+
+    "gelu": Dense(4C) gelu Dense(C).  "swiglu": swish(Dense(8C/3)) * Dense(8C/3), Dense(C) (Shazeer, 2020).
+    `initial_scale` multiplies the initial weights of the last.
+    """
+
+    def __init__(self, activation: str, initial_scale: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.activation, self.initial_scale = activation, initial_scale
+
+    def build(self, input_shape):
+        """Creates both layers for `input_shape`'s channels."""
+        channels, policy = input_shape[-1], self.dtype_policy
+        hidden = 4 * channels if self.activation == "gelu" else 2 * (8 * channels // 3)
+        self.expand = keras.layers.Dense(hidden, dtype=policy, name="expand")
+        self.project = scaled_dense(channels, self.initial_scale, dtype=policy, name="project")
+        super().build(input_shape)
+
+    def call(self, x: tf.Tensor, angles: tf.Tensor | None = None) -> tf.Tensor:
+        """(B, N, C) -> (B, N, C), wherever a token is."""
+        h = self.expand(x)
+        if self.activation == "gelu":
+            return self.project(tf.nn.gelu(h))
+        gate, h = tf.split(h, 2, axis=-1)
+        return self.project(tf.nn.swish(gate) * h)
+
+
+class ResidualBranch(keras.layers.Layer):
+    """x + gates * factor * branch(norm(x)); or, with the norm after, norm(x + gates * factor * branch(x)).
+
+    Args:
+      branch: an `Attention` or a `FeedForward`.
+      norm: "rms", "layer" or "group".
+      norm_place: "before" or "after".
+      t_conditional: the norm's scale and shift come from the timestep, by a Dense that starts at zero.
+      t_gate: the timestep also gates the branch, which so starts at zero (adaLN-Zero, Peebles & Xie, 2022).
+      label_gate: the label gates the branch by sigmoid(Dense(label) + 2), as in the U-Net.
+      factor: what the branch is multiplied by.
+      dropout: rate of what the branch gives.
+    """
+
+    def __init__(
+        self,
+        branch: Attention | FeedForward,
+        *,
+        norm: str,
+        norm_place: str,
+        t_conditional: bool,
+        t_gate: bool,
+        label_gate: bool,
+        factor: float,
+        dropout: float,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.branch, self.norm_place, self.factor, self.dropout = branch, norm_place, factor, dropout
+        self.t_conditional, self.t_gate, self.label_gate = t_conditional, t_gate, label_gate
+        self.norm = normalization(norm, affine=not t_conditional, name="norm")
+        self.modulation = self.gate = None
+
+    def build(self, input_shape):
+        """Creates what depends on `input_shape`'s channels."""
+        channels, dense = input_shape[-1], keras.layers.Dense
+        if self.t_conditional:
+            parts = 3 if self.t_gate else 2
+            self.modulation = dense(
+                parts * channels, kernel_initializer="zeros", dtype="float32", name="modulation"
+            )
+        if self.label_gate:
+            self.gate = dense(channels, dtype="float32", name="gate")
+        super().build(input_shape)
+
+    def call(
+        self,
+        x: tf.Tensor,
+        t_embedding: tf.Tensor,
+        label_embedding: tf.Tensor | None = None,
+        dropout_key: tf.Tensor | None = None,
+        angles: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """(B, N, C) -> (B, N, C). Without a `dropout_key` (int32 (2,)) nothing is dropped."""
+        scale = shift = gate = None
+        if self.modulation is not None:
+            scale, shift, *gate = tf.split(self.modulation(t_embedding), 3 if self.t_gate else 2, axis=-1)
+
+        def norm(h):
+            return tf.cast(self.norm(h, scale=scale, shift=shift), self.compute_dtype)
+
+        h = self.branch(norm(x) if self.norm_place == "before" else x, angles=angles)
+        if self.dropout and dropout_key is not None:
+            h = tf.nn.experimental.stateless_dropout(h, self.dropout, dropout_key)
+        if gate:
+            h *= tf.cast(gate[0], h.dtype)[:, None, :]
+        if self.gate is not None:
+            h *= tf.cast(tf.sigmoid(self.gate(label_embedding) + 2.0), h.dtype)[:, None, :]
+        x += h if self.factor == 1.0 else self.factor * h
+        return norm(x) if self.norm_place == "after" else x
+
+
+class ClassTokens(keras.layers.Layer):
+    """`count` tokens before the others: the label's embedding, plus a learned place for each."""
+
+    def __init__(self, count: int, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+
+    def build(self, input_shape):
+        """Creates the places."""
+        shape, normal = (self.count, input_shape[-1]), keras.initializers.RandomNormal(stddev=0.02)
+        self.places = self.add_weight("places", shape, initializer=normal)
+        super().build(input_shape)
+
+    def call(self, tokens: tf.Tensor, label_embedding: tf.Tensor) -> tf.Tensor:
+        """(B, N, C) -> (B, count + N, C)."""
+        new = tf.cast(label_embedding, tokens.dtype)[:, None, :] + tf.cast(self.places, tokens.dtype)
+        return tf.concat([new, tokens], axis=1)

@@ -1,0 +1,62 @@
+"""The ladder: one change a rung, from the paper's first configuration to the stable preset, and its sums."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.ladder import RUNGS, config_of, read, spikes, table
+from flags.presets import network_settings, preset
+from flags.words import differences, get
+
+CONFIGS = [config_of(rung, 0.01, 16, 64) for rung in range(1, len(RUNGS) + 1)]
+
+
+def test_each_rung_is_the_one_above_it_with_its_own_change():
+    for above, config, (_, changes) in zip(CONFIGS, CONFIGS[1:], RUNGS[1:]):
+        assert set(differences(above, config)) == set(changes)
+
+
+@pytest.mark.parametrize(("rung", "network", "dataset"), [
+    (0, "vit_appendix_d", "lsun_church"), (-1, "vit", "emoji64")
+])  # fmt: skip
+def test_the_ends_are_the_presets_but_for_their_size(rung, network, dataset):
+    settings = network_settings(network, preset(dataset))
+    size = {
+        "patch_size",
+        "base_channels",
+        "head_channels",
+        "depth",
+        "class_conditioning",
+        "class_tokens_from",
+    }
+    for key, value in settings.items():
+        if key.startswith(("network.", "diffusion.")) and key.split(".")[1] not in size:
+            assert get(CONFIGS[rung], key) == value, key
+
+
+def test_spikes_are_counted_against_the_steps_before_them():
+    steady = [1.0] * 60
+    assert spikes(steady) == 0
+    assert spikes([*steady, 11.0, 1.0, 9.0, 300.0]) == 2
+    assert spikes([*steady, float("nan"), float("inf"), 1.0]) == 2
+    assert spikes(list(np.geomspace(1, 1e4, 600))) == 0  # slow growth is none
+
+
+def test_runs_made_otherwise_are_not_read(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    runs = [
+        {
+            "rung": 2,
+            "seed": seed,
+            "rate": rate,
+            "held_out": value,
+            "skipped": seed,
+            "gradient_norm": [1.0, 4.0],
+        }
+        for seed, rate, value in ((0, 0.01, 0.25), (1, 0.01, 0.75), (0, 0.1, 9.0))
+    ]
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    found = read(path, {"rate": 0.01})
+    assert {rung: set(seeds) for rung, seeds in found.items()} == {2: {0, 1}}
+    assert "| 2. PreNorm | 0.5 (0.25 to 0.75) | 1.6 (to 1.6) | 0 | 1 | 2 |" in table(found)
