@@ -25,6 +25,7 @@ from pdm_tf.images import (
     write_png,
     write_samples,
 )
+from pdm_tf.weights import read_arrays
 from tests.data.fixtures import cmyk_jpeg, encode, make_folder, natural_image
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)
@@ -485,6 +486,10 @@ def test_files_that_hold_no_samples_are_refused_in_one_line(tmp_path):
     (tmp_path / "cut.npz").write_bytes(whole[:-100])
     place = whole.index(RANDOM.tobytes()) + 100
     (tmp_path / "altered.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    version = whole.index(b"PK\x01\x02") + 6
+    (tmp_path / "version.npz").write_bytes(whole[:version] + b"\x63" + whole[version + 1 :])
+    with pytest.raises(UserError, match=r"version.npz is damaged \(zip file version 9.9\)"):
+        read_arrays(tmp_path / "version.npz")
     np.save(tmp_path / "a.npy", RANDOM)
     (tmp_path / "a.npy").rename(tmp_path / "array.npz")
     (tmp_path / "folder.npz").mkdir()
