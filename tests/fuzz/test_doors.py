@@ -45,4 +45,5 @@ def test_only_success_or_one_line(door, tmp_path, repository):
         mistakes += found["mistakes"]
     print(f"{door}: {count} cases, {taken} taken, {refused} refused, {len(mistakes)} mistakes")
     assert not mistakes, "\n".join(f"case {number}: {text}" for number, text in mistakes[:10])
-    assert taken + refused == count and refused > count / 20  # it is damage, and some of it is found
+    # It is damage, and some of it is found; damaged lines of metrics are passed over.
+    assert taken + refused == count and (refused > count / 20 or door == "metrics")
