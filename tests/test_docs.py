@@ -74,6 +74,7 @@ ELSEWHERE = {
     r"tfds build ": "downloads; tests read data sets that TFDS has written",
     r"tensorboard ": "serves until it is stopped",
     r"apt install ": "changes the machine",
+    r"gcloud ": "tells Google who one is",
 }
 # Module -> what makes it small, or a reason why it is not run here.
 SMALL = {
@@ -88,6 +89,8 @@ SMALL = {
     "benchmarks.training_loop": ["--steps=10", "--repeats=1"],
     "benchmarks.samplers": ["--steps=2", "--num_images=4", "--batch_size=4", "--seeds=2"],
     "benchmarks.distances": ["--count=200", "--dimension=16"],
+    "benchmarks.sizes": ["--sizes", "tiny", "--sides", "32", "--batch=1", "--steps=1"],
+    "benchmarks.ladder": ["--rungs", "1", "--seeds=1", "--steps=2"],
     "benchmarks.peers": "needs torch, in an environment of its own",
     "tests.training.kill_and_resume": "tests/training/test_kill.py runs it",
 }
