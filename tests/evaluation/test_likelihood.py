@@ -63,6 +63,25 @@ def test_it_bounds_the_entropy_of_the_data_closely(whole):
     assert whole.count == 8 and others
 
 
+def test_the_exact_x_of_a_small_data_set_costs_the_bits_of_saying_which_image_it_is():
+    """Of K images that are far apart the reverse steps have log2(K) bits, and a little for being 1,000."""
+    images, labels, places = (np.concatenate(part) for part in zip(*batches_of(16)))
+    images = np.sign(images - MEAN).astype(np.float32)  # -1 and 1: on the levels, and far apart
+
+    def exact(z, t, labels):
+        level = linear().at(t, tf.float64)
+        steps = tf.cast(z, tf.float64)[:, None] - level.signal[:, None] * images.astype(np.float64)
+        log_weights = -tf.reduce_sum(tf.square(steps), [2, 3, 4]) / (2 * level.noise[:, :, 0, 0] ** 2)
+        x = tf.einsum("bk,khwc->bhwc", tf.nn.softmax(log_weights), images.astype(np.float64))
+        return tf.cast(x, z.dtype), 0 * z
+
+    measure = Likelihood(denoiser_of(answer=exact), [UNCLIPPED])
+    (found,) = measure([(images, labels, places)], draws=4, progress=False)
+    bits = np.sum(found.terms[1:]) * np.prod(SHAPE)
+    error = found.error_images * np.prod(SHAPE)
+    assert 4 - 4 * error < bits < 4 * 1.1 + 4 * error and error < 0.4, (bits, error)
+
+
 def test_experts_measure_what_one_network_does(whole):
     experts = Experts([denoiser_of(0, 396), denoiser_of(396, 1000)])
     split = Likelihood(experts, [UNCLIPPED])(batches_of(8, 3), progress=False)[0]
