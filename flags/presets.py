@@ -398,16 +398,23 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
 def _vit_for(config: Config) -> _ViT:
     """A ViT of about the cost of any U-Net of ours, of 1,024 tokens at most where its patches can grow.
 
-    The U-Nets' forward pass takes about 700 FLOPs for each of their places and each squared base channel; a
-    block of a ViT takes 24 for each token and squared channel, and 4 for each pair of tokens and channel.
+    At each place and squared channel of a level a U-Net takes 36 FLOPs for an encoder block, 58 for a decoder
+    block, which also sees a skip, and 36 for the ways down and up. A block of a ViT takes 24 for each token
+    and squared channel, and 4 for each pair of tokens and channel. There are about 12 blocks.
     """
     network, (height, width, _) = config.network, config.data.image_shape
-    patch = network.patch_size
+    patch, blocks = network.patch_size, network.blocks_per_level
     places = height * width // patch**2
     while height * width // patch**2 > 1024 and height % (2 * patch) == 0 and width % (2 * patch) == 0:
         patch *= 2
-    depth, tokens = 12, height * width // patch**2
-    cost, own, pairs = 700 * places * network.base_channels**2, 24 * depth * tokens, 4 * depth * tokens**2
-    channels = max(64, 64 * round(((pairs**2 + 4 * own * cost) ** 0.5 - pairs) / (2 * own) / 64))
+    cost = (36 * blocks + 58 * (blocks + 1) + 36) * sum(
+        places / 4**level * (network.base_channels * multiplier) ** 2
+        for level, multiplier in enumerate(network.channel_multipliers)
+    )
+    tokens = height * width // patch**2
+    own, pairs = 24 * tokens, 4 * tokens**2  # a block's FLOPs: own channels^2 + pairs channels
+    wanted = cost / 12
+    channels = max(64, 64 * round(((pairs**2 + 4 * own * wanted) ** 0.5 - pairs) / (2 * own) / 64))
+    depth = max(4, round(cost / (own * channels**2 + pairs * channels)))
     rate = 5e-5 * config.training.batch_size / 256 * (768 / channels) ** 2
     return _ViT(patch, channels, depth, min(256, max(32, patch**2)), min(3e-4, rate))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.presets import general_preset, network_settings, preset
+from flags.config import DataConfig
+from flags.presets import network_settings, preset, sized_preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.networks.layers import with_blurred
@@ -222,11 +223,12 @@ def test_presets_cost_about_what_the_u_net_costs(config, parameters):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("image_shape", [(28, 28, 1), (64, 64, 3), (96, 160, 3), (256, 256, 3)])
-def test_other_data_s_vit_costs_about_what_the_u_net_costs(image_shape):
-    config = general_preset("folder:x", image_shape, 10)
+@pytest.mark.parametrize("image_shape", [(28, 28, 1), (64, 64, 3), (96, 160, 3)])
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_other_data_s_vit_costs_about_what_the_u_net_costs(size, image_shape):
+    config = sized_preset(size, DataConfig("folder:x", image_shape, 10))
     ours = forward_flops(build_network(config.replace(network_settings("vit", config))))
-    assert ours == pytest.approx(forward_flops(build_network(config)), rel=0.15)
+    assert ours == pytest.approx(forward_flops(build_network(config)), rel=0.2)
 
 
 @pytest.mark.slow
