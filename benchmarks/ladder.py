@@ -60,7 +60,7 @@ RUNGS: list[tuple[str, dict]] = [
     ("RMSNorm", {"network.norm": "rms"}),
     ("adaLN-Zero in place of 1/sqrt(N)", {"network.t_gates": True, "network.residual_scaling": "none"}),
     ("QK-norm", {"network.qk_norm": True}),
-    ("logit-normal t", {"diffusion.t_law": "logit_normal"}),
+    ("logit-normal t", {"diffusion.t_law": "logit_normal", "diffusion.t_mean": -2.88}),
     ("RoPE, SwiGLU, bottleneck (ours)", {
         "network.rope": True, "network.feed_forward": "swiglu", "network.bottleneck": 32,
     }),
