@@ -30,6 +30,7 @@ def test_the_ends_are_the_presets_but_for_their_size(rung, network, dataset):
         "class_conditioning",
         "class_tokens_from",
     }
+    size |= {"t_mean"}  # which follows the images' side
     for key, value in settings.items():
         if key.startswith(("network.", "diffusion.")) and key.split(".")[1] not in size:
             assert get(CONFIGS[rung], key) == value, key
