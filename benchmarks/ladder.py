@@ -225,7 +225,7 @@ def draw(found: dict[int, dict[int, dict]], path: Path) -> None:
     for axis in axes.flat[len(found) + 1 :]:
         axis.axis("off")
     figure.suptitle("gradient norm over its median, by step; one line a seed", fontsize=9)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
 
 
