@@ -385,9 +385,12 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
                 "--network=vit, and Appendix D's options as --set=network.norm_place=after and others"
             )
         return {"network.kind": "vit", **_APPENDIX_D}
-    vit = _VITS.get(dataset) or _vit_for(config)
+    vit, side = _VITS.get(dataset) or _vit_for(config), max(config.data.image_shape[:2])
+    # Shifted to images below 256 pixels, the law would leave the noisiest t, where sampling begins, untrained.
+    unshifted = DiffusionConfig().t_mean + min(0.0, math.log(side / 256))
     return {
-        "network.kind": "vit", **_STABLE, "network.patch_size": vit.patch_size,
+        "network.kind": "vit", **_STABLE, "diffusion.t_mean": round(unshifted, 3),
+        "network.patch_size": vit.patch_size,
         "network.base_channels": vit.width, "network.head_channels": 64 if vit.width >= 256 else 32,
         "network.depth": vit.depth, "network.bottleneck": vit.bottleneck,
         "network.class_conditioning": "tokens" if conditional else "none",

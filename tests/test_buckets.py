@@ -177,9 +177,11 @@ def test_killed_samples_go_on_there(place, tmp_path):
     write_images(again, place, save_pngs=True)
     assert again.sampler.drawn == [[4, 5, 6, 7], [8, 9, 10, 11]]
     write_images(draw_of(), tmp_path, save_pngs=True)
-    assert {p.name: p.read_bytes() for p in entries(place)} == {
-        p.name: p.read_bytes() for p in tmp_path.iterdir()
-    }
+    there, here = (
+        {os.path.relpath(file, folder): file.read_bytes() for file in files_below(folder)}
+        for folder in (place, tmp_path)
+    )
+    assert there == here and f"pngs{os.sep}sample_000000.png" in here
 
 
 def test_a_data_set_there_is_described_as_here(place, tmp_path):

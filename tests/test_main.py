@@ -85,6 +85,7 @@ def test_train_then_sample_and_the_same_seed_gives_the_same_bytes(repository, tm
     assert files[0] == files[1] != files[2]
 
 
+@pytest.mark.slow
 def test_a_short_run_on_one_s_own_pictures_draws_their_colour(tmp_path, capsys):
     """64 red ones, and 300 steps: the rate has warmed up, and the averages are not the first weights."""
     red = np.random.default_rng(0).integers(-8, 9, (64, 8, 8, 3)) + np.array([222, 31, 31])

@@ -110,11 +110,8 @@ def place_in_cluster() -> tuple[int, int]:
     Raises:
       UserError: the cluster is not described.
     """
-    text = os.environ.get("TF_CONFIG", "")
-    own, others = _cluster(text)
-    cluster = json.loads(text)["cluster"]
-    everyone = [address for job in sorted(cluster) for address in cluster[job]]
-    return everyone.index(own), len(others) + 1
+    cluster = _needed_cluster()
+    return cluster.everyone.index(cluster.own), len(cluster.everyone)
 
 
 def of_this_machine() -> str:
@@ -123,9 +120,7 @@ def of_this_machine() -> str:
 
 
 def _multi_worker() -> tf.distribute.Strategy:
-    cluster = _cluster(os.environ.get("TF_CONFIG", ""))
-    if cluster is None:
-        raise _wrong("no cluster is named", os.environ.get("TF_CONFIG", ""))
+    cluster = _needed_cluster()
     _meet(cluster.own, cluster.others)
     # TensorFlow waits without a limit, and with Python's lock held: only this ends it. All workers were
     # there a moment ago, so it is for one that dies just now.
@@ -153,9 +148,23 @@ class Cluster(NamedTuple):
         return self.jobs[self.job][self.index]
 
     @property
+    def everyone(self) -> list[str]:
+        """All workers' addresses, the chief's first."""
+        return [address for job in sorted(self.jobs) for address in self.jobs[job]]
+
+    @property
     def others(self) -> list[str]:
         """Those of the others."""
-        return [address for job in sorted(self.jobs) for address in self.jobs[job] if address != self.own]
+        return [address for address in self.everyone if address != self.own]
+
+
+def _needed_cluster() -> Cluster:
+    """TF_CONFIG's; raises UserError if it names none."""
+    text = os.environ.get("TF_CONFIG", "")
+    cluster = _cluster(text)
+    if cluster is None:
+        raise _wrong("no cluster is named", text)
+    return cluster
 
 
 def _cluster(text: str) -> Cluster | None:

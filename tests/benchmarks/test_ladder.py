@@ -30,6 +30,7 @@ def test_the_ends_are_the_presets_but_for_their_size(rung, network, dataset):
         "class_conditioning",
         "class_tokens_from",
     }
+    size |= {"t_mean"}  # which follows the images' side
     for key, value in settings.items():
         if key.startswith(("network.", "diffusion.")) and key.split(".")[1] not in size:
             assert get(CONFIGS[rung], key) == value, key
@@ -51,6 +52,7 @@ def test_runs_made_otherwise_are_not_read(tmp_path):
             "seed": seed,
             "rate": rate,
             "held_out": value,
+            "noisy_mse": 2.0,
             "skipped": seed,
             "gradient_norm": [1.0, 4.0],
         }
@@ -59,4 +61,4 @@ def test_runs_made_otherwise_are_not_read(tmp_path):
     path.write_text("".join(json.dumps(run) + "\n" for run in runs))
     found = read(path, {"rate": 0.01})
     assert {rung: set(seeds) for rung, seeds in found.items()} == {2: {0, 1}}
-    assert "| 2. PreNorm | 0.5 (0.25 to 0.75) | 1.6 (to 1.6) | 0 | 1 | 2 |" in table(found)
+    assert "| 2. PreNorm | 0.5 (0.25 to 0.75) | 2 (2 to 2) | 1.6 (to 1.6) | 0 | 1 | 2 |" in table(found)

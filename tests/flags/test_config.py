@@ -1,5 +1,6 @@
 """The config: JSON round trip, settings from words, and what is refused with which advice."""
 
+import math
 import shlex
 
 import pytest
@@ -31,6 +32,9 @@ def test_each_data_set_has_a_vit_of_its_own(config):
     vit = with_network("vit", config)
     assert with_network("unet", config) == config and vit.network.kind == "vit"
     assert vit.conditional == config.conditional and vit.data == config.data
+    # The law's mean log-SNR is -1.6 up to 256 pixels, and shifted above them.
+    below = min(0.0, math.log(max(config.data.image_shape) / 256))
+    assert vit.diffusion.t_mean == pytest.approx(-0.8 + below, abs=1e-3)
     changed = {key.split(".")[0] for key in differences(config, vit)}
     assert changed == {"network", "diffusion", "optimizer"}  # what it sees, and for how long, is the same
 

@@ -14,6 +14,7 @@ from flags.errors import UserError
 from flags.words import leaves
 from pdm_tf.diffusion.schedules import cosine
 from pdm_tf.images import to_uint8
+from pdm_tf.paths import files_below
 from pdm_tf.sampling.batches import Share
 from pdm_tf.sampling.output import write_images
 from tests.fakes import FakeDenoiser
@@ -54,7 +55,7 @@ def shared(number, workers=2, patience=60.0, dies_at=None):
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files_below(folder)}
 
 
 @pytest.mark.parametrize("workers", [2, 5])

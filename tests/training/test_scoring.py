@@ -130,8 +130,15 @@ def test_the_best_averages_stay(whole):
     assert RunFolder(whole).newest_weights() == RunFolder(whole).weights(12)
 
 
-@pytest.mark.parametrize("dies_at", [4, 8])
-@pytest.mark.parametrize("moment", ["before", "weights", "note"])
+@pytest.mark.parametrize(
+    ("moment", "dies_at"),
+    [
+        ("weights", 4), ("note", 8), *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("before", 4), ("before", 8), ("weights", 8), ("note", 4))
+        ),
+    ],
+)  # fmt: skip
 def test_a_run_killed_in_a_score_comes_to_the_same(tmp_path, monkeypatch, whole, dies_at, moment):
     """Killed before it has drawn, before the note is written, or before the score is logged."""
 
