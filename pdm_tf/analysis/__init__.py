@@ -1,5 +1,5 @@
-"""The paper's tables and figures from run folders and a data set: numbers, a sentence, a picture. No training.
+"""The paper's tables and figures from run folders and a data set, as numbers, a sentence and a picture.
 
-`optimum` is x* of Eq. 4; `subject` what is looked at; `findings` how it is reported; every other file measures
-and draws what it is named after, and `kinds` lists them.
+Nothing trains here. `optimum` is x* of Eq. 4, `subject` what is looked at, `kinds` the list of what can be
+made of it and how that is reported; every other file measures and draws what it is named after.
 """

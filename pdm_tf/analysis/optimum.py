@@ -19,9 +19,9 @@ class Optimum:
     """The exact `Denoiser` of the empirical distribution of a data set.
 
     x*(z, t) = E[x q(z | x)] / E[q(z | x)] is the mean of q(x | z): a softmax over the images of
-    -||z - sqrt(alpha) x||^2 / (2 (1 - alpha)), whose largest exponent is kept apart (log-sum-exp), in float64,
-    in one pass over the data. With label c only the images of class c count; with the null label all do. u is
-    0, the variance beta: x* says nothing of it.
+    -||z - sqrt(alpha) x||^2 / (2 (1 - alpha)), whose largest exponent is kept apart (log-sum-exp), in
+    float64, in one pass over the data. With label c only the images of class c count; with the null label
+    all do. u is 0, the variance beta: x* says nothing of it.
     """
 
     def __init__(
@@ -53,9 +53,7 @@ class Optimum:
         mean, _ = self.posterior(z, t, labels)
         return mean, tf.zeros_like(mean)
 
-    def posterior(
-        self, z: tf.Tensor, t: tf.Tensor, labels: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def posterior(self, z: tf.Tensor, t: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """x*, float32 (B, H, W, C), and how many images it is an average of, float64 (B,).
 
         That number is 1 / sum w^2 of the images' weights w: 1 where z tells which image it was made of.
