@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flags.config import ANALYSES
-from pdm_tf.analysis import blur
+from pdm_tf.analysis import blur, distortion, losses, reconstructions
 from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.atomic import atomic_json
 from pdm_tf.paths import as_path
@@ -27,6 +27,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     "fig1a": Kind(blur.as_t_grows, blur.draw_growth),
+    "fig1b": Kind(reconstructions.reconstructions, reconstructions.draw_reconstructions),
+    "fig2": Kind(distortion.distortion, distortion.draw_distortion),
+    "fig3": Kind(losses.losses, losses.draw_losses),
     "fig4": Kind(blur.at_much_noise, blur.draw_much_noise),
 }
 assert set(KINDS) == set(ANALYSES)

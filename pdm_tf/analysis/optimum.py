@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from flags.errors import UserError
-from pdm_tf.data import DatasetInfo, load_batches
+from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.diffusion.schedules import NoiseSchedule
 
 CHUNK = 256  # images of the data set at a time
-LARGEST_KEPT = 2 << 30  # bytes of decoded images that stay in memory between calls
+LARGEST_KEPT = 2 << 30  # bytes of decoded images
 
 
 class Optimum:
@@ -34,8 +34,8 @@ class Optimum:
         """Nothing is read yet.
 
         Args:
-          images: one epoch of batches (images float32 (n, H, W, C) in [-1, 1], labels int32 (n,)); read once
-            for each call, so whoever can keeps it in memory (`Dataset.cache`).
+          images: one epoch of batches (images float32 (n, H, W, C) in [-1, 1], labels int32 (n,)), read once
+            for each call.
           schedule: the whole process.
           image_shape: (H, W, C).
           num_classes: 0 without labels.
@@ -93,6 +93,8 @@ def optimum_of(
 ) -> Optimum:
     """x* of a split; its images are kept in memory where that takes no more than 2 GiB, else read each time.
 
+    What is kept is read here, once.
+
     Raises:
       UserError: as `load_batches`.
     """
@@ -102,6 +104,12 @@ def optimum_of(
         info, split=split, batch_size=CHUNK, seed=0, repeat=False, shuffle=False, image_shape=image_shape,
         drop_remainder=False,
     ).map(lambda images, labels, places: (images, labels))  # fmt: skip
-    if 4 * info.num_examples[split] * int(np.prod(image_shape)) <= LARGEST_KEPT:
-        images = images.cache()
+    count = info.num_examples[split]
+    if 4 * count * int(np.prod(image_shape)) <= LARGEST_KEPT:
+        with naming_shards():
+            parts = list(zip(*images))
+        kept, labels = (tf.concat(part, axis=0) for part in parts)
+        images = tf.data.Dataset.range(0, count, CHUNK).map(
+            lambda start: (kept[start : start + CHUNK], labels[start : start + CHUNK])
+        )
     return Optimum(images, schedule, image_shape, info.num_classes)
