@@ -59,6 +59,22 @@ def draw(
     _save(figure, path)
 
 
+def table(path: str | os.PathLike, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Writes a PNG of a table of texts."""
+    widths = [max(map(len, column)) + 2 for column in zip(columns, *rows)]
+    figure, axes = plt.subplots(figsize=(max(0.085 * sum(widths), 3), 0.35 * (len(rows) + 1) + 0.2))
+    axes.set_axis_off()
+    drawn = axes.table(
+        rows, colLabels=columns, colWidths=[width / sum(widths) for width in widths], bbox=[0, 0, 1, 1]
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    for cell in drawn.get_celld().values():
+        cell.set_edgecolor("lightgrey")
+    figure.subplots_adjust(0.01, 0.02, 0.99, 0.98)
+    _save(figure, path)
+
+
 def _draw_rows(grid, rows: Mapping[str, np.ndarray], columns: Sequence[str]) -> None:
     for across, (title, images) in zip(grid, rows.items()):
         across[0].set_ylabel(title, fontsize=8)

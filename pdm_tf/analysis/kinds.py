@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flags.config import ANALYSES
-from pdm_tf.analysis import blur, distortion, losses, reconstructions
+from pdm_tf.analysis import blur, distortion, grids, losses, reconstructions, tables
 from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.atomic import atomic_json
 from pdm_tf.paths import as_path
@@ -31,6 +31,9 @@ KINDS = {
     "fig2": Kind(distortion.distortion, distortion.draw_distortion),
     "fig3": Kind(losses.losses, losses.draw_losses),
     "fig4": Kind(blur.at_much_noise, blur.draw_much_noise),
+    "table1": Kind(tables.patch_sizes, tables.draw_table),
+    "table2": Kind(tables.measures, tables.draw_table),
+    "grids": Kind(grids.grids, grids.draw_grids),
 }
 assert set(KINDS) == set(ANALYSES)
 
