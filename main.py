@@ -245,7 +245,8 @@ def analyze():
         models.append(Model(runs, config, folder.path / "evaluation"))
     labels = definitions.sampling_labels(models[0].config)
     info, count = trained_data(models[0].config.data), definitions.num_samples()
-    subject = Subject(models, info, FLAGS.seed or 0, count, FLAGS.sample_batch_size, labels)
+    how_much = (FLAGS.seed or 0, count, FLAGS.sample_batch_size, labels, FLAGS.memory_gib)
+    subject = Subject(models, info, *how_much)
     report(FLAGS.what, subject, out_dir())
 
 

@@ -172,6 +172,10 @@ _define(
     _enum, ANALYZE, "what", ANALYSES[0], ANALYSES,
     "The table or figure of the paper to make of the runs.",
 )  # fmt: skip
+_define(
+    flags.DEFINE_float, ANALYZE, "memory_gib", 2.0,
+    "GiB that a process may have in which the largest batch is looked for (--what=memory).", 0.1,
+)  # fmt: skip
 
 # What somebody who gives a flag in a mode that does not have it may have wanted there.
 _INSTEAD = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flags.config import ANALYSES
-from pdm_tf.analysis import blur, distortion, grids, losses, reconstructions, tables
+from pdm_tf.analysis import blur, distortion, grids, losses, memory, reconstructions, tables
 from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.atomic import atomic_json
 from pdm_tf.paths import as_path
@@ -33,6 +33,7 @@ KINDS = {
     "fig4": Kind(blur.at_much_noise, blur.draw_much_noise),
     "table1": Kind(tables.patch_sizes, tables.draw_table),
     "table2": Kind(tables.measures, tables.draw_table),
+    "memory": Kind(memory.memory, memory.draw_memory),
     "grids": Kind(grids.grids, grids.draw_grids),
 }
 assert set(KINDS) == set(ANALYSES)

@@ -81,6 +81,7 @@ class Subject:
       count: images to look at.
       batch_size: images at a time.
       labels: the classes asked for, or None.
+      memory_gib: the limit that batches are to train within.
     """
 
     models: Sequence[Model]
@@ -89,6 +90,7 @@ class Subject:
     count: int
     batch_size: int
     labels: Sequence[int] | None = None
+    memory_gib: float = 2.0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
