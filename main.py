@@ -1,4 +1,4 @@
-"""Patched Diffusion Models: python main.py --mode=train|sample|evaluate|export|describe."""
+"""Patched Diffusion Models: python main.py --mode=train|sample|evaluate|analyze|export|describe."""
 
 import dataclasses
 import resource
@@ -231,6 +231,25 @@ def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, p
     return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
 
 
+def analyze():
+    """--mode=analyze: a table or figure of the paper, of runs and the data that they learnt from."""
+    from pdm_tf.analysis.kinds import report
+    from pdm_tf.analysis.subject import Model, Subject
+    from pdm_tf.run import RunFolder
+
+    models, asked = [], asked_folders()
+    for runs in trained_models(()):
+        config = definitions.with_sampling_flags(runs[0].config)
+        shipped = len(asked) == 1 and str(runs[0].folder) != asked[0]
+        folder = RunFolder(asked[0]) if shipped else runs[0].folder
+        models.append(Model(runs, config, folder.path / "evaluation"))
+    labels = definitions.sampling_labels(models[0].config)
+    info, count = trained_data(models[0].config.data), definitions.num_samples()
+    how_much = (FLAGS.seed or 0, count, FLAGS.sample_batch_size, labels, FLAGS.memory_gib)
+    subject = Subject(models, info, *how_much)
+    report(FLAGS.what, subject, out_dir())
+
+
 def looking_at(what: str, count=None):
     """A progress bar of images that a detector looks at, shown if it takes a while."""
     from pdm_tf import progress
@@ -363,9 +382,8 @@ def loaded_model(runs):
 def one_mode():
     """Runs the mode that was asked for."""
     definitions.check_mode()
-    {"train": train, "sample": sample, "evaluate": evaluate, "export": export, "describe": describe}[
-        FLAGS.mode
-    ]()
+    modes = {"train": train, "sample": sample, "evaluate": evaluate, "analyze": analyze}
+    {**modes, "export": export, "describe": describe}[FLAGS.mode]()
 
 
 def main(_):

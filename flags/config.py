@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from flags import words
 from flags.words import require, setting
 
-SAMPLE, MEASURED, DRAWN = ("sample",), ("sample", "evaluate"), ("sample", "evaluate", "export")
+SAMPLE, MEASURED = ("sample",), ("sample", "evaluate", "analyze")
+DRAWN = (*MEASURED, "export")
+ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memory", "grids")
 EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots can be told apart by
 
 

@@ -11,6 +11,7 @@ import unicodedata
 from absl import flags
 
 from flags.config import (
+    ANALYSES,
     DRAWN,
     EMA_LENGTHS,
     MEASURED,
@@ -39,9 +40,9 @@ from flags.presets import (
 )
 from flags.words import Leaf, check_values, get, leaves, parse, replace
 
-MODES = ("train", "sample", "evaluate", "export", "describe")
+MODES = ("train", "sample", "evaluate", "analyze", "export", "describe")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
-TRAIN, EVALUATE = ("train", "describe"), ("evaluate",)
+TRAIN, EVALUATE, ANALYZE = ("train", "describe"), ("evaluate",), ("analyze",)
 FLAGS = flags.FLAGS
 _MODES_OF: dict[str, tuple[str, ...]] = {"mode": MODES}
 
@@ -75,13 +76,16 @@ _define(
 )  # fmt: skip
 _define(
     flags.DEFINE_multi_string, MODES, "run_dir", None,
-    "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate or export, also several "
-    "(the flag repeated, or commas between): the experts of one model; to evaluate, models to compare, too.",
+    "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate, analyze or export, "
+    "also several (the flag repeated, or commas between): the experts of one model; to evaluate or analyze, "
+    "models to compare, too.",
 )  # fmt: skip
 _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
-_define(_string, (*TRAIN, *EVALUATE), "data_dir", "data", "Where named data sets lie; here or gs://.")
+_define(
+    _string, (*TRAIN, *EVALUATE, *ANALYZE), "data_dir", "data", "Where named data sets lie; here or gs://."
+)
 _define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
-_define(_enum, (*TRAIN, *MEASURED), "strategy", "auto", STRATEGIES, "Where to compute.")
+_define(_enum, (*TRAIN, *SAMPLE, *EVALUATE), "strategy", "auto", STRATEGIES, "Where to compute.")
 _define(
     _enum, TRAIN, "size", None, SIZES,
     "How large a network for tfds: and folder: data; by default base with an accelerator, else tiny.",
@@ -120,7 +124,7 @@ _define(_integer, SAMPLE, "trajectory", None, "Also draw x_theta at this many st
 _define(
     _string, DRAWN, "out", None,
     "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation (evaluations/<name> "
-    "of --samples), exports/<the run's name>.",
+    "of --samples), <run_dir>/analysis, exports/<the run's name>.",
 )  # fmt: skip
 _define(
     flags.DEFINE_bool,
@@ -164,6 +168,14 @@ _define(
     _integer, EVALUATE, "strata", None,
     "Estimate the bound from so many t for each image, without bias; by default all terms.", 1,
 )  # fmt: skip
+_define(
+    _enum, ANALYZE, "what", ANALYSES[0], ANALYSES,
+    "The table or figure of the paper to make of the runs.",
+)  # fmt: skip
+_define(
+    flags.DEFINE_float, ANALYZE, "memory_gib", 2.0,
+    "GiB that a process may have in which the largest batch is looked for (--what=memory).", 0.1,
+)  # fmt: skip
 
 # What somebody who gives a flag in a mode that does not have it may have wanted there.
 _INSTEAD = {
@@ -179,6 +191,7 @@ _INSTEAD = {
     ("evaluate", "ema_length"): "use --ema",
     ("evaluate", "train_steps"): "use --steps",
     ("evaluate", "batch_size"): "use --sample_batch_size",
+    ("analyze", "batch_size"): "use --sample_batch_size",
 }
 
 
@@ -307,7 +320,8 @@ def default_out(run_dirs: typing.Sequence[str]) -> str:
         return "exports/" + re.sub(r"[][*?\\]", "_", name)  # TensorFlow loads from no folder with these
     if FLAGS.mode == "evaluate" and FLAGS.samples and not FLAGS.run_dir:
         return os.path.join("evaluations", _last_part(FLAGS.samples[0]))
-    return os.path.join(run_dirs[0], "evaluation" if FLAGS.mode == "evaluate" else "samples")
+    own = {"evaluate": "evaluation", "analyze": "analysis"}
+    return os.path.join(run_dirs[0], own.get(FLAGS.mode, "samples"))
 
 
 def num_samples() -> int:

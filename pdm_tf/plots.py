@@ -1,6 +1,10 @@
-"""Figures of a run, drawn with matplotlib."""
+"""Figures, drawn with matplotlib: of a run, and the rows of images and curves that analyses are made of."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 
@@ -11,6 +15,94 @@ import numpy as np
 
 from pdm_tf.atomic import atomic_file
 from pdm_tf.run import RunFolder
+
+
+class Panel(NamedTuple):
+    """Curves on one pair of axes.
+
+    Attributes:
+      title, xlabel: what stands above and below.
+      lines: label -> (x (n,), y (n,), spread (n,) or None), NaN where there is nothing to draw.
+      yscale: "log" or "linear".
+    """
+
+    title: str
+    xlabel: str
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]
+    yscale: str = "linear"
+
+
+def draw(
+    path: str | os.PathLike,
+    rows: Mapping[str, np.ndarray] | None = None,
+    columns: Sequence[str] = (),
+    panels: Sequence[Panel] = (),
+) -> None:
+    """Writes a PNG: rows of images, and below them panels of curves.
+
+    Args:
+      path: the file.
+      rows: title -> uint8 images (n, H, W, C) from left to right.
+      columns: a title for each column.
+    """
+    rows = rows or {}
+    across = max([len(images) for images in rows.values()], default=0)
+    heights = [1.3 * len(rows)] * bool(rows) + [3.4] * bool(panels)
+    width = max(1.3 * across + 1.2, 4.6 * len(panels))
+    figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
+    parts = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights))
+    if rows:
+        _draw_rows(parts[0].subplots(len(rows), across, squeeze=False), rows, columns)
+    if panels:
+        for axes, panel in zip(parts[-1].subplots(1, len(panels), squeeze=False)[0], panels):
+            _draw_panel(axes, panel)
+    _save(figure, path)
+
+
+def table(path: str | os.PathLike, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Writes a PNG of a table of texts."""
+    widths = [max(map(len, column)) + 2 for column in zip(columns, *rows)]
+    figure, axes = plt.subplots(figsize=(max(0.085 * sum(widths), 3), 0.35 * (len(rows) + 1) + 0.2))
+    axes.set_axis_off()
+    drawn = axes.table(
+        rows, colLabels=columns, colWidths=[width / sum(widths) for width in widths], bbox=[0, 0, 1, 1]
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    for cell in drawn.get_celld().values():
+        cell.set_edgecolor("lightgrey")
+    figure.subplots_adjust(0.01, 0.02, 0.99, 0.98)
+    _save(figure, path)
+
+
+def _draw_rows(grid, rows: Mapping[str, np.ndarray], columns: Sequence[str]) -> None:
+    for across, (title, images) in zip(grid, rows.items()):
+        across[0].set_ylabel(title, fontsize=8)
+        for axes in across:
+            axes.set(xticks=[], yticks=[])
+            axes.set_frame_on(False)
+        for axes, image in zip(across, images):
+            grey = image.shape[-1] == 1
+            axes.imshow(image[..., 0] if grey else image[..., :3], cmap="gray", vmin=0, vmax=255)
+    for axes, title in zip(grid[0], columns):
+        axes.set_title(title, fontsize=8)
+
+
+def _draw_panel(axes, panel: Panel) -> None:
+    for label, (x, y, spread) in panel.lines.items():
+        (line,) = axes.plot(x, y, label=label, linewidth=1.2, marker="." if len(x) < 30 else None)
+        if spread is not None:
+            axes.fill_between(x, y - spread, y + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set(xlabel=panel.xlabel, yscale=panel.yscale)
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _save(figure, path: str | os.PathLike) -> None:
+    with atomic_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+    plt.close(figure)
 
 
 def loss_curve(run: RunFolder, smoothing: int = 10) -> None:
@@ -25,9 +117,7 @@ def loss_curve(run: RunFolder, smoothing: int = 10) -> None:
     _draw(right, metrics, quarters, smoothing)
     left.set(title="L_simple", xlabel="step", yscale="log")
     right.set(title="mean squared error of x, by quarter of t", xlabel="step", yscale="log")
-    with atomic_file(run.loss_curve) as partial:
-        figure.savefig(partial, format="png", dpi=100)
-    plt.close(figure)
+    _save(figure, run.loss_curve)
 
 
 def _draw(axes, metrics: dict[str, np.ndarray], names: dict[str, str], smoothing: int) -> None:

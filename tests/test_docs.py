@@ -102,6 +102,7 @@ SMALL_MODES = {
     ],
     "sample": DRAWING,
     "evaluate": ["--num_samples=8", "--sample_batch_size=8"],
+    "analyze": DRAWING,
     "export": [],
     "describe": [],
 }  # fmt: skip

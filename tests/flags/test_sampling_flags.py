@@ -135,6 +135,7 @@ VALUES = {
     "labels": ["1"], "set": ["seed=1"], "steps": "9", "sampler": "ddim", "spacing": "even",
     "variance": "small", "strategy": "cpu", "guidance": 2.0, "eta": 0.5, "strength": 0.3,
     "jit_compile": True, "save_pngs": True, "samples": ["a.npz"], "ema_length": 0.1, "ema": ["0.1"],
+    "what": "fig4",
 }  # fmt: skip
 TEXTS = (
     "data_dir",

@@ -333,6 +333,7 @@ class Reached(BaseException):
 def _stop_before_compute(main) -> None:
     """Everything that computes says that it has been reached."""
     from pdm_tf import describe, experts, export
+    from pdm_tf.analysis import kinds
     from pdm_tf.evaluation import features
     from pdm_tf.training import strategy
 
@@ -340,7 +341,7 @@ def _stop_before_compute(main) -> None:
         raise Reached
 
     strategy.make_strategy = experts.load = export.export_saved_model = describe.describe_network = reached
-    references.of_split = references.of_path = reached
+    references.of_split = references.of_path = kinds.report = reached
     load, loaded = features.load_detector, []
 
     def load_once(name, inception):

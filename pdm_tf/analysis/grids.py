@@ -1,0 +1,91 @@
+"""Figs. 5 to 9: samples of models at one seed, and whether one sees the borders of their patches."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from pdm_tf import plots
+from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.images import from_uint8, to_uint8
+from pdm_tf.progress import bar
+from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.sampler import Sampler, cycled_labels
+
+SHOWN = 8
+ZOOM = 24  # pixels of the part that is shown large
+DATA = "data"
+
+
+def border_energy(images: np.ndarray, patch_size: int) -> float | None:
+    """Gradient energy across patch borders over that elsewhere; None where there are no two patches.
+
+    Near 1 of images that know nothing of patches; more where borders show.
+
+    Args:
+      images: float (N, H, W, C).
+    """
+    sums, counts = np.zeros(2), np.zeros(2)
+    for axis in (1, 2):
+        squares = np.moveaxis(np.square(np.diff(images, axis=axis)), axis, 0)
+        border = (np.arange(len(squares)) + 1) % patch_size == 0
+        for place, chosen in enumerate((squares[border], squares[~border])):
+            sums[place] += chosen.sum()
+            counts[place] += chosen.size
+    if not counts.all() or not sums[1]:
+        return None
+    return float(sums[0] / counts[0] / (sums[1] / counts[1]))
+
+
+def draw_of(model: Model, subject: Subject) -> Draw:
+    """`subject.count` samples to be drawn, of the labels asked for, or all, in turn."""
+    denoiser = model.denoiser
+    labels = subject.labels or cycled_labels(denoiser, denoiser.num_classes or 1)
+    sampler = Sampler(denoiser, model.config.sampling)
+    return Draw(sampler, subject.seed, subject.count, subject.batch_size, labels)
+
+
+def samples(draw: Draw, title: str) -> np.ndarray:
+    """The images, float32 (N, H, W, C) in [-1, 1]."""
+    parts = [draw.frames(start, 1)[0] for start in bar(draw.starts, desc=f"draw, {title}", unit="batch")]
+    return np.concatenate(parts)[: draw.count]
+
+
+def grids(subject: Subject) -> Findings:
+    """Samples of each model from the same noise, and their energy at patch borders beside the data's."""
+    data, _ = subject.examples()
+    shown, values = {DATA: to_uint8(data[:SHOWN])}, {}
+    for name, model in subject.titles.items():
+        # Rounded as any picture is: so are the data.
+        images = from_uint8(to_uint8(samples(draw_of(model, subject), name)))
+        shown[name] = to_uint8(images[:SHOWN])
+        values[name] = {
+            "patch_size": model.patch_size,
+            "samples": border_energy(images, model.patch_size),
+            "data": border_energy(data, model.patch_size),
+        }
+    said = [
+        f"{_number(value['samples'])} of {name} (data: {_number(value['data'])})"
+        for name, value in values.items()
+    ]
+    sentence = (
+        f"Gradient energy across patch borders over that elsewhere is {', '.join(said)}, of {subject.count} "
+        "samples each at one seed; what lies above the data's is a visible grid."
+    )
+    return Findings({"border_energy": values}, sentence, shown)
+
+
+def _number(value: float | None) -> str:
+    return "none (no borders)" if value is None else f"{value:.2f}"
+
+
+def draw_grids(found: Findings, path: str | os.PathLike) -> None:
+    """A row for the data and for each model, and below it the middle of each image, large."""
+    rows = {}
+    for name, images in found.shown.items():
+        rows[name] = images
+        height, width = (min(ZOOM, size) for size in images.shape[1:3])
+        top, left = ((size - part) // 2 for size, part in zip(images.shape[1:3], (height, width)))
+        rows[f"{name}, zoom"] = images[:, top : top + height, left : left + width]
+    plots.draw(path, rows)

@@ -1,0 +1,118 @@
+"""Fig. 3: loss curves of x, eps and v, with and without patches, from the logs of runs."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from flags.errors import UserError
+from pdm_tf import plots
+from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.training.metrics import QUARTERS
+
+SMOOTHING = 10  # log lines of a running mean
+
+
+def losses(subject: Subject) -> Findings:
+    """Smoothed curves of the loss, one for each way to train, a mean over its seeds with their spread.
+
+    Runs that differ in nothing but the seed and the length are one curve. All are on one weighting: the mean
+    squared error of x over all t alike, which every run logs whatever it minimises (the mean of its four
+    quarters); and beside it L_simple where all runs minimise it with one weighting.
+
+    Raises:
+      UserError: a run has no log.
+    """
+    groups: dict[str, list[Model]] = {}
+    for model in subject.models:
+        groups.setdefault(_identity(model), []).append(model)
+    names = {_identity(model): name for name, model in reversed(subject.titles.items())}
+    weightings = {model.config.diffusion.loss_weighting for model in subject.models}
+    kinds = ["mse", *(["simple_loss"] if len(weightings) == 1 else [])]
+    numbers = {"weightings": sorted(weightings), "curves": {}}
+    for identity, models in groups.items():
+        logs = [_log_of(model) for model in models]
+        numbers["curves"][_short(names[identity], groups)] = {
+            "seeds": [model.config.seed for model in models],
+            **{kind: _mean_curve([log[kind] for log in logs]) for kind in kinds},
+        }
+    return Findings(numbers, _sentence(numbers))
+
+
+def _short(name: str, groups: dict) -> str:
+    """A curve's title: without the run's folder where it tells nothing that the rest does not."""
+    first = name.split(", ")[:2]
+    alike = [one for models in groups.values() for one in models[:1]]
+    shared = sum([one.config.diffusion.prediction, f"P={one.patch_size}"] == first for one in alike)
+    return ", ".join(first) if shared == 1 else name
+
+
+def _identity(model: Model) -> str:
+    """All that makes two runs other than two seeds of one."""
+    config = model.runs[0].config
+    return config.replace({"seed": 0, "training.steps": 1, "sampling": model.config.sampling}).to_json()
+
+
+def _log_of(model: Model) -> dict[str, np.ndarray]:
+    """ "mse" and "simple_loss" of a run, each (n, 2) of step and smoothed value."""
+    if len(model.runs) > 1:
+        raise UserError(f"{model.name}: experts have a loss each: name one run a curve")
+    folder = model.runs[0].folder
+    metrics = folder.metrics()
+    quarters = [metrics.get(f"mse_quarter{quarter + 1}") for quarter in range(QUARTERS)]
+    if any(quarter is None for quarter in quarters) or "simple_loss" not in metrics:
+        raise UserError(
+            f"{folder} has no {folder.metrics_file.name} of a training: this figure needs runs that were "
+            "trained here, of x, eps and v, and of P = 4 and 1"
+        )
+    steps = quarters[0][:, 0]
+    mse = np.stack([steps, np.mean([quarter[:, 1] for quarter in quarters], axis=0)], axis=1)
+    return {"mse": _smooth(mse), "simple_loss": _smooth(metrics["simple_loss"])}
+
+
+def _smooth(series: np.ndarray) -> np.ndarray:
+    """A running mean over `SMOOTHING` lines, or as many as there are."""
+    width = min(SMOOTHING, len(series))
+    values = np.convolve(series[:, 1], np.ones(width) / width, mode="valid")
+    return np.stack([series[width - 1 :, 0], values], axis=1)
+
+
+def _mean_curve(series: list[np.ndarray]) -> dict[str, list | None]:
+    """Steps that all runs have, the mean, and the standard deviation over runs (None of one)."""
+    first, last = max(one[0, 0] for one in series), min(one[-1, 0] for one in series)
+    steps = series[0][(series[0][:, 0] >= first) & (series[0][:, 0] <= last), 0]
+    values = np.array([np.interp(steps, one[:, 0], one[:, 1]) for one in series])
+    spread = values.std(axis=0, ddof=1).tolist() if len(series) > 1 else None
+    return {"step": steps.tolist(), "mean": values.mean(axis=0).tolist(), "spread": spread}
+
+
+def _sentence(numbers: dict) -> str:
+    curves = {name: curve["mse"] for name, curve in numbers["curves"].items() if curve["mse"]["step"]}
+    if not curves:
+        return "The runs have no steps in common."
+    step = min(curve["step"][-1] for curve in curves.values())
+    ends = {name: float(np.interp(step, curve["step"], curve["mean"])) for name, curve in curves.items()}
+    said = [f"{value:.4g} for {name}" for name, value in sorted(ends.items(), key=lambda item: item[1])]
+    seeds = min(len(curve["seeds"]) for curve in numbers["curves"].values())
+    return (
+        f"At step {step:,.0f} the mean squared error of x, all t alike, is {', '.join(said)} "
+        f"({'one seed' if seeds == 1 else f'means over at least {seeds} seeds'})."
+    )
+
+
+def draw_losses(found: Findings, path: str | os.PathLike) -> None:
+    """Curves with the spread over seeds, one panel for each weighting."""
+    panels, curves = [], found.numbers["curves"]
+    weighting = found.numbers["weightings"][0]
+    titles = {"mse": "mean squared error of x, all t alike", "simple_loss": f"L_simple, {weighting}"}
+    for kind, title in titles.items():
+        lines = {}
+        for name, curve in curves.items():
+            if kind in curve:
+                own = curve[kind]
+                spread = None if own["spread"] is None else np.array(own["spread"])
+                lines[name] = (np.array(own["step"]), np.array(own["mean"]), spread)
+        if lines:
+            panels.append(plots.Panel(title, "step", lines, "log"))
+    plots.draw(path, panels=panels)

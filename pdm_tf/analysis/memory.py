@@ -1,0 +1,166 @@
+"""Section 4.3: the largest batch that trains within a limit of memory, with patches over without."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from flags.config import Config, validate
+from flags.errors import UserError
+from pdm_tf import plots
+from pdm_tf.analysis.subject import Findings, Subject
+from pdm_tf.progress import bar
+from pdm_tf.training.loop import training_state
+from pdm_tf.training.model import build_model
+
+FIRST = (1, 16)  # batches whose peaks tell about where to look
+TOLERANCE = 16  # the largest batch is found to a part of this
+
+
+def memory(subject: Subject) -> Findings:
+    """The largest batch of the run's network with its own P, and with P = 1 (a P of 1: with P = 4).
+
+    Each peak is that of one train step, float32, in a process of its own: the allocator's on a GPU, else the
+    whole process's resident memory.
+    """
+    config, limit = subject.models[0].config, subject.memory_gib * 1024
+    own = config.network.patch_size
+    rows = {}
+    for patch_size in (own, 4 if own == 1 else 1):
+        changed = validate(config.replace({"network.patch_size": patch_size, "training.grad_accum": 1}))
+        with bar(desc=f"memory, P={patch_size}", unit="process") as shown:
+
+            def peak(batch: int, changed=changed, shown=shown) -> float:
+                found = peak_in_child(changed.replace({"training.batch_size": batch}))
+                shown.update()
+                return found
+
+            largest, peaks = largest_batch(peak, limit)
+        whole = {batch: value for batch, value in peaks.items() if math.isfinite(value)}
+        rows[str(patch_size)] = {
+            "largest_batch": largest,
+            "peak_mebibytes": {str(batch): value for batch, value in sorted(whole.items())},
+            "mebibytes_per_image": float(np.polyfit(list(whole), list(whole.values()), 1)[0]),
+        }
+    return Findings({"limit_mebibytes": limit, "patch_sizes": rows}, _sentence(rows, subject.memory_gib))
+
+
+def _sentence(rows: dict, gib: float) -> str:
+    large, small = sorted(rows, key=int, reverse=True)
+    above, below = (rows[patch_size] for patch_size in (large, small))
+    times = "infinitely many times"
+    if below["largest_batch"]:
+        times = f"{above['largest_batch'] / below['largest_batch']:.1f} times"
+    return (
+        f"Within {gib:g} GiB the largest batch that trains is {above['largest_batch']} with P = {large}, "
+        f"{times} the {below['largest_batch']} of the same network with P = {small}; an image more takes "
+        f"{above['mebibytes_per_image']:.1f} and {below['mebibytes_per_image']:.1f} MiB (the paper: 4 times, "
+        "beside another network of P = 1)."
+    )
+
+
+def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict[int, float]]:
+    """The largest batch whose peak is within the limit, to one part in `TOLERANCE`, by bisection.
+
+    A peak is nearly a line over the batch, so the next try is where the line through the nearest two meets
+    the limit, kept inside the bracket.
+
+    Args:
+      peak: batch -> memory, in the unit of `limit`; inf where the process was killed for memory.
+    Returns:
+      The batch (0: not even one image fits), and all peaks that were measured.
+    """
+    peaks: dict[int, float] = {}
+    fits, fails = 0, math.inf
+
+    def attempt(batch: int) -> None:
+        nonlocal fits, fails
+        peaks[batch] = peak(batch)
+        if peaks[batch] <= limit:
+            fits = max(fits, batch)
+        else:
+            fails = min(fails, batch)
+
+    for batch in FIRST:
+        if batch < fails:
+            attempt(batch)
+    while fails - fits > max(1, fits // TOLERANCE):
+        attempt(_next_batch(peaks, limit, fits, fails))
+    return fits, peaks
+
+
+def _next_batch(peaks: dict[int, float], limit: float, fits: int, fails: float) -> int:
+    """A batch strictly between `fits` and `fails`."""
+    most = 8 * max(fits, 1) if math.isinf(fails) else fails - 1  # never far beyond what is known
+    known = sorted(batch for batch, value in peaks.items() if math.isfinite(value))
+    if len(known) < 2 or peaks[known[-1]] <= peaks[known[0]]:
+        return int((fits + most + 1) // 2)
+    slope = (peaks[known[-1]] - peaks[known[0]]) / (known[-1] - known[0])
+    nearest = min(known, key=lambda batch: abs(peaks[batch] - limit))
+    guess = nearest + (limit - peaks[nearest]) / slope
+    # Just above what fits, so that the next try closes the bracket where the line is right.
+    step = max(1, fits // TOLERANCE)
+    guess = fits + step if math.isfinite(fails) and guess - fits < step else math.floor(guess)
+    return int(min(max(guess, fits + 1), most))
+
+
+def peak_in_child(config: Config) -> float:
+    """The peak of one train step in a fresh process, MiB; inf if it was killed, or said that memory is out.
+
+    Raises:
+      UserError: it failed otherwise.
+    """
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], input=config.to_json(), cwd=root, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if (
+        done.returncode == -signal.SIGKILL
+        or "ResourceExhausted" in done.stderr
+        or "MemoryError" in done.stderr
+    ):
+        return math.inf
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no words"]
+        raise UserError(f"one train step in a process of its own failed ({said[-1]}): mend that first")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_of_step(config: Config) -> float:
+    """The peak of this process once it has done one train step of the config's batch, MiB."""
+    model = build_model(config, "float32")
+    training_state(model)  # makes the optimizer's slots
+    batch = tf.zeros((config.training.batch_size, *config.data.image_shape))
+    labels = tf.zeros(config.training.batch_size, tf.int32)
+    float(tf.function(lambda: model.train_step((batch, labels)))()["loss"])
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def draw_memory(found: Findings, path: str | os.PathLike) -> None:
+    """Peaks against the batch, with the limit."""
+    lines = {}
+    for patch_size, row in found.numbers["patch_sizes"].items():
+        batches = np.array([int(batch) for batch in row["peak_mebibytes"]])
+        peaks = np.array(list(row["peak_mebibytes"].values()))
+        order = np.argsort(batches)
+        lines[f"P={patch_size}"] = (batches[order], peaks[order], None)
+    ends = np.array([1, max(line[0].max() for line in lines.values())])
+    lines["limit"] = (ends, np.full(2, found.numbers["limit_mebibytes"]), None)
+    plots.draw(path, panels=[plots.Panel("peak memory of a train step, MiB", "images a batch", lines)])
+
+
+if __name__ == "__main__":
+    print(json.dumps(peak_of_step(Config.from_json(sys.stdin.buffer.read(), "stdin"))))

@@ -1,0 +1,183 @@
+"""What is looked at: models, the data that they have learnt from, and how much of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from flags.config import Config
+from flags.errors import UserError
+from pdm_tf.analysis.optimum import Optimum, optimum_of
+from pdm_tf.data import DatasetInfo, load_batches, naming_shards
+from pdm_tf.denoiser import Denoiser
+from pdm_tf.diffusion.process import diffuse
+from pdm_tf.experts import Loaded, Run, load
+from pdm_tf.randomness import normal_each, stream
+
+
+class Findings(NamedTuple):
+    """What an analysis has found.
+
+    Attributes:
+      numbers: JSON values.
+      sentence: what they show, in one sentence made of them.
+      shown: what else its picture is drawn of.
+    """
+
+    numbers: dict[str, Any]
+    sentence: str
+    shown: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model: its run, or experts, whose networks are made when they are first asked for.
+
+    Attributes:
+      runs: from `read_runs`.
+      config: of the run with the least noise, sampled as is asked for.
+      evaluation: the folder of what evaluation has measured of it; it need not be there.
+    """
+
+    runs: Sequence[Run]
+    config: Config
+    evaluation: Path
+
+    @property
+    def name(self) -> str:
+        """The run folders."""
+        return ",".join(str(run.folder) for run in self.runs)
+
+    @property
+    def patch_size(self) -> int:
+        """P, of experts that of the least noise."""
+        return self.config.network.patch_size
+
+    @functools.cached_property
+    def loaded(self) -> Loaded:
+        """With averaged weights."""
+        return load(self.runs)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Its networks."""
+        return self.loaded.denoiser
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Models and their data set.
+
+    Attributes:
+      models: of one data set, at least one.
+      info: the data set.
+      seed: of images and noise.
+      count: images to look at.
+      batch_size: images at a time.
+      labels: the classes asked for, or None.
+      memory_gib: the limit that batches are to train within.
+    """
+
+    models: Sequence[Model]
+    info: DatasetInfo
+    seed: int
+    count: int
+    batch_size: int
+    labels: Sequence[int] | None = None
+    memory_gib: float = 2.0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) that the models were made for."""
+        return self.models[0].config.data.image_shape
+
+    @functools.cached_property
+    def titles(self) -> dict[str, Model]:
+        """Models by what a picture calls them: prediction and P; also the folder where these are alike."""
+        short = [f"{model.config.diffusion.prediction}, P={model.patch_size}" for model in self.models]
+        return {
+            title
+            if short.count(title) == 1
+            else f"{title}, {model.runs[0].folder.path.name} ({number})": model
+            for number, (title, model) in enumerate(zip(short, self.models), 1)
+        }
+
+    def optimum(self) -> Optimum:
+        """x* of the training images, in the first model's process.
+
+        Raises:
+          UserError: the models' processes differ.
+        """
+        alphas = [model.denoiser.schedule.alpha for model in self.models]
+        if any(not np.array_equal(alpha, alphas[0]) for alpha in alphas):
+            raise UserError("the models have different noise schedules: give those of one schedule")
+        return optimum_of(self.info, self.models[0].denoiser.schedule, self.image_shape)
+
+    def examples(self, split: str = "train", label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`count` images of a split, or all of a smaller one, in the seed's order; of one class if asked for.
+
+        Returns:
+          float32 (N, H, W, C) in [-1, 1], and int32 (N,).
+        Raises:
+          UserError: there are none.
+        """
+        images = load_batches(
+            self.info, split=split, batch_size=self.batch_size, seed=self.seed, repeat=False,
+            image_shape=self.image_shape, drop_remainder=False,
+        ).unbatch()  # fmt: skip
+        if label is not None:
+            images = images.filter(lambda image, own, place: own == label)
+        with naming_shards():
+            found = list(images.take(self.count).as_numpy_iterator())
+        if not found:
+            raise UserError(f"{self.info.name} has no images of class {label} in {split}: choose another")
+        return np.stack([image for image, _, _ in found]), np.array([own for _, own, _ in found], np.int32)
+
+    def about(self) -> dict[str, Any]:
+        """What numbers depend on, as JSON values."""
+        runs = [[str(run.folder) for run in model.runs] for model in self.models]
+        return {"runs": runs, "data": self.info.name, "seed": self.seed, "count": self.count}
+
+
+def noisy(denoiser: Denoiser, images: np.ndarray, t: int, seed: int) -> np.ndarray:
+    """z_t of images float32 (N, H, W, C), each with noise of its own, the same at every t."""
+    eps = normal_each(stream(seed, "analysis"), np.arange(len(images)), images.shape[1:])
+    return diffuse(images, eps, denoiser.schedule.at(t)).numpy()
+
+
+class Answers:
+    """x_theta of a denoiser, compiled once, `batch_size` images at a time."""
+
+    def __init__(self, denoiser: Denoiser, batch_size: int):
+        self.denoiser, self.batch_size = denoiser, batch_size
+        each = tf.TensorSpec((None,), tf.int32)
+        self._call = tf.function(
+            lambda z, t, labels: denoiser(z, t, labels)[0],
+            [tf.TensorSpec((None, *denoiser.image_shape), tf.float32), each, each],
+        )
+
+    def __call__(self, z: np.ndarray, t: int, labels: np.ndarray) -> np.ndarray:
+        """float32 (N, H, W, C) of z (N, H, W, C) at one t, given labels (N,)."""
+        parts = []
+        for start in range(0, len(z), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            levels = np.full(len(z[part]), t, np.int32)
+            parts.append(self._call(z[part], levels, labels[part].astype(np.int32)).numpy())
+        return np.concatenate(parts)
+
+
+def gradient_energy(images: np.ndarray) -> float:
+    """The mean squared difference of neighbouring pixels of images (N, H, W, C)."""
+    down, right = np.diff(images, axis=1), np.diff(images, axis=2)
+    return float((np.sum(np.square(down)) + np.sum(np.square(right))) / (down.size + right.size))
+
+
+def rmse(a: np.ndarray, b: np.ndarray) -> float:
+    """Root of the mean squared difference."""
+    return float(np.sqrt(np.mean(np.square(a - b))))

@@ -1,0 +1,148 @@
+"""Table 1, distance and speed against P, and Table 2, the measures of a run and what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from flags.errors import UserError
+from pdm_tf import plots
+from pdm_tf.analysis.grids import draw_of, samples
+from pdm_tf.analysis.subject import Findings, Model, Subject
+
+ERROR = " error"
+SECONDS_A_DAY = 86400
+
+
+def evaluated(model: Model) -> dict[str, Any] | None:
+    """The model's row of its evaluation.json, or None if it has not been evaluated.
+
+    Raises:
+      UserError: the file is none.
+    """
+    file = model.evaluation / "evaluation.json"
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+        rows = [row for row in found["results"] if "origin" in row]
+        mine = {str(run.folder.newest_weights()) for run in model.runs}
+        fitting = [row for row in rows if {origin["weights"] for origin in row["origin"]} == mine]
+        return {**fitting[0], "detector": found["detector"]["name"]} if fitting else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is no evaluation ({type(error).__name__}): evaluate the run again"
+        ) from error
+
+
+def distances(row: dict[str, Any] | None) -> dict[str, float]:
+    """The numbers of an evaluation, each with its error."""
+    about = {"images", "seed", "seconds_per_image"}
+    return {
+        name: value
+        for name, value in (row or {}).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in about
+    }
+
+
+def parameters(model: Model) -> int:
+    """Trainable parameters of all its networks."""
+    return int(sum(np.prod(variable.shape) for variable in model.denoiser.variables))
+
+
+def patch_sizes(subject: Subject) -> Findings:
+    """Distance, as evaluated, parameters, and images a second, drawn here, of each model (Table 1)."""
+    rows = {}
+    for name, model in sorted(subject.titles.items(), key=lambda item: item[1].patch_size):
+        draw = draw_of(model, subject)
+        samples(draw, f"{name}, first")  # compiles, which is not what is timed
+        begun = time.monotonic()
+        samples(draw, name)
+        seconds = time.monotonic() - begun
+        rows[name] = {
+            "patch_size": model.patch_size,
+            "parameters": parameters(model),
+            "steps": model.config.sampling.steps,
+            "images_per_second": len(draw.starts) * draw.batch_size / seconds,
+            **distances(evaluated(model)),
+        }
+    first, *others = rows
+    speed = rows[first]["images_per_second"]
+    said = [f"{other} {rows[other]['images_per_second'] / speed:.2f} times" for other in others]
+    compared = f", {', '.join(said)} as many" if said else "; runs of several patch sizes would be compared"
+    missing = [name for name, row in rows.items() if not distances(row).keys() - set(_OWN)]
+    needed = f"; the distance of {', '.join(missing)} is not known: evaluate the run first" if missing else ""
+    sentence = (
+        f"{first} draws {speed:.2f} images a second at {subject.batch_size} at a time{compared}{needed}."
+    )
+    return Findings({"rows": rows, "batch_size": subject.batch_size}, sentence)
+
+
+_OWN = ("patch_size", "parameters", "steps", "images_per_second")
+
+
+def measures(subject: Subject) -> Findings:
+    """IS, FID, sFID, precision and recall as evaluated, and the time that training took (Table 2).
+
+    Raises:
+      UserError: none of the runs has been evaluated.
+    """
+    rows = {}
+    for name, model in subject.titles.items():
+        row = evaluated(model)
+        if row is not None:
+            rows[name] = {**distances(row), "device_days": device_days(model), "images": row["images"]}
+    if not rows:
+        raise UserError(
+            f"no run of {', '.join(model.name for model in subject.models)} has been evaluated (there is no "
+            f"{subject.models[0].evaluation}/evaluation.json): evaluate it first"
+        )
+    said = []
+    for name, row in rows.items():
+        shown = [f"{what} {row[what]:.4g}" for what in _main_names(row)]
+        cost = "unknown time" if row["device_days"] is None else f"{row['device_days']:.3g} days"
+        said.append(f"{name} reaches {', '.join(shown)} after {cost} of training")
+    left = [name for name in subject.titles if name not in rows]
+    also = f" ({', '.join(left)} has not been evaluated)" if left else ""
+    return Findings({"rows": rows}, f"{'; '.join(said)}{also}.")
+
+
+def _main_names(row: dict[str, Any]) -> list[str]:
+    left_out = ("device_days", "images", "density", "coverage")
+    return [name for name in row if name not in left_out and not name.endswith((ERROR, " spread"))]
+
+
+def device_days(model: Model) -> float | None:
+    """Days of this machine that training took by its logged speeds, or None without logs."""
+    days = 0.0
+    for run in model.runs:
+        speeds = run.folder.metrics().get("images_per_second")
+        if speeds is None:
+            return None
+        steps = np.diff(speeds[:, 0], prepend=0)
+        days += float(np.sum(steps * run.config.training.batch_size / speeds[:, 1])) / SECONDS_A_DAY
+    return days
+
+
+def draw_table(found: Findings, path: str | os.PathLike) -> None:
+    """The rows as a table; errors stand behind numbers."""
+    rows = found.numbers["rows"]
+    columns = dict.fromkeys(
+        name for row in rows.values() for name in row if not name.endswith((ERROR, " spread"))
+    )
+    cells = [[name, *(_cell(row, column) for column in columns)] for name, row in rows.items()]
+    plots.table(path, ["", *(name.replace("_", " ") if name.islower() else name for name in columns)], cells)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    value, error = row.get(name), row.get(name + ERROR, row.get(name + " spread"))
+    if value is None:
+        return "-"
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return text if error is None else f"{text} ± {error:.2g}"

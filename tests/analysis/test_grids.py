@@ -1,0 +1,43 @@
+"""Patch borders in samples."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pdm_tf.analysis import grids
+from tests.analysis.subjects import model_of, small_data, subject_of
+from tests.fakes import FakeDenoiser
+
+
+def test_energy_at_borders():
+    noise = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+    for patch_size in (2, 4, 8):
+        assert grids.border_energy(noise, patch_size) == pytest.approx(1, abs=0.05)
+    # Patches that know nothing of each other, smooth inside: the borders stand out, where they are alone.
+    blocks = np.kron(noise[:, :8, :8], np.ones((1, 4, 4, 1))) + 0.01 * noise
+    assert grids.border_energy(blocks, 4) > 1000
+    assert grids.border_energy(blocks[:, 1:, 1:], 4) < 0.01
+    assert grids.border_energy(noise, 1) is None and grids.border_energy(noise, 32) is None
+    assert grids.border_energy(np.zeros((1, 8, 8, 3)), 4) is None
+
+
+def test_one_seed_draws_one_noise_for_all_models(tmp_path):
+    info = small_data(tmp_path / "data")
+
+    def blocky(z, t, labels):
+        return tf.repeat(tf.repeat(tf.nn.avg_pool2d(z, 4, 4, "VALID"), 4, axis=1), 4, axis=2)
+
+    settings = {"sampling__steps": (3,), "sampling__sampler": "ddim"}
+    plain = FakeDenoiser(lambda z, t, labels: 0.5 * z, num_classes=2)
+    models = [
+        model_of(plain, tmp_path / "a", **settings),
+        model_of(FakeDenoiser(blocky, num_classes=2), tmp_path / "b", **settings),
+        model_of(plain, tmp_path / "c", network__patch_size=8, **settings),
+    ]
+    found = grids.grids(subject_of(info, *models, count=6))
+    a, b, c = (found.numbers["border_energy"][name] for name in list(found.shown)[1:])
+    assert [row["patch_size"] for row in (a, b, c)] == [4, 4, 8] and a["data"] == b["data"] != c["data"]
+    assert b["samples"] is None and a["samples"] == pytest.approx(1, abs=0.2)  # nothing within blocks
+    np.testing.assert_array_equal(found.shown["x, P=4, a (1)"], found.shown["x, P=8"])
+    assert "none (no borders)" in found.sentence
+    grids.draw_grids(found, tmp_path / "grids.png")

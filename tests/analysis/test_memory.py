@@ -1,0 +1,41 @@
+"""The largest batch within a limit: its search, and a real train step in a process of its own."""
+
+import math
+
+import pytest
+
+from pdm_tf.analysis import memory
+from tests.tiny_runs import tiny_config
+
+
+@pytest.mark.parametrize(
+    "base, slope, limit", [(900, 7.2, 2048), (870, 100, 2048), (0, 1, 17), (10, 3, 5000)]
+)
+def test_the_search_finds_the_line_s_own_batch(base, slope, limit):
+    asked = []
+
+    def peak(batch):
+        asked.append(batch)
+        # Below the process's first peak nothing is seen of the batch.
+        return max(base * 1.02, base + slope * batch)
+
+    found, peaks = memory.largest_batch(peak, limit)
+    true = int((limit - base) // slope)
+    assert found <= true <= found + max(1, found // memory.TOLERANCE)
+    assert len(asked) == len(set(asked)) == len(peaks) <= 9
+    assert peaks[found] <= limit < min(value for value in peaks.values() if value > limit)
+
+
+def test_a_killed_process_is_too_much_and_nothing_may_fit_at_all():
+    found, peaks = memory.largest_batch(lambda batch: math.inf if batch > 5 else 10.0 * batch, 1000)
+    assert found == 5 and max(value for value in peaks.values() if math.isfinite(value)) == 50
+    assert memory.largest_batch(lambda batch: 2000.0, 1000)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_larger_batch_takes_more_in_a_real_process():
+    small, large = (
+        memory.peak_in_child(tiny_config(training__batch_size=batch, network__patch_size=1))
+        for batch in (4, 512)
+    )
+    assert 100 < small < large - 100

@@ -1,0 +1,73 @@
+"""Tables from what evaluation and training have left in run folders."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.errors import UserError
+from pdm_tf.analysis import tables
+from pdm_tf.weights import write_arrays
+from tests.analysis.subjects import model_of, small_data, subject_of
+from tests.fakes import FakeDenoiser
+
+
+@pytest.fixture
+def models(tmp_path):
+    made = []
+    for patch_size in (8, 2):
+        network = FakeDenoiser(
+            lambda z, t, labels: 0.5 * z, num_classes=2, variables=[tf.Variable(tf.zeros((3, patch_size)))]
+        )
+        settings = {"network__patch_size": patch_size, "sampling__steps": (2,), "sampling__sampler": "ddim"}
+        made.append(model_of(network, tmp_path / f"P{patch_size}", **settings))
+        write_arrays(made[-1].runs[0].folder.weights(5), {"a": np.zeros(1)})
+    return made
+
+
+def write_evaluation(model, folder, **values):
+    weights = str(model.runs[0].folder.newest_weights())
+    row = {"name": "n", "images": 500, "seed": 0, "origin": [{"weights": weights}], "notes": [], **values}
+    held_out = {"name": "held out", "images": 95, "FID": 1.0}
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {"results": [row, held_out], "detector": {"name": "inception"}}
+    (folder / "evaluation.json").write_text(json.dumps(results))
+
+
+def test_table_1_orders_by_patch_size_and_says_what_is_not_known(models, tmp_path):
+    subject = subject_of(small_data(tmp_path / "data"), *models, count=5)
+    write_evaluation(models[1], models[1].evaluation, **{"FID": 5.7, "FID error": 0.1})
+    found = tables.patch_sizes(subject)
+    rows = found.numbers["rows"]
+    assert list(rows) == ["x, P=2", "x, P=8"] and [row["parameters"] for row in rows.values()] == [6, 24]
+    assert rows["x, P=2"]["FID"] == 5.7 and "FID" not in rows["x, P=8"]
+    assert "the distance of x, P=8 is not known" in found.sentence
+    ratio = rows["x, P=8"]["images_per_second"] / rows["x, P=2"]["images_per_second"]
+    assert f"x, P=8 {ratio:.2f} times as many" in found.sentence
+    tables.draw_table(found, tmp_path / "1.png")
+
+
+def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path):
+    first = models[0]
+    subject = subject_of(small_data(tmp_path / "data"), *models)
+    with pytest.raises(UserError, match="evaluate it first"):
+        tables.measures(subject)
+    write_evaluation(first, first.evaluation, IS=142.2, FID=8.57, recall=0.47)
+    log = first.runs[0].folder.metrics_file
+    log.parent.mkdir()
+    # 100 steps of four images, the first half at 2 images a second, the second at 4
+    lines = [{"step": 50, "images_per_second": 2.0}, {"step": 100, "images_per_second": 4.0}]
+    log.write_text("\n".join(map(json.dumps, lines)))
+    found = tables.measures(subject)
+    (row,) = found.numbers["rows"].values()
+    assert (row["IS"], row["FID"], row["recall"], row["images"]) == (142.2, 8.57, 0.47, 500)
+    assert row["device_days"] == pytest.approx((50 * 4 / 2 + 50 * 4 / 4) / 86400)
+    assert "FID 8.57" in found.sentence and "x, P=2 has not been evaluated" in found.sentence
+    tables.draw_table(found, tmp_path / "2.png")
+    # The evaluation was of other weights than the run has now.
+    write_arrays(first.runs[0].folder.weights(9), {"a": np.zeros(1)})
+    assert tables.evaluated(first) is None
+    (first.evaluation / "evaluation.json").write_text("{")
+    with pytest.raises(UserError, match="is no evaluation"):
+        tables.evaluated(first)
