@@ -239,12 +239,17 @@ def looking_at(what: str, count=None):
 
 
 def export():
-    """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
-    from pdm_tf.export import check_free, export_saved_model
+    """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler; or
+    a run's weights for other frameworks."""
+    from pdm_tf.export import check_free, export_saved_model, export_weights
 
     runs, out = trained_runs(), out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
+    if FLAGS.format == "safetensors":
+        print(f"weights: {export_weights(runs, config, FLAGS.ema_length, out)}")
+        print(f"their names and shapes: {out}/README.md")
+        return
     export_saved_model(loaded_model(runs)._replace(config=config), out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")

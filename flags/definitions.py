@@ -40,6 +40,7 @@ from flags.presets import (
 from flags.words import Leaf, check_values, get, leaves, parse, replace
 
 MODES = ("train", "sample", "evaluate", "export", "describe")
+FORMATS = ("saved_model", "safetensors")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
 TRAIN, EVALUATE = ("train", "describe"), ("evaluate",)
 FLAGS = flags.FLAGS
@@ -121,6 +122,10 @@ _define(
     _string, DRAWN, "out", None,
     "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation (evaluations/<name> "
     "of --samples), exports/<the run's name>.",
+)  # fmt: skip
+_define(
+    _enum, ("export",), "format", FORMATS[0], FORMATS,
+    "A model with its sampler for TensorFlow, or one network's weights alone for other frameworks.",
 )  # fmt: skip
 _define(
     flags.DEFINE_bool,

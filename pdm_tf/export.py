@@ -1,4 +1,4 @@
-"""Writes a denoiser and its sampler as a SavedModel that runs where there is TensorFlow and nothing else."""
+"""Writes a denoiser and its sampler as a SavedModel, or a run's weights alone, for who has none of this."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import dataclasses
 import json
 import os
 import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
-from flags.config import SamplingConfig
+from flags.config import Config, SamplingConfig
 from flags.errors import UserError
 from flags.words import options_of
-from pdm_tf.atomic import atomic_folder
+from pdm_tf.atomic import atomic_folder, atomic_text
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import learned_log_variance
-from pdm_tf.experts import Loaded
+from pdm_tf.experts import Loaded, Run, read_weights
 from pdm_tf.paths import PATTERN, as_path, entries
+from pdm_tf.run import SAFETENSORS, RunFolder
 from pdm_tf.sampling.sampler import Sampler
+from pdm_tf.weights import write_arrays
 
 METADATA = "assets.extra/pdm_tf.json"  # assets.extra is the SavedModel's place for what is not its graph's
 
@@ -164,6 +169,66 @@ def export_saved_model(loaded: Loaded, out: str | os.PathLike) -> None:
         (partial / METADATA).parent.mkdir()
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
         (partial / "README.md").write_text(readme(metadata))
+
+
+def export_weights(
+    runs: Sequence[Run], config: Config, ema_length: float | None, out: str | os.PathLike
+) -> Path:
+    """Writes a run folder that holds nothing but config.json and averaged weights as .safetensors, with their
+    names and shapes in its README.md: for other frameworks, and for all that takes a run's folder here.
+
+    Args:
+      runs: from `pdm_tf.experts.read_runs`; one.
+      config: what to write as config.json.
+      ema_length: as for `pdm_tf.experts.load`.
+      out: the folder to make.
+    Returns:
+      the file of the weights, each array bit for bit the run's.
+    Raises:
+      UserError: several runs; or no weights, or damaged ones; `out` exists, or cannot be written.
+    """
+    check_free(out)
+    if len(runs) > 1:
+        raise UserError(f"weights are exported one network at a time, and these are {len(runs)}: name one run")
+    arrays, origin = read_weights(runs[0], ema_length)
+    step = origin["step"] if "step" in origin else int(Path(origin["weights"]).stem.removeprefix("step_"))
+    with atomic_folder(out, last="config.json") as partial:
+        folder = RunFolder(partial)
+        file = folder.weights(step, SAFETENSORS)
+        file.parent.mkdir()
+        write_arrays(file, arrays)
+        text = WEIGHTS_README.format(
+            source=origin["weights"], file=file.relative_to(partial), table=table_of(arrays),
+            total=sum(array.size for array in arrays.values()),
+        )  # fmt: skip
+        atomic_text(partial / "README.md", text)  # whose names may be of any letters
+        folder.write_config(config)
+    return RunFolder(out).weights(step, SAFETENSORS)
+
+
+WEIGHTS_README = """\
+# Weights of a patched diffusion model, exported by pdm_tf
+
+Made from: {source}. They lie in `{file}`, {total:,} numbers in all:
+
+```python
+from safetensors.numpy import load_file
+
+weights = load_file("path/of/this/folder/{file}")  # name -> array
+```
+
+Kernels of convolutions are (height, width, inputs, outputs), those of dense layers (inputs, outputs).
+PyTorch's are `kernel.transpose(3, 2, 0, 1)` and `kernel.transpose(1, 0)`; Flax has these layouts.
+`config.json` says all that the network is built from; this folder is a run for pdm_tf's `run_dir` and `warm_start`.
+
+{table}
+"""
+
+
+def table_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """The names, shapes and types of arrays as a Markdown table."""
+    rows = [f"| `{name}` | {' x '.join(map(str, a.shape))} | {a.dtype} |" for name, a in arrays.items()]
+    return "\n".join(["| name | shape | type |", "|---|---|---|", *rows])
 
 
 def describe(loaded: Loaded) -> dict[str, typing.Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import load_file, save_file
 from tensorflow.core.protobuf import saved_model_pb2
 
 from flags.config import Config, SamplingConfig
@@ -20,9 +21,11 @@ from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.experts import Experts, Loaded
 from pdm_tf.export import METADATA, export_saved_model, servable
 from pdm_tf.images import to_uint8
+from pdm_tf.run import RunFolder
 from pdm_tf.sampling.sampler import Sampler
-from pdm_tf.weights import read_arrays
+from pdm_tf.weights import read_arrays, write_arrays
 from tests.fakes import FakeDenoiser
+from tests.in_process import run_mode
 from tests.tiny_runs import CLASSES, VIT, tiny_config, tiny_denoiser, write_run, write_snapshots
 
 MAIN = Path(__file__).parent.parent / "main.py"
@@ -298,6 +301,68 @@ def test_an_export_of_another_length_says_so(tmp_path):
     for variable in weights:
         kept = average[variable.name.split(":")[0]].astype(np.float32)  # as variables are
         np.testing.assert_array_equal(variable, kept)
+
+
+def test_weights_come_back_bit_for_bit_and_draw_the_same_images(tmp_path, capsys):
+    """Written as .safetensors, read by the library alone, and as the run of other modes."""
+    run = RunFolder(write_run(tmp_path / "run"))
+    arrays = read_arrays(run.weights(1))
+    arrays = {name: a.astype(np.float16 if "conv" in name else np.float32) for name, a in arrays.items()}
+    write_arrays(run.weights(1), arrays)
+    settings = {"mode": "export", "format": "safetensors", "sampler": "ddim", "steps": "3"}
+    status, said = run_mode(capsys, run_dir=str(run), out=str(tmp_path / "out"), **settings)
+    file = tmp_path / "out" / "ema" / "step_00000001.safetensors"
+    assert (status, said) == (0, f"weights: {file}\ntheir names and shapes: {tmp_path}/out/README.md\n")
+    table = (tmp_path / "out" / "README.md").read_text()
+    back = load_file(file)
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+        assert back[name].tobytes() == array.tobytes()
+        assert f"| `{name}` | {' x '.join(map(str, array.shape))} | {array.dtype} |\n" in table + "\n"
+    assert RunFolder(tmp_path / "out").config().sampling.sampler == "ddim"
+
+    drawn = []
+    for run_dir in (run, tmp_path / "out"):
+        out = tmp_path / f"samples_{len(drawn)}"
+        settings = {"mode": "sample", "sampler": "ddim", "steps": "3", "num_samples": 2, "strategy": "cpu"}
+        assert run_mode(capsys, run_dir=str(run_dir), out=str(out), **settings)[0] == 0
+        with np.load(out / "samples.npz") as samples:
+            drawn.append(samples["arr_0"])
+    np.testing.assert_array_equal(*drawn)
+    assert drawn[0].std() > 10
+
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    status, error = run_mode(
+        capsys, mode="sample", run_dir=str(tmp_path / "out"), out=str(tmp_path / "no"), strategy="cpu"
+    )
+    assert status == 2 and f"{file} is damaged (the arrays' crc32 is" in error
+
+
+def test_weights_of_another_length_or_program(tmp_path, capsys):
+    run = write_snapshots(write_run(tmp_path / "run"))
+    settings = {"mode": "export", "format": "safetensors", "run_dir": str(run)}
+    assert run_mode(capsys, out=str(tmp_path / "out"), ema_length=0.1, **settings)[0] == 0
+    wanted, file = read_arrays(run.snapshot(0.1, 300)), tmp_path / "out" / "ema" / "step_00000300.safetensors"
+    for name, array in read_arrays(file).items():
+        np.testing.assert_array_equal(array, wanted[name])
+    save_file(wanted, file)  # as other programs do: no checksum
+    assert read_arrays(file).keys() == wanted.keys()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(file)
+    status, error = run_mode(capsys, out=str(tmp_path / "out"), **settings)
+    assert status == 2 and "out exists: delete it" in error
+
+
+def test_weights_of_experts_are_exported_one_by_one(tmp_path, capsys):
+    low = write_run(tmp_path / "low", tiny_config(diffusion__t_stop=396))
+    high = write_run(tmp_path / "high", tiny_config(diffusion__t_start=396))
+    settings = {"mode": "export", "format": "safetensors", "run_dir": [str(low), str(high)]}
+    status, error = run_mode(capsys, out=str(tmp_path / "out"), **settings)
+    assert status == 2 and "one network at a time" in error and not (tmp_path / "out").exists()
 
 
 def damage(run):
