@@ -151,9 +151,7 @@ def with_length(loaded: Loaded, runs: Sequence[Run], ema_length: float | None) -
     return loaded._replace(origin=[origin for _, origin in weights])
 
 
-def read_weights(
-    run: Run, ema_length: float | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_weights(run: Run, ema_length: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A run's averaged weights by variable name, and their origin, an item of `Loaded.origin`; no network
     is made. `ema_length` and errors as of `load`."""
     origin = {

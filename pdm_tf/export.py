@@ -189,7 +189,7 @@ def export_weights(
     """
     check_free(out)
     if len(runs) > 1:
-        raise UserError(f"weights are exported one network at a time, and these are {len(runs)}: name one run")
+        raise UserError(f"weights are exported one network at a time, not {len(runs)}: name one run")
     arrays, origin = read_weights(runs[0], ema_length)
     step = origin["step"] if "step" in origin else int(Path(origin["weights"]).stem.removeprefix("step_"))
     with atomic_folder(out, last="config.json") as partial:
@@ -219,7 +219,8 @@ weights = load_file("path/of/this/folder/{file}")  # name -> array
 
 Kernels of convolutions are (height, width, inputs, outputs), those of dense layers (inputs, outputs).
 PyTorch's are `kernel.transpose(3, 2, 0, 1)` and `kernel.transpose(1, 0)`; Flax has these layouts.
-`config.json` says all that the network is built from; this folder is a run for pdm_tf's `run_dir` and `warm_start`.
+`config.json` says all that the network is built from; this folder is a run for pdm_tf's `run_dir` and
+`warm_start`.
 
 {table}
 """
