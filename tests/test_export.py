@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from safetensors.numpy import load_file, save_file
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -19,7 +20,7 @@ from flags.config import Config, SamplingConfig
 from flags.errors import UserError
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.experts import Experts, Loaded
-from pdm_tf.export import METADATA, export_saved_model, servable
+from pdm_tf.export import METADATA, WARM_UP, export_saved_model, servable
 from pdm_tf.images import to_uint8
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.sampler import Sampler
@@ -157,6 +158,32 @@ def test_without_guidance_only_one_pass_is_computed(guidance, images):
         ("single", "denoise", {"labels": [4]}, "labels must be 0 to 2, or 3 for no class"),
         ("single", "denoise", {"t": [1000]}, "t must be 0 to 999"),
         ("single", "denoise", {"t": [-1]}, "t must be 0 to 999"),
+        (
+            "single",
+            "sample",
+            {"labels": np.zeros(0, np.int32)},
+            "labels is empty: ask for at least one image",
+        ),
+        (
+            "single",
+            "denoise",
+            {"z": np.zeros((0, 16, 16, 3), np.float32)},
+            "z is empty: ask for at least one",
+        ),
+        ("unconditional", "sample", {"labels": np.zeros(0, np.int32)}, "labels is empty"),
+        (
+            "single",
+            "sample",
+            {"seed": [1, 2], "labels": [0, 1]},
+            "seed must be one number, the same in all rows",
+        ),
+        (
+            "single",
+            "sample",
+            {"guidance": [1.0, 1.5], "labels": [0, 1]},
+            "guidance must be one number, the same",
+        ),
+        ("single", "sample", {"guidance": float("inf")}, "guidance must be a finite number"),
         ("unconditional", "sample", {"guidance": 1.5}, "no classes to guide with: guidance must be 1"),
     ],
 )
@@ -167,6 +194,72 @@ def test_wrong_inputs_are_refused(exported, name, signature, inputs, complaint):
     given = {key: tf.constant({**given, **inputs}[key]) for key in function.structured_input_signature[1]}
     with pytest.raises(tf.errors.InvalidArgumentError, match=complaint):
         function(**given)
+
+
+def test_rows_of_one_seed_are_the_images_of_its_columns(exported):
+    model = load(exported("single"))
+    columns = call_sample(model, 7, LABELS, 1.7)
+    np.testing.assert_array_equal(call_sample(model, [7] * 3, LABELS, [1.7] * 3), columns)
+
+
+@pytest.mark.parametrize(
+    "name, sampling", [("single", "ancestral"), pytest.param("experts", "dpm_solver", marks=SLOW)]
+)
+def test_the_default_signature_is_sample_and_says_what_may_be_left_out(exported, name, sampling):
+    """As a server finds it: fed are the inputs that a request has, and the defaults of the others."""
+    folder = exported(name, sampling)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        signature = graph.signature_def["serving_default"]
+        default = {key: tf.make_ndarray(value) for key, value in signature.defaults.items()}
+        images = signature.outputs["images"].name
+        fed = {signature.inputs[key].name: value for key, value in {**default, "labels": [1, 2]}.items()}
+        drawn, left_out = session.run(images, fed), session.run(images)
+    weight = SAMPLINGS[sampling].guidance
+    assert default.keys() == {"seed", "labels", "guidance"}
+    assert (default["seed"], default["labels"].tolist(), default["guidance"]) == (0, [3], weight)
+    told = json.loads((folder / METADATA).read_text())["signatures"]["sample"]["defaults"]
+    assert told == {key: value.tolist() for key, value in default.items()}
+    np.testing.assert_array_equal(drawn, expected(name, sampling, 0, [1, 2], weight))
+    np.testing.assert_array_equal(left_out, expected(name, sampling, 0, [3], weight))
+
+
+# The part of TensorFlow Serving's prediction_log.proto, predict.proto and model.proto that a request needs.
+LOGS = """
+syntax: "proto3" name: "logs.proto" package: "logs" dependency: "tensorflow/core/framework/tensor.proto"
+message_type { name: "Log" field { name: "predict_log" number: 6 type: 11 type_name: ".logs.PredictLog" } }
+message_type { name: "PredictLog" field { name: "request" number: 1 type: 11 type_name: ".logs.Request" } }
+message_type { name: "Request"
+  field { name: "model_spec" number: 1 type: 11 type_name: ".logs.Spec" }
+  field { name: "inputs" number: 2 label: 3 type: 11 type_name: ".logs.Request.InputsEntry" }
+  nested_type { name: "InputsEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: 9 }
+    field { name: "value" number: 2 type: 11 type_name: ".tensorflow.TensorProto" } } }
+message_type { name: "Spec"
+  field { name: "name" number: 1 type: 9 } field { name: "signature_name" number: 3 type: 9 } }
+"""
+
+
+@functools.cache
+def log_message():
+    """The class of PredictionLog, as the library of protocol buffers makes it of its description."""
+    pool = descriptor_pool.Default()
+    pool.Add(text_format.Parse(LOGS, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("logs.Log"))
+
+
+@pytest.mark.parametrize("name, weights", [("single", [1.0, 1.5]), ("unconditional", [1.0])])
+def test_warm_up_requests_call_every_signature_and_every_way_of_guiding(exported, name, weights):
+    folder = exported(name)
+    model, guided_by = load(folder), []
+    for record in tf.data.TFRecordDataset(str(folder / WARM_UP)):
+        request = log_message().FromString(record.numpy()).predict_log.request
+        assert request.model_spec.name == folder.name
+        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
+        outputs = model.signatures[request.model_spec.signature_name](**inputs)
+        assert all(value.shape == (1, 16, 16, 3) for value in outputs.values())
+        guided_by += [float(inputs["guidance"])] if "guidance" in inputs else ["denoise"]
+    assert guided_by == ["denoise", *weights]
 
 
 def test_the_file_holds_the_weights_once_and_nothing_of_keras(exported):
@@ -205,7 +298,11 @@ def test_the_metadata_are_those_of_the_signatures(exported):
             (inputs, signature["inputs"]),
             (function.structured_outputs, signature["outputs"]),
         ):
-            shapes = {key: [spec.dtype.name, spec.shape.as_list()] for key, spec in found.items()}
+            # Seed and guidance are of any shape that holds one value: as rows of a request have them, too.
+            shapes = {
+                key: [spec.dtype.name, [] if spec.shape.rank is None else spec.shape.as_list()]
+                for key, spec in found.items()
+            }
             assert shapes == {
                 key: [dtype, [None if size == "batch" else size for size in shape]]
                 for key, (dtype, shape) in told.items()
@@ -284,14 +381,14 @@ def test_a_process_with_tensorflow_alone_draws_the_bytes_of_mode_sample(tmp_path
     assert wanted.std() > 10
 
 
-def test_an_export_of_another_length_says_so(tmp_path):
+def test_an_export_of_another_length_says_so(tmp_path, capsys):
     run = write_snapshots(write_run(tmp_path / "run"))
-    made = run_main(
-        "--mode=export", f"--run_dir={run}", f"--out={tmp_path}/model", "--ema_length=0.1", "--steps=2"
+    status, output = run_mode(
+        capsys, mode="export", run_dir=str(run), out=f"{tmp_path}/model", ema_length=0.1, steps="2"
     )
-    assert made.returncode == 0, made.stderr
+    assert status == 0, output
     said = f"{run}: average of length 0.1 at step 300, from 12 snapshots (0.0% misplaced)"
-    assert made.stdout.startswith(said + "\n")
+    assert output.startswith(said + "\n")
     (origin,) = json.loads((tmp_path / "model" / METADATA).read_text())["experts"]
     assert (origin["ema_length"], origin["step"], origin["weights"]) == (0.1, 300, said)
     assert f"Made from: {said} (P = 4)" in (tmp_path / "model" / "README.md").read_text()
