@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.experts import Experts, Loaded
 from pdm_tf.export import METADATA, WARM_UP, export_saved_model, servable
 from pdm_tf.images import to_uint8
-from pdm_tf.run import RunFolder
+from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays, write_arrays
 from tests.fakes import FakeDenoiser
@@ -436,6 +437,23 @@ def test_weights_come_back_bit_for_bit_and_draw_the_same_images(tmp_path, capsys
         capsys, mode="sample", run_dir=str(tmp_path / "out"), out=str(tmp_path / "no"), strategy="cpu"
     )
     assert status == 2 and f"{file} is damaged (the arrays' crc32 is" in error
+
+
+def test_the_page_names_the_weights_that_ship():
+    page = (MAIN.parent / "docs" / "serving.md").read_text()
+    told = dict(re.findall(r"^\| `(unet\S*)` \| (.*) \|$", page, re.MULTILINE))
+    layers = {}
+    for name, array in read_arrays(RunFolder(PRETRAINED).newest_weights()).items():
+        layer, _, kind = name.rpartition("/")
+        if kind in ("kernel", "gamma", "embeddings"):
+            layers[layer] = array.shape
+        else:
+            assert kind in ("bias", "beta") and array.shape == layers[layer][-1:]
+    found = {}
+    for layer, shape in layers.items():
+        block, _, own = layer.rpartition("/")
+        found.setdefault(block, []).append(f"{own} {' x '.join(map(str, shape))}")
+    assert told == {block: ", ".join(own) for block, own in found.items()}
 
 
 def test_weights_of_another_length_or_program(tmp_path, capsys):
