@@ -65,7 +65,9 @@ def sample():
         denoiser = loaded_model(runs).denoiser
         sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
     labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
-    draw = Draw(sampler, FLAGS.seed or 0, definitions.num_samples(), FLAGS.sample_batch_size, labels, share)
+    count = definitions.num_samples()
+    batch_size = definitions.sample_batch_size(count, sampler.replicas)
+    draw = Draw(sampler, FLAGS.seed or 0, count, batch_size, labels, share)
     if FLAGS.trajectory and not share.number:
         output.write_trajectory(draw, out, FLAGS.trajectory)
     output.write_images(draw, out, FLAGS.save_pngs)
@@ -157,11 +159,11 @@ def likelihood():
     if split is None:
         raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
     count = min(FLAGS.num_samples or info.num_examples[split], info.num_examples[split])
-    out, seed, chosen = out_dir(), FLAGS.seed or 0, one_machine()
+    out, seed, chosen, size = out_dir(), FLAGS.seed or 0, one_machine(), definitions.sample_batch_size(count)
     with strategy.make_strategy(chosen).scope():
         loaded = load(runs)
         measure = Likelihood(loaded.denoiser, ways_from(config.sampling.variance))
-    batches = held_out_batches(info, split, config.data.image_shape, FLAGS.sample_batch_size, count)
+    batches = held_out_batches(info, split, config.data.image_shape, size, count)
     kept = out / ".unfinished-likelihood"
     bits = measure(batches, seed=seed, strata=FLAGS.strata, count=count, folder=kept)
     origin = {"origin": loaded.origin, "strategy": chosen, "stack": stack.versions()}
@@ -226,7 +228,8 @@ def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, p
         counts = [] if FLAGS.equal_shares else reference.what.get("label_counts", [])
         how = "shares of the reference" if counts else "equal shares"
         labels = subjects.shared_labels(counts or [1] * (config.data.num_classes or 1), count, seed)
-    draw = Draw(sampler, seed, count, FLAGS.sample_batch_size, labels, share)
+    batch_size = definitions.sample_batch_size(count, sampler.replicas)
+    draw = Draw(sampler, seed, count, batch_size, labels, share)
     about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": chosen}
     return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
 
@@ -258,12 +261,17 @@ def looking_at(what: str, count=None):
 
 
 def export():
-    """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler."""
-    from pdm_tf.export import check_free, export_saved_model
+    """--mode=export: a SavedModel of the averaged weights of a run, or of several experts, and a sampler; or
+    a run's weights for other frameworks."""
+    from pdm_tf.export import check_free, export_saved_model, export_weights
 
     runs, out = trained_runs(), out_dir()
     check_free(out)
     config = definitions.with_sampling_flags(runs[0].config)
+    if FLAGS.format == "safetensors":
+        print(f"weights: {export_weights(runs, config, FLAGS.ema_length, out)}")
+        print(f"their names and shapes: {out}/README.md")
+        return
     export_saved_model(loaded_model(runs)._replace(config=config), out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")

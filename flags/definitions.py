@@ -41,6 +41,7 @@ from flags.presets import (
 from flags.words import Leaf, check_values, get, leaves, parse, replace
 
 MODES = ("train", "sample", "evaluate", "analyze", "export", "describe")
+FORMATS = ("saved_model", "safetensors")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
 TRAIN, EVALUATE, ANALYZE = ("train", "describe"), ("evaluate",), ("analyze",)
 FLAGS = flags.FLAGS
@@ -105,7 +106,10 @@ _define(
     _integer, MEASURED, "num_samples", None,
     "Images to draw; 16 by default, and 500 to evaluate a run (a few minutes for emoji64 on two cores).", 1,
 )  # fmt: skip
-_define(_integer, MEASURED, "sample_batch_size", 16, "Images to draw at a time.", 1)
+_define(
+    _integer, MEASURED, "sample_batch_size", None,
+    "Images to draw at a time; 16 by default, or all if they are fewer.", 1,
+)  # fmt: skip
 for _name, _leaf in leaves(SamplingConfig).items():
     _define_sampling(_name, _leaf)
 _define(
@@ -125,6 +129,10 @@ _define(
     _string, DRAWN, "out", None,
     "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation (evaluations/<name> "
     "of --samples), <run_dir>/analysis, exports/<the run's name>.",
+)  # fmt: skip
+_define(
+    _enum, ("export",), "format", FORMATS[0], FORMATS,
+    "A model with its sampler for TensorFlow, or one network's weights alone for other frameworks.",
 )  # fmt: skip
 _define(
     flags.DEFINE_bool,
@@ -327,6 +335,11 @@ def default_out(run_dirs: typing.Sequence[str]) -> str:
 def num_samples() -> int:
     """How many images to draw."""
     return FLAGS.num_samples or (500 if FLAGS.mode == "evaluate" else 16)
+
+
+def sample_batch_size(count: int, replicas: int = 1) -> int:
+    """How many of `count` images to draw at a time; by default no more than are shared by the replicas."""
+    return FLAGS.sample_batch_size or min(16, -(-count // replicas) * replicas)
 
 
 def network_size(accelerator: bool) -> str:

@@ -120,7 +120,7 @@ def load(runs: Sequence[Run], ema_length: float | None = None) -> Loaded:
     Raises:
       UserError: a run has no weights, or damaged ones; or no snapshots, or too few for the length.
     """
-    weights = [_read_weights(run, ema_length) for run in runs]
+    weights = [read_weights(run, ema_length) for run in runs]
     denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in runs]
     for denoiser, (arrays, origin) in zip(denoisers, weights):
         assign_arrays(denoiser.variables, arrays, origin["weights"])
@@ -145,14 +145,15 @@ def with_length(loaded: Loaded, runs: Sequence[Run], ema_length: float | None) -
       UserError: as `load`; what is missing or damaged is noticed before a variable changes.
     """
     parts = loaded.denoiser.experts if isinstance(loaded.denoiser, Experts) else [loaded.denoiser]
-    weights = [_read_weights(run, ema_length) for run in runs]
+    weights = [read_weights(run, ema_length) for run in runs]
     for denoiser, (arrays, origin) in zip(parts, weights):
         assign_arrays(denoiser.variables, arrays, origin["weights"])
     return loaded._replace(origin=[origin for _, origin in weights])
 
 
-def _read_weights(run: Run, ema_length: float | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A run's averaged weights by variable name, and their origin."""
+def read_weights(run: Run, ema_length: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A run's averaged weights by variable name, and their origin, an item of `Loaded.origin`; no network
+    is made. `ema_length` and errors as of `load`."""
     origin = {
         "t_start": run.config.diffusion.t_start,
         "t_stop": run.config.diffusion.t_stop,

@@ -1,4 +1,4 @@
-"""Writes a denoiser and its sampler as a SavedModel that runs where there is TensorFlow and nothing else."""
+"""Writes a denoiser and its sampler as a SavedModel, or a run's weights alone, for who has none of this."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import dataclasses
 import json
 import os
 import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
-from flags.config import SamplingConfig
+from flags.config import Config, SamplingConfig
 from flags.errors import UserError
 from flags.words import options_of
-from pdm_tf.atomic import atomic_folder
+from pdm_tf.atomic import atomic_folder, atomic_text
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import learned_log_variance
-from pdm_tf.experts import Loaded
+from pdm_tf.experts import Loaded, Run, read_weights
 from pdm_tf.paths import PATTERN, as_path, entries
+from pdm_tf.run import SAFETENSORS, RunFolder
 from pdm_tf.sampling.sampler import Sampler
+from pdm_tf.weights import write_arrays
 
 METADATA = "assets.extra/pdm_tf.json"  # assets.extra is the SavedModel's place for what is not its graph's
+WARM_UP = "assets.extra/tf_serving_warmup_requests"  # where TensorFlow Serving looks for them
 
 
 class TracedOnce:
@@ -43,17 +49,19 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
     """The functions `sample` and `denoise` of a denoiser, ready for `tf.saved_model.save`.
 
     - sample(seed int32 (), labels int32 (B,), guidance float32 ()) -> {"images": uint8 (B, H, W, C)}. Image i
-      has index i of the seed. At guidance 1 each step is one network pass on B images, else one on 2 B.
+      has index i of the seed. At guidance 1 each step is one network pass on B images, else one on 2 B. Seed
+      and guidance may be (B,), B times the same value, as a request of rows has them. What is left out is
+      seed 0, one image of no class, and the guidance of `sampling`.
     - denoise(z float32 (B, H, W, C), t int32 (B,), labels int32 (B,)) -> float32 (B, H, W, C) each: "x",
       x_theta as the network predicts it, neither clipped nor guided; "log_variance", log sigma^2 of
       p(z_{t-1} | z_t) in the full process; "u", its place between log beta (u = 0) and log b_tilde (u = 1).
 
     Label `null_label` means no class; without classes labels only tell how many images to draw. Labels, t and
-    guidance beyond their range raise `tf.errors.InvalidArgumentError`.
+    guidance beyond their range, and a batch of none, raise `tf.errors.InvalidArgumentError`.
 
     Args:
       denoiser: with the weights to save.
-      sampling: how to sample, but for the guidance.
+      sampling: how to sample.
     Raises:
       ValueError: the denoiser answers for a part of the process only.
     """
@@ -61,7 +69,7 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
         raise ValueError(f"a denoiser of {denoiser.t_start} <= t < {denoiser.t_stop} is no whole process")
     shared = TracedOnce(denoiser)
     numbers = {name: tf.TensorSpec((None,), tf.int32, name) for name in ("t", "labels")}
-    seed, guidance = tf.TensorSpec((), tf.int32, "seed"), tf.TensorSpec((), tf.float32, "guidance")
+    seed, guidance = tf.TensorSpec(None, tf.int32, "seed"), tf.TensorSpec(None, tf.float32, "guidance")
     z = tf.TensorSpec((None, *denoiser.image_shape), tf.float32, "z")
     module = tf.Module()
     # The variables alone: a Keras object here would bring its metadata, and need its class to load.
@@ -72,27 +80,30 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
 
 
 def _sample(denoiser: Denoiser, sampling: SamplingConfig) -> typing.Callable:
-    """The function behind `sample`."""
+    """The function behind `sample`; defaults that are tensors become the signature's."""
+    default = default_inputs(denoiser, sampling)
 
-    def draw(seed, labels, guidance):
-        weight = {"guidance": guidance} if tf.is_tensor(guidance) else {}
-        plain = dataclasses.replace(sampling, guidance=1.0)
-        return Sampler(denoiser, plain, **weight).sample(seed, tf.range(tf.size(labels)), labels)
-
-    def sample(seed, labels, guidance):
-        with tf.control_dependencies([_check_labels(denoiser, labels)]):
-            labels = tf.identity(labels)
-        if denoiser.conditional:
-            # The choice lies outside the loop over the steps, so that w = 1 never pays for two passes.
-            without, guided = (lambda w=w: draw(seed, labels, w) for w in (1.0, guidance))
-            x = tf.cond(tf.equal(guidance, 1.0), without, guided)
-        else:
-            message = "this model has no classes to guide with: guidance must be 1"
-            with tf.control_dependencies([tf.debugging.assert_equal(guidance, 1.0, message)]):
-                x = draw(seed, tf.identity(labels), 1.0)
-        return {"images": _to_uint8(x)}
+    def sample(seed=default["seed"], labels=default["labels"], guidance=default["guidance"]):
+        seed, guidance = _one_value("seed", seed), _one_value("guidance", guidance)
+        checks = [_check_some("labels", labels), _check_labels(denoiser, labels)]
+        checks.append(_check_guidance(denoiser, guidance))
+        with tf.control_dependencies(checks):
+            seed, labels, guidance = map(tf.identity, (seed, labels, guidance))
+        weight = {"guidance": guidance} if denoiser.conditional else {}
+        sampler = Sampler(denoiser, dataclasses.replace(sampling, guidance=1.0), **weight)
+        return {"images": _to_uint8(sampler.sample(seed, tf.range(tf.size(labels)), labels))}
 
     return sample
+
+
+def default_inputs(denoiser: Denoiser, sampling: SamplingConfig) -> dict[str, tf.Tensor]:
+    """What `sample` takes for the inputs that a call leaves out."""
+    label = denoiser.null_label if denoiser.conditional else 0
+    return {
+        "seed": tf.constant(0),
+        "labels": tf.constant([label]),
+        "guidance": tf.constant(sampling.guidance if denoiser.conditional else 1.0),
+    }
 
 
 def _denoise(denoiser: Denoiser) -> typing.Callable:
@@ -101,12 +112,36 @@ def _denoise(denoiser: Denoiser) -> typing.Callable:
 
     def denoise(z, t, labels):
         within = tf.debugging.Assert(tf.reduce_all((t >= 0) & (t <= last)), [f"t must be 0 to {last}", t])
-        with tf.control_dependencies([within, _check_labels(denoiser, labels)]):
+        with tf.control_dependencies([_check_some("z", z), within, _check_labels(denoiser, labels)]):
             z, t, labels = map(tf.identity, (z, t, labels))
         x, u = denoiser(z, t, labels)
         return {"x": x, "log_variance": learned_log_variance(u, denoiser.schedule.at(t)), "u": u}
 
     return denoise
+
+
+def _one_value(name: str, values: tf.Tensor) -> tf.Tensor:
+    """The value, (), of a tensor that holds it once or, as the rows of a request do, several times."""
+    values = tf.reshape(values, [-1])
+    alike = (tf.size(values) > 0) & tf.reduce_all(tf.equal(values, values[:1]))
+    message = f"{name} must be one number, the same in all rows: send a request for each"
+    with tf.control_dependencies([tf.debugging.Assert(alike, [message, values])]):
+        return tf.identity(values)[0]
+
+
+def _check_some(name: str, batch: tf.Tensor) -> tf.Operation:
+    """An error for a batch of none, which TensorFlow's convolutions cannot do with oneDNN."""
+    return tf.debugging.Assert(tf.shape(batch)[0] > 0, [f"{name} is empty: ask for at least one image"])
+
+
+def _check_guidance(denoiser: Denoiser, guidance: tf.Tensor) -> tf.Operation:
+    """An error for a weight that is no number, or that has no classes to guide with."""
+    if denoiser.conditional:
+        return tf.debugging.Assert(
+            tf.math.is_finite(guidance), ["guidance must be a finite number", guidance]
+        )
+    message = "this model has no classes to guide with: guidance must be 1"
+    return tf.debugging.assert_equal(guidance, 1.0, message)
 
 
 def _check_labels(denoiser: Denoiser, labels: tf.Tensor) -> tf.Operation:
@@ -159,11 +194,123 @@ def export_saved_model(loaded: Loaded, out: str | os.PathLike) -> None:
         # With the gradients of its custom-gradient operations (+10% of the graph): without them every load
         # warns, and `denoise` could not be differentiated.
         tf.saved_model.save(
-            module, str(partial), signatures={"sample": module.sample, "denoise": module.denoise}
+            module,
+            str(partial),
+            signatures={
+                "serving_default": module.sample,
+                "sample": module.sample,
+                "denoise": module.denoise,
+            },
         )
         (partial / METADATA).parent.mkdir()
+        write_warm_up(loaded.denoiser, partial / WARM_UP, as_path(out).name)
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
         (partial / "README.md").write_text(readme(metadata))
+
+
+def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
+    """Writes one request for each way of sampling, and one to denoise: a server that sends them to itself
+    before it answers others has its graphs optimized by then.
+
+    A TFRecord file of tensorflow.serving.PredictionLog, as TensorFlow Serving reads it.
+
+    Args:
+      path: the file to write.
+      name: that of the model.
+    """
+    one = {"labels": tf.constant([0])}
+    image, t = tf.zeros((1, *denoiser.image_shape)), tf.constant([0])
+    requests = [("denoise", {**one, "z": image, "t": t})]
+    for guidance in (1.0, 1.5) if denoiser.conditional else (1.0,):
+        inputs = {**one, "seed": tf.constant(0), "guidance": tf.constant(guidance)}
+        requests.append(("serving_default", inputs))
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for signature, inputs in requests:
+            file.write(prediction_log(name, signature, inputs))
+
+
+def prediction_log(name: str, signature: str, inputs: Mapping[str, tf.Tensor]) -> bytes:
+    """A request as a serialized tensorflow.serving.PredictionLog, which TensorFlow itself does not have.
+
+    The numbers are those of the fields in TensorFlow Serving's prediction_log.proto, predict.proto and
+    model.proto.
+    """
+    spec = _field(1, name.encode("utf-8", "replace")) + _field(3, signature.encode())
+    request = _field(1, spec)
+    for key, value in inputs.items():
+        request += _field(
+            2, _field(1, key.encode()) + _field(2, tf.make_tensor_proto(value).SerializeToString())
+        )
+    return _field(6, _field(1, request))  # predict_log.request
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer: its number, its length, and a string or message."""
+    length, size = b"", len(content)
+    while size >= 128:
+        length, size = length + bytes([size % 128 + 128]), size // 128
+    return bytes([number * 8 + 2]) + length + bytes([size]) + content
+
+
+def export_weights(
+    runs: Sequence[Run], config: Config, ema_length: float | None, out: str | os.PathLike
+) -> Path:
+    """Writes a run folder that holds nothing but config.json and averaged weights as .safetensors, with their
+    names and shapes in its README.md: for other frameworks, and for all that takes a run's folder here.
+
+    Args:
+      runs: from `pdm_tf.experts.read_runs`; one.
+      config: what to write as config.json.
+      ema_length: as for `pdm_tf.experts.load`.
+      out: the folder to make.
+    Returns:
+      the file of the weights, each array bit for bit the run's.
+    Raises:
+      UserError: several runs; or no weights, or damaged ones; `out` exists, or cannot be written.
+    """
+    check_free(out)
+    if len(runs) > 1:
+        raise UserError(f"weights are exported one network at a time, not {len(runs)}: name one run")
+    arrays, origin = read_weights(runs[0], ema_length)
+    step = origin["step"] if "step" in origin else int(Path(origin["weights"]).stem.removeprefix("step_"))
+    with atomic_folder(out, last="config.json") as partial:
+        folder = RunFolder(partial)
+        file = folder.weights(step, SAFETENSORS)
+        file.parent.mkdir()
+        write_arrays(file, arrays)
+        text = WEIGHTS_README.format(
+            source=origin["weights"], file=file.relative_to(partial), table=table_of(arrays),
+            total=sum(array.size for array in arrays.values()),
+        )  # fmt: skip
+        atomic_text(partial / "README.md", text)  # whose names may be of any letters
+        folder.write_config(config)
+    return RunFolder(out).weights(step, SAFETENSORS)
+
+
+WEIGHTS_README = """\
+# Weights of a patched diffusion model, exported by pdm_tf
+
+Made from: {source}. They lie in `{file}`, {total:,} numbers in all:
+
+```python
+from safetensors.numpy import load_file
+
+weights = load_file("path/of/this/folder/{file}")  # name -> array
+```
+
+Kernels of convolutions are (height, width, inputs, outputs), those of dense layers (inputs, outputs).
+PyTorch's are `kernel.transpose(3, 2, 0, 1)` and `kernel.transpose(1, 0)`; Flax has these layouts.
+`config.json` says all that the network is built from; this folder is a run for pdm_tf's `run_dir` and
+`warm_start`.
+
+{table}
+"""
+
+
+def table_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """The names, shapes and types of arrays as a Markdown table."""
+    rows = [f"| `{name}` | {' x '.join(map(str, a.shape))} | {a.dtype} |" for name, a in arrays.items()]
+    return "\n".join(["| name | shape | type |", "|---|---|---|", *rows])
 
 
 def describe(loaded: Loaded) -> dict[str, typing.Any]:
@@ -173,6 +320,7 @@ def describe(loaded: Loaded) -> dict[str, typing.Any]:
     timesteps = Sampler(denoiser, sampling).schedule.timesteps
     image, batch = list(denoiser.image_shape), ["batch"]
     numbers, images = ["int32", batch], ["float32", batch + image]
+    default = default_inputs(denoiser, sampling)
     return {
         "label_names": list(loaded.config.data.label_names),
         "experts": loaded.origin,
@@ -186,6 +334,7 @@ def describe(loaded: Loaded) -> dict[str, typing.Any]:
         "signatures": {
             "sample": {
                 "inputs": {"seed": ["int32", []], "labels": numbers, "guidance": ["float32", []]},
+                "defaults": {name: value.numpy().tolist() for name, value in default.items()},
                 "outputs": {"images": ["uint8", batch + image]},
             },
             "denoise": {
@@ -215,7 +364,8 @@ images = model.signatures["sample"](
 )["images"]  # uint8 {batch_shape}
 ```
 
-`sample`: the image at place i of a call is image i of its seed, so a call can be repeated exactly.
+`sample`, which is `serving_default` too: the image at place i of a call is image i of its seed, so a call
+can be repeated exactly. A server takes {defaults} for what a request leaves out.
 `guidance` is the weight w of classifier-free guidance; 1.0 is without, and costs half.
 `denoise(z, t, labels)`: one network pass on float32 z_t, t from 0 (least noise) to {last_t}. It returns
 `x`, the predicted clean image; `log_variance`, log sigma^2 of the step from t to t-1; and `u`, its place
@@ -242,6 +392,7 @@ def readme(metadata: dict[str, typing.Any]) -> str:
             for run in metadata["experts"]
         ),
         tensorflow=metadata["tensorflow"],
+        defaults=", ".join(f"{k} {v}" for k, v in metadata["signatures"]["sample"]["defaults"].items()),
         labels=[0, min(1, classes - 1)] if classes else [0, 0],
         guidance=sampling.guidance,
         batch_shape=(2, *metadata["image_shape"]),

@@ -18,6 +18,8 @@ from pdm_tf.paths import as_path, entries
 # A run folder that ships with the project: what is sampled before anything has been trained.
 PRETRAINED = Path(__file__).parent / "pretrained" / "emoji64"
 
+SAFETENSORS = ".safetensors"  # the ending of weights for other frameworks, as an export writes them
+
 
 class RunFolder:
     """config.json, checkpoints/, ema/, logs/, previews/ and samples/. Nobody else writes these names.
@@ -65,9 +67,9 @@ class RunFolder:
         """Where a checkpoint is written before it takes its name."""
         return self.path / "checkpoints" / f".{_name(step)}.partial"
 
-    def weights(self, step: int) -> Path:
-        """The averaged weights of a step."""
-        return self.path / "ema" / f"{_name(step)}.npz"
+    def weights(self, step: int, form: str = ".npz") -> Path:
+        """The averaged weights of a step; `form`: .npz as training writes them, or `SAFETENSORS`."""
+        return self.path / "ema" / f"{_name(step)}{form}"
 
     @property
     def best_weights(self) -> Path:
@@ -105,12 +107,11 @@ class RunFolder:
         Raises:
           UserError: there are none yet.
         """
-        steps = _steps(self.path / "ema", r"step_(\d+)\.npz")
-        if not steps:
-            raise UserError(
-                f"{self.path}/ema holds no weights yet: train until the first checkpoint is written"
-            )
-        return self.weights(steps[-1])
+        for form in (".npz", SAFETENSORS):  # no run has both: training writes one, an export the other
+            steps = _steps(self.path / "ema", rf"step_(\d+)\{form}")
+            if steps:
+                return self.weights(steps[-1], form)
+        raise UserError(f"{self.path}/ema holds no weights yet: train until the first checkpoint is written")
 
     def _snapshots(self, length: float) -> Path:
         return self.path / "ema" / f"length_{length}"

@@ -1,8 +1,10 @@
-"""Network weights as one .npz file: arrays by variable name, no pickle, no framework."""
+"""Network weights as one .npz or .safetensors file: arrays by variable name, no pickle, no framework."""
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,24 +23,57 @@ def variable_names(variables: Sequence[tf.Variable]) -> list[str]:
 
 
 def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays to `path` atomically."""
+    """Writes named arrays to `path`, whose ending is the form, atomically.
+
+    A .safetensors file has no checksum of its own: one, of all arrays, lies in its metadata.
+    """
     with atomic_file(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+        if as_path(path).suffix == ".safetensors":
+            from safetensors.numpy import save  # here: few runs need it
+
+            arrays = {name: np.require(array, requirements="C") for name, array in arrays.items()}
+            file.write(save(arrays, {"crc32": _crc32(arrays)}))
+        else:
+            np.savez(file, **arrays)
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads named arrays; every byte is checked against the file's own checksums.
+    """Reads named arrays; every byte is checked against the file's own checksums, if it has them: a
+    .safetensors file of another program may have none.
 
     Raises:
       UserError: the file is missing or damaged.
     """
     try:
+        if as_path(path).suffix == ".safetensors":
+            return _read_safetensors(as_path(path).read_bytes())
         with as_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except Exception as error:  # zipfile and NumPy raise all kinds, as damage has it
         raise UserError(f"{path} is damaged ({one_line(error)}): restore it or delete it") from error
+
+
+def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors file; ValueError, among others, if it is damaged."""
+    from safetensors.numpy import load
+
+    arrays = load(content)
+    length = int.from_bytes(content[:8], "little")  # of the header, JSON, that the library has just checked
+    wanted = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("crc32")
+    if wanted not in (None, _crc32(arrays)):
+        raise ValueError(f"the arrays' crc32 is {_crc32(arrays)}, and that of those written was {wanted}")
+    return arrays
+
+
+def _crc32(arrays: Mapping[str, np.ndarray]) -> str:
+    """A checksum of names, types, shapes and values, whatever the order; 8 hexadecimal digits."""
+    checksum = 0
+    for name, array in sorted(arrays.items()):
+        checksum = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view(np.uint8), checksum)
+    return f"{checksum:08x}"
 
 
 def assign_arrays(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from safetensors.numpy import load_file, save_file
 from tensorflow.core.protobuf import saved_model_pb2
 
 from flags.config import Config, SamplingConfig
 from flags.errors import UserError
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.experts import Experts, Loaded
-from pdm_tf.export import METADATA, export_saved_model, servable
+from pdm_tf.export import METADATA, WARM_UP, export_saved_model, servable
 from pdm_tf.images import to_uint8
+from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
-from pdm_tf.weights import read_arrays
+from pdm_tf.weights import read_arrays, write_arrays
 from tests.fakes import FakeDenoiser
+from tests.in_process import run_mode
 from tests.tiny_runs import CLASSES, VIT, tiny_config, tiny_denoiser, write_run, write_snapshots
 
 MAIN = Path(__file__).parent.parent / "main.py"
@@ -154,6 +159,32 @@ def test_without_guidance_only_one_pass_is_computed(guidance, images):
         ("single", "denoise", {"labels": [4]}, "labels must be 0 to 2, or 3 for no class"),
         ("single", "denoise", {"t": [1000]}, "t must be 0 to 999"),
         ("single", "denoise", {"t": [-1]}, "t must be 0 to 999"),
+        (
+            "single",
+            "sample",
+            {"labels": np.zeros(0, np.int32)},
+            "labels is empty: ask for at least one image",
+        ),
+        (
+            "single",
+            "denoise",
+            {"z": np.zeros((0, 16, 16, 3), np.float32)},
+            "z is empty: ask for at least one",
+        ),
+        ("unconditional", "sample", {"labels": np.zeros(0, np.int32)}, "labels is empty"),
+        (
+            "single",
+            "sample",
+            {"seed": [1, 2], "labels": [0, 1]},
+            "seed must be one number, the same in all rows",
+        ),
+        (
+            "single",
+            "sample",
+            {"guidance": [1.0, 1.5], "labels": [0, 1]},
+            "guidance must be one number, the same",
+        ),
+        ("single", "sample", {"guidance": float("inf")}, "guidance must be a finite number"),
         ("unconditional", "sample", {"guidance": 1.5}, "no classes to guide with: guidance must be 1"),
     ],
 )
@@ -164,6 +195,72 @@ def test_wrong_inputs_are_refused(exported, name, signature, inputs, complaint):
     given = {key: tf.constant({**given, **inputs}[key]) for key in function.structured_input_signature[1]}
     with pytest.raises(tf.errors.InvalidArgumentError, match=complaint):
         function(**given)
+
+
+def test_rows_of_one_seed_are_the_images_of_its_columns(exported):
+    model = load(exported("single"))
+    columns = call_sample(model, 7, LABELS, 1.7)
+    np.testing.assert_array_equal(call_sample(model, [7] * 3, LABELS, [1.7] * 3), columns)
+
+
+@pytest.mark.parametrize(
+    "name, sampling", [("single", "ancestral"), pytest.param("experts", "dpm_solver", marks=SLOW)]
+)
+def test_the_default_signature_is_sample_and_says_what_may_be_left_out(exported, name, sampling):
+    """As a server finds it: fed are the inputs that a request has, and the defaults of the others."""
+    folder = exported(name, sampling)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        signature = graph.signature_def["serving_default"]
+        default = {key: tf.make_ndarray(value) for key, value in signature.defaults.items()}
+        images = signature.outputs["images"].name
+        fed = {signature.inputs[key].name: value for key, value in {**default, "labels": [1, 2]}.items()}
+        drawn, left_out = session.run(images, fed), session.run(images)
+    weight = SAMPLINGS[sampling].guidance
+    assert default.keys() == {"seed", "labels", "guidance"}
+    assert (default["seed"], default["labels"].tolist(), default["guidance"]) == (0, [3], weight)
+    told = json.loads((folder / METADATA).read_text())["signatures"]["sample"]["defaults"]
+    assert told == {key: value.tolist() for key, value in default.items()}
+    np.testing.assert_array_equal(drawn, expected(name, sampling, 0, [1, 2], weight))
+    np.testing.assert_array_equal(left_out, expected(name, sampling, 0, [3], weight))
+
+
+# The part of TensorFlow Serving's prediction_log.proto, predict.proto and model.proto that a request needs.
+LOGS = """
+syntax: "proto3" name: "logs.proto" package: "logs" dependency: "tensorflow/core/framework/tensor.proto"
+message_type { name: "Log" field { name: "predict_log" number: 6 type: 11 type_name: ".logs.PredictLog" } }
+message_type { name: "PredictLog" field { name: "request" number: 1 type: 11 type_name: ".logs.Request" } }
+message_type { name: "Request"
+  field { name: "model_spec" number: 1 type: 11 type_name: ".logs.Spec" }
+  field { name: "inputs" number: 2 label: 3 type: 11 type_name: ".logs.Request.InputsEntry" }
+  nested_type { name: "InputsEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: 9 }
+    field { name: "value" number: 2 type: 11 type_name: ".tensorflow.TensorProto" } } }
+message_type { name: "Spec"
+  field { name: "name" number: 1 type: 9 } field { name: "signature_name" number: 3 type: 9 } }
+"""
+
+
+@functools.cache
+def log_message():
+    """The class of PredictionLog, as the library of protocol buffers makes it of its description."""
+    pool = descriptor_pool.Default()
+    pool.Add(text_format.Parse(LOGS, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("logs.Log"))
+
+
+@pytest.mark.parametrize("name, weights", [("single", [1.0, 1.5]), ("unconditional", [1.0])])
+def test_warm_up_requests_call_every_signature_and_every_way_of_guiding(exported, name, weights):
+    folder = exported(name)
+    model, guided_by = load(folder), []
+    for record in tf.data.TFRecordDataset(str(folder / WARM_UP)):
+        request = log_message().FromString(record.numpy()).predict_log.request
+        assert request.model_spec.name == folder.name
+        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
+        outputs = model.signatures[request.model_spec.signature_name](**inputs)
+        assert all(value.shape == (1, 16, 16, 3) for value in outputs.values())
+        guided_by += [float(inputs["guidance"])] if "guidance" in inputs else ["denoise"]
+    assert guided_by == ["denoise", *weights]
 
 
 def test_the_file_holds_the_weights_once_and_nothing_of_keras(exported):
@@ -202,7 +299,11 @@ def test_the_metadata_are_those_of_the_signatures(exported):
             (inputs, signature["inputs"]),
             (function.structured_outputs, signature["outputs"]),
         ):
-            shapes = {key: [spec.dtype.name, spec.shape.as_list()] for key, spec in found.items()}
+            # Seed and guidance are of any shape that holds one value: as rows of a request have them, too.
+            shapes = {
+                key: [spec.dtype.name, [] if spec.shape.rank is None else spec.shape.as_list()]
+                for key, spec in found.items()
+            }
             assert shapes == {
                 key: [dtype, [None if size == "batch" else size for size in shape]]
                 for key, (dtype, shape) in told.items()
@@ -281,14 +382,14 @@ def test_a_process_with_tensorflow_alone_draws_the_bytes_of_mode_sample(tmp_path
     assert wanted.std() > 10
 
 
-def test_an_export_of_another_length_says_so(tmp_path):
+def test_an_export_of_another_length_says_so(tmp_path, capsys):
     run = write_snapshots(write_run(tmp_path / "run"))
-    made = run_main(
-        "--mode=export", f"--run_dir={run}", f"--out={tmp_path}/model", "--ema_length=0.1", "--steps=2"
+    status, output = run_mode(
+        capsys, mode="export", run_dir=str(run), out=f"{tmp_path}/model", ema_length=0.1, steps="2"
     )
-    assert made.returncode == 0, made.stderr
+    assert status == 0, output
     said = f"{run}: average of length 0.1 at step 300, from 12 snapshots (0.0% misplaced)"
-    assert made.stdout.startswith(said + "\n")
+    assert output.startswith(said + "\n")
     (origin,) = json.loads((tmp_path / "model" / METADATA).read_text())["experts"]
     assert (origin["ema_length"], origin["step"], origin["weights"]) == (0.1, 300, said)
     assert f"Made from: {said} (P = 4)" in (tmp_path / "model" / "README.md").read_text()
@@ -298,6 +399,85 @@ def test_an_export_of_another_length_says_so(tmp_path):
     for variable in weights:
         kept = average[variable.name.split(":")[0]].astype(np.float32)  # as variables are
         np.testing.assert_array_equal(variable, kept)
+
+
+def test_weights_come_back_bit_for_bit_and_draw_the_same_images(tmp_path, capsys):
+    """Written as .safetensors, read by the library alone, and as the run of other modes."""
+    run = RunFolder(write_run(tmp_path / "run"))
+    arrays = read_arrays(run.weights(1))
+    arrays = {name: a.astype(np.float16 if "conv" in name else np.float32) for name, a in arrays.items()}
+    write_arrays(run.weights(1), arrays)
+    settings = {"mode": "export", "format": "safetensors", "sampler": "ddim", "steps": "3"}
+    status, said = run_mode(capsys, run_dir=str(run), out=str(tmp_path / "out"), **settings)
+    file = tmp_path / "out" / "ema" / "step_00000001.safetensors"
+    assert (status, said) == (0, f"weights: {file}\ntheir names and shapes: {tmp_path}/out/README.md\n")
+    table = (tmp_path / "out" / "README.md").read_text()
+    back = load_file(file)
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+        assert back[name].tobytes() == array.tobytes()
+        assert f"| `{name}` | {' x '.join(map(str, array.shape))} | {array.dtype} |\n" in table + "\n"
+    assert RunFolder(tmp_path / "out").config().sampling.sampler == "ddim"
+
+    drawn = []
+    for run_dir in (run, tmp_path / "out"):
+        out = tmp_path / f"samples_{len(drawn)}"
+        settings = {"mode": "sample", "sampler": "ddim", "steps": "3", "num_samples": 2, "strategy": "cpu"}
+        assert run_mode(capsys, run_dir=str(run_dir), out=str(out), **settings)[0] == 0
+        with np.load(out / "samples.npz") as samples:
+            drawn.append(samples["arr_0"])
+    np.testing.assert_array_equal(*drawn)
+    assert drawn[0].std() > 10
+
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    status, error = run_mode(
+        capsys, mode="sample", run_dir=str(tmp_path / "out"), out=str(tmp_path / "no"), strategy="cpu"
+    )
+    assert status == 2 and f"{file} is damaged (the arrays' crc32 is" in error
+
+
+def test_the_page_names_the_weights_that_ship():
+    page = (MAIN.parent / "docs" / "serving.md").read_text()
+    told = dict(re.findall(r"^\| `(unet\S*)` \| (.*) \|$", page, re.MULTILINE))
+    layers = {}
+    for name, array in read_arrays(RunFolder(PRETRAINED).newest_weights()).items():
+        layer, _, kind = name.rpartition("/")
+        if kind in ("kernel", "gamma", "embeddings"):
+            layers[layer] = array.shape
+        else:
+            assert kind in ("bias", "beta") and array.shape == layers[layer][-1:]
+    found = {}
+    for layer, shape in layers.items():
+        block, _, own = layer.rpartition("/")
+        found.setdefault(block, []).append(f"{own} {' x '.join(map(str, shape))}")
+    assert told == {block: ", ".join(own) for block, own in found.items()}
+
+
+def test_weights_of_another_length_or_program(tmp_path, capsys):
+    run = write_snapshots(write_run(tmp_path / "run"))
+    settings = {"mode": "export", "format": "safetensors", "run_dir": str(run)}
+    assert run_mode(capsys, out=str(tmp_path / "out"), ema_length=0.1, **settings)[0] == 0
+    wanted, file = read_arrays(run.snapshot(0.1, 300)), tmp_path / "out" / "ema" / "step_00000300.safetensors"
+    for name, array in read_arrays(file).items():
+        np.testing.assert_array_equal(array, wanted[name])
+    save_file(wanted, file)  # as other programs do: no checksum
+    assert read_arrays(file).keys() == wanted.keys()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(file)
+    status, error = run_mode(capsys, out=str(tmp_path / "out"), **settings)
+    assert status == 2 and "out exists: delete it" in error
+
+
+def test_weights_of_experts_are_exported_one_by_one(tmp_path, capsys):
+    low = write_run(tmp_path / "low", tiny_config(diffusion__t_stop=396))
+    high = write_run(tmp_path / "high", tiny_config(diffusion__t_start=396))
+    settings = {"mode": "export", "format": "safetensors", "run_dir": [str(low), str(high)]}
+    status, error = run_mode(capsys, out=str(tmp_path / "out"), **settings)
+    assert status == 2 and "one network at a time" in error and not (tmp_path / "out").exists()
 
 
 def damage(run):

@@ -32,7 +32,7 @@ MAY_USE = {
     "pdm_tf.sampling": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.randomness",
     "pdm_tf.export": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.experts pdm_tf.paths "
-    "pdm_tf.sampling",
+    "pdm_tf.run pdm_tf.sampling pdm_tf.weights",
     "pdm_tf.training": "flags pdm_tf.atomic pdm_tf.averages pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
     "pdm_tf.diffusion pdm_tf.evaluation pdm_tf.images pdm_tf.networks pdm_tf.paths pdm_tf.progress "
     "pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.weights",

@@ -14,6 +14,7 @@ from PIL import Image
 from pdm_tf.averages import reconstruct
 from pdm_tf.images import write_png
 from pdm_tf.run import PRETRAINED, RunFolder
+from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import write_arrays
 from tests.in_process import run_mode
 from tests.tiny_runs import tiny_config, write_run, write_snapshots
@@ -52,6 +53,23 @@ def test_experts_guidance_and_a_trajectory(runs, tmp_path, capsys):
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].shape == (2, 16, 16, 3) and file["arr_1"].tolist() == [2, 0]
     assert Image.open(tmp_path / "trajectory.png").size == (2 + 3 * 18, 2 + 2 * 18)
+
+
+@pytest.mark.parametrize("given, count, drawn", [(None, 1, [1]), (None, 18, [16, 16]), (3, 1, [3])])
+def test_no_more_are_drawn_than_are_asked_for(runs, tmp_path, capsys, monkeypatch, given, count, drawn):
+    """Unless a batch size says so: then image 0 has the bytes that it has in such batches."""
+    batches, trajectory = [], Sampler.trajectory
+
+    def counted(self, seed, indices, *arguments):
+        batches.append(len(indices))
+        return trajectory(self, seed, indices, *arguments)
+
+    monkeypatch.setattr(Sampler, "trajectory", counted)
+    flags = {"num_samples": count, "sample_batch_size": given, "steps": "1"}
+    assert sample(capsys, run_dir=runs / "whole", out=tmp_path, **flags)[0] == 0
+    assert batches == drawn
+    with np.load(tmp_path / "samples.npz") as file:
+        assert len(file["arr_0"]) == count
 
 
 def test_an_unconditional_run_has_no_labels_and_lies_in_the_run_folder(runs, capsys):

@@ -1,4 +1,5 @@
-"""The examples that serve and convert an export, run for real in an environment without this project.
+"""The examples that serve and convert an export, run for real in an environment without this project, and
+what the server answers, in this process.
 
 PDM_TF_SERVE_PYTHON may name an interpreter that has what requirements-serve.txt lists. Without it the tests
 make an environment of their own with pip, for as long as they run: minutes, and 2 GB of disk.
@@ -7,6 +8,7 @@ make an environment of their own with pip, for as long as they run: minutes, and
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -14,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,6 @@ from tests.tiny_runs import tiny_config, tiny_denoiser
 
 ROOT = Path(__file__).parent.parent
 ORIGIN = {"weights": "none", "t_start": 0, "t_stop": 1000, "patch_size": 4, "prediction": "x"}
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,107 @@ def run_alone(python, folder, *arguments):
     )  # fmt: skip
 
 
+STATUS = {
+    "model_version_status": [
+        {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    ]
+}
+RIGHT = {"seed": 3, "labels": [2, 3], "guidance": 1.5}
+ROWS = [{"seed": 3, "labels": 2, "guidance": 1.5}, {"seed": 3, "labels": 3, "guidance": 1.5}]
+Z = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32).round(3)
+DENOISE = {"z": Z.tolist(), "t": [10, 900], "labels": [0, 3]}
+ONE = "/v1/models/tiny"
+# Method, path and body -> status and answer, as TensorFlow Serving's REST API has them: its page api_rest.md,
+# and, for the words of errors, http_rest_api_handler.cc and json_tensor.cc. Of an error, a part.
+REST = [
+    ("GET", ONE, None, 200, STATUS),
+    ("GET", f"{ONE}/versions/1", None, 200, STATUS),
+    ("GET", f"{ONE}/versions/2", None, 404, "Could not find version 2 of model tiny"),
+    ("GET", "/v1/models/huge", None, 404, "Could not find any versions of model huge"),
+    ("GET", f"{ONE}/labels/stable", None, 400, "Unrecognized servable version label: stable"),
+    ("GET", "/v1/models/huge/metadata", None, 404, "Servable not found for request: Latest(huge)"),
+    ("GET", f"{ONE}:predict", None, 400, f"Malformed request: GET {ONE}:predict"),
+    ("POST", ONE, {}, 400, f"Malformed request: POST {ONE}"),
+    ("POST", f"{ONE}:draw", {}, 400, f"Malformed request: POST {ONE}:draw"),
+    ("POST", f"{ONE}:classify", {}, 400, "no signature for classification"),
+    ("POST", "/v1/models/huge:predict", {"inputs": RIGHT}, 404, "not found for request: Latest(huge)"),
+    ("POST", f"{ONE}/versions/7:predict", {"inputs": RIGHT}, 404, "not found for request: Specific(tiny, 7)"),
+    ("POST", f"{ONE}:predict", b"{", 400, "JSON Parse error"),
+    ("POST", f"{ONE}:predict", {}, 400, "Missing 'inputs' or 'instances' key"),
+    ("POST", f"{ONE}:predict", {"inputs": RIGHT, "instances": ROWS}, 400, "only one of"),
+    ("POST", f"{ONE}:predict", {"inputs": {"seed": 0}}, 400, "Missing named input: "),
+    ("POST", f"{ONE}:predict", {"inputs": [2]}, 400, "inputs is a plain value/list"),
+    ("POST", f"{ONE}:predict", {"instances": []}, 400, "No values in 'instances' array"),
+    ("POST", f"{ONE}:predict", {"instances": {"seed": 0}}, 400, "'instances' to be an list/array"),
+    ("POST", f"{ONE}:predict", {"instances": [ROWS[0], {"seed": 3}]}, 400, "element: 1 of 'instances'"),
+    ("POST", f"{ONE}:predict", {"signature_name": "draw", "inputs": RIGHT}, 400,
+     'Serving signature name: "draw" not found in signature def'),
+    # The export's own words.
+    ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "labels": [4]}}, 400, "labels must be 0 to 2, or 3 for"),
+    ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "labels": []}}, 400, "labels is empty: ask for at"),
+    ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "seed": "zero"}}, 400, "zero"),
+    ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "seed": 2**40}}, 400, "seed: a number is beyond what"),
+    ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "labels": [[0], [1, 2]]}}, 400, ""),
+    ("POST", f"{ONE}:predict", {"instances": [ROWS[0], {**ROWS[1], "seed": 4}]}, 400, "the same in all rows"),
+    ("POST", f"{ONE}:predict", {"signature_name": "denoise", "inputs": {**DENOISE, "z": [[0.5]]}}, 400, ""),
+]  # fmt: skip
+
+
+def check_rest(call, model_folder):
+    """Compares the answers of `call(method, path, body) -> status, answer` with what they must be."""
+    for method, path, body, status, wanted in REST:
+        found, answer = call(method, path, body)
+        assert found == status, (path, body, answer)
+        if status == 200:
+            assert answer == wanted
+        else:
+            assert answer.keys() == {"error"} and wanted in answer["error"] and answer["error"]
+            assert "\n" not in answer["error"]
+    _, about = call("GET", f"{ONE}/versions/1/metadata", None)
+    assert call("GET", f"{ONE}/metadata", None) == (200, about)
+    assert about.pop("pdm_tf") == json.loads((model_folder / METADATA).read_text())
+    assert about["model_spec"] == {"name": "tiny", "signature_name": "", "version": "1"}
+    signatures = about["metadata"]["signature_def"]["signature_def"]
+    assert {name for name in signatures if name[:2] != "__"} == {"serving_default", "sample", "denoise"}
+    labels = signatures["serving_default"]["inputs"]["labels"]
+    assert labels.pop("name").endswith(":0")
+    shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
+    assert labels == {"dtype": "DT_INT32", "tensor_shape": shape}
+    assert signatures["denoise"]["outputs"]["x"]["dtype"] == "DT_FLOAT"
+    assert signatures["denoise"]["method_name"] == "tensorflow/serving/predict"
+
+    model = tf.saved_model.load(str(model_folder))
+    images = model.signatures["sample"](**{key: tf.constant(value) for key, value in RIGHT.items()})["images"]
+    for path in (f"{ONE}:predict", f"{ONE}/versions/1:predict"):
+        assert call("POST", path, {"inputs": RIGHT}) == (200, {"outputs": images.numpy().tolist()})
+        assert call("POST", path, {"instances": ROWS}) == (200, {"predictions": images.numpy().tolist()})
+    assert np.std(images) > 10
+    alone = model.denoise(Z, tf.constant([10, 900]), tf.constant([0, 3]))
+    _, columns = call("POST", f"{ONE}:predict", {"signature_name": "denoise", "inputs": DENOISE})
+    assert columns["outputs"] == {key: value.numpy().tolist() for key, value in alone.items()}
+    rows = [dict(zip(DENOISE, row)) for row in zip(*DENOISE.values())]
+    _, predicted = call("POST", f"{ONE}:predict", {"signature_name": "denoise", "instances": rows})
+    assert len(predicted["predictions"]) == len(rows)
+    for number, row in enumerate(predicted["predictions"]):
+        assert row == {key: value[number] for key, value in columns["outputs"].items()}
+
+
+def test_answers_are_those_that_tensorflow_serving_documents(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("serve_example", ROOT / "examples/serve.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(example.Model, "warm_up", lambda *_: None)  # the slow test's, which has the package
+    model_folder = export(tiny_denoiser(), 1, tmp_path / "tiny")
+    model = example.Model(str(model_folder))
+
+    def call(method, path, body):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        status, answer = model.answer(method, path, data)
+        return status, json.loads(json.dumps(answer))
+
+    check_rest(call, model_folder)
+
+
 @pytest.fixture
 def address(serve_python, model_folder, tmp_path):
     """The URL of a running server."""
@@ -96,6 +197,23 @@ def address(serve_python, model_folder, tmp_path):
         server.kill()
 
 
+# Somebody's own client, of the standard library alone: requests on its input, answers on its output.
+CLIENT = """
+import json, sys, urllib.error, urllib.request
+
+for line in sys.stdin:
+    method, url, body = json.loads(line)
+    data = None if body is None else body.encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            found = [answer.status, json.load(answer)]
+    except urllib.error.HTTPError as error:
+        found = [error.code, json.load(error)]
+    print(json.dumps(found), flush=True)
+"""
+
+
 def post(address, body):
     """The answer of :predict."""
     data = json.dumps(body).encode()
@@ -104,9 +222,24 @@ def post(address, body):
         return json.load(answer)
 
 
-def test_concurrent_clients_get_the_bytes_of_the_saved_model(address, model_folder):
-    with urllib.request.urlopen(address, timeout=60) as answer:
-        assert json.load(answer) == json.loads((model_folder / METADATA).read_text())
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_clients_get_from_the_server_what_tensorflow_serving_documents(address, model_folder, tmp_path):
+    host = address.removesuffix("/v1/models/tiny")
+    client = subprocess.Popen(
+        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+
+    def call(method, path, body):
+        text = None if body is None else body.decode() if isinstance(body, bytes) else json.dumps(body)
+        client.stdin.write(json.dumps([method, host + path, text]) + "\n")
+        client.stdin.flush()
+        return tuple(json.loads(client.stdout.readline()))
+
+    check_rest(call, model_folder)
+    client.stdin.close()
+    assert client.wait(60) == 0
+
     calls = [
         {"seed": seed, "labels": [seed % 3, 3, 1][: 1 + seed % 3], "guidance": 1.0 + 0.7 * (seed % 2)}
         for seed in range(12)
@@ -122,32 +255,6 @@ def test_concurrent_clients_get_the_bytes_of_the_saved_model(address, model_fold
         alone = model.signatures["sample"](**{key: tf.constant(value) for key, value in inputs.items()})
         assert images.std() > 10
         np.testing.assert_array_equal(images, alone["images"])
-
-    z = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
-    inputs = {"z": z.tolist(), "t": [10, 900], "labels": [0, 3]}
-    denoised = post(address, {"signature_name": "denoise", "inputs": inputs})["outputs"]
-    alone = model.denoise(z, tf.constant([10, 900]), tf.constant([0, 3]))
-    assert denoised.keys() == alone.keys() == {"x", "log_variance", "u"}
-    for key, value in alone.items():
-        np.testing.assert_array_equal(np.array(denoised[key], np.float32), value)
-    complain(address)
-
-
-def complain(address):
-    """Wrong requests are refused with a reason, and the server goes on."""
-    right = {"seed": 0, "labels": [0], "guidance": 1.0}
-    wrong = [
-        (address, {"inputs": {**right, "labels": [4]}}, 400, "labels must be 0 to 2, or 3 for no class"),
-        (address, {"inputs": {"seed": 0}}, 400, "guidance"),
-        (address, {"signature_name": "draw", "inputs": right}, 400, "draw"),
-        (address, {"inputs": {**right, "seed": "zero"}}, 400, "zero"),
-        (f"{address}2", {"inputs": right}, 404, "there is no model tiny2"),
-    ]
-    for url, body, status, reason in wrong:
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            post(url, body)
-        assert refused.value.code == status and reason in json.load(refused.value)["error"]
-    assert np.array(post(address, {"inputs": right})["outputs"]).shape == (1, 16, 16, 3)
 
 
 RUN_ONNX = """
@@ -170,12 +277,16 @@ def convert(python, folder, output):
     return converter.returncode, said.splitlines()[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_onnx_of_experts_is_refused(serve_python, model_folder, tmp_path):
     status, said = convert(serve_python, model_folder, tmp_path / "tiny.onnx")
     assert status == 2 and "holds 2 experts" in said
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("patch_size", [1, 4])
 def test_onnx_denoises_as_the_saved_model(serve_python, tmp_path, patch_size):
     folder = export(tiny_denoiser(tiny_config(network__patch_size=patch_size)), 1, tmp_path / "model")

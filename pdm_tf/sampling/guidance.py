@@ -16,7 +16,8 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> 
 
     Args:
       labels: int32 (B,).
-      weight: w; the paper's are 1.5 and 2.25. A tensor, float32 (), always runs both passes.
+      weight: w; the paper's are 1.5 and 2.25. A tensor, float32 (), chooses in the graph, which holds the
+        network once.
     """
 
     def plain(z, t):
@@ -27,11 +28,25 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> 
         both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.null_label)], axis=0)
         pred_x, u = denoiser(tf.concat([z, z], axis=0), tf.repeat(t, tf.shape(both)[0]), both)
         conditional, null = tf.split(pred_x, 2)
-        # In float32 whether w is a number or a tensor, so that an exported model draws the same images.
-        w = tf.convert_to_tensor(weight, tf.float32)
+        w = tf.convert_to_tensor(weight, tf.float32)  # as a tensor's: an exported model draws the same images
         return dynamic_threshold(w * conditional - (w - 1.0) * null), tf.split(u, 2)[0]
 
-    return plain if not tf.is_tensor(weight) and weight == 1.0 else with_guidance
+    def as_the_graph_finds(z, t):
+        is_plain, count = tf.equal(weight, 1.0), tf.shape(z)[0]
+        passes = tf.where(is_plain, 1, 2)
+        both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.null_label)], axis=0)[: passes * count]
+        pred_x, u = denoiser(tf.tile(z, [passes, 1, 1, 1]), tf.repeat(t, tf.shape(both)[0]), both)
+        conditional, null = pred_x[:count], pred_x[-count:]
+        x = tf.cond(
+            is_plain,
+            lambda: tf.clip_by_value(conditional, -1.0, 1.0),
+            lambda: dynamic_threshold(weight * conditional - (weight - 1.0) * null),
+        )
+        return x, u[:count]
+
+    if tf.is_tensor(weight):
+        return as_the_graph_finds
+    return plain if weight == 1.0 else with_guidance
 
 
 def dynamic_threshold(x: tf.Tensor, percentile: float = 99.5) -> tf.Tensor:

@@ -23,15 +23,16 @@ Z = tf.random.stateless_normal((3, 4, 4, 2), [0, 1])
 LABELS = tf.constant([0, 2, 4])
 
 
-def test_without_guidance_there_is_one_pass_and_x_is_clipped():
+@pytest.mark.parametrize("weight", [1.0, tf.constant(1.0)])
+def test_without_guidance_there_is_one_pass_and_x_is_clipped(weight):
     denoiser = linear()
-    pred_x, _ = guided(denoiser, LABELS, 1.0)(20.0 * Z, tf.constant(7))
+    pred_x, _ = guided(denoiser, LABELS, weight)(20.0 * Z, tf.constant(7))
     assert denoiser.rows == [3]
     np.testing.assert_array_equal(pred_x, tf.clip_by_value(denoiser(20.0 * Z, LABELS, LABELS)[0], -1, 1))
     assert np.abs(pred_x).max() == 1.0
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.5, 2.25, tf.constant(1.5), tf.constant(1.0)])
+@pytest.mark.parametrize("weight", [0.0, 1.5, 2.25, tf.constant(1.5)])
 def test_both_passes_are_one_call_and_x_is_extrapolated_from_null_to_conditional(weight):
     denoiser = linear()
     z = 0.2 * Z
