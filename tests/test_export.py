@@ -505,7 +505,7 @@ def occupy(run):
         (
             None,
             "--guidance=1.5",
-            "--guidance is for --mode=sample and evaluate; in --mode=export leave it out",
+            "--guidance is for --mode=sample and evaluate and analyze; in --mode=export leave it out",
         ),
     ],
 )
