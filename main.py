@@ -240,12 +240,13 @@ def analyze():
     from pdm_tf.analysis.subject import Model, Subject
     from pdm_tf.run import RunFolder
 
-    models, asked = [], asked_folders()
+    definitions.check_analysis()
+    models, first = [], RunFolder(asked_folders()[0])
     for runs in trained_models(()):
         config = definitions.with_sampling_flags(runs[0].config)
-        shipped = len(asked) == 1 and str(runs[0].folder) != asked[0]
-        folder = RunFolder(asked[0]) if shipped else runs[0].folder
-        models.append(Model(runs, config, folder.path / "evaluation"))
+        # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
+        places = [folder.path / "evaluation" for folder in (runs[0].folder, first)]
+        models.append(Model(runs, config, places))
     labels = definitions.sampling_labels(models[0].config)
     info, count = trained_data(models[0].config.data), definitions.num_samples()
     how_much = (FLAGS.seed or 0, count, FLAGS.sample_batch_size, labels, FLAGS.memory_gib)

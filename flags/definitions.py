@@ -185,6 +185,12 @@ _define(
     "GiB that a process may have in which the largest batch is looked for (--what=memory).", 0.1,
 )  # fmt: skip
 
+# A flag of some of the analyses -> these.
+_ANALYSES_OF = {
+    "memory_gib": ("memory",),
+    "labels": ("fig1b", "fig4", "table1", "grids"),
+    **dict.fromkeys(leaves(SamplingConfig), ("table1", "grids")),
+}
 # What somebody who gives a flag in a mode that does not have it may have wanted there.
 _INSTEAD = {
     ("train", "steps"): "use --train_steps, or --set=sampling.steps=... for how its previews are drawn",
@@ -237,6 +243,20 @@ def check_likelihood() -> None:
     for name in sorted(drawn if FLAGS.likelihood else ()):
         if not FLAGS[name].using_default_value:
             raise UserError(f"--{name} is not for --likelihood, which draws nothing: leave one of them out")
+
+
+def check_analysis() -> None:
+    """Refuses flags that the analysis asked for does not use.
+
+    Raises:
+      UserError: says which to leave out.
+    """
+    for name, analyses in _ANALYSES_OF.items():
+        if not FLAGS[name].using_default_value and FLAGS.what not in analyses:
+            raise UserError(
+                f"--{name} is for --what={' and '.join(analyses)}, and does nothing for {FLAGS.what}: leave "
+                "it out"
+            )
 
 
 def _advice(mode: str, name: str) -> str:

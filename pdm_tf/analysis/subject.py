@@ -42,12 +42,12 @@ class Model:
     Attributes:
       runs: from `read_runs`.
       config: of the run with the least noise, sampled as is asked for.
-      evaluation: the folder of what evaluation has measured of it; it need not be there.
+      evaluations: folders where an evaluation of it may lie; they need not be there.
     """
 
     runs: Sequence[Run]
     config: Config
-    evaluation: Path
+    evaluations: Sequence[Path]
 
     @property
     def name(self) -> str:

@@ -19,24 +19,25 @@ SECONDS_A_DAY = 86400
 
 
 def evaluated(model: Model) -> dict[str, Any] | None:
-    """The model's row of its evaluation.json, or None if it has not been evaluated.
+    """What an evaluation.json says of the model as its weights are now, or None if none does.
 
     Raises:
-      UserError: the file is none.
+      UserError: a file is no evaluation.
     """
-    file = model.evaluation / "evaluation.json"
-    if not file.exists():
-        return None
-    try:
-        found = json.loads(file.read_bytes())
-        rows = [row for row in found["results"] if "origin" in row]
-        mine = {str(run.folder.newest_weights()) for run in model.runs}
-        fitting = [row for row in rows if {origin["weights"] for origin in row["origin"]} == mine]
-        return {**fitting[0], "detector": found["detector"]["name"]} if fitting else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is no evaluation ({type(error).__name__}): evaluate the run again"
-        ) from error
+    weights = {str(run.folder.newest_weights()) for run in model.runs}
+    for file in (folder / "evaluation.json" for folder in model.evaluations):
+        if not file.exists():
+            continue
+        try:
+            found = json.loads(file.read_bytes())
+            for row in found["results"]:
+                if {origin["weights"] for origin in row.get("origin", ())} == weights:
+                    return {**row, "detector": found["detector"]["name"]}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file} is no evaluation ({type(error).__name__}): evaluate the run again"
+            ) from error
+    return None
 
 
 def distances(row: dict[str, Any] | None) -> dict[str, float]:
@@ -98,8 +99,8 @@ def measures(subject: Subject) -> Findings:
             rows[name] = {**distances(row), "device_days": device_days(model), "images": row["images"]}
     if not rows:
         raise UserError(
-            f"no run of {', '.join(model.name for model in subject.models)} has been evaluated (there is no "
-            f"{subject.models[0].evaluation}/evaluation.json): evaluate it first"
+            f"{' and '.join(model.name for model in subject.models)} has not been evaluated with the weights "
+            f"that it has (in {subject.models[0].evaluations[-1]}): evaluate it first"
         )
     said = []
     for name, row in rows.items():

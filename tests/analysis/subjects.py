@@ -23,7 +23,7 @@ def small_data(folder: Path):
 def model_of(denoiser, folder: Path, **settings) -> Model:
     """A model whose answers are a denoiser's."""
     config = tiny_config(**{"data__num_classes": 2, "data__label_names": ("a", "b"), **settings})
-    model = Model([Run(RunFolder(folder), config)], config, folder / "evaluation")
+    model = Model([Run(RunFolder(folder), config)], config, [folder / "evaluation"])
     model.__dict__["loaded"] = Loaded(denoiser, config, [])  # in place of what `load` would read
     return model
 

@@ -37,7 +37,7 @@ def write_evaluation(model, folder, **values):
 
 def test_table_1_orders_by_patch_size_and_says_what_is_not_known(models, tmp_path):
     subject = subject_of(small_data(tmp_path / "data"), *models, count=5)
-    write_evaluation(models[1], models[1].evaluation, **{"FID": 5.7, "FID error": 0.1})
+    write_evaluation(models[1], models[1].evaluations[0], **{"FID": 5.7, "FID error": 0.1})
     found = tables.patch_sizes(subject)
     rows = found.numbers["rows"]
     assert list(rows) == ["x, P=2", "x, P=8"] and [row["parameters"] for row in rows.values()] == [6, 24]
@@ -53,7 +53,7 @@ def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path)
     subject = subject_of(small_data(tmp_path / "data"), *models)
     with pytest.raises(UserError, match="evaluate it first"):
         tables.measures(subject)
-    write_evaluation(first, first.evaluation, IS=142.2, FID=8.57, recall=0.47)
+    write_evaluation(first, first.evaluations[0], IS=142.2, FID=8.57, recall=0.47)
     log = first.runs[0].folder.metrics_file
     log.parent.mkdir()
     # 100 steps of four images, the first half at 2 images a second, the second at 4
@@ -68,6 +68,6 @@ def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path)
     # The evaluation was of other weights than the run has now.
     write_arrays(first.runs[0].folder.weights(9), {"a": np.zeros(1)})
     assert tables.evaluated(first) is None
-    (first.evaluation / "evaluation.json").write_text("{")
+    (first.evaluations[0] / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match="is no evaluation"):
         tables.evaluated(first)
