@@ -125,6 +125,7 @@ def test_the_length_is_that_of_the_minutes_where_they_are_less():
 
 class Info:
     """A data set of labelled images."""
+
     sha256: str = ""
 
     def __init__(self, shape=(64, 64, 3)):

@@ -340,7 +340,8 @@ def _stop_before_compute(main) -> None:
     def reached(*_, **__):
         raise Reached
 
-    strategy.make_strategy = experts.load = export.export_saved_model = describe.describe_network = reached
+    strategy.make_strategy = experts.load = describe.describe_network = reached
+    export.export_saved_model = export.export_weights = reached
     references.of_split = references.of_path = kinds.report = reached
     load, loaded = features.load_detector, []
 
