@@ -279,7 +279,8 @@ def check_main(arguments):
             definitions.training_config(main.dataset_info(needed=False))
             return
         definitions.check_likelihood()
-        definitions.check_analysis()
+        if FLAGS.mode == "analyze":
+            definitions.check_analysis()
         definitions.ema_lengths()
         run = preset("emoji64").replace({"data.label_names": label_names()})
         definitions.sampling_labels(definitions.with_sampling_flags(run))
