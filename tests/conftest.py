@@ -23,6 +23,8 @@ def _give_memory_back():
     yield
     keras.backend.clear_session()
     gc.collect()
+    # Graphs of functions stay all the same: of thousands of tests they would make each collection take seconds.
+    gc.freeze()
 
 
 @pytest.fixture
