@@ -23,7 +23,7 @@ def _give_memory_back():
     yield
     keras.backend.clear_session()
     gc.collect()
-    # Graphs of functions stay all the same: of thousands of tests they would make each collection take seconds.
+    # Graphs of functions stay all the same: thousands of tests' would make each collection take seconds.
     gc.freeze()
 
 
