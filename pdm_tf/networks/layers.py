@@ -103,8 +103,8 @@ class ResBlock(keras.layers.Layer):
     ) -> tf.Tensor:
         """Without a `dropout_key` (int32 (2,)) nothing is dropped."""
         scale, shift = tf.split(self.scale_shift(t_embedding), 2, axis=-1)
-        h = self.conv_in(tf.nn.swish(self.norm_in(x)))
-        h = tf.nn.swish(self.norm_out(h, scale=scale, shift=shift))
+        h = self.conv_in(self.norm_in(x, swish=True))
+        h = self.norm_out(h, scale=scale, shift=shift, swish=True)
         if self.dropout and dropout_key is not None:
             h = tf.nn.experimental.stateless_dropout(h, self.dropout, dropout_key)
         h = self.conv_out(h)
@@ -140,19 +140,17 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        shape = x.shape
-        heads, positions = shape[-1] // self.head_channels, shape[1] * shape[2]
-
-        def split_heads(part: tf.Tensor) -> tf.Tensor:
-            part = tf.reshape(part, [-1, positions, heads, self.head_channels])
-            return tf.transpose(part, [0, 2, 1, 3])
-
-        query, key, value = map(split_heads, tf.split(self.query_key_value(self.norm(x)), 3, axis=-1))
+        shape, width = x.shape, x.shape[-1]
+        heads, positions = width // self.head_channels, shape[1] * shape[2]
+        # Matrices, as a product of higher rank would keep bias and product apart; one transposition, not three.
+        projected = self.query_key_value(tf.reshape(self.norm(x), [-1, width]))
+        parts = tf.reshape(projected, [-1, positions, 3, heads, self.head_channels])
+        query, key, value = tf.unstack(tf.transpose(parts, [2, 0, 3, 1, 4]))
         scale = self.head_channels**-0.25
         logits = tf.matmul(query * scale, key * scale, transpose_b=True)
         weights = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), logits.dtype)
         attended = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-        return x + self.project(tf.reshape(attended, [-1, *shape[1:]]))
+        return x + tf.reshape(self.project(tf.reshape(attended, [-1, width])), [-1, *shape[1:]])
 
     def get_config(self):
         return {**super().get_config(), "head_channels": self.head_channels}

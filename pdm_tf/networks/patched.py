@@ -165,7 +165,7 @@ class PatchedNetwork(keras.Model):
         # Appendix C: positions are told "once, right after the first input projection".
         h = features = h + position_encoding(*self.grid, self.base_channels)
         h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key)
-        output = self.conv_out(tf.nn.swish(self.norm_out(h)))
+        output = self.conv_out(self.norm_out(h, swish=True))
         return self.to_image(output), self.to_image(self._variance(features, h, embeddings[0]))
 
     def _embed(self, t, labels) -> list[tf.Tensor]:
