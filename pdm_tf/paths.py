@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,10 @@ def _services() -> list[str]:
 @functools.cache
 def _check_bucket(bucket: str) -> None:
     """Asks once whether there is such a bucket, so that nobody waits for hours to hear that there is none."""
+    # Without a network TensorFlow tries for minutes.
+    waiting = threading.Timer(5, print, [f"waiting for {bucket} to answer"], {"flush": True})
+    waiting.daemon = True
+    waiting.start()
     try:
         if tf.io.gfile.exists(bucket):
             return
@@ -119,4 +124,6 @@ def _check_bucket(bucket: str) -> None:
         return
     except tf.errors.OpError as error:
         problem = one_line(error)
+    finally:
+        waiting.cancel()
     raise UserError(f"{bucket} cannot be reached ({problem}): check its name, the network and who you are")
