@@ -90,9 +90,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
     with contextlib.ExitStack() as on_exit:
         # --- Of one mind, and alone in the folder ---
         on_exit.enter_context(workers.ending_together())
-        # Each machine may have the data elsewhere.
-        shared = config.replace({"data.dataset": ""}) if config.data.sha256 else config
-        if not workers.same(zlib.crc32(shared.to_json().encode())):
+        if not workers.same(zlib.crc32(config.to_json().encode())):
             raise UserError("the workers have different settings: give all of them the same command")
         if chief:
             on_exit.enter_context(run.sole_writer())
