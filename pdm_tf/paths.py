@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import queue
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from flags.errors import UserError, one_line
 
 # TensorFlow takes the path of a checkpoint for a pattern: these characters keep it from finding one.
 PATTERN = re.compile(r"[][*?\\]")
+ANSWER_SECONDS = 60  # for a bucket; usually it takes one
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)([^/]*)")
 
 
@@ -111,12 +114,23 @@ def _services() -> list[str]:
 @functools.cache
 def _check_bucket(bucket: str) -> None:
     """Asks once whether there is such a bucket, so that nobody waits for hours to hear that there is none."""
+    answer = queue.SimpleQueue()
+    # Without a network TensorFlow tries for minutes, and hears no signal meanwhile: so another thread waits.
+    threading.Thread(target=lambda: answer.put(_problem_of(bucket)), daemon=True).start()
     try:
-        if tf.io.gfile.exists(bucket):
-            return
-        problem = "there is no such bucket"
+        problem = answer.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        problem = f"no answer within {ANSWER_SECONDS} s"
+    if problem:
+        raise UserError(
+            f"{bucket} cannot be reached ({problem}): check its name, the network and who you are"
+        )
+
+
+def _problem_of(bucket: str) -> str:
+    try:
+        return "" if tf.io.gfile.exists(bucket) else "there is no such bucket"
     except tf.errors.PermissionDeniedError:  # one may be allowed a bucket's objects and not the bucket
-        return
+        return ""
     except tf.errors.OpError as error:
-        problem = one_line(error)
-    raise UserError(f"{bucket} cannot be reached ({problem}): check its name, the network and who you are")
+        return one_line(error)

@@ -1,6 +1,9 @@
 """Users' text -> paths; runs in folders of any name."""
 
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from flags.errors import UserError
+from pdm_tf import paths
 from pdm_tf.atomic import for_tensorflow
 from pdm_tf.paths import as_path, entries, files_below, is_remote, local_path
 from pdm_tf.run import RunFolder
@@ -46,6 +50,20 @@ def test_tilde_is_home_and_a_path_goes_through(monkeypatch):
 def test_an_address_that_nobody_opens_is_refused(text):
     with pytest.raises(UserError, match=r"is no address that can be opened here: write .*gs://BUCKET/NAME"):
         as_path(text)
+
+
+def test_a_bucket_that_does_not_answer_is_not_waited_for(monkeypatch):
+    """And a signal is heard meanwhile, which TensorFlow's own wait of minutes would keep from Python."""
+    monkeypatch.setattr(tf.io.gfile, "exists", lambda _: time.sleep(3600))
+    monkeypatch.setattr(paths, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(
+        UserError, match=r"gs://silent cannot be reached \(no answer within 0.2 s\): check its"
+    ):
+        as_path("gs://silent/x")
+    monkeypatch.setattr(paths, "ANSWER_SECONDS", 60)
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        as_path("gs://silent/x")
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,17 @@ def test_other_settings_are_refused_but_a_longer_run_is_not(whole):
     assert loop.resolve(config("training.steps=99"), run, "float32").training.steps == 99
 
 
+def test_a_warm_start_counts_until_there_is_a_checkpoint_and_its_record_stays(tmp_path):
+    run, asked = RunFolder(tmp_path), f"training.warm_start={tmp_path}/other"
+    run.write_config(config(asked))
+    for settings in ((), (asked,)):
+        with pytest.raises(UserError, match=r"other/ema holds no weights yet"):
+            loop.resolve(config(*settings), run, "float32")
+    run.checkpoint(1).mkdir(parents=True)
+    for settings in ((), (asked,)):
+        assert loop.resolve(config(*settings), run, "float32") == config(asked)
+
+
 def another(leaf, value):
     """A value that the leaf's rule allows, other than `value`; of a lone choice, one that is yet to come."""
     rule, parts = leaf.rule, typing.get_args(leaf.kind)
