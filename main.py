@@ -330,7 +330,7 @@ def one_machine() -> str:
     chosen = choose_strategy()
     if chosen == "multi_worker":
         raise UserError(
-            "strategy multi_worker: samples are drawn on one machine, and models measured; use "
+            "strategy multi_worker: a likelihood is measured on one machine; use "
             "--strategy=cpu, mirrored or tpu"
         )
     return chosen

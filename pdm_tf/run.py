@@ -160,6 +160,14 @@ class RunFolder:
         )
 
 
+def training_seconds(metrics: dict[str, np.ndarray], batch_size: int) -> float:
+    """How long a run has trained, by the speeds in its metrics (`RunFolder.metrics`); 0 without any."""
+    if "images_per_second" not in metrics:
+        return 0.0
+    steps, speeds = metrics["images_per_second"].T
+    return float(np.sum(np.diff(steps, prepend=0) * batch_size / speeds))
+
+
 def _scalars(line: bytes) -> dict[str, float]:
     """The numbers of a line of metrics.jsonl."""
     try:

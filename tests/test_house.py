@@ -41,7 +41,7 @@ MAY_USE = {
     "pdm_tf.weights",
     "pdm_tf.plots": "pdm_tf.atomic pdm_tf.run",
     "pdm_tf.analysis": "flags pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.experts "
-    "pdm_tf.images pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.randomness pdm_tf.sampling "
+    "pdm_tf.images pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
     "pdm_tf.training",
     "data_tools": "flags pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.evaluation pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.weights",

@@ -13,6 +13,7 @@ from flags.errors import UserError
 from pdm_tf import plots
 from pdm_tf.analysis.grids import draw_of, samples
 from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.run import training_seconds
 
 ERROR = " error"
 SECONDS_A_DAY = 86400
@@ -121,11 +122,10 @@ def device_days(model: Model) -> float | None:
     """Days of this machine that training took by its logged speeds, or None without logs."""
     days = 0.0
     for run in model.runs:
-        speeds = run.folder.metrics().get("images_per_second")
-        if speeds is None:
+        metrics = run.folder.metrics()
+        if "images_per_second" not in metrics:
             return None
-        steps = np.diff(speeds[:, 0], prepend=0)
-        days += float(np.sum(steps * run.config.training.batch_size / speeds[:, 1])) / SECONDS_A_DAY
+        days += training_seconds(metrics, run.config.training.batch_size) / SECONDS_A_DAY
     return days
 
 

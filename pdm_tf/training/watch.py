@@ -16,7 +16,7 @@ from flags.config import Config, SamplingConfig
 from pdm_tf import data
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.progress import bar
-from pdm_tf.run import RunFolder
+from pdm_tf.run import RunFolder, training_seconds
 from pdm_tf.sampling.batches import step_shown
 from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share
 from pdm_tf.stack import keras
@@ -151,9 +151,8 @@ def steps_of(metrics: dict[str, np.ndarray], name: str) -> np.ndarray:
 def time_so_far(metrics: dict[str, np.ndarray], batch_size: int, name: str) -> dict[str, float]:
     """What a run's metrics tell a `Budget`: `elapsed`, and `used` under a name in ..._seconds, in seconds."""
     spent = {key: float(rows[:, 1].sum()) for key, rows in metrics.items() if key.endswith("_seconds")}
-    steps = np.diff(steps_of(metrics, "images_per_second"), prepend=0)
-    training = (steps * batch_size / metrics["images_per_second"][:, 1]).sum() if len(steps) else 0.0
-    return {"elapsed": float(training) + sum(spent.values()), "used": spent.get(name, 0.0)}
+    elapsed = training_seconds(metrics, batch_size) + sum(spent.values())
+    return {"elapsed": elapsed, "used": spent.get(name, 0.0)}
 
 
 def images_within(seconds: float, each: float, most: int) -> int:

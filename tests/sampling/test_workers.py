@@ -1,38 +1,16 @@
 """Two real processes that share out the images of one command."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.tiny_runs import tiny_config, write_run
-from tests.training.processes import START_SECONDS, addresses
+from tests.training.processes import START_SECONDS, addresses, start
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-def start(cluster, index, *arguments, log):
-    """`main.py` as worker `index` of a cluster, or alone."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    environment.pop("TF_CONFIG", None)
-    strategy = "cpu"
-    if cluster:
-        task = {"type": "worker", "index": index}
-        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
-        environment["PDM_TF_CONNECT_SECONDS"] = str(START_SECONDS)
-        strategy = "multi_worker"
-    with open(log, "w") as file:
-        return subprocess.Popen(
-            [sys.executable, "main.py", f"--strategy={strategy}", *arguments], cwd=ROOT, env=environment,
-            stdout=file, stderr=subprocess.STDOUT,
-        )  # fmt: skip
 
 
 def run_all(*processes):

@@ -14,25 +14,31 @@ ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 400  # for TensorFlow to start and trace on a machine that is busy with other things
 
 
+def start(cluster, index, *arguments, log) -> subprocess.Popen:
+    """`main.py` as worker `index` of a cluster (addresses), or alone, its output in the file `log`."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("TF_CONFIG", None)
+    strategy = "cpu"
+    if cluster:
+        task = {"type": "worker", "index": index}
+        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+        environment["PDM_TF_CONNECT_SECONDS"] = str(START_SECONDS)
+        strategy = "multi_worker"
+    with open(log, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "main.py", f"--strategy={strategy}", *arguments], cwd=ROOT, env=environment,
+            stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
 class Training:
     """A `main.py --mode=train` in `run_dir`, its output kept in `log`."""
 
     def __init__(self, run_dir, log, cluster=None, index=0, **changes):
         """With a `cluster` (addresses) it is its worker `index`."""
         self.log, self.run_dir = Path(log), Path(run_dir)
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-        strategy = "cpu"
-        if cluster:
-            task = {"type": "worker", "index": index}
-            environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
-            environment["PDM_TF_CONNECT_SECONDS"] = str(START_SECONDS)
-            strategy = "multi_worker"
         settings = [f"--set={key}={value}" for key, value in {**SETTINGS, **changes}.items()]
-        with open(self.log, "w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "main.py", f"--strategy={strategy}", f"--run_dir={run_dir}", *settings],
-                cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+        self.process = start(cluster, index, f"--run_dir={run_dir}", *settings, log=log)
 
     def status(self, seconds: float = START_SECONDS) -> int:
         """The exit status, waited for at most so long."""
