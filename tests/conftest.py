@@ -10,6 +10,8 @@ import pdm_tf  # noqa: F401, I001 (before TensorFlow: it sets its environment)
 import pytest
 import tensorflow as tf
 
+from tensorflow.python.framework import ops
+
 from pdm_tf.stack import keras
 
 # Two logical CPUs, so that MirroredStrategy can be tested; must precede any other use of TensorFlow.
@@ -22,9 +24,11 @@ def _give_memory_back():
     """Keras and TensorFlow keep every graph of a process; a module's are of no use to the next one."""
     yield
     keras.backend.clear_session()
+    # Each call of a custom gradient (tf.nn.silu is one) in a graph is registered for good, with its graph.
+    gradients = ops.gradient_registry._registry
+    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+        del gradients[name]
     gc.collect()
-    # Graphs of functions stay all the same: thousands of tests' would make each collection take seconds.
-    gc.freeze()
 
 
 @pytest.fixture
