@@ -496,6 +496,14 @@ def test_weights_of_another_length_or_program(tmp_path, capsys):
     assert status == 2 and "out exists: delete it" in error
 
 
+def test_both_formats_have_a_folder_of_their_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "run")
+    for form, out in (("saved_model", "exports/run"), ("safetensors", "exports/run_weights")):
+        status, said = run_mode(capsys, mode="export", format=form, run_dir=str(run), steps="2")
+        assert status == 0 and said.endswith(f": {out}/README.md\n")
+
+
 def test_weights_of_experts_are_exported_one_by_one(tmp_path, capsys):
     low = write_run(tmp_path / "low", tiny_config(diffusion__t_stop=396))
     high = write_run(tmp_path / "high", tiny_config(diffusion__t_start=396))
