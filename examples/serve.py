@@ -50,9 +50,14 @@ class RequestError(Exception):
 
 
 class Model:
-    """A SavedModel and the answers of TensorFlow Serving's REST API for it; knows no HTTP server."""
+    """A SavedModel and the answers of TensorFlow Serving's REST API for it; knows no HTTP server.
 
-    def __init__(self, folder: str):
+    Args:
+      folder: what --mode=export wrote.
+      only: the one signature that will be called; all by default.
+    """
+
+    def __init__(self, folder: str, only: str | None = None):
         self.turn = threading.Lock()  # a call uses all cores: on CPUs, two at once take longer than in turn
         self.name = os.path.basename(folder)
         self.signatures = tf.saved_model.load(folder).signatures
@@ -68,16 +73,17 @@ class Model:
             "metadata": {"signature_def": {"signature_def": signatures}},
             "pdm_tf": own,
         }
-        self.warm_up(os.path.join(folder, "assets.extra", "tf_serving_warmup_requests"))
+        self.warm_up(os.path.join(folder, "assets.extra", "tf_serving_warmup_requests"), only)
 
-    def warm_up(self, path: str) -> None:
+    def warm_up(self, path: str, only: str | None) -> None:
         """TensorFlow optimizes a graph in its first call: here, rather than in a client's time."""
         from tensorflow_serving.apis import prediction_log_pb2
 
         for record in tf.data.TFRecordDataset(path):
             request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
             inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
-            self.signatures[request.model_spec.signature_name](**inputs)
+            if only in (None, request.model_spec.signature_name):
+                self.signatures[request.model_spec.signature_name](**inputs)
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
         """The HTTP status and the JSON object that answer a request."""
@@ -115,19 +121,22 @@ class Model:
             raise RequestError(400, f'Serving signature name: "{name}" not found in signature def')
         dtypes, rows = self.inputs[name], "instances" in request
         values = columns(request["instances"], dtypes) if rows else named(request["inputs"], dtypes)
-        try:
-            inputs = {key: converted(key, values[key], dtype) for key, dtype in dtypes.items()}
-            with self.turn:
-                found = self.signatures[name](**inputs)
-        except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-            reason = str(error).rpartition("assertion failed:")[2]
-            raise RequestError(400, " ".join(reason.split())[:500]) from error
-        outputs = {key: value.numpy().tolist() for key, value in found.items()}
+        outputs = {key: value.tolist() for key, value in self.call(name, values).items()}
         if not rows:
             return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}
         if len(outputs) == 1:
             return {"predictions": next(iter(outputs.values()))}
         return {"predictions": [dict(zip(outputs, row)) for row in zip(*outputs.values())]}
+
+    def call(self, name: str, values: dict) -> dict[str, np.ndarray]:
+        """The outputs of a signature; raises RequestError with the export's own sentence."""
+        try:
+            inputs = {key: converted(key, values[key], dtype) for key, dtype in self.inputs[name].items()}
+            with self.turn:
+                return {key: value.numpy() for key, value in self.signatures[name](**inputs).items()}
+        except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+            reason = str(error).rpartition("assertion failed:")[2].partition("[[{{node")[0]
+            raise RequestError(400, " ".join(reason.split())[:500]) from error
 
 
 def missing(name: str, version: str | None, is_status: bool) -> str:

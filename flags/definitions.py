@@ -128,7 +128,8 @@ _define(_integer, SAMPLE, "trajectory", None, "Also draw x_theta at this many st
 _define(
     _string, DRAWN, "out", None,
     "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation (evaluations/<name> "
-    "of --samples), <run_dir>/analysis, exports/<the run's name>.",
+    "of --samples), <run_dir>/analysis, exports/<the run's name>, or "
+    "exports/<the run's name>_weights.",
 )  # fmt: skip
 _define(
     _enum, ("export",), "format", FORMATS[0], FORMATS,
@@ -344,7 +345,7 @@ def _last_part(path: str) -> str:
 def default_out(run_dirs: typing.Sequence[str]) -> str:
     """The folder for what the mode makes, without --out, of these runs."""
     if FLAGS.mode == "export":
-        name = "_".join(map(_last_part, run_dirs))
+        name = "_".join(map(_last_part, run_dirs)) + ("_weights" if FLAGS.format == "safetensors" else "")
         return "exports/" + re.sub(r"[][*?\\]", "_", name)  # TensorFlow loads from no folder with these
     if FLAGS.mode == "evaluate" and FLAGS.samples and not FLAGS.run_dir:
         return os.path.join("evaluations", _last_part(FLAGS.samples[0]))

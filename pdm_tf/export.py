@@ -46,12 +46,15 @@ class TracedOnce:
 
 
 def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
-    """The functions `sample` and `denoise` of a denoiser, ready for `tf.saved_model.save`.
+    """The functions `sample`, `sample_rows` and `denoise` of a denoiser, ready for `tf.saved_model.save`.
 
     - sample(seed int32 (), labels int32 (B,), guidance float32 ()) -> {"images": uint8 (B, H, W, C)}. Image i
       has index i of the seed. At guidance 1 each step is one network pass on B images, else one on 2 B. Seed
       and guidance may be (B,), B times the same value, as a request of rows has them. What is left out is
       seed 0, one image of no class, and the guidance of `sampling`.
+    - sample_rows(seed int32 (B,), index int32 (B,), labels int32 (B,), guidance float32 (B,)) -> the same: of
+      each row image `index` of its own seed, for servers that draw what several clients ask for in one batch.
+      Each step is one network pass on the B images, and those of w != 1 once more.
     - denoise(z float32 (B, H, W, C), t int32 (B,), labels int32 (B,)) -> float32 (B, H, W, C) each: "x",
       x_theta as the network predicts it, neither clipped nor guided; "log_variance", log sigma^2 of
       p(z_{t-1} | z_t) in the full process; "u", its place between log beta (u = 0) and log b_tilde (u = 1).
@@ -68,32 +71,46 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
     if (denoiser.t_start, denoiser.t_stop) != (0, len(denoiser.schedule)):
         raise ValueError(f"a denoiser of {denoiser.t_start} <= t < {denoiser.t_stop} is no whole process")
     shared = TracedOnce(denoiser)
-    numbers = {name: tf.TensorSpec((None,), tf.int32, name) for name in ("t", "labels")}
-    seed, guidance = tf.TensorSpec(None, tf.int32, "seed"), tf.TensorSpec(None, tf.float32, "guidance")
+    numbers = {name: tf.TensorSpec((None,), tf.int32, name) for name in ("t", "labels", "seed", "index")}
+    weights = tf.TensorSpec((None,), tf.float32, "guidance")
     z = tf.TensorSpec((None, *denoiser.image_shape), tf.float32, "z")
+    seed, guidance = tf.TensorSpec(None, tf.int32, "seed"), tf.TensorSpec(None, tf.float32, "guidance")
+    rows = [numbers["seed"], numbers["index"], numbers["labels"], weights]
     module = tf.Module()
     # The variables alone: a Keras object here would bring its metadata, and need its class to load.
     module.weights = list(denoiser.variables)
-    module.sample = tf.function(_sample(shared, sampling), [seed, numbers["labels"], guidance])
+    module.sample_rows = tf.function(_sample_rows(shared, sampling), rows)
+    default = default_inputs(denoiser, sampling)
+    module.sample = tf.function(_sample(module.sample_rows, default), [seed, numbers["labels"], guidance])
     module.denoise = tf.function(_denoise(shared), [z, numbers["t"], numbers["labels"]])
     return module
 
 
-def _sample(denoiser: Denoiser, sampling: SamplingConfig) -> typing.Callable:
+def _sample(sample_rows: typing.Callable, default: Mapping[str, tf.Tensor]) -> typing.Callable:
     """The function behind `sample`; defaults that are tensors become the signature's."""
-    default = default_inputs(denoiser, sampling)
 
     def sample(seed=default["seed"], labels=default["labels"], guidance=default["guidance"]):
         seed, guidance = _one_value("seed", seed), _one_value("guidance", guidance)
-        checks = [_check_some("labels", labels), _check_labels(denoiser, labels)]
-        checks.append(_check_guidance(denoiser, guidance))
-        with tf.control_dependencies(checks):
-            seed, labels, guidance = map(tf.identity, (seed, labels, guidance))
-        weight = {"guidance": guidance} if denoiser.conditional else {}
-        sampler = Sampler(denoiser, dataclasses.replace(sampling, guidance=1.0), **weight)
-        return {"images": _to_uint8(sampler.sample(seed, tf.range(tf.size(labels)), labels))}
+        count = tf.shape(labels)
+        return sample_rows(tf.fill(count, seed), tf.range(count[0]), labels, tf.fill(count, guidance))
 
     return sample
+
+
+def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig) -> typing.Callable:
+    """The function behind `sample_rows`, which draws for `sample` too."""
+
+    def sample_rows(seed, index, labels, guidance):
+        rows = (seed, index, labels, guidance)
+        checks = [_check_some("labels", labels), _check_as_many(*rows), _check_labels(denoiser, labels)]
+        checks.append(_check_guidance(denoiser, guidance))
+        with tf.control_dependencies(checks):
+            seed, index, labels, guidance = map(tf.identity, rows)
+        weight = {"guidance": guidance} if denoiser.conditional else {}
+        sampler = Sampler(denoiser, dataclasses.replace(sampling, guidance=1.0), **weight)
+        return {"images": _to_uint8(sampler.sample(seed, index, labels))}
+
+    return sample_rows
 
 
 def default_inputs(denoiser: Denoiser, sampling: SamplingConfig) -> dict[str, tf.Tensor]:
@@ -124,7 +141,7 @@ def _one_value(name: str, values: tf.Tensor) -> tf.Tensor:
     """The value, (), of a tensor that holds it once or, as the rows of a request do, several times."""
     values = tf.reshape(values, [-1])
     alike = (tf.size(values) > 0) & tf.reduce_all(tf.equal(values, values[:1]))
-    message = f"{name} must be one number, the same in all rows: send a request for each"
+    message = f"{name} must be one number, the same in all rows: send a request for each, or use sample_rows"
     with tf.control_dependencies([tf.debugging.Assert(alike, [message, values])]):
         return tf.identity(values)[0]
 
@@ -134,14 +151,21 @@ def _check_some(name: str, batch: tf.Tensor) -> tf.Operation:
     return tf.debugging.Assert(tf.shape(batch)[0] > 0, [f"{name} is empty: ask for at least one image"])
 
 
+def _check_as_many(*rows: tf.Tensor) -> tf.Operation:
+    """An error for inputs of several lengths, which a broadcast would hide."""
+    sizes = tf.stack([tf.size(values) for values in rows])
+    message = "seed, index, labels and guidance must have one value for each image"
+    return tf.debugging.Assert(tf.reduce_all(tf.equal(sizes, sizes[:1])), [message, sizes])
+
+
 def _check_guidance(denoiser: Denoiser, guidance: tf.Tensor) -> tf.Operation:
-    """An error for a weight that is no number, or that has no classes to guide with."""
+    """An error for weights that are no numbers, or that have no classes to guide with."""
     if denoiser.conditional:
-        return tf.debugging.Assert(
-            tf.math.is_finite(guidance), ["guidance must be a finite number", guidance]
-        )
-    message = "this model has no classes to guide with: guidance must be 1"
-    return tf.debugging.assert_equal(guidance, 1.0, message)
+        right, message = tf.math.is_finite(guidance), "guidance must be a finite number"
+    else:
+        right = tf.equal(guidance, 1.0)
+        message = "this model has no classes to guide with: guidance must be 1"
+    return tf.debugging.Assert(tf.reduce_all(right), [message, guidance])
 
 
 def _check_labels(denoiser: Denoiser, labels: tf.Tensor) -> tf.Operation:
@@ -199,6 +223,7 @@ def export_saved_model(loaded: Loaded, out: str | os.PathLike) -> None:
             signatures={
                 "serving_default": module.sample,
                 "sample": module.sample,
+                "sample_rows": module.sample_rows,
                 "denoise": module.denoise,
             },
         )
@@ -221,9 +246,13 @@ def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
     one = {"labels": tf.constant([0])}
     image, t = tf.zeros((1, *denoiser.image_shape)), tf.constant([0])
     requests = [("denoise", {**one, "z": image, "t": t})]
-    for guidance in (1.0, 1.5) if denoiser.conditional else (1.0,):
+    weights = (1.0, 1.5) if denoiser.conditional else (1.0,)
+    for guidance in weights:
         inputs = {**one, "seed": tf.constant(0), "guidance": tf.constant(guidance)}
         requests.append(("serving_default", inputs))
+    zeros = tf.zeros(len(weights), tf.int32)
+    rows = {"seed": zeros, "index": zeros, "labels": zeros, "guidance": tf.constant(weights)}
+    requests.append(("sample_rows", rows))
     with tf.io.TFRecordWriter(str(path)) as file:
         for signature, inputs in requests:
             file.write(prediction_log(name, signature, inputs))
@@ -319,7 +348,7 @@ def describe(loaded: Loaded) -> dict[str, typing.Any]:
     classes = denoiser.num_classes if denoiser.conditional else 0
     timesteps = Sampler(denoiser, sampling).schedule.timesteps
     image, batch = list(denoiser.image_shape), ["batch"]
-    numbers, images = ["int32", batch], ["float32", batch + image]
+    numbers, weights, images = ["int32", batch], ["float32", batch], ["float32", batch + image]
     default = default_inputs(denoiser, sampling)
     return {
         "label_names": list(loaded.config.data.label_names),
@@ -335,6 +364,10 @@ def describe(loaded: Loaded) -> dict[str, typing.Any]:
             "sample": {
                 "inputs": {"seed": ["int32", []], "labels": numbers, "guidance": ["float32", []]},
                 "defaults": {name: value.numpy().tolist() for name, value in default.items()},
+                "outputs": {"images": ["uint8", batch + image]},
+            },
+            "sample_rows": {
+                "inputs": {**dict.fromkeys(("seed", "index", "labels"), numbers), "guidance": weights},
                 "outputs": {"images": ["uint8", batch + image]},
             },
             "denoise": {
@@ -367,6 +400,8 @@ images = model.signatures["sample"](
 `sample`, which is `serving_default` too: the image at place i of a call is image i of its seed, so a call
 can be repeated exactly. A server takes {defaults} for what a request leaves out.
 `guidance` is the weight w of classifier-free guidance; 1.0 is without, and costs half.
+`sample_rows(seed, index, labels, guidance)`, each of one value an image, draws image `index` of each seed:
+what several callers ask for, in one batch.
 `denoise(z, t, labels)`: one network pass on float32 z_t, t from 0 (least noise) to {last_t}. It returns
 `x`, the predicted clean image; `log_variance`, log sigma^2 of the step from t to t-1; and `u`, its place
 between log beta (u = 0) and log b_tilde (u = 1).

@@ -55,3 +55,20 @@ def normal_each(key: tf.Tensor, indices: tf.Tensor, shape: Sequence[int]) -> tf.
         lambda k: tf.random.stateless_normal(shape, k),
         tf.TensorSpec(shape, tf.float32),
     )
+
+
+def normal_of_seeds(
+    seeds: tf.Tensor, purpose: str, indices: tf.Tensor, shape: Sequence[int], *numbers: tf.Tensor | int
+) -> tf.Tensor:
+    """Standard normal noise of images of several seeds, float32 (B, *shape).
+
+    Args:
+      seeds, indices: int32 (B,). The noise of an image is that of `normal_each` for the key
+        `stream(its seed, purpose, *numbers)` and its index.
+      purpose, numbers: as for `stream`.
+    """
+    return tf.map_fn(
+        lambda own: tf.random.stateless_normal(shape, stream(own[0], purpose, *numbers, own[1])),
+        (seeds, tf.cast(indices, tf.int32)),
+        fn_output_signature=tf.TensorSpec(shape, tf.float32),
+    )

@@ -185,16 +185,37 @@ def test_without_guidance_only_one_pass_is_computed(guidance, images):
             "guidance must be one number, the same",
         ),
         ("single", "sample", {"guidance": float("inf")}, "guidance must be a finite number"),
+        ("single", "sample_rows", {"guidance": [float("nan")]}, "guidance must be a finite number"),
+        ("single", "sample_rows", {"labels": [0, 4], "seed": [1, 2]}, "must have one value for each image"),
         ("unconditional", "sample", {"guidance": 1.5}, "no classes to guide with: guidance must be 1"),
     ],
 )
 def test_wrong_inputs_are_refused(exported, name, signature, inputs, complaint):
     model = load(exported(name))
     given = {"seed": 0, "labels": [0], "guidance": 1.0, "z": np.zeros((1, 16, 16, 3), np.float32), "t": [5]}
+    if signature == "sample_rows":
+        given |= {"seed": [0], "index": [0], "guidance": [1.0]}
     function = model.signatures[signature]
     given = {key: tf.constant({**given, **inputs}[key]) for key in function.structured_input_signature[1]}
     with pytest.raises(tf.errors.InvalidArgumentError, match=complaint):
         function(**given)
+
+
+@pytest.mark.parametrize("name", ["single", "unconditional"])
+def test_rows_of_several_requests_are_the_images_of_each(exported, name):
+    """Seeds, labels, weights and places of several callers in one batch, in any order."""
+    model, generator = load(exported(name)), np.random.default_rng(0)
+    # Without classes the images of a seed that is asked for twice would be the same.
+    seeds, weights = ((7, 8, 7, 9), (1.7, 1.0, 1.0, 2.5)) if name == "single" else (range(4), [1.0] * 4)
+    requests = list(zip(seeds, ([0, 2, 3], [1], [2, 0], [3]), weights))
+    wanted = np.concatenate([call_sample(model, *request) for request in requests])
+    seed, labels, guidance = zip(*((s, label, w) for s, own, w in requests for label in own))
+    index = [place for _, own, _ in requests for place in range(len(own))]
+    order = generator.permutation(len(index))
+    rows = {"seed": seed, "index": index, "labels": labels, "guidance": guidance}
+    rows = {key: tf.constant(np.array(value)[order].tolist()) for key, value in rows.items()}
+    np.testing.assert_array_equal(model.signatures["sample_rows"](**rows)["images"], wanted[order])
+    assert len({image.tobytes() for image in wanted}) == len(wanted)
 
 
 def test_rows_of_one_seed_are_the_images_of_its_columns(exported):
@@ -252,15 +273,18 @@ def log_message():
 @pytest.mark.parametrize("name, weights", [("single", [1.0, 1.5]), ("unconditional", [1.0])])
 def test_warm_up_requests_call_every_signature_and_every_way_of_guiding(exported, name, weights):
     folder = exported(name)
-    model, guided_by = load(folder), []
+    model, guided_by, called = load(folder), [], set()
     for record in tf.data.TFRecordDataset(str(folder / WARM_UP)):
         request = log_message().FromString(record.numpy()).predict_log.request
         assert request.model_spec.name == folder.name
         inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
         outputs = model.signatures[request.model_spec.signature_name](**inputs)
-        assert all(value.shape == (1, 16, 16, 3) for value in outputs.values())
-        guided_by += [float(inputs["guidance"])] if "guidance" in inputs else ["denoise"]
-    assert guided_by == ["denoise", *weights]
+        called.add(request.model_spec.signature_name)
+        rows = weights if "index" in inputs else [None]
+        assert all(value.shape == (len(rows), 16, 16, 3) for value in outputs.values())
+        guided_by += [inputs["guidance"].numpy().tolist()] if "guidance" in inputs else []
+    assert guided_by == [*weights, weights]
+    assert called == {"denoise", "serving_default", "sample_rows"}  # `sample` is serving_default
 
 
 def test_the_file_holds_the_weights_once_and_nothing_of_keras(exported):
@@ -470,6 +494,14 @@ def test_weights_of_another_length_or_program(tmp_path, capsys):
         read_arrays(file)
     status, error = run_mode(capsys, out=str(tmp_path / "out"), **settings)
     assert status == 2 and "out exists: delete it" in error
+
+
+def test_both_formats_have_a_folder_of_their_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "run")
+    for form, out in (("saved_model", "exports/run"), ("safetensors", "exports/run_weights")):
+        status, said = run_mode(capsys, mode="export", format=form, run_dir=str(run), steps="2")
+        assert status == 0 and said.endswith(f": {out}/README.md\n")
 
 
 def test_weights_of_experts_are_exported_one_by_one(tmp_path, capsys):

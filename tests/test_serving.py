@@ -1,7 +1,7 @@
 """The examples that serve and convert an export, run for real in an environment without this project, and
 what the server answers, in this process.
 
-PDM_TF_SERVE_PYTHON may name an interpreter that has what requirements-serve.txt lists. Without it the tests
+PDM_TF_SERVE_PYTHON may name an interpreter that has what requirements-triton.txt lists. Without it the tests
 make an environment of their own with pip, for as long as they run: minutes, and 2 GB of disk.
 """
 
@@ -11,8 +11,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks.serving import post, ray, triton
 from flags.config import SamplingConfig
 from pdm_tf.experts import Experts, Loaded
 from pdm_tf.export import METADATA, export_saved_model
@@ -42,8 +41,10 @@ def serve_python():
     with tempfile.TemporaryDirectory(prefix="pdm_tf_serve_") as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = f"{folder}/bin/python"
-        requirements = str(ROOT / "requirements-serve.txt")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        # Triton comes for fewer systems than all others: where it does not, its test says so.
+        for name, needed in (("requirements-serve.txt", True), ("requirements-triton.txt", False)):
+            command = [python, "-m", "pip", "install", "--quiet", "-r", str(ROOT / name)]
+            subprocess.run(command, check=needed)
         yield python
 
 
@@ -132,7 +133,9 @@ def check_rest(call, model_folder):
     assert about.pop("pdm_tf") == json.loads((model_folder / METADATA).read_text())
     assert about["model_spec"] == {"name": "tiny", "signature_name": "", "version": "1"}
     signatures = about["metadata"]["signature_def"]["signature_def"]
-    assert {name for name in signatures if name[:2] != "__"} == {"serving_default", "sample", "denoise"}
+    assert {name for name in signatures if name[:2] != "__"} == {
+        "serving_default", "sample", "sample_rows", "denoise",
+    }  # fmt: skip
     labels = signatures["serving_default"]["inputs"]["labels"]
     assert labels.pop("name").endswith(":0")
     shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
@@ -173,28 +176,10 @@ def test_answers_are_those_that_tensorflow_serving_documents(tmp_path, monkeypat
 
 
 @pytest.fixture
-def address(serve_python, model_folder, tmp_path):
+def address(serve_python, model_folder):
     """The URL of a running server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = run_alone(serve_python, tmp_path, ROOT / "examples/serve.py", model_folder, f"--port={port}")
-    try:
-        lines = []
-        for line in server.stdout:
-            lines.append(line)
-            if line.startswith("serving "):
-                break
-        else:
-            pytest.fail(f"the server ended: {''.join(lines)}")
-        # Its pipe must be read on, or the server would stop when it is full.
-        with ThreadPoolExecutor(1) as reader:
-            reader.submit(server.stdout.read)
-            yield line.split()[1]
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(120) == 0
-    finally:
-        server.kill()
+    with ray(serve_python, model_folder) as url:
+        yield url
 
 
 # Somebody's own client, of the standard library alone: requests on its input, answers on its output.
@@ -212,14 +197,6 @@ for line in sys.stdin:
         found = [error.code, json.load(error)]
     print(json.dumps(found), flush=True)
 """
-
-
-def post(address, body):
-    """The answer of :predict."""
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(f"{address}:predict", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
 
 
 @pytest.mark.slow
@@ -246,7 +223,9 @@ def test_clients_get_from_the_server_what_tensorflow_serving_documents(address, 
     ]
 
     def draw(inputs):
-        return np.array(post(address, {"signature_name": "sample", "inputs": inputs})["outputs"], np.uint8)
+        return np.array(
+            post(f"{address}:predict", {"signature_name": "sample", "inputs": inputs})["outputs"], np.uint8
+        )
 
     with ThreadPoolExecutor(6) as clients:
         served = list(clients.map(draw, calls))
@@ -255,6 +234,103 @@ def test_clients_get_from_the_server_what_tensorflow_serving_documents(address, 
         alone = model.signatures["sample"](**{key: tf.constant(value) for key, value in inputs.items()})
         assert images.std() > 10
         np.testing.assert_array_equal(images, alone["images"])
+
+
+# Triton's own clients, all at once: requests of a file, answers into another, reasons of refusals to stdout.
+TRITON_CLIENTS = """
+import json, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import tritonclient.grpc, tritonclient.http, tritonclient.utils
+
+modules = [(tritonclient.http, sys.argv[1]), (tritonclient.grpc, sys.argv[2])]
+requests = json.load(open(sys.argv[3]))
+together = threading.Barrier(len(requests))
+answers = {}
+
+def ask(number):
+    module, address = modules[number % 2]
+    model, given, outputs = requests[number]
+    inputs = []
+    for name, (kind, value) in given.items():
+        value = np.array(value, tritonclient.utils.triton_to_np_dtype(kind))
+        inputs.append(module.InferInput(name, value.shape, kind))
+        inputs[-1].set_data_from_numpy(value)
+    client = module.InferenceServerClient(address)
+    together.wait()
+    try:
+        answer = client.infer(model, inputs)
+    except tritonclient.utils.InferenceServerException as error:
+        return error.message()
+    answers.update({f"{number} {name}": answer.as_numpy(name) for name in outputs})
+
+with ThreadPoolExecutor(len(requests)) as pool:
+    print(json.dumps(list(pool.map(ask, range(len(requests))))))
+np.savez(sys.argv[4], **answers)
+"""
+KINDS = {"guidance": "FP32", "z": "FP32"}
+# What is refused, and a part of what is said then.
+REFUSED = [
+    ({"labels": [[4]]}, "labels must be 0 to 2, or 3 for no class"),
+    ({"labels": [[0]], "guidance": [[float("inf")]]}, "guidance must be a finite number"),
+    ({"seed": [[0]]}, "Missing input: labels"),
+    ({"labels": [[0, 1]]}, "unexpected shape for input 'labels'"),
+    ({"labels": [[0]] * 17}, "batch-size must be <= 16"),
+]
+
+
+def call_signature(model, name, inputs):
+    """The outputs of a signature as arrays."""
+    outputs = model.signatures[name](**{key: tf.constant(value) for key, value in inputs.items()})
+    return {key: value.numpy() for key, value in outputs.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_triton_gives_each_client_its_own_bytes_whatever_else_is_in_the_batch(
+    serve_python, model_folder, tmp_path
+):
+    if subprocess.run([serve_python, "-c", "import pytriton"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{serve_python} has no nvidia-pytriton: install requirements-triton.txt")
+    model, requests, wanted = tf.saved_model.load(str(model_folder)), [], []
+    for seed in range(10):
+        labels, guidance = [seed % 3, 3, 1][: 1 + seed % 3], 1.0 + 0.7 * (seed % 2)
+        inputs = {"seed": seed, "labels": labels, "guidance": guidance}
+        wanted.append(call_signature(model, "sample", inputs))
+        rows = {key: np.broadcast_to(value, len(labels))[:, None].tolist() for key, value in inputs.items()}
+        requests.append(["tiny", rows, ["images"]])
+    # The third image of a seed alone, what is left out, and the other model.
+    requests.append(["tiny", {**requests[8][1], "index": [[2], [1], [0]]}, ["images"]])
+    rows = {"seed": [8] * 3, "index": [2, 1, 0], "labels": [2, 3, 1], "guidance": [1.0] * 3}
+    wanted.append(call_signature(model, "sample_rows", rows))
+    requests.append(["tiny", {"labels": [[1], [2]]}, ["images"]])
+    wanted.append(call_signature(model, "sample", {"seed": 0, "labels": [1, 2], "guidance": 1.0}))
+    rows = {**DENOISE, "t": [[10], [900]], "labels": [[0], [3]]}
+    requests.append(["tiny_denoise", rows, ["x", "log_variance", "u"]])
+    wanted.append(call_signature(model, "denoise", DENOISE))
+    requests += [["tiny", inputs, []] for inputs, _ in REFUSED]
+    for _, inputs, _ in requests:
+        inputs.update({key: (KINDS.get(key, "INT32"), value) for key, value in inputs.items()})
+    files = [tmp_path / name for name in ("requests.json", "answers.npz")]
+    files[0].write_text(json.dumps(requests))
+
+    with triton(serve_python, model_folder) as addresses:
+        clients = run_alone(serve_python, tmp_path, "-c", TRITON_CLIENTS, *addresses, *files)
+        said, _ = clients.communicate(timeout=600)
+        assert clients.returncode == 0, said
+        with urllib.request.urlopen(f"http://{addresses[0]}/v2/models/tiny/stats") as answer:
+            (stats,) = json.load(answer)["model_stats"]
+    refused = json.loads(said.splitlines()[-1])
+    assert refused[: len(wanted)] == [None] * len(wanted)
+    for found, (_, sentence) in zip(refused[len(wanted) :], REFUSED):
+        assert sentence in found and "{{node" not in found
+    with np.load(files[1]) as answers:
+        for number, outputs in enumerate(wanted):
+            for name, value in outputs.items():
+                np.testing.assert_array_equal(answers[f"{number} {name}"], value)
+    assert len({outputs["images"].tobytes() for outputs in wanted[:12]}) == 12
+    # Of more images than any one has asked for: those of several clients.
+    assert max(batch["batch_size"] for batch in stats["batch_stats"]) > 3
 
 
 RUN_ONNX = """

@@ -16,8 +16,8 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> 
 
     Args:
       labels: int32 (B,).
-      weight: w; the paper's are 1.5 and 2.25. A tensor, float32 (), chooses in the graph, which holds the
-        network once.
+      weight: w; the paper's are 1.5 and 2.25. A tensor, float32 () or (B,), chooses in the graph, which holds
+        the network once; of a batch only the images of w != 1 are passed a second time.
     """
 
     def plain(z, t):
@@ -32,17 +32,16 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> 
         return dynamic_threshold(w * conditional - (w - 1.0) * null), tf.split(u, 2)[0]
 
     def as_the_graph_finds(z, t):
-        is_plain, count = tf.equal(weight, 1.0), tf.shape(z)[0]
-        passes = tf.where(is_plain, 1, 2)
-        both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.null_label)], axis=0)[: passes * count]
-        pred_x, u = denoiser(tf.tile(z, [passes, 1, 1, 1]), tf.repeat(t, tf.shape(both)[0]), both)
-        conditional, null = pred_x[:count], pred_x[-count:]
-        x = tf.cond(
-            is_plain,
-            lambda: tf.clip_by_value(conditional, -1.0, 1.0),
-            lambda: dynamic_threshold(weight * conditional - (weight - 1.0) * null),
-        )
-        return x, u[:count]
+        count = tf.shape(z)[0]
+        w = tf.broadcast_to(weight, [count])
+        places = tf.where(tf.not_equal(w, 1.0))
+        rows = places[:, 0]
+        both = tf.concat([labels, tf.fill(tf.shape(rows), denoiser.null_label)], axis=0)
+        z = tf.concat([z, tf.gather(z, rows)], axis=0)
+        pred_x, u = denoiser(z, tf.repeat(t, tf.shape(both)[0]), both)
+        w, null = tf.gather(w, rows)[:, None, None, None], pred_x[count:]
+        x = dynamic_threshold(w * tf.gather(pred_x, rows) - (w - 1.0) * null)
+        return tf.tensor_scatter_nd_update(tf.clip_by_value(pred_x[:count], -1.0, 1.0), places, x), u[:count]
 
     if tf.is_tensor(weight):
         return as_the_graph_finds

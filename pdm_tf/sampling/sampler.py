@@ -14,7 +14,7 @@ from flags.words import check, options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import NoiseSchedule, logsnr_timesteps, strided_timesteps
-from pdm_tf.randomness import normal_each, stream
+from pdm_tf.randomness import normal_of_seeds
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.ddim import ddim
 from pdm_tf.sampling.dpm_solver import dpm_solver
@@ -68,7 +68,7 @@ class Sampler:
             mask at 1 from pure noise.
           image: float32 (H, W, C) in [-1, 1], what to edit; or (N, H, W, C), one for each index.
           mask: bool (H, W), True where to paint anew; the rest of `image` stays as it is.
-          guidance: float32 (), known in the graph only, instead of that of the settings.
+          guidance: float32 () or (B,), known in the graph only, instead of that of the settings.
         Raises:
           UserError: settings that are not allowed, or do not go together.
         """
@@ -156,7 +156,8 @@ class Sampler:
     def sample(self, seed: tf.Tensor, indices: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """All steps in one graph, for a graph that calls it.
 
-        seed int32 (), indices int32 (B,), labels int32 (B,) -> float32 images (B, H, W, C) in [-1, 1].
+        seed int32 () or (B,), indices int32 (B,), labels int32 (B,) -> float32 images (B, H, W, C) in
+        [-1, 1].
         """
         return self._walk(seed, indices, labels).run()[0]
 
@@ -203,7 +204,8 @@ class Sampler:
         """The moves of some images, with the noise that they begin from."""
         shape, settings = self.denoiser.image_shape, self.settings
         denoise = guided(self.denoiser, labels, self.guidance)
-        z = normal_each(stream(seed, "sampling prior"), indices, shape)
+        seeds = tf.broadcast_to(seed, tf.shape(indices))
+        z = normal_of_seeds(seeds, "sampling prior", indices, shape)
         image = self.image
         if image is not None and image.shape.rank == 4:
             image = tf.gather(image, indices)
@@ -211,7 +213,7 @@ class Sampler:
             z = diffuse(image, z, self.schedule.at(len(self.schedule) - 1))
 
         def noise(i):
-            return normal_each(stream(seed, "sampling noise", i), indices, shape)
+            return normal_of_seeds(seeds, "sampling noise", indices, shape, i)
 
         if self.mask is not None:
             return repaint(

@@ -45,6 +45,17 @@ def test_both_passes_are_one_call_and_x_is_extrapolated_from_null_to_conditional
     np.testing.assert_allclose(u[:, 0, 0, 0], conditional, rtol=1e-6)
 
 
+def test_of_a_batch_only_those_that_are_guided_are_passed_twice():
+    denoiser, weights = linear(), np.float32([1.5, 1.0, 0.0])
+    pred_x, u = guided(denoiser, LABELS, tf.constant(weights))(Z, tf.constant(7))
+    assert denoiser.rows == [5]
+    for place, weight in enumerate(weights):
+        own = slice(place, place + 1)
+        alone = guided(linear(), LABELS[own], tf.constant(weight))(Z[own], tf.constant(7))
+        for found, wanted in zip((pred_x, u), alone):
+            np.testing.assert_array_equal(found[own], wanted)
+
+
 def test_thresholding_is_by_each_images_own_percentile():
     scales = np.float32([0.1, 3.0, 50.0])[:, None, None, None]
     x = scales * np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)
