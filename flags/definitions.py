@@ -16,6 +16,7 @@ from flags.config import (
     EMA_LENGTHS,
     MEASURED,
     SAMPLE,
+    TOGETHER,
     Config,
     DataConfig,
     SamplingConfig,
@@ -359,7 +360,7 @@ def num_samples() -> int:
 
 def sample_batch_size(count: int, replicas: int = 1) -> int:
     """How many of `count` images to draw at a time; by default no more than are shared by the replicas."""
-    return FLAGS.sample_batch_size or min(16, -(-count // replicas) * replicas)
+    return FLAGS.sample_batch_size or min(TOGETHER, -(-count // replicas) * replicas)
 
 
 def network_size(accelerator: bool) -> str:
