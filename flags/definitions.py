@@ -79,8 +79,8 @@ _define(
 _define(
     flags.DEFINE_multi_string, MODES, "run_dir", None,
     "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate, analyze, export or "
-    "show, also several (the flag repeated, or commas between): the experts of one model; to evaluate, analyze or "
-    "show, models to compare, too.",
+    "show, also several (the flag repeated, or commas between): the experts of one model; to evaluate, "
+    "analyze or show, models to compare, too.",
 )  # fmt: skip
 _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
 _define(

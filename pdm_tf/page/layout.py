@@ -42,7 +42,9 @@ from pdm_tf.page.studio import (
 )
 
 GRID, PICTURE = 640, 384  # about how many pixels wide they are shown
+GUIDANCE = 10.0  # the most that its slider has
 UPLOAD = "200mb"
+BRIEF = ("sampler", "steps")  # fields that go without an explanation
 NO_CLASS = -1
 FEW = " There is one: name more runs when the page is started to see them here."
 # One event at a time computes, whoever has asked for it: two at once take longer than in turn.
@@ -147,6 +149,14 @@ def line() -> gr.HTML:
     return gr.HTML(said_of(""), elem_classes="said", padding=False)
 
 
+def class_choice(classes: Sequence[tuple[str, int]]) -> gr.Dropdown:
+    """Which classes to draw."""
+    return gr.Dropdown(
+        classes, value=[], multiselect=True, label="Classes", visible=bool(classes), min_width=200,
+        info="Drawn in turn; all of them if none is chosen.",
+    )  # fmt: skip
+
+
 def picture(label: str | None = None, **how: Any) -> gr.Image:
     """Where a picture, or a grid of them, is shown."""
     return gr.Image(
@@ -158,15 +168,16 @@ def picture(label: str | None = None, **how: Any) -> gr.Image:
 def control(name: str, value: Any, visible: bool = True) -> gr.components.Component:
     """What sets a field of `sampling`, made of what the field says of itself."""
     leaf = leaves(SamplingConfig)[name]
-    rule, about = leaf.rule, {"label": name.replace("_", " ").capitalize(), "info": leaf.rule.help}
+    rule, label = leaf.rule, name.replace("_", " ").capitalize()
+    about = {"label": label, "info": None if name in BRIEF else rule.help, "visible": visible}
     if rule.choices:
-        return gr.Dropdown(list(rule.choices), value=value, visible=visible, **about)
-    if leaf.kind is float and rule.most is not None:
-        return gr.Slider(rule.least, rule.most, value=value, step=0.01, visible=visible, **about)
-    if leaf.kind in (int, float):
-        precision = 0 if leaf.kind is int else None
-        return gr.Number(value, precision=precision, visible=visible, **about)
-    return gr.Textbox(word(value), visible=visible, **about)
+        return gr.Dropdown(list(rule.choices), value=value, min_width=130, **about)
+    if leaf.kind is float:
+        least, most = rule.least or 0, rule.most or max(GUIDANCE, value)
+        return gr.Slider(least, most, value=value, step=0.05, **about)
+    if leaf.kind is int:
+        return gr.Number(value, precision=0, **about)
+    return gr.Textbox(word(value), min_width=130, **about)
 
 
 @dataclasses.dataclass
@@ -193,28 +204,25 @@ class Controls:
         """Places them."""
         sampling = shown.config.sampling
         seen = fields_of(owner, "ancestral" if owner == "mask" else sampling.sampler)
-        first = ("guidance", "strength", "sampler", "steps")
 
         def place(name):
             visible = seen[name] and (name != "guidance" or bool(shown.classes))
             return control(name, getattr(sampling, name), visible)
 
-        labels = gr.Dropdown(
-            shown.classes, value=[], multiselect=True, label="Classes", visible=bool(shown.classes),
-            info="Drawn in turn; all of them if none is chosen.",
-        )  # fmt: skip
-        fields = {name: place(name) for name in first if name in seen}
-        count = gr.Slider(1, 100, value=count, step=1, label="Count", info="Pictures to draw.")
-        with gr.Row(equal_height=True):
-            seed = gr.Number(0, precision=0, label="Seed", min_width=120, scale=2)
-            another = gr.Button("Another seed", min_width=120, size="sm")
-        with gr.Accordion("More settings", open=False):
-            fields.update({name: place(name) for name in seen if name not in first})
+        labels, fields = class_choice(shown.classes), {}
+        for name in ("guidance", "strength"):
+            fields.update({name: place(name)} if name in seen else {})
         with gr.Row():
-            button, stop = (
-                gr.Button(button, variant="primary", min_width=120),
-                gr.Button("Stop", min_width=80),
-            )
+            fields.update({name: place(name) for name in BRIEF if name in seen})
+        with gr.Row():
+            count = gr.Slider(1, 100, value=count, step=1, label="Count", min_width=160)
+            seed = gr.Number(0, precision=0, label="Seed", min_width=100)
+        with gr.Accordion("More settings", open=False):
+            fields.update({name: place(name) for name in seen if name not in fields})
+        with gr.Row():
+            button = gr.Button(button, variant="primary", min_width=90)
+            another = gr.Button("Another seed", min_width=90)
+            stop = gr.Button("Stop", min_width=90)
         return cls(owner, labels, seed, another, count, fields, button, stop, line())
 
     @property
@@ -251,17 +259,9 @@ class Controls:
             telling(self.said)(draw), self.inputs | more, outputs, show_progress="full",
             show_progress_on=[self.said], api_visibility="private", **IN_TURN,
         )  # fmt: skip
-        self.stop.click(
-            lambda: said_of("stopped"),
-            None,
-            self.said,
-            cancels=[event],
-            api_visibility="private",
-            queue=False,
-        )
-        self.another.click(
-            lambda: random.randint(0, MOST_SEED), None, self.seed, api_visibility="private", queue=False
-        )
+        at_once = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+        self.stop.click(lambda: said_of("stopped"), None, self.said, cancels=[event], **at_once)
+        self.another.click(lambda: random.randint(0, MOST_SEED), None, self.seed, **at_once)
         if "sampler" in self.fields:
             self.fields["sampler"].change(
                 self._of_sampler, self.fields["sampler"], list(self.fields.values()), **at_once
@@ -287,7 +287,7 @@ class Pictures:
         """Places them."""
         grid = picture()
         with gr.Row():
-            names = ("Grid", "PNGs", "npz")
+            names = ("Save the grid", "Save the PNGs", "Save as npz")
             files = [gr.DownloadButton(name, size="sm", min_width=90, visible=False) for name in names]
         return cls(grid, files)
 
@@ -528,10 +528,7 @@ def models_tab(studio: Studio) -> None:
         gr.Markdown("Each draws from the same noise, as its run has it." + FEW * (len(names) == 1))
         sights = gr.CheckboxGroup(names, value=names, label="Models")
         with gr.Row(equal_height=True):
-            labels = gr.Dropdown(
-                classes, value=[], multiselect=True, label="Classes", visible=bool(classes), min_width=200,
-                info="Drawn in turn; all of them if none is chosen.",
-            )  # fmt: skip
+            labels = class_choice(classes)
             seed = gr.Number(0, precision=0, label="Seed", min_width=120)
             count = gr.Slider(1, 16, value=4, step=1, label="Count", min_width=200)
         with gr.Row():

@@ -155,6 +155,7 @@ class Studio:
         labels = wanted.labels or cycled_labels(shown.denoiser, classes)
         draw = Draw(sampler, wanted.seed, count, min(TOGETHER, count), labels)
         images = np.full(draw.shape, NOT_BEGUN, np.uint8)
+        yield Shot(images.copy(), "getting ready: the first pictures of new settings take longer")
         for start in draw.starts:
             for moves, x in draw.sharpening(start, FRAME_SECONDS):
                 images[start : start + len(x)] = x
