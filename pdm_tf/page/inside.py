@@ -79,7 +79,7 @@ class Inside:
         if self.best is not None:
             mean, said = self._best_at(z, t, label, x, said)
         best = None if mean is None else to_uint8(mean[0])
-        return View(to_uint8(z[0]), to_uint8(guess[0]), best, "; ".join(said))
+        return View(to_uint8(z[0]), to_uint8(guess[0]), best, " · ".join(said))
 
     def _best_at(self, z, t, label, x, said):
         """x*, or None of a class without images, and what is said of it."""
@@ -87,7 +87,9 @@ class Inside:
         mean, images = self.best.posterior(z, tf.constant([t]), tf.constant([own]))
         if not np.isfinite(mean.numpy()).all():
             return None, [*said, "the data have no picture of this class, so there is no x*"]
-        about = f"x* by {rmse(mean.numpy(), x):.3f}, about as if of {float(images[0]):,.0f} pictures"
+        count = round(float(images[0]))
+        of = f"about {count:,} training pictures" if count > 1 else "one training picture"
+        about = f"x* by {rmse(mean.numpy(), x):.3f}, the mean of {of}"
         return mean.numpy(), [*said, about]
 
     @functools.cached_property

@@ -50,7 +50,9 @@ FEW = " There is one: name more runs when the page is started to see them here."
 # One event at a time computes, whoever has asked for it: two at once take longer than in turn.
 IN_TURN = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = """
-.pixels img { image-rendering: pixelated; width: 100%; height: auto; }
+.pixels img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
+.pixels label[data-testid="block-label"] { position: static; margin: 0.4em; width: fit-content; }
+.gradio-container button { white-space: nowrap; }
 .said { min-height: 1.6em; }
 .said .problem { color: #b91c1c; font-weight: 600; }
 .dark .said .problem { color: #fca5a5; }
@@ -137,7 +139,7 @@ def telling(said: gr.HTML) -> Callable:
             try:
                 yield from answer(*values)
             except UserError as error:
-                yield {said: said_of(str(error), is_problem=True)}
+                yield {said: gr.update(value=said_of(str(error), is_problem=True), visible=True)}
 
         return told
 
@@ -145,8 +147,13 @@ def telling(said: gr.HTML) -> Callable:
 
 
 def line() -> gr.HTML:
-    """Where a tab says what it does."""
+    """Where a tab says what it does, and how far it is."""
     return gr.HTML(said_of(""), elem_classes="said", padding=False)
+
+
+def note(text: str = "") -> dict:
+    """How a line changes that takes no room while it says nothing."""
+    return gr.update(value=said_of(text), visible=bool(text))
 
 
 def class_choice(classes: Sequence[tuple[str, int]]) -> gr.Dropdown:
@@ -220,9 +227,9 @@ class Controls:
         with gr.Accordion("More settings", open=False):
             fields.update({name: place(name) for name in seen if name not in fields})
         with gr.Row():
-            button = gr.Button(button, variant="primary", min_width=90)
-            another = gr.Button("Another seed", min_width=90)
-            stop = gr.Button("Stop", min_width=90)
+            button = gr.Button(button, variant="primary", min_width=90, size="md")
+            another = gr.Button("New seed", min_width=90, size="md")
+            stop = gr.Button("Stop", min_width=90, size="md")
         return cls(owner, labels, seed, another, count, fields, button, stop, line())
 
     @property
@@ -287,7 +294,7 @@ class Pictures:
         """Places them."""
         grid = picture()
         with gr.Row():
-            names = ("Save the grid", "Save the PNGs", "Save as npz")
+            names = ("Save grid", "Save PNGs", "Save npz")
             files = [gr.DownloadButton(name, size="sm", min_width=90, visible=False) for name in names]
         return cls(grid, files)
 
@@ -344,13 +351,14 @@ def edit_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
     with gr.Tab("Edit"), gr.Row():
         with gr.Column(scale=2, min_width=300):
             upload, path = upload_button(), gr.State()
-            told, before = line(), picture("What is edited", visible=False)
+            told = gr.HTML(elem_classes="said", visible=False, padding=False)
+            before = picture(height=240, visible=False)
             controls = Controls.of(studio.models[0], "init_image", 4, "Edit")
         with gr.Column(scale=3, min_width=300):
             pictures = Pictures.place()
 
     def take(file, name):
-        yield {path: None, before: gr.update(visible=False), told: said_of("")}
+        yield {path: None, before: gr.update(visible=False), told: note()}
         image = uploaded(file, named(studio.models, name))
         yield {path: file, before: gr.update(value=to_pillow(enlarged(image, PICTURE)), visible=True)}
 
@@ -364,7 +372,7 @@ def edit_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
         telling(told)(take), [upload, chosen], [path, before, told], api_visibility="private", **IN_TURN
     )
     controls.answer(edit, {chosen, path}, pictures.outputs)
-    gone = {path: None, before: gr.update(value=None, visible=False), told: said_of("")}
+    gone = {path: None, before: gr.update(value=None, visible=False), told: note()}
     return lambda shown: {**controls.of_model(shown), **pictures.nothing(), **gone}
 
 
@@ -372,21 +380,23 @@ def paint_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
     """A part of a picture of one's own, painted anew."""
     with gr.Tab("Paint"), gr.Row():
         with gr.Column(scale=2, min_width=300):
-            upload, path, told = upload_button(), gr.State(), line()
+            upload, path = upload_button(), gr.State()
+            told = gr.HTML(elem_classes="said", visible=False, padding=False)
             canvas = gr.ImageEditor(
-                label="Brush over what is to be painted anew", type="numpy", format="png", sources=(),
+                show_label=False, type="numpy", format="png", sources=(),
                 transforms=(), layers=False, brush=gr.Brush(64, colors=["#d946ef"], color_mode="fixed"),
-                eraser=gr.Eraser(64), canvas_size=(PICTURE, PICTURE), buttons=[], height=520, visible=False,
+                eraser=gr.Eraser(64), canvas_size=(PICTURE, PICTURE), buttons=[], height=460, visible=False,
             )  # fmt: skip
             controls = Controls.of(studio.models[0], "mask", 4, "Paint")
         with gr.Column(scale=3, min_width=300):
             pictures = Pictures.place()
 
     def take(file, name):
-        yield {path: None, canvas: gr.update(visible=False), told: said_of("")}
+        yield {path: None, canvas: gr.update(visible=False), told: note()}
         image = to_pillow(enlarged(uploaded(file, named(studio.models, name)), PICTURE))
         value = {"background": image, "layers": [], "composite": None}
-        yield {path: file, canvas: gr.update(value=value, visible=True)}
+        what_next = note("Brush over what is to be painted anew.")
+        yield {path: file, canvas: gr.update(value=value, visible=True), told: what_next}
 
     def paint(values):
         shown = named(studio.models, values[chosen])
@@ -399,7 +409,7 @@ def paint_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
         telling(told)(take), [upload, chosen], [path, canvas, told], api_visibility="private", **IN_TURN
     )
     controls.answer(paint, {chosen, path, canvas}, pictures.outputs)
-    gone = {path: None, canvas: gr.update(value=None, visible=False), told: said_of("")}
+    gone = {path: None, canvas: gr.update(value=None, visible=False), told: note()}
     return lambda shown: {**controls.of_model(shown), **pictures.nothing(), **gone}
 
 
@@ -442,9 +452,9 @@ class InsideTab:
             seed = gr.Number(0, precision=0, label="Seed of the noise", min_width=120)
             patches = gr.Checkbox(True, label="Show the patches", min_width=120)
         said = line()
-        names = ("The picture", "z_t, with noise", "x_theta, the network's guess", "x*, the best guess")
+        names = ("The picture", "z_t: with noise", "x_theta: the network's guess", "x*: the best guess")
         with gr.Row():
-            pictures = [picture(name, min_width=160) for name in names]
+            pictures = [picture(name, min_width=140) for name in names]
         return cls(
             studio, chosen, rooms, example, upload, path, clean, label, seed, patches, said, pictures
         )  # fmt: skip
@@ -483,19 +493,16 @@ class InsideTab:
         label = None if values[self.label] in (None, NO_CLASS) else values[self.label]
         view, patch = room.at(image, t, label, seed), shown.patch_size(t)
 
-        def large(found):
-            with_borders = found is not image and values[self.patches]
-            return to_pillow(
-                with_patches(found, PICTURE, patch) if with_borders else enlarged(found, PICTURE)
-            )
-
-        seen = [image, view.z, view.x, view.best]
+        # The network reads and answers in patches; the picture and x* know nothing of them.
+        size = patch if values[self.patches] else max(image.shape)
+        seen = [enlarged(image, PICTURE), *(with_patches(one, PICTURE, size) for one in (view.z, view.x))]
+        seen.append(None if view.best is None else enlarged(view.best, PICTURE))
         yield {
             **{
-                where: gr.update(value=None if found is None else large(found), visible=found is not None)
-                for where, found in zip(self.pictures, seen)
+                where: gr.update(value=one if one is None else to_pillow(one), visible=one is not None)
+                for where, one in zip(self.pictures, seen)
             },
-            self.said: said_of(f"{view.said}; patches of {patch} x {patch} pixels"),
+            self.said: said_of(f"{view.said} · patches of {patch} x {patch} pixels"),
         }
 
     def look_at_example(self, values: dict) -> Iterator[dict]:

@@ -33,7 +33,8 @@ LARGEST_FILE = 100 * 10**6  # pixels of an uploaded picture
 MOST_SEED = 2**31 - 1
 SAMPLERS_KEPT = 6  # each holds a graph: a picture of the same settings is begun at once
 DRAWINGS_KEPT = 20  # whose files wait to be downloaded
-NOT_BEGUN = 128
+NOT_BEGUN = 128  # grey
+BORDER = np.array([79, 70, 229, 255], np.uint16)  # the colour of patches' borders
 
 
 def fields_of(owner: str, sampler: str) -> dict[str, bool]:
@@ -287,10 +288,9 @@ def with_patches(image: np.ndarray, side: int, patch_size: int) -> np.ndarray:
     large = np.repeat(large, 3, axis=-1) if large.shape[-1] == 1 else large.copy()
     for axis in (0, 1):
         borders = np.arange(patch_size, image.shape[axis], patch_size) * factor
-        for line in (borders, borders - 1):  # a dark one beside a light one is seen on any picture
+        for line in (borders - 1, borders):
             place = (line,) if axis == 0 else (slice(None), line)
-            colour = 255 if line is borders else 0
-            large[place] = (large[place].astype(np.uint16) + colour) // 2
+            large[place] = (large[place].astype(np.uint16) + BORDER[: large.shape[-1]]) // 2
     return large
 
 
