@@ -280,10 +280,9 @@ def export():
 
 def page():
     """--mode=page: a page in the browser, to draw, edit and paint with models, and to look inside."""
-    from pdm_tf.page import layout  # first: it says if gradio is missing
-
     from pdm_tf.analysis.subject import Model
     from pdm_tf.experts import read_models
+    from pdm_tf.page import layout
     from pdm_tf.page.studio import Studio
 
     models = [Model(runs, runs[0].config, ()) for runs in read_models(*trained_folders())]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from flags.errors import UserError
 from pdm_tf.analysis.optimum import Optimum, optimum_of
 from pdm_tf.analysis.subject import Answers, Subject, noisy, rmse
 from pdm_tf.data import held_out_split
@@ -33,37 +34,41 @@ class View(NamedTuple):
 
 
 class Inside:
-    """A model, looked into. What is needed is made when it is first asked for, and kept."""
+    """A model, looked into.
+
+    Attributes:
+      examples: pictures of its data set, uint8 (N, H, W, C); none where that is not at hand.
+    """
 
     def __init__(self, shown: Shown):
-        self.shown = shown
+        """Reads the examples; data that are damaged or do not fit the model are left out, and it says so."""
+        self.shown, self.info = shown, shown.info
         self.null_label = shown.denoiser.null_label
+        self.examples = np.zeros((0, *shown.config.data.image_shape), np.uint8)
+        if self.info is not None:
+            subject = Subject([shown.model], self.info, 0, EXAMPLES, EXAMPLES)
+            try:
+                self.examples = to_uint8(subject.examples(self.split)[0])
+            except UserError as error:
+                self.info = None
+                print(f"note: {shown.name} is shown without its data: {error}", flush=True)
 
     @property
-    def split(self) -> str | None:
-        """The split whose pictures can be chosen: what the model has not learnt from, if there is that."""
-        info = self.shown.info
-        return info and (held_out_split(info) or "train")
+    def split(self) -> str:
+        """Where the examples are of: what the model has not learnt from, if there is that."""
+        return held_out_split(self.info) or "train"
 
     @functools.cached_property
-    def examples(self) -> np.ndarray:
-        """Pictures of its data set, uint8 (N, H, W, C); none if that is not at hand.
+    def best(self) -> Optimum | None:
+        """x* of the images that the model has learnt from, if they are at hand and few.
 
         Raises:
           UserError: a shard is damaged.
         """
-        if self.shown.info is None:
-            return np.zeros((0, *self.shown.config.data.image_shape), np.uint8)
-        subject = Subject([self.shown.model], self.shown.info, 0, EXAMPLES, EXAMPLES)
-        return to_uint8(subject.examples(self.split)[0])
-
-    @functools.cached_property
-    def best(self) -> Optimum | None:
-        """x* of the images that it has learnt from, if they are at hand and few."""
-        info, shape = self.shown.info, self.shown.config.data.image_shape
-        if info is None or 4 * info.num_examples.get("train", 0) * int(np.prod(shape)) > SMALL:
+        shape = self.shown.config.data.image_shape
+        if self.info is None or 4 * self.info.num_examples.get("train", 0) * int(np.prod(shape)) > SMALL:
             return None
-        return optimum_of(info, self.shown.denoiser.schedule, shape)
+        return optimum_of(self.info, self.shown.denoiser.schedule, shape)
 
     def at(self, picture: np.ndarray, t: int, label: int | None, seed: int) -> View:
         """What is seen of uint8 (H, W, C) at t; `label` None: of no class; `seed`: of its noise."""
