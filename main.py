@@ -1,4 +1,4 @@
-"""Patched Diffusion Models: python main.py --mode=train|sample|evaluate|analyze|export|describe."""
+"""Patched Diffusion Models: python main.py --mode=train|sample|evaluate|analyze|export|page|describe."""
 
 import dataclasses
 import resource
@@ -278,6 +278,27 @@ def export():
     print(f"how to call it: {out}/README.md")
 
 
+def page():
+    """--mode=page: a page in the browser, to draw, edit and paint with models, and to look inside."""
+    from pdm_tf.analysis.subject import Model
+    from pdm_tf.experts import read_models
+    from pdm_tf.page import layout
+    from pdm_tf.page.studio import Studio
+
+    models = [Model(runs, runs[0].config, ()) for runs in read_models(*trained_folders())]
+    infos = [data_at_hand(model.config.data) for model in models]
+    layout.serve(Studio(models, infos), FLAGS.host, FLAGS.port)
+
+
+def data_at_hand(data):
+    """`trained_data`, or None, which is said: without it there is less to see."""
+    try:
+        return trained_data(data)
+    except UserError as error:
+        print(f"note: no x* and no pictures of the data: {error}", flush=True)
+        return None
+
+
 def describe():
     """--mode=describe: the config that training would use, shapes, parameters and FLOPs, and no compute."""
     config, _, size = training_config(dataset_info(needed=False))
@@ -392,7 +413,7 @@ def one_mode():
     """Runs the mode that was asked for."""
     definitions.check_mode()
     modes = {"train": train, "sample": sample, "evaluate": evaluate, "analyze": analyze}
-    {**modes, "export": export, "describe": describe}[FLAGS.mode]()
+    {**modes, "export": export, "page": page, "describe": describe}[FLAGS.mode]()
 
 
 def main(_):

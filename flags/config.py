@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from flags import words
 from flags.words import require, setting
 
+TOGETHER = 16  # images to draw at a time, where nothing else is said
 SAMPLE, MEASURED = ("sample",), ("sample", "evaluate", "analyze")
 DRAWN = (*MEASURED, "export")
 ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memory", "grids")

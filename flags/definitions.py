@@ -16,6 +16,7 @@ from flags.config import (
     EMA_LENGTHS,
     MEASURED,
     SAMPLE,
+    TOGETHER,
     Config,
     DataConfig,
     SamplingConfig,
@@ -40,10 +41,10 @@ from flags.presets import (
 )
 from flags.words import Leaf, check_values, get, leaves, parse, replace
 
-MODES = ("train", "sample", "evaluate", "analyze", "export", "describe")
+MODES = ("train", "sample", "evaluate", "analyze", "export", "page", "describe")
 FORMATS = ("saved_model", "safetensors")
 STRATEGIES = ("auto", "cpu", "mirrored", "multi_worker", "tpu")
-TRAIN, EVALUATE, ANALYZE = ("train", "describe"), ("evaluate",), ("analyze",)
+TRAIN, EVALUATE, ANALYZE, PAGE = ("train", "describe"), ("evaluate",), ("analyze",), ("page",)
 FLAGS = flags.FLAGS
 _MODES_OF: dict[str, tuple[str, ...]] = {"mode": MODES}
 
@@ -77,13 +78,17 @@ _define(
 )  # fmt: skip
 _define(
     flags.DEFINE_multi_string, MODES, "run_dir", None,
-    "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate, analyze or export, "
-    "also several (the flag repeated, or commas between): the experts of one model; to evaluate or analyze, "
-    "models to compare, too.",
+    "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate, analyze, export or "
+    "show, also several (the flag repeated, or commas between): the experts of one model; to evaluate, "
+    "analyze or show, models to compare, too.",
 )  # fmt: skip
 _define(_enum, MODES, "split", None, ("low", "high"), "Which of imagenet256's two networks; low by default.")
 _define(
-    _string, (*TRAIN, *EVALUATE, *ANALYZE), "data_dir", "data", "Where named data sets lie; here or gs://."
+    _string,
+    (*TRAIN, *EVALUATE, *ANALYZE, *PAGE),
+    "data_dir",
+    "data",
+    "Where named data sets lie; here or gs://.",
 )
 _define(_integer, (*TRAIN, *MEASURED), "seed", None, "Of everything random; 0 by default.", 0, 2**31 - 1)
 _define(_enum, (*TRAIN, *SAMPLE, *EVALUATE), "strategy", "auto", STRATEGIES, "Where to compute.")
@@ -185,6 +190,11 @@ _define(
     flags.DEFINE_float, ANALYZE, "memory_gib", 2.0,
     "GiB that a process may have in which the largest batch is looked for (--what=memory).", 0.1,
 )  # fmt: skip
+_define(
+    _string, PAGE, "host", "127.0.0.1",
+    "The address to serve the page at; by default this machine alone can open it.",
+)  # fmt: skip
+_define(_integer, PAGE, "port", 7860, "The port to serve the page at.", 1, 2**16 - 1)
 
 # A flag of some of the analyses -> these.
 _ANALYSES_OF = {
@@ -360,7 +370,7 @@ def num_samples() -> int:
 
 def sample_batch_size(count: int, replicas: int = 1) -> int:
     """How many of `count` images to draw at a time; by default no more than are shared by the replicas."""
-    return FLAGS.sample_batch_size or min(16, -(-count // replicas) * replicas)
+    return FLAGS.sample_batch_size or min(TOGETHER, -(-count // replicas) * replicas)
 
 
 def network_size(accelerator: bool) -> str:

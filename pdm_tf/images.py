@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
@@ -205,6 +205,33 @@ def read_image(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarra
     return np.asarray(_read_sized(path, image_shape)).reshape(image_shape)
 
 
+def read_fitted(path: str | os.PathLike, image_shape: Sequence[int], pixels: int) -> np.ndarray:
+    """Reads any image file, upright, as `image_shape` = (H, W, C), uint8: its middle of that shape, resized.
+
+    One of that size comes as it is, with the pixels of `read_image`. Messages have the file's own name alone.
+
+    Args:
+      pixels: the most that a file may have.
+    Raises:
+      UserError: it is missing, no image, or too large.
+    """
+    height, width, channels = image_shape
+    name = as_path(path).name
+    if channels not in PILLOW_MODES:
+        raise UserError(f"{name}: a model of {channels} channels cannot edit image files")
+    try:
+        with pixel_limit(pixels):
+            image = read_file(path, channels)
+    except TooManyPixelsError as error:
+        raise UserError(
+            f"{name} has more than {pixels // 10**6} megapixels: make it smaller, and try again"
+        ) from error
+    except ImageError as error:
+        raise UserError(f"{name} cannot be read as an image ({error}): choose another file") from error
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(fitted).reshape(image_shape)
+
+
 def read_mask(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
     """Reads a mask of the size of `image_shape` = (H, W, C): bool (H, W), True where the file is light.
 
@@ -378,7 +405,7 @@ def encode(image: Image.Image, encoding: str, *, png_level: int = 6, jpeg_qualit
 
 def png(image: np.ndarray) -> bytes:
     """uint8 (H, W, C) with 1 to 4 channels -> bytes of a PNG."""
-    return encode(_to_pillow(image), "png")
+    return encode(to_pillow(image), "png")
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -389,13 +416,14 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.15) -> None:
     """Writes uint8 frames (H, W, C) as an endless GIF, atomically; the last frame stays ten times as long."""
-    first, *rest = map(_to_pillow, frames)
+    first, *rest = map(to_pillow, frames)
     durations = [round(1000 * seconds)] * len(rest) + [round(10_000 * seconds)]
     with atomic_file(path) as partial:
         first.save(partial, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
-def _to_pillow(image: np.ndarray) -> Image.Image:
+def to_pillow(image: np.ndarray) -> Image.Image:
+    """uint8 (H, W, C) with 1 to 4 channels -> Pillow's image."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 

@@ -108,6 +108,13 @@ class Draw:
         indices = np.arange(start, start + self.batch_size)
         return self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames, report)
 
+    def sharpening(self, start: int, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
+        """As `Sampler.sharpening`, of a batch: moves done and x_theta, uint8 (B, H, W, C), without the images
+        beyond `count`."""
+        indices = np.arange(start, start + self.batch_size)
+        for moves, x in self.sampler.sharpening(self.seed, indices, self._labels_of(indices), seconds):
+            yield moves, to_uint8(x[: self.count - start])
+
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Some of the images, uint8 (N, H, W, C), in batches of the same size, so of the same pixels."""
         size = self.batch_size

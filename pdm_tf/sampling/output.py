@@ -39,19 +39,39 @@ def write_images(draw: Draw, out: str | Path, save_pngs: bool = False) -> None:
         is lost.
     """
     out = as_path(out)
-    folder, shown = batch_folder(out, draw), []
+    folder = batch_folder(out, draw)
     if draw.share.workers > 1:
         draw.finish_share(folder)
     if draw.share.number:
         return
+    write_files(draw.batches(folder), draw.shape, draw.image_labels, out, save_pngs)
+    remove_tree(folder)
+
+
+def write_files(
+    batches: Iterable[np.ndarray],
+    shape: tuple[int, int, int, int],
+    labels: np.ndarray | None,
+    out: str | Path,
+    save_pngs: bool = False,
+) -> None:
+    """Writes the files of `write_images` of images that come from anywhere.
+
+    Args:
+      batches: uint8 (B, H, W, C), in order.
+      shape: (N, H, W, C) of all.
+      labels: int32 (N,), or None.
+    Raises:
+      UserError: the disk is full, or pngs/ holds something else.
+    """
+    out, shown = as_path(out), []
     with _pngs_folder(out / PNGS) if save_pngs else contextlib.nullcontext() as pngs:
-        batches, shape = _with_pictures(draw.batches(folder), shown, pngs), draw.shape
+        batches = _with_pictures(batches, shown, pngs)
         if shape[-1] == 1:
             print("note: samples.npz has the one channel three times, as evaluators need it")
             batches, shape = (np.repeat(batch, 3, axis=-1) for batch in batches), (*shape[:-1], 3)
-        write_samples(out / "samples.npz", batches, shape, draw.image_labels)
+        write_samples(out / "samples.npz", batches, shape, labels)
     write_png(out / "grid.png", image_grid(np.stack(shown)))
-    remove_tree(folder)
 
 
 @contextlib.contextmanager

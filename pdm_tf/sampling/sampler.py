@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -135,6 +135,28 @@ class Sampler:
         Raises:
           UserError: the images do not divide by the replicas, or there are more frames than steps.
         """
+        for done, at in self._parts(seed, indices, labels, frames, CALL_SECONDS):
+            report(done)
+            shown = at[0]
+        return self._joined(shown)
+
+    def sharpening(
+        self, seed: int, indices: Sequence[int], labels: Sequence[int], seconds: float
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """x_theta on the way to the images, bit for bit those of a call; the last one is the images.
+
+        Args:
+          seconds: about how much time passes between two of them, but a step at least.
+        Yields:
+          How many of the `moves` are done, and x_theta, float32 (B, H, W, C).
+        Raises:
+          UserError: the images do not divide by the replicas.
+        """
+        for done, at in self._parts(seed, indices, labels, 1, seconds):
+            yield done, self._joined(at[0])[0]
+
+    def _parts(self, seed, indices, labels, frames: int, seconds: float) -> Iterator[tuple[int, list]]:
+        """Takes all moves, as many at a time as last about so many seconds, and tells after each time."""
         if len(indices) % self.replicas:
             raise UserError(
                 f"a batch of {len(indices)} samples does not divide by {self.replicas} replicas: use one of "
@@ -148,10 +170,9 @@ class Sampler:
             self._together, self._measured_at = 1, (len(indices), frames)
         while done < self.moves:
             end = min(done + self._together, self.moves)
-            at = self._timed_part(numbers, done, end, at)
+            at = self._timed_part(numbers, done, end, at, seconds)
             done = end
-            report(done)
-        return np.concatenate([frames.numpy() for frames in self._local(at[0])], axis=1)
+            yield done, at
 
     def sample(self, seed: tf.Tensor, indices: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """All steps in one graph, for a graph that calls it.
@@ -161,7 +182,9 @@ class Sampler:
         """
         return self._walk(seed, indices, labels).run()[0]
 
-    def _timed_part(self, numbers: Sequence[tf.Tensor], begin: int, end: int, at: list) -> list:
+    def _timed_part(
+        self, numbers: Sequence[tf.Tensor], begin: int, end: int, at: list, seconds: float
+    ) -> list:
         """Takes some of the moves, and decides from their time how many come next."""
         before = time.monotonic()
         mark, at = self._compiled_part(*numbers, tf.constant(begin), tf.constant(end), at)
@@ -169,11 +192,15 @@ class Sampler:
         each = (time.monotonic() - before) / (end - begin)
         self.seconds_per_image = each * self.moves / self._measured_at[0]
         # Growing step by step: the first call was traced, and caches and clocks warm up.
-        self._together = max(1, min(int(CALL_SECONDS / each), 4 * (end - begin)))
+        self._together = max(1, min(int(seconds / each), 4 * (end - begin)))
         return at
 
     def _local(self, values) -> tuple[tf.Tensor, ...]:
         return self.strategy.experimental_local_results(values)
+
+    def _joined(self, frames) -> np.ndarray:
+        """The replicas' shares of frames, as one (frames, B, H, W, C)."""
+        return np.concatenate([share.numpy() for share in self._local(frames)], axis=1)
 
     def _begin_on_replicas(self, seed, indices, labels, frames):
         """`_begin`, each replica on its share of the images."""
