@@ -144,7 +144,7 @@ def load(item: Item, *, packages: Path, size: int) -> Image.Image:
 # --- the data set --------------------------------------------------------------------------------
 
 
-def card(name: str, size: int, count: int, held_out: int, styles: dict[str, dict]) -> str:
+def card(name: str, size: int, count: int, held_out: int, flags: str, styles: dict[str, dict]) -> str:
     """The data set's README: what it is, and whose."""
     rows = [
         f"| `{style}` | [{meta['title']}]({meta['source']}) | [{meta['creator']}]({meta['homepage']})"
@@ -170,7 +170,7 @@ pixels. Who passes these images on names the artists of the CC BY styles, as thi
 
 **How it was made**, from the root of the project, with Node.js:
 
-    python -m data_tools.avatars --size {size} --count {count} --held_out {held_out} --output data/{name}
+    python -m data_tools.avatars{flags} --output data/{name}
 """
 
 
@@ -193,6 +193,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--size={size}: must be in 16..2048")
     if count < 1 or held_out < 0:
         raise UserError("--count must be at least 1, and --held_out at least 0")
+    here = ("input", "output", "workers")  # what differs from machine to machine, and makes no other data
+    flags = [
+        f" --{key} {value}"
+        for key, value in vars(arguments).items()
+        if key not in here and value != parser.get_default(key)
+    ]
     arguments.validation_fraction = held_out / (count + held_out)
     options = convert.options_from(arguments)
     check_node()
@@ -208,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
         " README.md names their artists.",
     )
     convert.convert(items, functools.partial(load, packages=arguments.input, size=size), target, options)
-    atomic_text(options.output / "README.md", card(name, size, count, held_out, styles))
+    atomic_text(options.output / "README.md", card(name, size, count, held_out, "".join(flags), styles))
 
 
 if __name__ == "__main__":
