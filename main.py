@@ -18,7 +18,6 @@ from flags import definitions
 from flags.config import changes
 from flags.definitions import FLAGS
 from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
-from flags.presets import DEFAULT_DATASET
 from flags.words import to_lines
 
 absl_flags.adopt_module_key_flags(definitions)  # --help lists those of the program's own file
@@ -379,16 +378,15 @@ def trained_models(lengths):
 
 
 def trained_folders():
-    """The folders of runs to draw from; before there is a default one, that which ships with the project."""
+    """The folders of runs to draw from; before there is a default one, that which ships for its data set."""
     from pdm_tf.run import PRETRAINED, RunFolder
 
     run_dirs = asked_folders()
-    is_default = FLAGS.run_dir is None and definitions.dataset_name() == DEFAULT_DATASET
-    if is_default and not RunFolder(run_dirs[0]).has_config():
-        print(
-            f"no run in {run_dirs[0]}: using the weights that ship with the project, {PRETRAINED}", flush=True
-        )
-        run_dirs = [PRETRAINED]
+    dataset = definitions.dataset_name()
+    shipped, is_default = PRETRAINED / dataset, FLAGS.run_dir is None and definitions.is_named(dataset)
+    if is_default and RunFolder(shipped).has_config() and not RunFolder(run_dirs[0]).has_config():
+        print(f"no run in {run_dirs[0]}: using the weights that ship with the project, {shipped}", flush=True)
+        run_dirs = [shipped]
     return run_dirs
 
 

@@ -73,8 +73,8 @@ flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _string, _integer, _enum = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
 _define(
     _string, MODES, "dataset", None,
-    "The data set, which also picks the preset: emoji64 (the default), lsun_church, imagenet256, ffhq1024, "
-    "tfds:NAME, or folder:PATH for a data set made by data_tools.",
+    "The data set, which also picks the preset: emoji64 (the default), avatars32 (or 64, 256, 1024), "
+    "lsun_church, imagenet256, ffhq1024, tfds:NAME, or folder:PATH for a data set made by data_tools.",
 )  # fmt: skip
 _define(
     flags.DEFINE_multi_string, MODES, "run_dir", None,

@@ -59,6 +59,11 @@ _ROWS = [
     _Row("ffhq1024",    None,      128, (1, 2, 2, 4, 4, 4), 2, (16, 8),      4,  32,   2e-5, 0.9, 0.98,  5000, 780_000, 0.025, ALL),   # 162,645,344
     # Made for two cores: about a hundred training images a second, and weights that ship as 12 MB of float16.
     _Row("emoji64",     None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,792,672
+    # Drawn faces at any size: a patch grows with the image, and the grid that the trunk works on does not.
+    _Row("avatars32",   None,       64, (2, 2, 2),          1, (8,),         2,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
+    _Row("avatars64",   None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
+    _Row("avatars256",  None,       64, (2, 2, 2),          1, (8,),         8,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
+    _Row("avatars1024", None,       64, (2, 2, 2),          1, (8,),        32,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
 ]
 
 
@@ -85,6 +90,10 @@ _SIZES = {
 
 _DATA = {
     "emoji64":     DataConfig("emoji64", (64, 64, 3), num_classes=9),
+    "avatars32":   DataConfig("avatars32", (32, 32, 3), num_classes=9),
+    "avatars64":   DataConfig("avatars64", (64, 64, 3), num_classes=9),
+    "avatars256":  DataConfig("avatars256", (256, 256, 3), num_classes=9),
+    "avatars1024": DataConfig("avatars1024", (1024, 1024, 3), num_classes=9),
     "lsun_church": DataConfig("lsun_church", (256, 256, 3)),
     "imagenet256": DataConfig("imagenet256", (256, 256, 3), num_classes=1000),
     "ffhq1024":    DataConfig("ffhq1024", (1024, 1024, 3)),
@@ -100,15 +109,13 @@ KEPT_LENGTHS = (0.05, 0.1)
 FAST_SAMPLING = SamplingConfig("dpm_solver", (20,), "logsnr")
 
 # What the paper's experiments have at the config's defaults: its average, 250 ancestral steps, rare previews.
-_EXTRA = {
-    "emoji64": {
-        # 0.99 every 100 steps, the paper's average, would be mostly the first weights for thousands of
-        # steps: a short run averages more often and starts with a low decay that lets them go at once.
-        "training.ema_decay": 0.995, "training.ema_every": 10, "training.ema_warmup": True,
-        "training.eval_every": 1000, "training.sample_every": 1000, "training.checkpoint_every": 1000,
-        "training.ema_lengths": KEPT_LENGTHS, "training.sample_images": 36, "training.score_every": 5000,
-        "sampling": FAST_SAMPLING,
-    },
+_SHORT = {
+    # 0.99 every 100 steps, the paper's average, would be mostly the first weights for thousands of
+    # steps: a short run averages more often and starts with a low decay that lets them go at once.
+    "training.ema_decay": 0.995, "training.ema_every": 10, "training.ema_warmup": True,
+    "training.eval_every": 1000, "training.sample_every": 1000, "training.checkpoint_every": 1000,
+    "training.ema_lengths": KEPT_LENGTHS, "training.sample_images": 36, "training.score_every": 5000,
+    "sampling": FAST_SAMPLING,
 }
 # fmt: on
 
@@ -122,7 +129,7 @@ def preset(
     """The experiment of a named data set.
 
     Args:
-      dataset: "emoji64", "lsun_church", "imagenet256" or "ffhq1024".
+      dataset: a named one, such as "emoji64" or "lsun_church".
       patch_size: chooses between lsun_church's networks of 2, 4 (the default) and 8; elsewhere it replaces
         the preset's own.
       split: "low" (the default) or "high" noise expert of imagenet256; None elsewhere.
@@ -139,7 +146,7 @@ def preset(
         variant = f"P={given['network.patch_size']}"
     if variant not in rows:
         raise UserError(f"{dataset} has no preset for {variant}: the paper's are {', '.join(rows)}")
-    extra = dict(_EXTRA.get(dataset, {}))
+    extra = {} if dataset in PAPERS else dict(_SHORT)
     if patch_size is not None:
         extra["network.patch_size"] = patch_size
     return _from_row(rows[variant], _DATA[dataset]).replace(extra).replace(given)

@@ -15,8 +15,8 @@ from flags.errors import UserError
 from pdm_tf.atomic import atomic_text, sole_writer
 from pdm_tf.paths import as_path, entries
 
-# A run folder that ships with the project: what is sampled before anything has been trained.
-PRETRAINED = Path(__file__).parent / "pretrained" / "emoji64"
+# Run folders that ship with the project, by data set: what is sampled before anything has been trained.
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 SAFETENSORS = ".safetensors"  # the ending of weights for other frameworks, as an export writes them
 

@@ -54,7 +54,7 @@ def denoise(out: str) -> None:
     from pdm_tf.experts import load, read_runs
     from pdm_tf.run import PRETRAINED
 
-    denoiser = load(read_runs(PRETRAINED)).denoiser
+    denoiser = load(read_runs(PRETRAINED / "emoji64")).denoiser
     t = tf.constant([0, 10, 100, 250, 500, 750, 900, 999])
     z = np.random.default_rng(0).standard_normal((8, *denoiser.image_shape)).astype(np.float32)
     x, u = denoiser(tf.constant(z), t, tf.range(8))

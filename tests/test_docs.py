@@ -84,6 +84,7 @@ SMALL = {
     "data_tools.imagenet": ["--workers=1", "--resolution=16", "--classes=2"],
     "data_tools.ffhq": ["--workers=1", "--resolution=32"],
     "data_tools.verify": [],
+    "data_tools.avatars": "needs Node.js; tests/data_tools/test_avatars.py runs it where there is one",
     "benchmarks.unet": ["--batch=1", "--repeats=1"],
     "benchmarks.data_pipeline": ["--sizes", "64", "--seconds=0.2", "--repeats=1", "--workers=1"],
     "benchmarks.memory": ["--networks", "emoji64", "--repeats=1"],

@@ -34,7 +34,7 @@ REFUSED = [
     (["--mode=trian"], "value should be one of"),
     (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
     (["train"], "unexpected argument 'train'"),
-    (["--mode=describe", "--dataset=cifar"], "use emoji64, lsun_church"),
+    (["--mode=describe", "--dataset=cifar"], "use emoji64, avatars32"),
     (["--mode=describe", "--patch_size=5"], "does not divide by patch_size"),
     (["--mode=describe", "--set=training.step=1"], "did you mean training.steps"),
     (["--mode=train", "--dataset=ffhq1024", "--data_dir=/nowhere"], "python -m data_tools.ffhq --input"),

@@ -101,14 +101,32 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)  # where there is no run of the default name
+    shipped = PRETRAINED / "emoji64"
     status, said = sample(capsys, steps=None, out=tmp_path / "plain")
-    assert status == 0 and f"using the weights that ship with the project, {PRETRAINED}" in said
+    assert status == 0 and f"using the weights that ship with the project, {shipped}" in said
     how = {"sampler": "dpm_solver", "spacing": "logsnr", "steps": "20", "guidance": 1.0}
-    assert sample(capsys, run_dir=PRETRAINED, out=tmp_path / "same", **how)[0] == 0
-    assert sample(capsys, run_dir=PRETRAINED, steps=None, spacing="even", out=tmp_path / "other")[0] == 0
+    assert sample(capsys, run_dir=shipped, out=tmp_path / "same", **how)[0] == 0
+    assert sample(capsys, run_dir=shipped, steps=None, spacing="even", out=tmp_path / "other")[0] == 0
     plain, same, other = (pixels(tmp_path / name) for name in ("plain", "same", "other"))
     np.testing.assert_array_equal(plain, same)
     assert plain.std() > 10 and np.any(plain != other)
+
+
+def test_each_data_set_has_its_own_weights_that_ship(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pdm_tf.run.PRETRAINED", tmp_path / "pretrained")
+    write_run(tmp_path / "pretrained" / "avatars32", seed=1)
+    status, said = sample(capsys, dataset="avatars32", out=tmp_path / "shipped")
+    assert status == 0 and "no run in runs/avatars32: using the weights that ship" in said
+    # A run of one's own comes first; a data set without either says what is missing; a folder is no name.
+    write_run(tmp_path / "runs" / "avatars32", seed=2)
+    status, said = sample(capsys, dataset="avatars32", out=tmp_path / "own")
+    assert status == 0 and "that ship" not in said
+    assert np.any(pixels(tmp_path / "shipped") != pixels(tmp_path / "own"))
+    write_run(tmp_path / "pretrained" / "folder:data" / "faces")
+    for other in ("avatars64", "folder:data/faces"):
+        status, said = sample(capsys, dataset=other, out=tmp_path / "none")
+        assert status == 2 and "that ship" not in said
 
 
 def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):

@@ -107,7 +107,7 @@ def test_one_process_writes_at_a_time(tmp_path):
 
 
 def test_the_weights_that_ship_are_a_run():
-    run = RunFolder(PRETRAINED)
+    run = RunFolder(PRETRAINED / "emoji64")
     assert run.config().sampling.sampler == "dpm_solver" and run.newest_weights().exists()
 
 

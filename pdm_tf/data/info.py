@@ -19,7 +19,7 @@ from pdm_tf.paths import as_path, entries, size_of
 from pdm_tf.stack import image_encoding
 
 METADATA = "dataset_info.json"
-EMBEDDED = Path(__file__).absolute().parent / "emoji64"
+EMBEDDED = {name: Path(__file__).absolute().parent / name for name in ("emoji64", "avatars64")}
 
 # name -> (the raw archive, the arguments that make the data set from it)
 SOURCES = {
@@ -35,6 +35,9 @@ SOURCES = {
         "images1024x1024 of FFHQ (or its ffhq-r10.tfrecords)",
         "ffhq --input images1024x1024",
     ),
+    "avatars32": ("nothing (Node.js draws it)", "avatars --size 32 --count 50000 --held_out 5000"),
+    "avatars256": ("nothing (Node.js draws it)", "avatars --size 256 --count 20000 --held_out 2000"),
+    "avatars1024": ("nothing (Node.js draws it)", "avatars --size 1024 --count 5000 --held_out 500"),
 }
 
 
@@ -98,16 +101,16 @@ def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
     """Finds a data set and describes it from its metadata alone.
 
     Args:
-      dataset: `emoji64` (embedded: needs no `data_dir`); `lsun_church`, `imagenet256` or `ffhq1024`, found
-        under `data_dir/<name>`; `tfds:NAME`, where NAME may go on with `/CONFIG` and `:VERSION`, found where
+      dataset: `emoji64` or `avatars64` (embedded: they need no `data_dir`); one of `SOURCES`, found under
+        `data_dir/<name>`; `tfds:NAME`, where NAME may go on with `/CONFIG` and `:VERSION`, found where
         TFDS puts it under `data_dir`; `folder:PATH`.
       data_dir: folder of the named data sets.
     Raises:
       UserError: unknown name, missing data (says how to make them), or unusable metadata.
     """
     kind, _, rest = dataset.partition(":")
-    if dataset == "emoji64":
-        return describe_directory(EMBEDDED, name=dataset)
+    if dataset in EMBEDDED:
+        return describe_directory(EMBEDDED[dataset], name=dataset)
     if dataset in SOURCES:
         return describe_directory(_named_directory(dataset, as_path(data_dir)), name=dataset)
     if kind == "tfds" and rest:
@@ -120,7 +123,7 @@ def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
                 f" python -m data_tools.image_folder --input IMAGES --output {rest}"
             )
         return describe_directory(found)
-    known = ", ".join(["emoji64", *SOURCES, "tfds:NAME", "folder:PATH"])
+    known = ", ".join([*EMBEDDED, *SOURCES, "tfds:NAME", "folder:PATH"])
     raise UserError(f"unknown data set {dataset!r}; write one of {known}")
 
 

@@ -150,7 +150,7 @@ def of_split(
     batches = labelled_batches(info, split, BATCH, image_shape)
     key = json.dumps([what, _origin(detector), keep, "label_counts"], sort_keys=True)
     name = f"{split}-{detector.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    beside = [] if info.directory == EMBEDDED else [info.directory]
+    beside = [] if info.directory in EMBEDDED.values() else [info.directory]
     files = [folder / FOLDER / name for folder in (*beside, Path(cache or CACHE).expanduser())]
     for file in files:
         if file.exists():

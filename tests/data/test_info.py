@@ -64,7 +64,7 @@ def test_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar", "tfds:", "folder:", "", "url:x"])
 def test_unknown_names(name):
-    with pytest.raises(UserError, match=r"unknown data set.*emoji64, lsun_church"):
+    with pytest.raises(UserError, match=r"unknown data set.*emoji64, avatars64, lsun_church"):
         find_dataset(name, "data")
 
 

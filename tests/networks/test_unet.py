@@ -37,7 +37,7 @@ def test_the_measured_network_of_the_design_has_its_count():
 
 def test_names_and_shapes_are_those_of_the_weights_that_ship():
     variables = build_network(preset("emoji64")).trainable_variables
-    with np.load(next((PRETRAINED / "ema").glob("*.npz"))) as file:
+    with np.load(next((PRETRAINED / "emoji64" / "ema").glob("*.npz"))) as file:
         shapes = {name: file[name].shape for name in file.files}
     # The order too: an optimizer's state and a checkpoint's averages follow it.
     assert list(shapes.items()) == [(n, tuple(v.shape)) for n, v in zip(variable_names(variables), variables)]

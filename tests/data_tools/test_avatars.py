@@ -1,0 +1,203 @@
+"""Faces drawn by Node.js, and those that ship. Where there is no Node.js, what needs it is skipped."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data_tools import avatars, verify
+from data_tools.shards import Item
+from flags.errors import EXIT_DONE, UserError
+from pdm_tf.data import describe_directory, find_dataset
+from pdm_tf.images import decode
+from tests.data_tools.conversions import hashes, run_tool
+
+
+@pytest.fixture(scope="module")
+def packages():
+    """The tool's own: fetched once for all."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("needs Node.js and npm")
+    try:
+        avatars.check_node()
+        avatars.install(avatars.CACHE)
+    except UserError as error:
+        pytest.skip(f"needs Node.js and what npm fetches: {error}")
+    return avatars.CACHE
+
+
+def small(output, *more):
+    """The arguments for 50 small faces, in several shards."""
+    flags = ("--size", "32", "--count", "45", "--held_out", "5", "--workers", "2", "--shard_mb", "0.01")
+    return [*flags, "--output", str(output), *more]
+
+
+def encoded(info):
+    """Split -> the encoded images and the labels, in the order of the shards."""
+    found = {}
+    for name, split in info.splits.items():
+        found[name] = []
+        for shard in split.shards:
+            for record in tf.compat.v1.io.tf_record_iterator(str(shard)):
+                feature = tf.train.Example.FromString(record).features.feature
+                image, label = feature["image"].bytes_list, feature["label"].int64_list
+                found[name].append((image.value[0], label.value[0]))
+    return found
+
+
+def pixels(item, packages, size):
+    return np.asarray(avatars.load(item, packages=packages, size=size), np.float32)
+
+
+def test_a_small_set(tmp_path, packages):
+    avatars.main(small(tmp_path / "set"))
+    info = describe_directory(tmp_path / "set")
+    assert info.name == "avatars32" and info.image_shape == (32, 32, 3)
+    assert info.label_names == avatars.STYLES and info.num_examples == {"train": 45, "validation": 5}
+    assert verify.verify(tmp_path / "set", decode=True) == []
+    found = encoded(info)
+    images, labels = zip(*found["train"], *found["validation"])
+    assert len(set(images)) == 50 and sorted(np.bincount(labels)) == [5] * 4 + [6] * 5
+    _, styles = avatars.list_items(packages, 9)
+    card = (tmp_path / "set" / "README.md").read_text()
+    for style, meta in styles.items():
+        (row,) = [line for line in card.splitlines() if line.startswith(f"| `{style}`")]
+        assert meta["creator"] in row and meta["license"]["url"] in row
+        assert meta["license"]["name"] in ("CC0 1.0", "CC BY 4.0")
+    assert "avatars --size 32 --count 45 --held_out 5 --shard_mb 0.01 --output" in card
+
+
+def test_a_face_is_a_function_of_its_name_at_any_size(packages):
+    faces = [Item(f"{style}/{number}", None) for style in avatars.STYLES for number in (0, 1)]
+    small, large = ([pixels(face, packages, size) for face in faces] for size in (32, 128))
+    avatars._drawer.cache_clear()  # and of no process
+    for face, image in zip(faces, large):
+        assert np.array_equal(pixels(face, packages, 128), image)
+    shrunk = [image.reshape(32, 4, 32, 4, 3).mean((1, 3)) for image in large]
+    apart = np.array([[np.abs(a - b).mean() for a in small] for b in shrunk])
+    # Drawn small, or drawn large and shrunk: the same face, and no other's.
+    assert (apart.argmin(1) == np.arange(len(faces))).all() and apart.diagonal().max() < 4
+
+
+def test_more_faces_are_the_same_ones_and_others_and_none_twice(packages):
+    few, many = ({item.name for item in avatars.list_items(packages, count)[0]} for count in (90, 6840))
+    assert few < many and len(many) == 6840
+    # Of open-peeps' first 759 numbers, the last draws what another has drawn.
+    assert "open-peeps/757" in many and "open-peeps/758" not in many
+    earlier = {pixels(Item(f"open-peeps/{number}", None), packages, 16).tobytes() for number in range(758)}
+    assert len(earlier) == 758
+    assert pixels(Item("open-peeps/758", None), packages, 16).tobytes() in earlier
+
+
+def test_the_set_that_ships_is_what_the_tool_draws(packages):
+    info = find_dataset("avatars64", "")
+    items, _ = avatars.list_items(packages, sum(info.num_examples.values()))
+    random.Random(0).shuffle(items)
+    for (image, label), item in zip(encoded(info)["validation"][:20], items):
+        drawn = avatars.load(item, packages=packages, size=64)
+        assert item.label == label and np.array_equal(np.asarray(decode(image)), np.asarray(drawn)), item.name
+
+
+def test_the_set_that_ships_needs_no_node(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    info = find_dataset("avatars64", "")
+    assert info.num_examples == {"train": 4000, "validation": 400} and info.label_names == avatars.STYLES
+    found = encoded(info)
+    assert len({image for split in found.values() for image, _ in split}) == 4400
+    assert verify.verify(info.directory, decode=True) == []
+    assert sum(path.stat().st_size for path in info.directory.iterdir()) < 10e6
+
+
+@pytest.mark.slow
+def test_kill_9_and_run_again_gives_the_same_bytes(tmp_path, packages):
+    more = ["--size", "128", "--count", "200", "--shard_mb", "0.1"]
+    process = subprocess.Popen([sys.executable, "-m", "data_tools.avatars", *small(tmp_path / "a", *more)])
+    try:
+        end = time.monotonic() + 50
+        while time.monotonic() < end and len(list((tmp_path / "a").glob("avatars*"))) < 4:
+            time.sleep(0.05)
+        assert process.poll() is None, "finished before it could be killed"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("avatars*")}
+    assert len(kept) >= 4
+    again = run_tool("avatars", *small(tmp_path / "a", *more))
+    assert again.returncode == EXIT_DONE, again.stderr
+    avatars.main(small(tmp_path / "b", *more))
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+# --- without what it needs -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The only programs there are: each a line of shell."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    def add(name, line):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    return add
+
+
+def test_without_node_or_npm_or_the_network(tmp_path, programs):
+    arguments = small(tmp_path / "set", "--packages", str(tmp_path / "packages"))
+    with pytest.raises(UserError, match=r"there is no node here: install it \(https://nodejs.org"):
+        avatars.main(arguments)
+    programs("node", "echo v16.20.2")
+    with pytest.raises(UserError, match=r"needs Node.js 18 or newer, and this is v16.20.2"):
+        avatars.main(arguments)
+    programs("node", "echo v20.20.2")
+    with pytest.raises(UserError, match=r"there is no npm here"):
+        avatars.main(arguments)
+    programs("npm", "echo 'npm error network request failed' >&2; exit 1")
+    with pytest.raises(UserError, match=r"npm failed \(npm error network request failed\); mend that"):
+        avatars.main(arguments)
+    assert not (tmp_path / "packages").exists() and not (tmp_path / "set").exists()
+
+
+def test_packages_of_another_version_are_not_drawn_with(tmp_path):
+    (tmp_path / "package.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds something else than this version's packages"):
+        avatars.install(tmp_path)
+
+
+def test_node_ends_while_it_draws(packages):
+    face = Item("lorelei/1", None)
+    avatars._drawer.cache_clear()
+    assert isinstance(avatars.load(face, packages=packages, size=16), Image.Image)
+    drawer = avatars._drawer(packages, 16)
+    drawer.kill()
+    drawer.wait()
+    with pytest.raises(UserError, match=r"Node.js ended while it drew lorelei/1"):
+        avatars.load(face, packages=packages, size=16)
+    avatars._drawer.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--validation_fraction", "0.1"], r"--validation_fraction: .* with --held_out"),
+        (["--size", "8"], r"--size=8: must be in 16..2048"),
+        (["--count", "0"], r"--count must be at least 1"),
+        (["--held_out", "-1"], r"--held_out at least 0"),
+    ],
+)
+def test_flags_that_cannot_be(tmp_path, more, said):
+    with pytest.raises(UserError, match=said):
+        avatars.main(small(tmp_path / "set", *more))
