@@ -159,12 +159,16 @@ def device_days(model: Model) -> float | None:
     return days
 
 
+def as_texts(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The titles of a table's columns, and its lines; errors stand behind numbers."""
+    names = dict.fromkeys(name for row in rows.values() for name in row if not name.endswith(ERRORS))
+    cells = [[title, *(_cell(row, name) for name in names)] for title, row in rows.items()]
+    return ["", *(name.replace("_", " ") if name.islower() else name for name in names)], cells
+
+
 def draw_table(found: Findings, path: str | os.PathLike) -> None:
-    """The rows as a table; errors stand behind numbers."""
-    rows = found.numbers["rows"]
-    columns = dict.fromkeys(name for row in rows.values() for name in row if not name.endswith(ERRORS))
-    cells = [[name, *(_cell(row, column) for column in columns)] for name, row in rows.items()]
-    plots.table(path, ["", *(name.replace("_", " ") if name.islower() else name for name in columns)], cells)
+    """The rows as a table."""
+    plots.table(path, *as_texts(found.numbers["rows"]))
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
