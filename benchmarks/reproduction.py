@@ -31,7 +31,7 @@ from pdm_tf.analysis.tables import as_texts
 from pdm_tf.run import PRETRAINED, RunFolder, training_seconds
 
 ROOT = Path(__file__).parents[1]
-PAGE, PICTURES = ROOT / "REPRODUCTION.md", ROOT / "docs" / "reproduction"
+PICTURES = "docs/reproduction"  # beside the page
 AVATARS, PHOTOGRAPHS = "avatars32", "fashion_mnist32"
 
 
@@ -299,6 +299,7 @@ class Reproduction:
     def __init__(self, options: argparse.Namespace, execute: Callable[[Sequence[str]], None] = by_main):
         self.options, self.execute = options, execute
         self.done = options.out / "done.jsonl"
+        self.pictures = options.page.parent / PICTURES
 
     def folder(self, run: Run) -> RunFolder:
         """Where a run lies."""
@@ -357,9 +358,9 @@ class Reproduction:
         which = [f"--what={figure.what}", *folders, *data, *figure.arguments]
         self.once(runs, ["--mode=analyze", *which, f"--out={out}"])
         if not self.options.list:
-            PICTURES.mkdir(parents=True, exist_ok=True)
+            self.pictures.mkdir(parents=True, exist_ok=True)
             for ending in ("png", "json"):
-                shutil.copyfile(out / f"{figure.what}.{ending}", PICTURES / f"{name}.{ending}")
+                shutil.copyfile(out / f"{figure.what}.{ending}", self.pictures / f"{name}.{ending}")
 
     def once(self, runs: Sequence[Run], arguments: Sequence[str]) -> None:
         """Executes a command unless it has been with the weights that its runs have now."""
@@ -392,9 +393,9 @@ class Reproduction:
 
     def part(self, name: str) -> str:
         """What the page says of a figure, in Markdown, made of its numbers."""
-        figure, numbers = FIGURES[name], json.loads((PICTURES / f"{name}.json").read_text())
+        figure, numbers = FIGURES[name], json.loads((self.pictures / f"{name}.json").read_text())
         rows = numbers.get("rows") if figure.what.startswith("table") else None
-        shown = markdown(*as_texts(rows)) if rows else f"![{name}](docs/reproduction/{name}.png)"
+        shown = markdown(*as_texts(rows)) if rows else f"![{name}]({PICTURES}/{name}.png)"
         claims = figure.claims(numbers)
         judged = markdown(["the paper", "here", ""], [[*claim[:2], HOLDS[claim.holds]] for claim in claims])
         return "\n\n".join([shown, numbers["sentence"], *([judged] if claims else []), self.about(name)])
@@ -403,16 +404,17 @@ class Reproduction:
         """The command, runs, seeds and hours of a figure."""
         figure, runs = FIGURES[name], FIGURES[name].runs(self.options.seeds)
         command = f"`python -m benchmarks.reproduction --only {name}`"
-        numbers = f"[numbers](docs/reproduction/{name}.json)"
+        numbers = f"[numbers]({PICTURES}/{name}.json)"
         if not runs:
             return f"{command}: of the weights that ship; {numbers}."
         batch = SHARED["training.batch_size"]
         hours = sum(training_seconds(self.folder(run).metrics(), batch) for run in runs) / 3600
         lengths = " or ".join(f"{length:,}" for length in sorted({self.steps_done(run) for run in runs}))
-        seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+        seeds = sorted({run.seed for run in runs})
+        seeds = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         return (
             f"{command}: {len(runs)} runs on `{figure.data}` of {lengths} steps of {batch} images, "
-            f"seeds {seeds}, {hours:.2f} hours of training; {numbers}."
+            f"{seeds}, {hours:.2f} hours of training; {numbers}."
         )
 
 
@@ -443,7 +445,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of a run, in batches of 32")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num_samples", type=int, default=500, help="of an evaluation")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=Path, default=ROOT / "REPRODUCTION.md")
     parser.add_argument("--list", action="store_true", help="only print the commands of main.py")
     options = parser.parse_args()
     if options.list:
