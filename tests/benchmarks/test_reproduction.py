@@ -9,7 +9,9 @@ import time
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
+import main
 from benchmarks import journal, reproduction
 from benchmarks.reproduction import FIGURES, HOLDS, NETWORKS, WAYS, Reproduction, write_part
 from flags.config import ANALYSES, DataConfig, parse_settings, validate
@@ -20,7 +22,6 @@ from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
 from tests.data import fixtures
-from tests.in_process import run_mode
 
 FOUND = {
     "fig4": {"energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 30.0}, "sentence": "Noise."},
@@ -75,25 +76,25 @@ def options(tmp_path):
 
 
 def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
-    main = FakeMain()
-    main.stop_at = 9
+    fake = FakeMain()
+    fake.stop_at = 9
     with pytest.raises(KeyboardInterrupt):
-        Reproduction(options, main).make()
-    main.stop_at = None
-    Reproduction(options, main).make()
+        Reproduction(options, fake).make()
+    fake.stop_at = None
+    Reproduction(options, fake).make()
     # Three patch sizes for two seeds, and the eps-network of Fig. 4; six evaluations; two figures.
-    assert main.modes() == ["train"] * 7 + ["evaluate"] * 6 + ["analyze"] * 2
-    seeds = [command[2][-1] for command in main.commands[:7]]
+    assert fake.modes() == ["train"] * 7 + ["evaluate"] * 6 + ["analyze"] * 2
+    seeds = [command[2][-1] for command in fake.commands[:7]]
     assert seeds == sorted(seeds)  # whole pages of few seeds first
     page = options.page.read_text()
     assert "stale" not in page and page.startswith("Before.\n") and "\nBetween.\n" in page
     assert "| x, P=4 | 4 | 40 | 20 ± 1 |" in page
     assert "seeds 0, 1" in page and "100 steps of 32 images" in page and "0.67 hours" in page
-    Reproduction(options, main).make()
-    assert len(main.commands) == 15 and options.page.read_text() == page
+    Reproduction(options, fake).make()
+    assert len(fake.commands) == 15 and options.page.read_text() == page
     options.steps, options.only = 200, ["fig4"]
-    Reproduction(options, main).make()
-    assert main.modes()[15:] == ["train", "train", "analyze"]
+    Reproduction(options, fake).make()
+    assert fake.modes()[15:] == ["train", "train", "analyze"]
 
 
 def test_commands_are_shown_without_doing_anything(options):
@@ -201,20 +202,16 @@ def test_a_command_s_end_is_the_program_s_and_signals_are_passed_on(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_figure_from_nothing_with_the_real_program(options, tmp_path, capsys):
+def test_a_figure_from_nothing_with_the_real_program(options, tmp_path):
     records = [fixtures.example(fixtures.encode(fixtures.natural_image(n, 32, 32)), n % 2) for n in range(32)]
     fixtures.write_shards(tmp_path / "avatars32", [records], shape=(32, 32, 3), classes=2)
 
-    def main(arguments):
-        flags = dict(argument[2:].split("=", 1) for argument in arguments if "--set=" not in argument)
-        settings = [argument.removeprefix("--set=") for argument in arguments if "--set=" in argument]
-        folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("--run_dir=")]
-        for name in ("seed", "train_steps", "patch_size"):
-            flags |= {name: int(flags[name])} if name in flags else {}
-        status, said = run_mode(capsys, **{**flags, "run_dir": folders, "set": settings})
-        assert status == 0, said
+    def by_main(arguments):
+        with flagsaver.flagsaver():
+            main.parse_flags(["main.py", *arguments])
+            main.one_mode()
 
     options.only, options.steps = ["fig4"], 4
-    Reproduction(options, main).make()
+    Reproduction(options, by_main).make()
     assert "gradient energy over that of x*" in options.page.read_text()
     assert (tmp_path / "docs/reproduction/fig4.png").read_bytes()[:4] == b"\x89PNG"
