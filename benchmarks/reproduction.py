@@ -387,13 +387,28 @@ class Reproduction:
         if not self.options.list:
             for name in figures:
                 write_part(self.options.page, name, self.part(name))
+            write_part(self.options.page, "summary", self.summary())
             print(f"wrote {', '.join(figures)} of {self.options.page}")
 
     # --- The page -----------------------------------------------------------------------------------
 
+    def numbers(self, name: str) -> dict[str, Any]:
+        """A figure's."""
+        return json.loads((self.pictures / f"{name}.json").read_text())
+
+    def summary(self) -> str:
+        """How many of the paper's findings hold in all the figures that are there, and which do not."""
+        made = [name for name in FIGURES if (self.pictures / f"{name}.json").exists()]
+        judged = [(name, claim) for name in made for claim in FIGURES[name].claims(self.numbers(name))]
+        judged = [(name, claim) for name, claim in judged if claim.holds is not None]
+        others = [f"- `{name}`: {claim.paper}; {claim.here}" for name, claim in judged if not claim.holds]
+        held = len(judged) - len(others)
+        said = f"**Of {len(judged)} findings of the paper that can be looked at here, {held} hold.**"
+        return "\n".join([said, *(["These do not:", "", *others] if others else [])])
+
     def part(self, name: str) -> str:
         """What the page says of a figure, in Markdown, made of its numbers."""
-        figure, numbers = FIGURES[name], json.loads((self.pictures / f"{name}.json").read_text())
+        figure, numbers = FIGURES[name], self.numbers(name)
         rows = numbers.get("rows") if figure.what.startswith("table") else None
         shown = markdown(*as_texts(rows)) if rows else f"![{name}]({PICTURES}/{name}.png)"
         claims = figure.claims(numbers)

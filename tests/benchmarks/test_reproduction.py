@@ -66,9 +66,8 @@ class FakeMain:
 @pytest.fixture
 def options(tmp_path):
     page = tmp_path / "PAGE.md"
-    page.write_text(
-        "Before.\n<!-- fig4 -->\nstale\n<!-- /fig4 -->\nBetween.\n<!-- table1 -->\n<!-- /table1 -->\n"
-    )
+    marks = {name: f"<!-- {name} -->\nstale\n<!-- /{name} -->\n" for name in ("summary", "fig4", "table1")}
+    page.write_text("Before.\n" + marks["summary"] + marks["fig4"] + "Between.\n" + marks["table1"])
     return argparse.Namespace(
         out=tmp_path, data_dir=tmp_path, only=["table1", "fig4"], steps=100, seeds=2, num_samples=8,
         page=page, list=False,
@@ -88,7 +87,7 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
     assert seeds == sorted(seeds)  # whole pages of few seeds first
     page = options.page.read_text()
     assert "stale" not in page and page.startswith("Before.\n") and "\nBetween.\n" in page
-    assert "| x, P=4 | 4 | 40 | 20 ± 1 |" in page
+    assert "| x, P=4 | 4 | 40 | 20 ± 1 |" in page and "Of 3 findings" in page and "3 hold" in page
     assert "seeds 0, 1" in page and "100 steps of 32 images" in page and "0.67 hours" in page
     Reproduction(options, fake).make()
     assert len(fake.commands) == 15 and options.page.read_text() == page
@@ -110,7 +109,7 @@ def test_every_figure_has_runs_and_every_analysis_a_figure():
     used = {one for figure in FIGURES.values() for one in figure.runs(1)}
     assert used == set(WAYS)
     page = (reproduction.ROOT / "REPRODUCTION.md").read_text()
-    for name in FIGURES:
+    for name in ("summary", *FIGURES):
         assert f"<!-- {name} -->\n" in page and f"<!-- /{name} -->" in page
 
 
@@ -156,6 +155,15 @@ def test_what_is_said_of_numbers(what, numbers, holds):
     claims = FIGURES[what].claims(numbers)
     assert [claim.holds for claim in claims] == holds
     assert all(claim.paper and claim.here and claim.holds in HOLDS for claim in claims)
+
+
+def test_what_does_not_hold_is_said_first(options):
+    reproduction_of = Reproduction(options, FakeMain())
+    reproduction_of.make()
+    numbers = {**FOUND["fig4"], "energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 1.2}}
+    (reproduction_of.pictures / "fig4.json").write_text(json.dumps(numbers))
+    said = reproduction_of.summary()
+    assert "Of 3 findings" in said and "2 hold" in said and "- `fig4`: eps-prediction leaves noise" in said
 
 
 def test_a_page_without_marks_is_refused(tmp_path):
