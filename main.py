@@ -248,7 +248,7 @@ def analyze():
         models.append(Model(runs, config, places))
     labels = definitions.sampling_labels(models[0].config)
     info, count = trained_data(models[0].config.data), definitions.num_samples()
-    how_much = (FLAGS.seed or 0, count, FLAGS.sample_batch_size, labels, FLAGS.memory_gib)
+    how_much = (FLAGS.seed or 0, count, definitions.sample_batch_size(count), labels, FLAGS.memory_gib)
     subject = Subject(models, info, *how_much)
     report(FLAGS.what, subject, out_dir())
 

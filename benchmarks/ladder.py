@@ -16,7 +16,6 @@ beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import journal
 from flags.config import Config, DiffusionConfig, validate
 from flags.presets import preset
 from pdm_tf import data
@@ -163,10 +163,8 @@ def spikes(norms: list[float]) -> int:
 def read(path: Path, chosen: dict) -> dict[int, dict[int, dict]]:
     """Rung -> seed -> run, of the lines that were made with what is `chosen`."""
     found = defaultdict(dict)
-    for line in path.read_text().splitlines() if path.exists() else ():
-        run = json.loads(line)
-        if chosen.items() <= run.items():
-            found[run["rung"]][run["seed"]] = run
+    for run in journal.entries(path, chosen):
+        found[run["rung"]][run["seed"]] = run
     return found
 
 
@@ -252,8 +250,7 @@ def main() -> None:
             trainer = Trainer(config, train, held_out) if seeds else None
             for seed in seeds:
                 run = {"rung": rung, "seed": seed, **chosen, **trainer.run(seed, arguments.steps)}
-                with open(results, "a") as file:
-                    file.write(json.dumps(run) + "\n")
+                journal.add(results, run)
                 print(
                     f"rung {rung}, seed {seed}: held-out loss {run['held_out']:.4g}, "
                     f"{spikes(run['gradient_norm'])} spikes, {run['skipped']} skipped, {run['seconds']} s",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "REPRODUCTION.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a span of code begins with that is a command, beside the interpreters and pips of some environment.
 PROGRAMS = {"make", "pytest", "uv", "tfds", "tensorboard", "docker", "apt", "npm", "git", "."}
 PROGRAMS |= {"sh", "bash", "curl", "gcloud", "gsutil", "jupyter", "pyenv", "kubectl"}

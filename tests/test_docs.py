@@ -93,6 +93,8 @@ SMALL = {
     "benchmarks.distances": ["--count=200", "--dimension=16"],
     "benchmarks.sizes": ["--sizes", "tiny", "--sides", "32", "--batch=1", "--steps=1"],
     "benchmarks.ladder": ["--rungs", "1", "--seeds=1", "--steps=2"],
+    "benchmarks.reproduction": "hours; tests/benchmarks/test_reproduction.py makes a figure with it",
+    "data_tools.fashion_mnist": "needs a Debian package; tests/data_tools/test_tools.py makes such files",
     "benchmarks.peers": "needs torch, in an environment of its own",
     "tests.training.kill_and_resume": "tests/training/test_kill.py runs it",
 }

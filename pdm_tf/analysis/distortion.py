@@ -10,7 +10,6 @@ import numpy as np
 from pdm_tf import plots
 from pdm_tf.analysis.subject import Answers, Findings, Subject, noisy
 from pdm_tf.data import held_out_split
-from pdm_tf.diffusion.schedules import NoiseSchedule
 from pdm_tf.progress import bar
 
 TIMES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # parts of the process
@@ -21,52 +20,76 @@ OPTIMUM = "x*"
 def distortion(subject: Subject) -> Findings:
     """RMSE of each model on held-out images, if there are any, and on training images beside x*'s.
 
+    Several seeds of a model are one: their mean, with their deviation for its error.
+
     x* is that of the training images, so in the mean over all of them nothing is better. On held-out images
     it is no bound: at little noise it answers with a training image.
     """
     splits = {"train": "train", "held_out": held_out_split(subject.info)}
     optimum = subject.optimum()
     t = [round(part * (len(optimum.schedule) - 1)) for part in TIMES]
-    answers = {name: Answers(model.denoiser, subject.batch_size) for name, model in subject.titles.items()}
-    denoisers = {**answers, OPTIMUM: Answers(optimum, subject.batch_size)}
-    numbers = {"t": t, "splits": {}}
+    denoisers = {name: [one.denoiser for one in models] for name, models in subject.groups.items()}
+    denoisers[OPTIMUM] = [optimum]
+    answers = {
+        name: [Answers(denoiser, subject.batch_size) for denoiser in own] for name, own in denoisers.items()
+    }
+    numbers = {"t": t, "seeds": {name: len(own) for name, own in subject.groups.items()}, "splits": {}}
     for kind, split in splits.items():
         if split:
-            squared = _squared_errors(subject, denoisers, optimum.schedule, split, t)
+            squared = _squared_errors(subject, answers, split, t)
             numbers["splits"][kind] = _of_split(squared, subject)
     return Findings(numbers, _sentence(numbers, subject))
 
 
 def _squared_errors(
-    subject: Subject, denoisers: dict[str, Answers], schedule: NoiseSchedule, split: str, t: Sequence[int]
+    subject: Subject, answers: dict[str, list[Answers]], split: str, t: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Mean squared error of each denoiser, at each t, on each image: name -> (T, N)."""
+    """Mean squared error of each seed of each denoiser, at each t, on each image: name -> (S, T, N)."""
     images, labels = subject.examples(split)
-    found = {name: [] for name in denoisers}
+    found = {name: [[] for _ in own] for name, own in answers.items()}
     for at in bar(t, desc=f"fig2, {split}", unit="t"):
-        z = noisy(denoisers[OPTIMUM].denoiser, images, at, subject.seed)
-        for name, answer in denoisers.items():
-            found[name].append(np.mean(np.square(answer(z, at, labels) - images), axis=(1, 2, 3)))
+        z = noisy(answers[OPTIMUM][0].denoiser, images, at, subject.seed)
+        for name, own in answers.items():
+            for seed, answer in enumerate(own):
+                errors = np.mean(np.square(answer(z, at, labels) - images), axis=(1, 2, 3))
+                found[name][seed].append(errors)
     return {name: np.array(values, np.float64) for name, values in found.items()}
 
 
 def _of_split(squared: dict[str, np.ndarray], subject: Subject) -> dict:
-    """RMSE of each denoiser and its ratios, with standard errors over images."""
+    """RMSE of each denoiser and its ratios, with their errors."""
     base = smallest(subject)
-    names, result = list(subject.titles), {"images": squared[OPTIMUM].shape[1], "rmse": {}, "rmse error": {}}
+    names, result = list(subject.groups), {"images": squared[OPTIMUM].shape[2], "rmse": {}, "rmse error": {}}
     for name, values in squared.items():
-        result["rmse"][name], result["rmse error"][name] = _with_error(values, None)
+        result["rmse"][name], result["rmse error"][name] = _over_seeds(values, None)
     ratios = {f"{name} over {base}": (name, base) for name in names if name != base}
     ratios |= {f"{name} over {OPTIMUM}": (name, OPTIMUM) for name in names}
     result["ratio"], result["ratio error"] = {}, {}
     for title, (above, below) in ratios.items():
-        result["ratio"][title], result["ratio error"][title] = _with_error(squared[above], squared[below])
+        found = _over_seeds(squared[above], squared[below].mean(axis=0))
+        result["ratio"][title], result["ratio error"][title] = found
     return result
 
 
 def smallest(subject: Subject) -> str:
-    """The model of the smallest P."""
-    return min(subject.titles, key=lambda name: subject.titles[name].patch_size)
+    """The group of the smallest P."""
+    return min(subject.groups, key=lambda name: subject.groups[name][0].patch_size)
+
+
+def _over_seeds(above: np.ndarray, below: np.ndarray | None) -> tuple[list, list]:
+    """sqrt(mean above / mean below) at each t and its error, of (S, T, N) and (T, N).
+
+    Of several seeds the mean over them and their deviation.
+    """
+    found = [_with_error(own, below) for own in above]
+    if len(found) == 1:
+        return found[0]
+    values, errors = [], []
+    for own in zip(*(ratios for ratios, _ in found)):
+        known = None not in own
+        values.append(float(np.mean(own)) if known else None)
+        errors.append(float(np.std(own, ddof=1)) if known else None)
+    return values, errors
 
 
 def _with_error(above: np.ndarray, below: np.ndarray | None) -> tuple[list, list]:

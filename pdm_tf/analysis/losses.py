@@ -24,34 +24,16 @@ def losses(subject: Subject) -> Findings:
     Raises:
       UserError: a run has no log.
     """
-    groups: dict[str, list[Model]] = {}
-    for model in subject.models:
-        groups.setdefault(_identity(model), []).append(model)
-    names = {_identity(model): name for name, model in reversed(subject.titles.items())}
     weightings = {model.config.diffusion.loss_weighting for model in subject.models}
     kinds = ["mse", *(["simple_loss"] if len(weightings) == 1 else [])]
     numbers = {"weightings": sorted(weightings), "curves": {}}
-    for identity, models in groups.items():
+    for name, models in subject.groups.items():
         logs = [_log_of(model) for model in models]
-        numbers["curves"][_short(names[identity], groups)] = {
+        numbers["curves"][name] = {
             "seeds": [model.config.seed for model in models],
             **{kind: _mean_curve([log[kind] for log in logs]) for kind in kinds},
         }
     return Findings(numbers, _sentence(numbers))
-
-
-def _short(name: str, groups: dict) -> str:
-    """A curve's title: without the run's folder where it tells nothing that the rest does not."""
-    first = name.split(", ")[:2]
-    alike = [one for models in groups.values() for one in models[:1]]
-    shared = sum([one.config.diffusion.prediction, f"P={one.patch_size}"] == first for one in alike)
-    return ", ".join(first) if shared == 1 else name
-
-
-def _identity(model: Model) -> str:
-    """All that makes two runs other than two seeds of one."""
-    config = model.runs[0].config
-    return config.replace({"seed": 0, "training.steps": 1, "sampling": model.config.sampling}).to_json()
 
 
 def _log_of(model: Model) -> dict[str, np.ndarray]:

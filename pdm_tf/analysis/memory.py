@@ -28,45 +28,51 @@ TOLERANCE = 16  # the largest batch is found to a part of this
 
 
 def memory(subject: Subject) -> Findings:
-    """The largest batch of the run's network with its own P, and with P = 1 (a P of 1: with P = 4).
+    """The largest batch of each model; of a single one that of its network with its own P, and with P = 1
+    (a P of 1: with P = 4).
 
     Each peak is that of one train step, float32, in a process of its own: the allocator's on a GPU, else the
     whole process's resident memory.
     """
-    config, limit = subject.models[0].config, subject.memory_gib * 1024
-    own = config.network.patch_size
-    rows = {}
-    for patch_size in (own, 4 if own == 1 else 1):
-        changed = validate(config.replace({"network.patch_size": patch_size, "training.grad_accum": 1}))
-        with bar(desc=f"memory, P={patch_size}", unit="process") as shown:
+    limit, rows = subject.memory_gib * 1024, {}
+    for name, config in _compared(subject).items():
+        config = validate(config.replace({"training.grad_accum": 1}))
+        with bar(desc=f"memory, {name}", unit="process") as shown:
 
-            def peak(batch: int, changed=changed, shown=shown) -> float:
-                found = peak_in_child(changed.replace({"training.batch_size": batch}))
+            def peak(batch: int, config=config, shown=shown) -> float:
+                found = peak_in_child(config.replace({"training.batch_size": batch}))
                 shown.update()
                 return found
 
             largest, peaks = largest_batch(peak, limit)
         whole = {batch: value for batch, value in peaks.items() if math.isfinite(value)}
-        rows[str(patch_size)] = {
+        rows[name] = {
+            "patch_size": config.network.patch_size,
             "largest_batch": largest,
             "peak_mebibytes": {str(batch): value for batch, value in sorted(whole.items())},
             "mebibytes_per_image": float(np.polyfit(list(whole), list(whole.values()), 1)[0]),
         }
-    return Findings({"limit_mebibytes": limit, "patch_sizes": rows}, _sentence(rows, subject.memory_gib))
+    return Findings({"limit_mebibytes": limit, "rows": rows}, _sentence(rows, subject.memory_gib))
+
+
+def _compared(subject: Subject) -> dict[str, Config]:
+    """What is measured, by its name."""
+    configs = {name: models[0].config for name, models in subject.groups.items()}
+    if len(configs) > 1:
+        return configs
+    ((name, config),) = configs.items()
+    other = 4 if config.network.patch_size == 1 else 1
+    return {name: config, f"the same with P={other}": config.replace({"network.patch_size": other})}
 
 
 def _sentence(rows: dict, gib: float) -> str:
-    large, small = sorted(rows, key=int, reverse=True)
-    above, below = (rows[patch_size] for patch_size in (large, small))
-    times = "infinitely many times"
-    if below["largest_batch"]:
-        times = f"{above['largest_batch'] / below['largest_batch']:.1f} times"
-    return (
-        f"Within {gib:g} GiB the largest batch that trains is {above['largest_batch']} with P = {large}, "
-        f"{times} the {below['largest_batch']} of the same network with P = {small}; an image more takes "
-        f"{above['mebibytes_per_image']:.1f} and {below['mebibytes_per_image']:.1f} MiB (the paper: 4 times, "
-        "beside another network of P = 1)."
-    )
+    least = min(rows, key=lambda name: rows[name]["patch_size"])
+    most = rows[least]["largest_batch"]
+    said = []
+    for name, row in rows.items():
+        times = f", {row['largest_batch'] / most:.1f} times as many" if most and name != least else ""
+        said.append(f"{row['largest_batch']} of {name}{times} ({row['mebibytes_per_image']:.1f} MiB each)")
+    return f"Within {gib:g} GiB the largest batch that trains is {' and '.join(said)}; the paper: 4 times."
 
 
 def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict[int, float]]:
@@ -152,11 +158,11 @@ def peak_of_step(config: Config) -> float:
 def draw_memory(found: Findings, path: str | os.PathLike) -> None:
     """Peaks against the batch, with the limit."""
     lines = {}
-    for patch_size, row in found.numbers["patch_sizes"].items():
+    for name, row in found.numbers["rows"].items():
         batches = np.array([int(batch) for batch in row["peak_mebibytes"]])
         peaks = np.array(list(row["peak_mebibytes"].values()))
         order = np.argsort(batches)
-        lines[f"P={patch_size}"] = (batches[order], peaks[order], None)
+        lines[name] = (batches[order], peaks[order], None)
     ends = np.array([1, max(line[0].max() for line in lines.values())])
     lines["limit"] = (ends, np.full(2, found.numbers["limit_mebibytes"]), None)
     plots.draw(path, panels=[plots.Panel("peak memory of a train step, MiB", "images a batch", lines)])

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from flags.config import Config
 from flags.errors import UserError
+from flags.words import leaves
 from pdm_tf.analysis.optimum import Optimum, optimum_of
 from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
@@ -100,12 +101,27 @@ class Subject:
     @functools.cached_property
     def titles(self) -> dict[str, Model]:
         """Models by what a picture calls them: prediction and P; also the folder where these are alike."""
-        short = [f"{model.config.diffusion.prediction}, P={model.patch_size}" for model in self.models]
+        return self._titled(self.models)
+
+    @functools.cached_property
+    def groups(self) -> dict[str, list[Model]]:
+        """The seeds of each way to train, by what a picture calls it: models that differ in nothing else.
+
+        Models do not differ by what may change while a run goes on, such as its length.
+        """
+        alike: dict[str, list[Model]] = {}
+        for model in self.models:
+            alike.setdefault(_way_to_train(model), []).append(model)
+        titles = self._titled([group[0] for group in alike.values()])
+        return dict(zip(titles, alike.values()))
+
+    def _titled(self, models: Sequence[Model]) -> dict[str, Model]:
+        short = [f"{model.config.diffusion.prediction}, P={model.patch_size}" for model in models]
         return {
             title
             if short.count(title) == 1
-            else f"{title}, {model.runs[0].folder.path.name} ({number})": model
-            for number, (title, model) in enumerate(zip(short, self.models), 1)
+            else f"{title}, {model.runs[0].folder.path.name} ({self.models.index(model) + 1})": model
+            for title, model in zip(short, models)
         }
 
     def optimum(self) -> Optimum:
@@ -143,6 +159,16 @@ class Subject:
         """What numbers depend on, as JSON values."""
         runs = [[str(run.folder) for run in model.runs] for model in self.models]
         return {"runs": runs, "data": self.info.name, "seed": self.seed, "count": self.count}
+
+
+def _way_to_train(model: Model) -> str:
+    """All that makes two models other than two seeds of one."""
+    free = {
+        key: leaf.default
+        for key, leaf in leaves(Config).items()
+        if leaf.rule.may_change and key != "training.warm_start"  # which a run begins with, and then has had
+    }
+    return "".join(run.config.replace({**free, "seed": 0}).to_json() for run in model.runs)
 
 
 def noisy(denoiser: Denoiser, images: np.ndarray, t: int, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pdm_tf.analysis.subject import Findings, Model, Subject
 from pdm_tf.run import training_seconds
 
 ERROR = " error"
+ERRORS = (ERROR, " spread")
 SECONDS_A_DAY = 86400
 
 
@@ -56,10 +58,29 @@ def parameters(model: Model) -> int:
     return int(sum(np.prod(variable.shape) for variable in model.denoiser.variables))
 
 
+def over_seeds(rows: Sequence[dict[str, Any] | None]) -> dict[str, float]:
+    """The numbers of a model's evaluations: of one seed with their own errors, of several the mean and the
+    deviation over seeds; of seeds that are not evaluated {}.
+    """
+    own = [distances(row) for row in rows]
+    if len(own) == 1:
+        return own[0]
+    found = {}
+    for name in own[0]:
+        values = [row.get(name) for row in own]
+        if not name.endswith(ERRORS) and None not in values:
+            found |= {name: float(np.mean(values)), name + ERROR: float(np.std(values, ddof=1))}
+    return found
+
+
 def patch_sizes(subject: Subject) -> Findings:
-    """Distance, as evaluated, parameters, and images a second, drawn here, of each model (Table 1)."""
+    """Distance, as evaluated, parameters, and images a second, drawn here, of each model (Table 1).
+
+    Several seeds of a model are one row; its first is what is timed.
+    """
     rows = {}
-    for name, model in sorted(subject.titles.items(), key=lambda item: item[1].patch_size):
+    for name, models in sorted(subject.groups.items(), key=lambda item: item[1][0].patch_size):
+        model = models[0]
         draw = draw_of(model, subject)
         samples(draw, f"{name}, first")  # compiles, which is not what is timed
         begun = time.monotonic()
@@ -68,9 +89,10 @@ def patch_sizes(subject: Subject) -> Findings:
         rows[name] = {
             "patch_size": model.patch_size,
             "parameters": parameters(model),
+            "seeds": len(models),
             "steps": model.config.sampling.steps,
             "images_per_second": len(draw.starts) * draw.batch_size / seconds,
-            **distances(evaluated(model)),
+            **over_seeds([evaluated(one) for one in models]),
         }
     first, *others = rows
     speed = rows[first]["images_per_second"]
@@ -84,38 +106,46 @@ def patch_sizes(subject: Subject) -> Findings:
     return Findings({"rows": rows, "batch_size": subject.batch_size}, sentence)
 
 
-_OWN = ("patch_size", "parameters", "steps", "images_per_second")
+_OWN = ("patch_size", "parameters", "seeds", "steps", "images_per_second")
 
 
 def measures(subject: Subject) -> Findings:
     """IS, FID, sFID, precision and recall as evaluated, and the time that training took (Table 2).
 
+    Several seeds of a model are one row.
+
     Raises:
       UserError: none of the runs has been evaluated.
     """
-    rows = {}
-    for name, model in subject.titles.items():
-        row = evaluated(model)
-        if row is not None:
-            rows[name] = {**distances(row), "device_days": device_days(model), "images": row["images"]}
+    rows, left = {}, []
+    for name, models in subject.groups.items():
+        found = [evaluated(model) for model in models]
+        left += [model.name for model, row in zip(models, found) if row is None]
+        if None not in found:
+            days = [device_days(model) for model in models]
+            rows[name] = {
+                **over_seeds(found),
+                "device_days": None if None in days else float(np.mean(days)),
+                "images": found[0]["images"],
+                "seeds": len(models),
+            }
     if not rows:
         raise UserError(
-            f"{' and '.join(model.name for model in subject.models)} has not been evaluated with the weights "
-            f"that it has (in {subject.models[0].evaluations[-1]}): evaluate it first"
+            f"{' and '.join(left)} has not been evaluated with the weights that it has (in "
+            f"{subject.models[0].evaluations[-1]}): evaluate it first"
         )
     said = []
     for name, row in rows.items():
         shown = [f"{what} {row[what]:.4g}" for what in _main_names(row)]
         cost = "unknown time" if row["device_days"] is None else f"{row['device_days']:.3g} days"
         said.append(f"{name} reaches {', '.join(shown)} after {cost} of training")
-    left = [name for name in subject.titles if name not in rows]
     also = f" ({', '.join(left)} has not been evaluated)" if left else ""
     return Findings({"rows": rows}, f"{'; '.join(said)}{also}.")
 
 
 def _main_names(row: dict[str, Any]) -> list[str]:
-    left_out = ("device_days", "images", "density", "coverage")
-    return [name for name in row if name not in left_out and not name.endswith((ERROR, " spread"))]
+    left_out = ("device_days", "images", "seeds", "density", "coverage")
+    return [name for name in row if name not in left_out and not name.endswith(ERRORS)]
 
 
 def device_days(model: Model) -> float | None:
@@ -129,14 +159,16 @@ def device_days(model: Model) -> float | None:
     return days
 
 
+def as_texts(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The titles of a table's columns, and its lines; errors stand behind numbers."""
+    names = dict.fromkeys(name for row in rows.values() for name in row if not name.endswith(ERRORS))
+    cells = [[title, *(_cell(row, name) for name in names)] for title, row in rows.items()]
+    return ["", *(name.replace("_", " ") if name.islower() else name for name in names)], cells
+
+
 def draw_table(found: Findings, path: str | os.PathLike) -> None:
-    """The rows as a table; errors stand behind numbers."""
-    rows = found.numbers["rows"]
-    columns = dict.fromkeys(
-        name for row in rows.values() for name in row if not name.endswith((ERROR, " spread"))
-    )
-    cells = [[name, *(_cell(row, column) for column in columns)] for name, row in rows.items()]
-    plots.table(path, ["", *(name.replace("_", " ") if name.islower() else name for name in columns)], cells)
+    """The rows as a table."""
+    plots.table(path, *as_texts(found.numbers["rows"]))
 
 
 def _cell(row: dict[str, Any], name: str) -> str:

@@ -43,6 +43,23 @@ def test_distortion_and_its_ratios(tmp_path):
     distortion.draw_distortion(found, tmp_path / "2.png")
 
 
+def test_distortion_of_seeds_is_their_mean_and_deviation(tmp_path):
+    info = small_data(tmp_path / "data")
+    optimum = optimum_of(info, linear(), (16, 16, 3))
+    base = model_of(off_by(optimum, 1.0), tmp_path / "base", network__patch_size=2)
+    zero = FakeDenoiser(lambda z, t, labels: 0 * z, num_classes=2)
+    seeds = [model_of(zero, tmp_path / "a"), model_of(off_by(optimum, 1.0), tmp_path / "b", seed=1)]
+    found = distortion.distortion(subject_of(info, base, *seeds, count=COUNT)).numbers
+    assert found["seeds"] == {"x, P=2": 1, "x, P=4": 2}
+    train = found["splits"]["train"]
+    one = train["rmse"]["x, P=2"]  # as the second seed's; the first is off by the image itself, at every t
+    itself = 2 * train["rmse"]["x, P=4"][-1] - one[-1]
+    np.testing.assert_allclose(train["rmse"]["x, P=4"], (np.array(one) + itself) / 2)
+    np.testing.assert_allclose(train["rmse error"]["x, P=4"], np.abs(np.array(one) - itself) / np.sqrt(2))
+    ratio = train["ratio"]["x, P=4 over x, P=2"]
+    assert ratio[-1] == pytest.approx((1 + itself / one[-1]) / 2)
+
+
 def write_log(model, value, steps=range(10, 310, 10)):
     """A training's log whose losses are `value` at the first step and fall as 1 / step."""
     file = model.runs[0].folder.metrics_file

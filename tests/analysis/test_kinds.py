@@ -21,7 +21,8 @@ def run_dir(tmp_path_factory):
 
 
 def analyze(capsys, run_dir, **flags):
-    return run_mode(capsys, mode="analyze", run_dir=run_dir, num_samples=2, sample_batch_size=2, **flags)
+    # Without a batch size, as most will: it has a default of its own.
+    return run_mode(capsys, mode="analyze", run_dir=run_dir, num_samples=2, **flags)
 
 
 def test_every_word_of_the_flag_is_a_kind():

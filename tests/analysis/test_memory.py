@@ -5,6 +5,7 @@ import math
 import pytest
 
 from pdm_tf.analysis import memory
+from tests.analysis.subjects import model_of, small_data, subject_of
 from tests.tiny_runs import tiny_config
 
 
@@ -30,6 +31,26 @@ def test_a_killed_process_is_too_much_and_nothing_may_fit_at_all():
     found, peaks = memory.largest_batch(lambda batch: math.inf if batch > 5 else 10.0 * batch, 1000)
     assert found == 5 and max(value for value in peaks.values() if math.isfinite(value)) == 50
     assert memory.largest_batch(lambda batch: 2000.0, 1000)[0] == 0
+
+
+def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_other(tmp_path, monkeypatch):
+    info = small_data(tmp_path / "data")
+    each = {1: 32.0, 2: 8.0, 4: 4.0}  # an image of each P takes so much
+
+    def peak(config):
+        assert config.training.grad_accum == 1
+        return 100 + each[config.network.patch_size] * config.training.batch_size
+
+    monkeypatch.setattr(memory, "peak_in_child", peak)
+    models = [model_of(None, tmp_path / f"P{p}", network__patch_size=p) for p in (4, 2)]
+    found = memory.memory(subject_of(info, models[0], memory_gib=1.0))
+    batches = {name: row["largest_batch"] for name, row in found.numbers["rows"].items()}
+    assert list(batches) == ["x, P=4", "the same with P=1"]
+    assert batches["x, P=4"] / batches["the same with P=1"] == pytest.approx(8, rel=0.1)
+    found = memory.memory(subject_of(info, *models, memory_gib=1.0))
+    assert list(found.numbers["rows"]) == ["x, P=4", "x, P=2"]
+    assert "times as many" in found.sentence.split("x, P=4")[1] and found.sentence.count("times as many") == 1
+    memory.draw_memory(found, tmp_path / "memory.png")
 
 
 @pytest.mark.slow

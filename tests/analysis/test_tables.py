@@ -63,7 +63,7 @@ def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path)
     (row,) = found.numbers["rows"].values()
     assert (row["IS"], row["FID"], row["recall"], row["images"]) == (142.2, 8.57, 0.47, 500)
     assert row["device_days"] == pytest.approx((50 * 4 / 2 + 50 * 4 / 4) / 86400)
-    assert "FID 8.57" in found.sentence and "x, P=2 has not been evaluated" in found.sentence
+    assert "FID 8.57" in found.sentence and "P2 has not been evaluated" in found.sentence
     tables.draw_table(found, tmp_path / "2.png")
     # The evaluation was of other weights than the run has now.
     write_arrays(first.runs[0].folder.weights(9), {"a": np.zeros(1)})
@@ -71,3 +71,24 @@ def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path)
     (first.evaluations[0] / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match="is no evaluation"):
         tables.evaluated(first)
+
+
+def test_seeds_of_a_model_are_one_row_of_means_and_deviations(models, tmp_path):
+    settings = {"network__patch_size": 8, "sampling__steps": (2,), "sampling__sampler": "ddim"}
+    # Another length of training is no other way to train; neither are more steps of sampling.
+    again = model_of(models[0].denoiser, tmp_path / "again", seed=1, training__steps=7, **settings)
+    write_arrays(again.runs[0].folder.weights(5), {"a": np.zeros(1)})
+    subject = subject_of(small_data(tmp_path / "data"), *models, again)
+    write_evaluation(models[0], models[0].evaluations[0], **{"FID": 20.0, "FID error": 9.0})
+    write_evaluation(models[1], models[1].evaluations[0], **{"FID": 5.0, "FID error": 0.1})
+    with_missing = tables.measures(subject)
+    assert list(with_missing.numbers["rows"]) == ["x, P=2"] and "again has not been" in with_missing.sentence
+    write_evaluation(again, again.evaluations[0], **{"FID": 24.0, "FID error": 9.0})
+    for found in (tables.patch_sizes(subject), tables.measures(subject)):
+        rows = found.numbers["rows"]
+        assert [(rows[name]["FID"], rows[name]["seeds"]) for name in ("x, P=2", "x, P=8")] == [
+            (5, 1),
+            (22, 2),
+        ]
+        assert rows["x, P=2"]["FID error"] == 0.1
+        assert rows["x, P=8"]["FID error"] == pytest.approx(np.sqrt(8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_tools import ffhq, geometry, image_folder, imagenet, lsun, verify
+from data_tools import fashion_mnist, ffhq, geometry, image_folder, imagenet, lsun, verify
 from data_tools.shards import Encoder, Item, Task, write_shard
 from flags.errors import UserError
 from pdm_tf.data import describe_directory
@@ -368,3 +369,57 @@ def test_a_file_of_another_kind_is_said_to_be_that(tmp_path):
         for tool in {ffhq, image_folder, imagenet} - ({imagenet} if name == "tar" else set()):
             with pytest.raises(UserError, match=rf"{name} {message}"):
                 tool.main(["--input", str(tmp_path / name), *common(tmp_path)])
+
+
+# --- Fashion-MNIST ---------------------------------------------------------------------------------
+
+
+def write_idx(path, values):
+    """An IDX file of unsigned bytes."""
+    sizes = np.array(values.shape, ">u4").tobytes()
+    data = bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """The four files, as the package has them but for the test part's images, which are unpacked."""
+    generator, folder = np.random.default_rng(0), tmp_path / "fashion"
+    folder.mkdir()
+    images = generator.integers(0, 256, (14, 28, 28), np.uint8)
+    labels = np.arange(14, dtype=np.uint8) % 10
+    for part, chosen, ending in (("train", slice(12), ".gz"), ("t10k", slice(12, 14), "")):
+        write_idx(folder / f"{part}-images-idx3-ubyte{ending}", images[chosen])
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels[chosen])
+    fashion_mnist.read_idx.cache_clear()
+    return folder, images, labels
+
+
+def test_fashion_mnist(tmp_path, fashion):
+    folder, images, labels = fashion
+    fashion_mnist.main(["--input", str(folder), *common(tmp_path)])
+    info = describe_directory(tmp_path / "out")
+    assert info.image_shape == (32, 32, 1) and info.num_classes == 10
+    assert info.num_examples == {"train": 12, "validation": 2}
+    found = read_all(tmp_path / "out")
+    for label in range(10):
+        own = [image[2:30, 2:30, 0] for image, number in found if number == label]
+        assert same_images(own, images[labels == label])
+    margins = np.array([image for image, _ in found])
+    margins[:, 2:30, 2:30] = 0
+    assert not margins.any()
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda data: data[:-20], r"cannot read \S*train-images-idx3-ubyte.gz \("),
+    (lambda data: gzip.compress(gzip.decompress(data)[:-1]), r"no IDX file of 9,408 bytes, or is damaged"),
+    (lambda data: b"<html>quota exceeded</html>", r"no IDX file|cannot read"),
+    (lambda data: gzip.compress(bytes([0, 0, 8, 3]) + bytes(12)), r"that is no Fashion-MNIST"),
+])  # fmt: skip
+def test_a_damaged_fashion_mnist(tmp_path, fashion, damage, said):
+    path = fashion[0] / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=said):
+        fashion_mnist.main(["--input", str(fashion[0]), *common(tmp_path)])
+    with pytest.raises(UserError, match=r"No such file.*install the Debian package"):
+        fashion_mnist.main(["--input", str(tmp_path / "none"), *common(tmp_path)])
