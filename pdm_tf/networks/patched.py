@@ -8,10 +8,11 @@ a trunk knows nothing of images, and all that does know of them is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from pdm_tf.networks.layers import position_encoding, timestep_features, with_blurred
@@ -19,6 +20,8 @@ from pdm_tf.networks.unet import UNet
 from pdm_tf.networks.vit import ViT
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
+
+LARGE = "large_"  # begins the names of what is around the trunk for patches of 2P
 
 
 class Head(Protocol):
@@ -46,6 +49,8 @@ class Trunk(Protocol):
       width: channels of the h that it returns.
       embedding_width: channels of the timestep embedding that it wants.
       kernel_size: how many places a layer before or after it sees along each axis.
+
+    What it makes for large patches has names that begin with `prefix`.
     """
 
     layers: Sequence[keras.layers.Layer]
@@ -53,19 +58,25 @@ class Trunk(Protocol):
     embedding_width: int
     kernel_size: int
 
-    def make_stem(self) -> Sequence[keras.layers.Layer]:
+    def make_stem(self, prefix: str = "") -> Sequence[keras.layers.Layer]:
         """Layers that, one after another, project patches of any size to `base_channels`."""
 
-    def make_head(self, values: int) -> Head:
+    def make_head(self, values: int, prefix: str = "") -> Head:
         """The way from its h to patches of `values` numbers."""
 
     def __call__(
-        self, h: tf.Tensor, embeddings: Sequence[tf.Tensor], dropout_key: tf.Tensor | None = None
+        self,
+        h: tf.Tensor,
+        embeddings: Sequence[tf.Tensor],
+        dropout_key: tf.Tensor | None = None,
+        *,
+        large: bool = False,
     ) -> tf.Tensor:
         """Runs the trunk.
 
         Args:
           h: (B, h, w, base_channels) in the compute dtype.
+          large: h is of patches twice as large, so its grid is half the trunk's along each axis.
           embeddings: the timestep's, float32 (B, embedding_width), and where labels come as a gate or as
             tokens the label's, float32 (B, base_channels) or (B, embedding_width).
           dropout_key: int32 (2,) makes dropout active.
@@ -87,6 +98,8 @@ class PatchedNetwork(keras.Model):
     Args:
       image_shape: (height, width, channels); height and width divide by `patch_size`.
       patch_size: P; the trunk works on a grid of (height / P) x (width / P) patches.
+      patch_boundary: from this t on patches are of 2P, with a stem and heads of their own, around the same
+        trunk; 0: nowhere. The denoiser says by `large` which are meant: a batch is of one size.
       base_channels: the width that the stem gives a patch.
       kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
       num_classes: 0 for data without labels.
@@ -108,6 +121,7 @@ class PatchedNetwork(keras.Model):
         image_shape: Sequence[int],
         *,
         patch_size: int,
+        patch_boundary: int = 0,
         base_channels: int,
         kind: str = "unet",
         num_classes: int = 0,
@@ -122,6 +136,7 @@ class PatchedNetwork(keras.Model):
         self._config = {**own, **trunk_settings}
         self.image_shape = tuple(image_shape)
         self.patch_size = patch_size
+        self.patch_boundary = patch_boundary
         self.grid = grid_of(image_shape, patch_size)
         self.base_channels = base_channels
         self.num_classes = self.null_label = num_classes
@@ -149,21 +164,35 @@ class PatchedNetwork(keras.Model):
             self.embed_label = keras.layers.Embedding(self.null_label + 1, label_width, name="embed_label")
 
     def _make_stem_and_heads(self):
-        p, values = self.patch_size, self.image_shape[-1] * self.patch_size**2
-        self.to_patches = ImageToPatches(p, name="to_patches")
-        stem, self.head = self.trunk.make_stem(), self.trunk.make_head(values)
-        self.variance_head = VarianceHead(self.base_channels, self.trunk, values, self.policy)
+        small = self._make_side(self.patch_size)
+        self.to_patches, self.stem, self.head, self.variance_head, self.to_image = small
+        if self.patch_boundary:
+            grid_of(self.image_shape, 2 * self.patch_size)
+            side = self._make_side(2 * self.patch_size, LARGE)
+            # One object that is no tuple, which Keras would take apart; its layers it has already.
+            self._large_side = lambda: side
+            self.large_level = keras.layers.Embedding(
+                1, self.trunk.embedding_width, embeddings_initializer="zeros", name=f"{LARGE}level"
+            )
+
+    def _make_side(self, p: int, prefix: str = "") -> tuple:
+        """What is around the trunk, for patches of side p."""
+        values = self.image_shape[-1] * p**2
+        stem, head = self.trunk.make_stem(prefix), self.trunk.make_head(values, prefix)
+        variance_head = VarianceHead(self.base_channels, self.trunk, values, self.policy, prefix)
         # Keras finds them, and a checkpoint names them, as the network's own.
-        for layer in (*stem, *self.head.layers, *self.variance_head.layers):
+        for layer in (*stem, *head.layers, *variance_head.layers):
             setattr(self, layer.name, layer)
-        self.stem = stem
-        self.to_image = PatchesToImage(p, name="to_image")
+        ends = ImageToPatches(p, name=f"{prefix}to_patches"), PatchesToImage(p, name=f"{prefix}to_image")
+        return ends[0], stem, head, variance_head, ends[1]
 
     def _create_weights(self):
         """Creates all variables by calling the network on symbols, without computing anything."""
         z = keras.Input(self.image_shape)
         t, labels = (keras.Input((), dtype=tf.int32) for _ in range(2))
         self(z, t, labels)
+        if self.patch_boundary:
+            self(z, t, labels, large=True)
 
     def build(self, input_shape=None):
         """Nothing is left to build: the constructor made all weights."""
@@ -175,6 +204,7 @@ class PatchedNetwork(keras.Model):
         t: tf.Tensor,
         labels: tf.Tensor | None = None,
         dropout_key: tf.Tensor | None = None,
+        large: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Image -> patches -> trunk -> image (Section 3).
 
@@ -183,18 +213,24 @@ class PatchedNetwork(keras.Model):
           t: int32 (B,).
           labels: int32 (B,) in 0..num_classes, the last being the null label; unused unless conditional.
           dropout_key: int32 (2,) makes dropout active.
+          large: in patches of 2P, of a network that has them; t does not choose.
         Returns:
           The prediction, float32 (B, H, W, C), and u in [0, 1], float32 (B, H, W, C).
         """
         embeddings = self._embed(t, labels)
-        h = self.to_patches(with_blurred(z, self.blurred_inputs))
-        for layer in self.stem:
+        small = (self.to_patches, self.stem, self.head, self.variance_head, self.to_image)
+        to_patches, stem, head, variance_head, to_image = self._large_side() if large else small
+        if large:
+            embeddings[0] += self.large_level(tf.zeros_like(t))
+        h = to_patches(with_blurred(z, self.blurred_inputs))
+        for layer in stem:
             h = layer(h)
         # Appendix C: positions are told "once, right after the first input projection".
-        h = features = h + position_encoding(*self.grid, self.base_channels)
-        h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key)
-        output, u = self.head(h, embeddings[0]), self.variance_head(features, h, embeddings[0])
-        return self.to_image(output), self.to_image(u)
+        h = features = h + position_encoding(*h.shape[1:3], self.base_channels)
+        size = {"large": True} if large else {}
+        h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key, **size)
+        output, u = head(h, embeddings[0]), variance_head(features, h, embeddings[0])
+        return to_image(output), to_image(u)
 
     def _embed(self, t, labels) -> list[tf.Tensor]:
         """The embeddings that the trunk is given."""
@@ -211,17 +247,64 @@ class PatchedNetwork(keras.Model):
         return dict(self._config)
 
 
+def with_large_patches(
+    arrays: Mapping[str, np.ndarray], variables: Mapping[str, Sequence[int]], patch_size: int
+) -> dict[str, np.ndarray]:
+    """Weights of a network of one patch size, completed to begin one that has twice that size too.
+
+    The large stem gives the mean of what the small one gives for the four small patches in a large one, and
+    the large head the same small patch four times; the level's embedding is zero.
+
+    Args:
+      arrays: by variable name; what is there of large patches stays.
+      variables: the shapes of the new network's variables, by name.
+      patch_size: the small P.
+    """
+    completed = dict(arrays)
+    for name, shape in variables.items():
+        small = arrays.get(name.replace(f"/{LARGE}", "/"))
+        if LARGE not in name or name in arrays:
+            continue
+        if f"/{LARGE}level/" in name:
+            completed[name] = np.zeros(shape, np.float32)
+            continue
+        if small is None:
+            continue
+        completed[name] = small
+        for axis, (many, few) in enumerate(zip(shape, small.shape)):
+            if many == 4 * few:
+                value = _four_copies(small, axis, patch_size)
+                completed[name] = value / 4 if axis == small.ndim - 2 else value
+    return completed
+
+
+def _four_copies(values: np.ndarray, axis: int, p: int) -> np.ndarray:
+    """An axis of (row, column, colour) in a patch of side p -> that of a patch of 2p, of four of them."""
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    patch = values.reshape(*before, p, p, -1, *after)
+    patch = np.concatenate([patch] * 2, axis=axis)
+    patch = np.concatenate([patch] * 2, axis=axis + 1)
+    return patch.reshape(*before, -1, *after)
+
+
 class VarianceHead:
     """The patches of u, by the "small auxiliary network" of Appendix C: L_vlb trains it alone.
 
     Concat[features before the trunk, after it] + Dense(swish(t)), swish Conv, sigmoid Conv.
     """
 
-    def __init__(self, base_channels: int, trunk: Trunk, values: int, policy: keras.mixed_precision.Policy):
+    def __init__(
+        self,
+        base_channels: int,
+        trunk: Trunk,
+        values: int,
+        policy: keras.mixed_precision.Policy,
+        prefix: str = "",
+    ):
         conv = partial(keras.layers.Conv2D, kernel_size=trunk.kernel_size, padding="same")
-        self._t = keras.layers.Dense(base_channels + trunk.width, name="variance_t")
-        self._conv = conv(base_channels, activation="swish", dtype=policy, name="variance_conv")
-        self._out = conv(values, activation="sigmoid", name="variance_out")
+        self._t = keras.layers.Dense(base_channels + trunk.width, name=f"{prefix}variance_t")
+        self._conv = conv(base_channels, activation="swish", dtype=policy, name=f"{prefix}variance_conv")
+        self._out = conv(values, activation="sigmoid", name=f"{prefix}variance_out")
         self.layers = [self._t, self._conv, self._out]
 
     def __call__(self, features: tf.Tensor, decoded: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:

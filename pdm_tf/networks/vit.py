@@ -118,19 +118,24 @@ class ViT:
         beside = [*self._inject.values(), self._t_once, self._class_tokens]
         return [branch for block in self.blocks for branch in block] + [layer for layer in beside if layer]
 
-    def make_stem(self) -> list[keras.layers.Layer]:
+    def make_stem(self, prefix: str = "") -> list[keras.layers.Layer]:
         """A linear map, by way of a few numbers if there is a bottleneck."""
-        narrow = [keras.layers.Dense(self._bottleneck, use_bias=False, name="embed_narrow")]
-        return [*(narrow if self._bottleneck else []), keras.layers.Dense(self.width, name="embed")]
+        narrow = [keras.layers.Dense(self._bottleneck, use_bias=False, name=f"{prefix}embed_narrow")]
+        return [*(narrow if self._bottleneck else []), keras.layers.Dense(self.width, name=f"{prefix}embed")]
 
-    def make_head(self, values: int) -> AdaptiveHead:
+    def make_head(self, values: int, prefix: str = "") -> AdaptiveHead:
         """See `Trunk`."""
-        return AdaptiveHead(self.width, values, self._norm, self._t_conditioning != "once")
+        return AdaptiveHead(self.width, values, self._norm, self._t_conditioning != "once", prefix)
 
     def __call__(
-        self, h: tf.Tensor, embeddings: Sequence[tf.Tensor], dropout_key: tf.Tensor | None = None
+        self,
+        h: tf.Tensor,
+        embeddings: Sequence[tf.Tensor],
+        dropout_key: tf.Tensor | None = None,
+        *,
+        large: bool = False,
     ) -> tf.Tensor:
-        """Walks through the blocks; see `Trunk`."""
+        """Walks through the blocks, whose grid is that of h, be it `large` or not; see `Trunk`."""
         _, height, width, channels = h.shape
         tokens = inputs = tf.reshape(h, [-1, height * width, channels])
         if self._t_once is not None:
@@ -171,13 +176,13 @@ class ViT:
 class AdaptiveHead:
     """A norm, with the timestep's scale and shift if `t_conditional`, and a projection from zero."""
 
-    def __init__(self, width: int, values: int, norm: str, t_conditional: bool):
+    def __init__(self, width: int, values: int, norm: str, t_conditional: bool, prefix: str = ""):
         dense = keras.layers.Dense
-        self._norm = normalization(norm, affine=not t_conditional, name="norm_out")
+        self._norm = normalization(norm, affine=not t_conditional, name=f"{prefix}norm_out")
         self._modulation = None
         if t_conditional:
-            self._modulation = dense(2 * width, kernel_initializer="zeros", name="modulation_out")
-        self._project = dense(values, kernel_initializer="zeros", name="project_out")
+            self._modulation = dense(2 * width, kernel_initializer="zeros", name=f"{prefix}modulation_out")
+        self._project = dense(values, kernel_initializer="zeros", name=f"{prefix}project_out")
         self.layers = [layer for layer in (self._norm, self._modulation, self._project) if layer]
 
     def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:

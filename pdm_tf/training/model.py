@@ -100,7 +100,7 @@ class PatchedDiffusion(keras.Model):
 
     def test_step(self, data):
         """Losses of a held-out batch, at noise that is fixed for each batch number; called by `evaluate`."""
-        batch = self._examples(stream(self.seed, "test", stack.test_batch(self)), data, drop_labels=False)
+        batch = self._examples(stream(self.seed, "test", stack.test_batch(self)), data, training=False)
         return self.means.update(self.objective(batch), batch.t)
 
     def sample(
@@ -129,7 +129,7 @@ class PatchedDiffusion(keras.Model):
         how = SamplingConfig(**{"strength": 1.0, **settings, "steps": steps})
         return Sampler(self.denoiser, how, image=init_image)(seed, range(num_images), labels)
 
-    def _examples(self, key: tf.Tensor, data, drop_labels: bool = True):
+    def _examples(self, key: tf.Tensor, data, training: bool = True):
         """A batch with its timesteps and noise."""
         x, labels, place = keras.utils.unpack_x_y_sample_weight(data)
         context, size = tf.distribute.get_replica_context(), x.shape[0] or tf.shape(x)[0]
@@ -143,8 +143,8 @@ class PatchedDiffusion(keras.Model):
             )
         else:
             indices = tf.cast(place % tf.cast(size * context.num_replicas_in_sync, place.dtype), tf.int32)
-        rate = self.diffusion.label_dropout if drop_labels else 0.0
-        return self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate)
+        rate, parts = (self.diffusion.label_dropout, self.grad_accum) if training else (0.0, 1)
+        return self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate, parts)
 
     def get_config(self):
         return {
