@@ -40,7 +40,7 @@ class NetworkConfig:
     kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet", "vit"))
     patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
     patch_boundary: int = setting(
-        0, "From this t on patches are of 2P, around the same trunk; 0: nowhere.", least=0
+        0, "From this t on patches have side 2P, around the same trunk; 0: nowhere.", least=0
     )
     base_channels: int = setting(
         128, "The width that a patch is projected to; a ViT's from end to end.", above=0
@@ -130,7 +130,7 @@ class DiffusionConfig:
     t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
     t_stop: int = setting(1000, "See t_start.", above=0)
     large_share: float = setting(
-        0.5, "With network.patch_boundary: the share of a batch that is trained in large patches.",
+        0.5, "With network.patch_boundary: how much of a batch is trained in patches of 2P.",
         above=0, below=1,
     )  # fmt: skip
     label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
@@ -444,7 +444,7 @@ def _check_two_sizes(config: Config) -> None:
     require(
         training.batch_size >= 2 * training.grad_accum,
         f"training.batch_size={training.batch_size} with training.grad_accum={training.grad_accum}: each "
-        "part of a batch needs an image for each of two patch sizes",
+        "part of a batch needs two images or more for two patch sizes (network.patch_boundary)",
     )
 
 

@@ -30,8 +30,9 @@ class Loaded(NamedTuple):
     Attributes:
       denoiser: with averaged weights.
       config: that of the run with the least noise.
-      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction;
-        of averages of a length that was asked for, what they are in place of a file, ema_length and step.
+      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction,
+        and patch_boundary if it has two sizes; of averages of a length that was asked for, what they are in
+        place of a file, ema_length and step.
     """
 
     denoiser: Denoiser
@@ -118,6 +119,8 @@ def read_weights(run: Run, ema_length: float | None = None) -> tuple[dict[str, n
         "patch_size": run.config.network.patch_size,
         "prediction": run.config.diffusion.prediction,
     }
+    if run.config.network.patch_boundary:
+        origin["patch_boundary"] = run.config.network.patch_boundary
     if ema_length is None:
         weights = run.folder.newest_weights()
         return read_arrays(weights), {"weights": str(weights), **origin}

@@ -27,7 +27,7 @@ MAY_USE = {
     "pdm_tf.networks": "flags pdm_tf.patching pdm_tf.stack",
     "pdm_tf.denoiser": "flags pdm_tf.diffusion pdm_tf.networks",
     "pdm_tf.experts": "flags pdm_tf.averages pdm_tf.denoiser pdm_tf.run pdm_tf.weights",
-    "pdm_tf.describe": "flags pdm_tf.denoiser pdm_tf.networks",
+    "pdm_tf.describe": "flags pdm_tf.denoiser pdm_tf.networks pdm_tf.sampling",
     "pdm_tf.data": "flags pdm_tf.atomic pdm_tf.images pdm_tf.paths pdm_tf.stack",
     "pdm_tf.sampling": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.randomness",

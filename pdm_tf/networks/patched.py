@@ -8,11 +8,10 @@ a trunk knows nothing of images, and all that does know of them is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-import numpy as np
 import tensorflow as tf
 
 from pdm_tf.networks.layers import position_encoding, timestep_features, with_blurred
@@ -69,17 +68,16 @@ class Trunk(Protocol):
         h: tf.Tensor,
         embeddings: Sequence[tf.Tensor],
         dropout_key: tf.Tensor | None = None,
-        *,
         large: bool = False,
     ) -> tf.Tensor:
         """Runs the trunk.
 
         Args:
           h: (B, h, w, base_channels) in the compute dtype.
-          large: h is of patches twice as large, so its grid is half the trunk's along each axis.
           embeddings: the timestep's, float32 (B, embedding_width), and where labels come as a gate or as
             tokens the label's, float32 (B, base_channels) or (B, embedding_width).
           dropout_key: int32 (2,) makes dropout active.
+          large: h is of patches twice as large, so its grid is half the trunk's along each axis.
         Returns:
           (B, h, w, width) in the compute dtype.
         """
@@ -98,8 +96,8 @@ class PatchedNetwork(keras.Model):
     Args:
       image_shape: (height, width, channels); height and width divide by `patch_size`.
       patch_size: P; the trunk works on a grid of (height / P) x (width / P) patches.
-      patch_boundary: from this t on patches are of 2P, with a stem and heads of their own, around the same
-        trunk; 0: nowhere. The denoiser says by `large` which are meant: a batch is of one size.
+      patch_boundary: from this t on patches are of 2P, with a stem and heads of their own around the same
+        trunk; 0: nowhere. Whoever calls says by `large` which are meant: a call is of one size.
       base_channels: the width that the stem gives a patch.
       kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
       num_classes: 0 for data without labels.
@@ -149,7 +147,7 @@ class PatchedNetwork(keras.Model):
         }  # fmt: skip
         self.trunk = NETWORKS[kind](self.grid, base_channels, **common, **trunk_settings)
         self._make_embeddings()
-        self._make_stem_and_heads()
+        self._make_sides()
         # Keras finds layers in lists, and not in a trunk. Last, for the order of `trainable_variables`.
         self._trunk_layers = self.trunk.layers
         self._create_weights()
@@ -163,28 +161,20 @@ class PatchedNetwork(keras.Model):
             label_width = self.base_channels if self.class_conditioning == "gate" else width
             self.embed_label = keras.layers.Embedding(self.null_label + 1, label_width, name="embed_label")
 
-    def _make_stem_and_heads(self):
-        small = self._make_side(self.patch_size)
-        self.to_patches, self.stem, self.head, self.variance_head, self.to_image = small
+    def _make_sides(self):
+        p, large = self.patch_size, None
+        side = partial(Side, self.trunk, self.base_channels, self.image_shape[-1], self.policy)
+        self.small = small = side(p)
         if self.patch_boundary:
-            grid_of(self.image_shape, 2 * self.patch_size)
-            side = self._make_side(2 * self.patch_size, LARGE)
-            # One object that is no tuple, which Keras would take apart; its layers it has already.
-            self._large_side = lambda: side
+            grid_of(self.image_shape, 2 * p)
+            large = side(2 * p, LARGE)
             self.large_level = keras.layers.Embedding(
                 1, self.trunk.embedding_width, embeddings_initializer="zeros", name=f"{LARGE}level"
             )
-
-    def _make_side(self, p: int, prefix: str = "") -> tuple:
-        """What is around the trunk, for patches of side p."""
-        values = self.image_shape[-1] * p**2
-        stem, head = self.trunk.make_stem(prefix), self.trunk.make_head(values, prefix)
-        variance_head = VarianceHead(self.base_channels, self.trunk, values, self.policy, prefix)
+        self.large = large
         # Keras finds them, and a checkpoint names them, as the network's own.
-        for layer in (*stem, *head.layers, *variance_head.layers):
+        for layer in (*small.layers, *(large.layers if large else ())):
             setattr(self, layer.name, layer)
-        ends = ImageToPatches(p, name=f"{prefix}to_patches"), PatchesToImage(p, name=f"{prefix}to_image")
-        return ends[0], stem, head, variance_head, ends[1]
 
     def _create_weights(self):
         """Creates all variables by calling the network on symbols, without computing anything."""
@@ -217,20 +207,17 @@ class PatchedNetwork(keras.Model):
         Returns:
           The prediction, float32 (B, H, W, C), and u in [0, 1], float32 (B, H, W, C).
         """
-        embeddings = self._embed(t, labels)
-        small = (self.to_patches, self.stem, self.head, self.variance_head, self.to_image)
-        to_patches, stem, head, variance_head, to_image = self._large_side() if large else small
+        embeddings, side = self._embed(t, labels), self.large if large else self.small
         if large:
             embeddings[0] += self.large_level(tf.zeros_like(t))
-        h = to_patches(with_blurred(z, self.blurred_inputs))
-        for layer in stem:
+        h = side.to_patches(with_blurred(z, self.blurred_inputs))
+        for layer in side.stem:
             h = layer(h)
         # Appendix C: positions are told "once, right after the first input projection".
         h = features = h + position_encoding(*h.shape[1:3], self.base_channels)
-        size = {"large": True} if large else {}
-        h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key, **size)
-        output, u = head(h, embeddings[0]), variance_head(features, h, embeddings[0])
-        return to_image(output), to_image(u)
+        h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key, large)
+        output, u = side.head(h, embeddings[0]), side.variance_head(features, h, embeddings[0])
+        return side.to_image(output), side.to_image(u)
 
     def _embed(self, t, labels) -> list[tf.Tensor]:
         """The embeddings that the trunk is given."""
@@ -247,44 +234,28 @@ class PatchedNetwork(keras.Model):
         return dict(self._config)
 
 
-def with_large_patches(
-    arrays: Mapping[str, np.ndarray], variables: Mapping[str, Sequence[int]], patch_size: int
-) -> dict[str, np.ndarray]:
-    """Weights of a network of one patch size, completed to begin one that has twice that size too.
+class Side:
+    """What is around a trunk for patches of side `patch_size`: image -> patches -> h, and back.
 
-    The large stem gives the mean of what the small one gives for the four small patches in a large one, and
-    the large head the same small patch four times; the level's embedding is zero.
-
-    Args:
-      arrays: by variable name; what is there of large patches stays.
-      variables: the shapes of the new network's variables, by name.
-      patch_size: the small P.
+    Attributes:
+      layers: the Keras layers that hold its weights, whose names begin with `prefix`.
     """
-    completed = dict(arrays)
-    for name, shape in variables.items():
-        small = arrays.get(name.replace(f"/{LARGE}", "/"))
-        if LARGE not in name or name in arrays:
-            continue
-        if f"/{LARGE}level/" in name:
-            completed[name] = np.zeros(shape, np.float32)
-            continue
-        if small is None:
-            continue
-        completed[name] = small
-        for axis, (many, few) in enumerate(zip(shape, small.shape)):
-            if many == 4 * few:
-                value = _four_copies(small, axis, patch_size)
-                completed[name] = value / 4 if axis == small.ndim - 2 else value
-    return completed
 
-
-def _four_copies(values: np.ndarray, axis: int, p: int) -> np.ndarray:
-    """An axis of (row, column, colour) in a patch of side p -> that of a patch of 2p, of four of them."""
-    before, after = values.shape[:axis], values.shape[axis + 1 :]
-    patch = values.reshape(*before, p, p, -1, *after)
-    patch = np.concatenate([patch] * 2, axis=axis)
-    patch = np.concatenate([patch] * 2, axis=axis + 1)
-    return patch.reshape(*before, -1, *after)
+    def __init__(
+        self,
+        trunk: Trunk,
+        base_channels: int,
+        channels: int,
+        policy: keras.mixed_precision.Policy,
+        patch_size: int,
+        prefix: str = "",
+    ):
+        values = channels * patch_size**2
+        self.to_patches = ImageToPatches(patch_size, name=f"{prefix}to_patches")
+        self.stem, self.head = trunk.make_stem(prefix), trunk.make_head(values, prefix)
+        self.variance_head = VarianceHead(base_channels, trunk, values, policy, prefix)
+        self.to_image = PatchesToImage(patch_size, name=f"{prefix}to_image")
+        self.layers = [*self.stem, *self.head.layers, *self.variance_head.layers]
 
 
 class VarianceHead:

@@ -129,7 +129,6 @@ class UNet:
         h: tf.Tensor,
         embeddings: Sequence[tf.Tensor],
         dropout_key: tf.Tensor | None = None,
-        *,
         large: bool = False,
     ) -> tf.Tensor:
         """Walks through the stages; see `Trunk`.

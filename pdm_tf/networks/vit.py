@@ -132,10 +132,13 @@ class ViT:
         h: tf.Tensor,
         embeddings: Sequence[tf.Tensor],
         dropout_key: tf.Tensor | None = None,
-        *,
         large: bool = False,
     ) -> tf.Tensor:
-        """Walks through the blocks, whose grid is that of h, be it `large` or not; see `Trunk`."""
+        """Walks through the blocks, whose grid is that of h; see `Trunk`.
+
+        A large patch's rotary place is that of the first of its four, as its fixed one is: what is as far
+        apart in the image is as far apart for attention.
+        """
         _, height, width, channels = h.shape
         tokens = inputs = tf.reshape(h, [-1, height * width, channels])
         if self._t_once is not None:
@@ -146,7 +149,9 @@ class ViT:
                 tokens, extra = self._class_tokens(tokens, embeddings[1]), self._class_tokens.count
             if number in self._inject:
                 tokens += tf.pad(self._inject[number](inputs), [[0, 0], [extra, 0], [0, 0]])
-            angles = rotation((height, width), extra, self._head_channels) if self._rope else None
+            angles = None
+            if self._rope:
+                angles = rotation((height, width), extra, self._head_channels, 2 if large else 1)
             tokens = self._block(block, tokens, embeddings, angles, fold_in(dropout_key, number))
         return tf.reshape(tokens[:, extra:], [-1, height, width, channels])
 

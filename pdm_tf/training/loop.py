@@ -21,7 +21,8 @@ from flags.words import leaves, word
 from pdm_tf import data, stack
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.images import write_png
-from pdm_tf.networks.patched import PatchedNetwork, with_large_patches
+from pdm_tf.networks.large_patches import with_large_patches
+from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -71,6 +72,11 @@ def check_batch(config: Config, replicas: int) -> None:
         raise UserError(
             f"training.batch_size={batch} does not divide by {replicas} replicas x "
             f"training.grad_accum={parts}: the nearest that does is {nearest}"
+        )
+    if config.network.patch_boundary and batch < 2 * replicas * parts:
+        raise UserError(
+            f"training.batch_size={batch} is one image for each of {replicas} replicas x training.grad_accum="
+            f"{parts}, and two patch sizes (network.patch_boundary) need two: use {2 * replicas * parts}"
         )
 
 
@@ -237,9 +243,15 @@ def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: 
 def tell_of_network(network: PatchedNetwork) -> None:
     """Says what is trained, and what it costs."""
     (height, width), p = network.grid, network.patch_size
+    large = ""
+    if network.patch_boundary:
+        large = (
+            f"; from t = {network.patch_boundary} on, patches of {2 * p} x {2 * p}, "
+            f"{forward_flops(network, large=True) / 1e9:.3g} GFLOP"
+        )
     print(
         f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
-        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
+        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image{large}",
         flush=True,
     )
 
@@ -355,7 +367,7 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     weights = RunFolder(config.training.warm_start).newest_weights()
     partly = config.training.warm_start_partly
     shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
-    two = partial(with_large_patches, variables=shapes, patch_size=config.network.patch_size)
+    two = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
     try:
         left = ema.load(weights, into_variables=True, partly=partly, adapt=two)
     except UserError as error:
