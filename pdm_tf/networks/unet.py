@@ -133,21 +133,22 @@ class UNet:
     ) -> tf.Tensor:
         """Walks through the stages; see `Trunk`.
 
-        Large patches are on the second level's grid: the blocks of the first are left out, and its two
-        convolutions, down and up, change the width and not the size. All skips of the other levels are there.
+        Large patches are on the second level's grid. Of the first level they pass the shortcuts of the blocks
+        alone, and its two convolutions, down and up, which change the width and not the size: no skip is
+        missing anywhere.
         """
         skips, blocks = [h], itertools.count()
         for stage in self.stages:
-            if large and stage.level == 0 and stage.kind != "down":
-                continue
+            passed = large and stage.level == 0
             if stage.kind == "down":
-                h = unstrided(stage.layer, h) if large and stage.level == 0 else stage.layer(h)
+                h = unstrided(stage.layer, h) if passed else stage.layer(h)
             elif stage.kind == "up":
                 h = stage.layer(h if large and stage.level == 1 else upsample(h))
             else:
                 if stage.kind == "decoder":
                     h = tf.concat([h, skips.pop()], axis=-1)
-                h = self._block(stage, h, embeddings, fold_in(dropout_key, next(blocks)))
+                key = fold_in(dropout_key, next(blocks))
+                h = shortcut(stage.layer, h) if passed else self._block(stage, h, embeddings, key)
             if stage.kind in ("encoder", "down"):
                 skips.append(h)
         return h
@@ -177,6 +178,11 @@ def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:
     h = tf.cast(h, conv.compute_dtype)
     h = tf.nn.conv2d(h, tf.cast(conv.kernel, h.dtype), 1, "SAME")
     return tf.nn.bias_add(h, tf.cast(conv.bias, h.dtype))
+
+
+def shortcut(block: ResBlock, h: tf.Tensor) -> tf.Tensor:
+    """What goes around a residual block."""
+    return h if block.shortcut is None else block.shortcut(h)
 
 
 class ConvHead:

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from flags.config import DiffusionConfig
-from flags.errors import UserError
 from pdm_tf.denoiser import Denoiser, Experts
 from pdm_tf.diffusion.losses import simple_loss, vlb_loss
 from pdm_tf.diffusion.process import diffuse
@@ -89,7 +88,7 @@ class Objective:
         of images, an image is always of the same size.
         """
         if not size or size < 2:
-            raise UserError(
+            raise ValueError(
                 "a network of two patch sizes is trained on batches of a fixed size (drop_remainder), two "
                 f"images or more on each replica and for each part of grad_accum; these have {size}"
             )
@@ -130,7 +129,7 @@ class Objective:
         )  # fmt: skip
         t, eps, dropped = draw_each(key, indices, draw, signature)
         if shared:
-            _, large = self._places((x.shape[0] or 0) // parts)
+            _, large = self._places(x.shape[0] and x.shape[0] // parts)
             is_large = np.isin(np.arange(x.shape[0]) % (x.shape[0] // parts), large)
             t = tf.where(is_large, t[:, 1], t[:, 0])
         else:

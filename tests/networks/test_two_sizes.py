@@ -19,7 +19,7 @@ from pdm_tf.weights import assign_arrays, variable_names
 from tests.tiny_runs import VIT, random_arrays, randomized, tiny_config, tiny_denoiser
 
 TWO = {"network__patch_size": 2, "network__patch_boundary": 400}
-KINDS = {"unet": {**TWO, "network__channel_multipliers": (1, 2)}, "vit": {**TWO, **VIT}}
+KINDS = {"unet": {**TWO, "network__channel_multipliers": (2, 2)}, "vit": {**TWO, **VIT}}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -183,6 +183,30 @@ def test_what_cannot_have_two_sizes_is_refused(changes, said):
         tiny_config(**{**KINDS["unet"], **changes})
 
 
+def test_large_patches_pass_a_unet_s_first_level_by_its_shortcuts():
+    denoiser = tiny_denoiser(tiny_config(**KINDS["unet"]))
+    trunk = denoiser.experts[0].network.trunk
+    layers = {layer.name: layer for layer in trunk.layers}
+    x, t, label = (tf.random.stateless_normal(shape, [1, 2]) for shape in ((2, 4, 4, 32), (2, 64), (2, 32)))
+
+    def block(name, *h):
+        return layers[name](tf.concat(h, -1), t, label)
+
+    def shortcut(name, *h):
+        return layers[name].shortcut(tf.concat(h, -1))
+
+    def conv(name, h):
+        return tf.nn.conv2d(h, layers[name].kernel, 1, "SAME") + layers[name].bias
+
+    fine = shortcut("encoder0_0", x)
+    down = conv("down0", fine)
+    coarse = block("encoder1_0", down)
+    h = block("middle_out", layers["middle_attention"](block("middle_in", coarse)))
+    h = conv("up1", block("decoder1_1", block("decoder1_0", h, coarse), down))
+    h = shortcut("decoder0_1", shortcut("decoder0_0", h, fine), x)
+    np.testing.assert_allclose(trunk(x, [t, label], large=True), h, atol=1e-4)
+
+
 def test_ends_learn_from_their_own_interval_alone_and_the_trunk_from_both(config):
     denoiser = tiny_denoiser(config)
     variables, names = denoiser.variables, variable_names(denoiser.variables)
@@ -194,6 +218,7 @@ def test_ends_learn_from_their_own_interval_alone_and_the_trunk_from_both(config
         reached.append({n for n, g in zip(names, gradients) if g is not None})
     small, large = reached
     ends = ("unet/conv_in", "vit/embed/", "t/variance_out", "encoder0_", "decoder0_", "t/norm_out")
+    large = {n for n in large if "/shortcut/" not in n}
     assert small | large == set(names) and len(small & large) > 10
     assert not any(LARGE in n for n in small) and {n for n in names if LARGE in n} <= large
     assert not any(part in n for n in large for part in ends)
