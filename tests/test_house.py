@@ -45,9 +45,9 @@ MAY_USE = {
     "pdm_tf.training",
     "data_tools": "flags pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.evaluation pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.weights",
-    "benchmarks": "data_tools flags pdm_tf pdm_tf.data pdm_tf.denoiser pdm_tf.describe pdm_tf.evaluation "
-    "pdm_tf.experts pdm_tf.networks pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack "
-    "pdm_tf.training",
+    "benchmarks": "data_tools flags pdm_tf pdm_tf.data pdm_tf.denoiser pdm_tf.describe pdm_tf.diffusion "
+    "pdm_tf.evaluation pdm_tf.experts pdm_tf.networks pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
+    "pdm_tf.stack pdm_tf.training",
     "main": "flags pdm_tf.analysis pdm_tf.atomic pdm_tf.data pdm_tf.describe pdm_tf.evaluation "
     "pdm_tf.experts pdm_tf.export pdm_tf.images pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.run "
     "pdm_tf.sampling pdm_tf.stack pdm_tf.training",

@@ -35,7 +35,7 @@ PRESETS |= {
     )
 }
 PRESETS |= {
-    f"{name}_two_sizes": PRESETS[name].replace({"network.patch_boundary": 396, "training.batch_size": 8})
+    f"{name}_two_sizes": PRESETS[name].replace({"network.patch_boundary": 396, "diffusion.t_stop": 1000})
     for name in ("lsun_church", "imagenet256_vit")
 }
 # kTpuAllTypes of TensorFlow's tpu_defs.h, less those that nothing here should use: a double is slow there.
