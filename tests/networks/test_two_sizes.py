@@ -107,9 +107,12 @@ MASK = np.arange(16)[:, None] < np.full(16, 7)
 
 @pytest.mark.parametrize(("settings", "given"), [
     ({"sampler": "ancestral", "guidance": 1.5}, {}),
-    ({"sampler": "dpm_solver", "spacing": "logsnr"}, {}),
-    ({"strength": 0.7}, {"image": IMAGE}),
-    ({"strength": 1.0, "resamplings": 2, "jump_length": 2}, {"image": IMAGE, "mask": MASK}),
+    pytest.param({"sampler": "dpm_solver", "spacing": "logsnr"}, {}, marks=pytest.mark.slow),
+    pytest.param({"strength": 0.7}, {"image": IMAGE}, marks=pytest.mark.slow),
+    pytest.param(
+        {"strength": 1.0, "resamplings": 2, "jump_length": 2}, {"image": IMAGE, "mask": MASK},
+        marks=pytest.mark.slow,
+    ),
 ], ids=["guided", "solver", "SDEdit", "RePaint"])  # fmt: skip
 def test_it_is_sampled_as_two_experts_are(two_ways, settings, given):
     settings = SamplingConfig(**{"steps": (6,), **settings})
