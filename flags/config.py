@@ -40,6 +40,9 @@ class NetworkConfig:
 
     kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet", "vit"))
     patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
+    patch_boundary: int = setting(
+        0, "From this t on patches have side 2P, around the same trunk; 0: nowhere.", least=0
+    )
     base_channels: int = setting(
         128, "The width that a patch is projected to; a ViT's from end to end.", above=0
     )
@@ -127,6 +130,10 @@ class DiffusionConfig:
     t_spread: float = setting(0.8, "If logit_normal: its standard deviation.", above=0)
     t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
     t_stop: int = setting(1000, "See t_start.", above=0)
+    large_share: float = setting(
+        0.5, "With network.patch_boundary: how much of a batch is trained in patches of 2P.",
+        above=0, below=1,
+    )  # fmt: skip
     label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
 
 
@@ -322,6 +329,8 @@ def validate(config: Config) -> Config:
     {"unet": _check_unet, "vit": _check_vit}[config.network.kind](config)
     _check_labels(config)
     _check_diffusion(config)
+    if config.network.patch_boundary:
+        _check_two_sizes(config)
     _check_training(config)
     check_sampling(config)
     return config
@@ -414,6 +423,29 @@ def _check_diffusion(config: Config) -> None:
         d.t_start < d.t_stop <= d.num_timesteps,
         f"diffusion.t_start={d.t_start}, diffusion.t_stop={d.t_stop}: they must satisfy "
         f"0 <= t_start < t_stop <= num_timesteps = {d.num_timesteps}",
+    )
+
+
+def _check_two_sizes(config: Config) -> None:
+    network, d, training = config.network, config.diffusion, config.training
+    require(
+        d.t_start < network.patch_boundary < d.t_stop,
+        f"network.patch_boundary={network.patch_boundary} is not within {d.t_start} < t < {d.t_stop}, what "
+        "the network is trained on: use one that is, or 0",
+    )
+    _check_division(
+        config, 2 * network.patch_size, f"2 * patch_size = 2 * {network.patch_size}",
+        "a smaller network.patch_size",
+    )  # fmt: skip
+    require(
+        network.kind != "unet" or len(network.channel_multipliers) > 1,
+        "network.patch_boundary: large patches enter a U-Net's second level, and network.channel_multipliers="
+        f"{words.word(network.channel_multipliers)} has one: use two or more",
+    )
+    require(
+        training.batch_size >= 2 * training.grad_accum,
+        f"training.batch_size={training.batch_size} with training.grad_accum={training.grad_accum}: each "
+        "part of a batch needs two images or more for two patch sizes (network.patch_boundary)",
     )
 
 

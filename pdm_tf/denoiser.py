@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import tensorflow as tf
@@ -50,7 +51,7 @@ class Denoiser(Protocol):
 
 
 class NetworkDenoiser:
-    """The `Denoiser` of one network, whatever it predicts."""
+    """The `Denoiser` of one network, whatever it predicts, at one of its patch sizes."""
 
     def __init__(
         self,
@@ -59,10 +60,12 @@ class NetworkDenoiser:
         prediction: str = "x",
         t_start: int = 0,
         t_stop: int | None = None,
+        large: bool = False,
     ):
         self.network = network
         self.schedule = schedule
         self.prediction = prediction
+        self.large = large
         self.t_start = t_start
         self.t_stop = len(schedule) if t_stop is None else t_stop
         self.image_shape = network.image_shape
@@ -73,8 +76,53 @@ class NetworkDenoiser:
 
     def __call__(self, z, t, labels, dropout_key=None):
         """As `Denoiser.__call__`."""
-        output, u = self.network(z, t, labels, dropout_key)
+        output, u = self.network(z, t, labels, dropout_key, large=self.large)
         return predicted_x(self.prediction, output, z, self.schedule.at(t, z.dtype)), u
+
+
+class Experts:
+    """Denoisers of neighbouring intervals of t, used as one `Denoiser` ("model splitting").
+
+    They are networks of their own, or one network at its two patch sizes.
+
+    An expert runs if any t of the batch lies in its interval, then on the whole batch, and each image takes
+    the answer of its own expert. So a batch at one t, as in sampling, costs one network, and a batch of
+    mixed t costs every network whose interval occurs in it. All shapes are static, as XLA needs.
+    """
+
+    def __init__(self, experts: Sequence[Denoiser]):
+        """`experts` from the least noise to the most, each beginning where the one before it stops.
+
+        Raises:
+          ValueError: they leave a gap, or overlap.
+        """
+        if any(one.t_stop != following.t_start for one, following in zip(experts, experts[1:])):
+            raise ValueError(f"intervals that do not meet: {[(e.t_start, e.t_stop) for e in experts]}")
+        first = experts[0]
+        self.experts = list(experts)
+        self.t_start, self.t_stop = first.t_start, experts[-1].t_stop
+        self.schedule = first.schedule
+        self.image_shape = first.image_shape
+        self.num_classes = first.num_classes
+        self.conditional = first.conditional
+        self.null_label = first.null_label
+        # Two patch sizes of one network have the same.
+        own = {id(variable): variable for expert in experts for variable in expert.variables}
+        self.variables = list(own.values())
+
+    def __call__(self, z, t, labels, dropout_key=None):
+        """As `Denoiser.__call__`."""
+        pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
+        for expert in self.experts:
+            own = (t >= expert.t_start) & (t < expert.t_stop)
+            answer = tf.cond(
+                tf.reduce_any(own),
+                lambda expert=expert: expert(z, t, labels, dropout_key),
+                lambda before=(pred_x, u): before,
+            )
+            own = own[:, None, None, None]
+            pred_x, u = tf.where(own, answer[0], pred_x), tf.where(own, answer[1], u)
+        return pred_x, u
 
 
 def build_network(config: Config, precision: str = "float32", recompute: bool = False) -> PatchedNetwork:
@@ -88,8 +136,15 @@ def build_network(config: Config, precision: str = "float32", recompute: bool = 
     )
 
 
-def build_denoiser(diffusion: DiffusionConfig, network: PatchedNetwork) -> NetworkDenoiser:
-    """The denoiser of a network in the process that it was, or is to be, trained on."""
+def build_denoiser(diffusion: DiffusionConfig, network: PatchedNetwork) -> NetworkDenoiser | Experts:
+    """The denoiser of a network in the process that it was, or is to be, trained on.
+
+    A network of two patch sizes is two experts with one trunk.
+    """
     d = diffusion
     schedule = SCHEDULES[d.schedule](d, max(network.image_shape[:2]))
-    return NetworkDenoiser(network, schedule, d.prediction, d.t_start, d.t_stop)
+    denoiser = partial(NetworkDenoiser, network, schedule, d.prediction)
+    boundary = network.patch_boundary
+    if not boundary:
+        return denoiser(d.t_start, d.t_stop)
+    return Experts([denoiser(d.t_start, boundary), denoiser(boundary, d.t_stop, large=True)])

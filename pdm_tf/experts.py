@@ -7,56 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from flags.config import Config, changes
 from flags.errors import UserError
 from flags.words import leaves
 from pdm_tf.averages import plan, reconstruct
-from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
+from pdm_tf.denoiser import Denoiser, Experts, build_denoiser, build_network
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import assign_arrays, read_arrays
-
-
-class Experts:
-    """Denoisers of neighbouring intervals of t, used as one `Denoiser` ("model splitting").
-
-    An expert runs if any t of the batch lies in its interval, then on the whole batch, and each image takes
-    the answer of its own expert. So a batch at one t, as in sampling, costs one network, and a batch of
-    mixed t costs every network whose interval occurs in it. All shapes are static, as XLA needs.
-    """
-
-    def __init__(self, experts: Sequence[Denoiser]):
-        """`experts` from the least noise to the most, each beginning where the one before it stops.
-
-        Raises:
-          ValueError: they leave a gap, or overlap.
-        """
-        if any(one.t_stop != following.t_start for one, following in zip(experts, experts[1:])):
-            raise ValueError(f"intervals that do not meet: {[(e.t_start, e.t_stop) for e in experts]}")
-        first = experts[0]
-        self.experts = list(experts)
-        self.t_start, self.t_stop = first.t_start, experts[-1].t_stop
-        self.schedule = first.schedule
-        self.image_shape = first.image_shape
-        self.num_classes = first.num_classes
-        self.conditional = first.conditional
-        self.null_label = first.null_label
-        self.variables = [variable for expert in experts for variable in expert.variables]
-
-    def __call__(self, z, t, labels, dropout_key=None):
-        """As `Denoiser.__call__`."""
-        pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
-        for expert in self.experts:
-            own = (t >= expert.t_start) & (t < expert.t_stop)
-            answer = tf.cond(
-                tf.reduce_any(own),
-                lambda expert=expert: expert(z, t, labels, dropout_key),
-                lambda before=(pred_x, u): before,
-            )
-            own = own[:, None, None, None]
-            pred_x, u = tf.where(own, answer[0], pred_x), tf.where(own, answer[1], u)
-        return pred_x, u
 
 
 class Run(NamedTuple):
@@ -72,8 +30,9 @@ class Loaded(NamedTuple):
     Attributes:
       denoiser: with averaged weights.
       config: that of the run with the least noise.
-      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction;
-        of averages of a length that was asked for, what they are in place of a file, ema_length and step.
+      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction,
+        and patch_boundary if it has two sizes; of averages of a length that was asked for, what they are in
+        place of a file, ema_length and step.
     """
 
     denoiser: Denoiser
@@ -144,7 +103,7 @@ def with_length(loaded: Loaded, runs: Sequence[Run], ema_length: float | None) -
     Raises:
       UserError: as `load`; what is missing or damaged is noticed before a variable changes.
     """
-    parts = loaded.denoiser.experts if isinstance(loaded.denoiser, Experts) else [loaded.denoiser]
+    parts = loaded.denoiser.experts if len(runs) > 1 else [loaded.denoiser]
     weights = [read_weights(run, ema_length) for run in runs]
     for denoiser, (arrays, origin) in zip(parts, weights):
         assign_arrays(denoiser.variables, arrays, origin["weights"])
@@ -160,6 +119,8 @@ def read_weights(run: Run, ema_length: float | None = None) -> tuple[dict[str, n
         "patch_size": run.config.network.patch_size,
         "prediction": run.config.diffusion.prediction,
     }
+    if run.config.network.patch_boundary:
+        origin["patch_boundary"] = run.config.network.patch_boundary
     if ema_length is None:
         weights = run.folder.newest_weights()
         return read_arrays(weights), {"weights": str(weights), **origin}

@@ -423,7 +423,12 @@ def readme(metadata: dict[str, typing.Any]) -> str:
         classes=f"{listed}; {null} is no class" if classes else "none (labels only say how many images)",
         sampling=f"{sampling.sampler}{options}, {steps} steps, {sampling.spacing}",
         source="; ".join(
-            "{weights} (P = {patch_size}) for {t_start} <= t < {t_stop}".format(**run)
+            "{weights} (P = {patch_size}{large}) for {t_start} <= t < {t_stop}".format(
+                large=f", {2 * run['patch_size']} from t = {run['patch_boundary']} on"
+                if "patch_boundary" in run
+                else "",
+                **run,
+            )
             for run in metadata["experts"]
         ),
         tensorflow=metadata["tensorflow"],

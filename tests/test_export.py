@@ -47,6 +47,9 @@ def denoisers(name):
         low = tiny_denoiser(tiny_config(diffusion__t_stop=396))
         settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 396, **VIT}
         return Experts([low, tiny_denoiser(tiny_config(**settings), seed=1)])
+    if name == "two_sizes":
+        settings = {"network__patch_size": 2, "network__patch_boundary": 396}
+        return tiny_denoiser(tiny_config(**settings, network__channel_multipliers=(2, 1)))
     if name == "unconditional":
         settings = {"network__class_conditioning": "none", "data__num_classes": 0, "data__label_names": ()}
         return tiny_denoiser(tiny_config(**settings))
@@ -98,6 +101,7 @@ SLOW = pytest.mark.slow
         ("single", "ancestral", (1.0, 1.7)),
         ("experts", "dpm_solver", (1.7,)),
         pytest.param("experts", "dpm_solver", (1.0,), marks=SLOW),
+        pytest.param("two_sizes", "dpm_solver", (1.0, 1.7), marks=SLOW),
         pytest.param("single", "ddim", (1.0, 2.25), marks=SLOW),
         pytest.param("single", "unipc", (1.0, 1.5), marks=SLOW),
         pytest.param("single", "ipndm", (1.0,), marks=SLOW),

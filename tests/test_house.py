@@ -27,7 +27,7 @@ MAY_USE = {
     "pdm_tf.networks": "flags pdm_tf.patching pdm_tf.stack",
     "pdm_tf.denoiser": "flags pdm_tf.diffusion pdm_tf.networks",
     "pdm_tf.experts": "flags pdm_tf.averages pdm_tf.denoiser pdm_tf.run pdm_tf.weights",
-    "pdm_tf.describe": "flags pdm_tf.denoiser pdm_tf.networks",
+    "pdm_tf.describe": "flags pdm_tf.denoiser pdm_tf.networks pdm_tf.sampling",
     "pdm_tf.data": "flags pdm_tf.atomic pdm_tf.images pdm_tf.paths pdm_tf.stack",
     "pdm_tf.sampling": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.randomness",
@@ -48,6 +48,7 @@ MAY_USE = {
     "data_tools": "flags pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.evaluation pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.weights",
     "benchmarks": "data_tools flags pdm_tf pdm_tf.analysis pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
+    "pdm_tf.diffusion "
     "pdm_tf.evaluation pdm_tf.experts pdm_tf.networks pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
     "pdm_tf.stack pdm_tf.training",
     "main": "flags pdm_tf.analysis pdm_tf.atomic pdm_tf.data pdm_tf.describe pdm_tf.evaluation "

@@ -20,6 +20,8 @@ from pdm_tf.networks.vit import ViT
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
 
+LARGE = "large_"  # begins the names of what is around the trunk for patches of 2P
+
 
 class Head(Protocol):
     """What turns a trunk's h into patches: zeros, in a new network.
@@ -46,6 +48,8 @@ class Trunk(Protocol):
       width: channels of the h that it returns.
       embedding_width: channels of the timestep embedding that it wants.
       kernel_size: how many places a layer before or after it sees along each axis.
+
+    What it makes for large patches has names that begin with `prefix`.
     """
 
     layers: Sequence[keras.layers.Layer]
@@ -53,14 +57,18 @@ class Trunk(Protocol):
     embedding_width: int
     kernel_size: int
 
-    def make_stem(self) -> Sequence[keras.layers.Layer]:
+    def make_stem(self, prefix: str = "") -> Sequence[keras.layers.Layer]:
         """Layers that, one after another, project patches of any size to `base_channels`."""
 
-    def make_head(self, values: int) -> Head:
+    def make_head(self, values: int, prefix: str = "") -> Head:
         """The way from its h to patches of `values` numbers."""
 
     def __call__(
-        self, h: tf.Tensor, embeddings: Sequence[tf.Tensor], dropout_key: tf.Tensor | None = None
+        self,
+        h: tf.Tensor,
+        embeddings: Sequence[tf.Tensor],
+        dropout_key: tf.Tensor | None = None,
+        large: bool = False,
     ) -> tf.Tensor:
         """Runs the trunk.
 
@@ -69,6 +77,7 @@ class Trunk(Protocol):
           embeddings: the timestep's, float32 (B, embedding_width), and where labels come as a gate or as
             tokens the label's, float32 (B, base_channels) or (B, embedding_width).
           dropout_key: int32 (2,) makes dropout active.
+          large: h is of patches twice as large, so its grid is half the trunk's along each axis.
         Returns:
           (B, h, w, width) in the compute dtype.
         """
@@ -87,6 +96,8 @@ class PatchedNetwork(keras.Model):
     Args:
       image_shape: (height, width, channels); height and width divide by `patch_size`.
       patch_size: P; the trunk works on a grid of (height / P) x (width / P) patches.
+      patch_boundary: from this t on patches are of 2P, with a stem and heads of their own around the same
+        trunk; 0: nowhere. Whoever calls says by `large` which are meant: a call is of one size.
       base_channels: the width that the stem gives a patch.
       kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
       num_classes: 0 for data without labels.
@@ -108,6 +119,7 @@ class PatchedNetwork(keras.Model):
         image_shape: Sequence[int],
         *,
         patch_size: int,
+        patch_boundary: int = 0,
         base_channels: int,
         kind: str = "unet",
         num_classes: int = 0,
@@ -122,6 +134,7 @@ class PatchedNetwork(keras.Model):
         self._config = {**own, **trunk_settings}
         self.image_shape = tuple(image_shape)
         self.patch_size = patch_size
+        self.patch_boundary = patch_boundary
         self.grid = grid_of(image_shape, patch_size)
         self.base_channels = base_channels
         self.num_classes = self.null_label = num_classes
@@ -134,7 +147,7 @@ class PatchedNetwork(keras.Model):
         }  # fmt: skip
         self.trunk = NETWORKS[kind](self.grid, base_channels, **common, **trunk_settings)
         self._make_embeddings()
-        self._make_stem_and_heads()
+        self._make_sides()
         # Keras finds layers in lists, and not in a trunk. Last, for the order of `trainable_variables`.
         self._trunk_layers = self.trunk.layers
         self._create_weights()
@@ -148,22 +161,28 @@ class PatchedNetwork(keras.Model):
             label_width = self.base_channels if self.class_conditioning == "gate" else width
             self.embed_label = keras.layers.Embedding(self.null_label + 1, label_width, name="embed_label")
 
-    def _make_stem_and_heads(self):
-        p, values = self.patch_size, self.image_shape[-1] * self.patch_size**2
-        self.to_patches = ImageToPatches(p, name="to_patches")
-        stem, self.head = self.trunk.make_stem(), self.trunk.make_head(values)
-        self.variance_head = VarianceHead(self.base_channels, self.trunk, values, self.policy)
+    def _make_sides(self):
+        p, large = self.patch_size, None
+        side = partial(Side, self.trunk, self.base_channels, self.image_shape[-1], self.policy)
+        self.small = small = side(p)
+        if self.patch_boundary:
+            grid_of(self.image_shape, 2 * p)
+            large = side(2 * p, LARGE)
+            self.large_level = keras.layers.Embedding(
+                1, self.trunk.embedding_width, embeddings_initializer="zeros", name=f"{LARGE}level"
+            )
+        self.large = large
         # Keras finds them, and a checkpoint names them, as the network's own.
-        for layer in (*stem, *self.head.layers, *self.variance_head.layers):
+        for layer in (*small.layers, *(large.layers if large else ())):
             setattr(self, layer.name, layer)
-        self.stem = stem
-        self.to_image = PatchesToImage(p, name="to_image")
 
     def _create_weights(self):
         """Creates all variables by calling the network on symbols, without computing anything."""
         z = keras.Input(self.image_shape)
         t, labels = (keras.Input((), dtype=tf.int32) for _ in range(2))
         self(z, t, labels)
+        if self.patch_boundary:
+            self(z, t, labels, large=True)
 
     def build(self, input_shape=None):
         """Nothing is left to build: the constructor made all weights."""
@@ -175,6 +194,7 @@ class PatchedNetwork(keras.Model):
         t: tf.Tensor,
         labels: tf.Tensor | None = None,
         dropout_key: tf.Tensor | None = None,
+        large: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Image -> patches -> trunk -> image (Section 3).
 
@@ -183,18 +203,21 @@ class PatchedNetwork(keras.Model):
           t: int32 (B,).
           labels: int32 (B,) in 0..num_classes, the last being the null label; unused unless conditional.
           dropout_key: int32 (2,) makes dropout active.
+          large: in patches of 2P, of a network that has them; t does not choose.
         Returns:
           The prediction, float32 (B, H, W, C), and u in [0, 1], float32 (B, H, W, C).
         """
-        embeddings = self._embed(t, labels)
-        h = self.to_patches(with_blurred(z, self.blurred_inputs))
-        for layer in self.stem:
+        embeddings, side = self._embed(t, labels), self.large if large else self.small
+        if large:
+            embeddings[0] += self.large_level(tf.zeros_like(t))
+        h = side.to_patches(with_blurred(z, self.blurred_inputs))
+        for layer in side.stem:
             h = layer(h)
         # Appendix C: positions are told "once, right after the first input projection".
-        h = features = h + position_encoding(*self.grid, self.base_channels)
-        h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key)
-        output, u = self.head(h, embeddings[0]), self.variance_head(features, h, embeddings[0])
-        return self.to_image(output), self.to_image(u)
+        h = features = h + position_encoding(*h.shape[1:3], self.base_channels)
+        h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key, large)
+        output, u = side.head(h, embeddings[0]), side.variance_head(features, h, embeddings[0])
+        return side.to_image(output), side.to_image(u)
 
     def _embed(self, t, labels) -> list[tf.Tensor]:
         """The embeddings that the trunk is given."""
@@ -211,17 +234,48 @@ class PatchedNetwork(keras.Model):
         return dict(self._config)
 
 
+class Side:
+    """What is around a trunk for patches of side `patch_size`: image -> patches -> h, and back.
+
+    Attributes:
+      layers: the Keras layers that hold its weights, whose names begin with `prefix`.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        base_channels: int,
+        channels: int,
+        policy: keras.mixed_precision.Policy,
+        patch_size: int,
+        prefix: str = "",
+    ):
+        values = channels * patch_size**2
+        self.to_patches = ImageToPatches(patch_size, name=f"{prefix}to_patches")
+        self.stem, self.head = trunk.make_stem(prefix), trunk.make_head(values, prefix)
+        self.variance_head = VarianceHead(base_channels, trunk, values, policy, prefix)
+        self.to_image = PatchesToImage(patch_size, name=f"{prefix}to_image")
+        self.layers = [*self.stem, *self.head.layers, *self.variance_head.layers]
+
+
 class VarianceHead:
     """The patches of u, by the "small auxiliary network" of Appendix C: L_vlb trains it alone.
 
     Concat[features before the trunk, after it] + Dense(swish(t)), swish Conv, sigmoid Conv.
     """
 
-    def __init__(self, base_channels: int, trunk: Trunk, values: int, policy: keras.mixed_precision.Policy):
+    def __init__(
+        self,
+        base_channels: int,
+        trunk: Trunk,
+        values: int,
+        policy: keras.mixed_precision.Policy,
+        prefix: str = "",
+    ):
         conv = partial(keras.layers.Conv2D, kernel_size=trunk.kernel_size, padding="same")
-        self._t = keras.layers.Dense(base_channels + trunk.width, name="variance_t")
-        self._conv = conv(base_channels, activation="swish", dtype=policy, name="variance_conv")
-        self._out = conv(values, activation="sigmoid", name="variance_out")
+        self._t = keras.layers.Dense(base_channels + trunk.width, name=f"{prefix}variance_t")
+        self._conv = conv(base_channels, activation="swish", dtype=policy, name=f"{prefix}variance_conv")
+        self._out = conv(values, activation="sigmoid", name=f"{prefix}variance_out")
         self.layers = [self._t, self._conv, self._out]
 
     def __call__(self, features: tf.Tensor, decoded: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:

@@ -116,28 +116,39 @@ class UNet:
         layers = [layer for stage in stages for layer in (stage.layer, stage.attention)]
         return [layer for layer in layers if layer is not None]
 
-    def make_stem(self) -> list[keras.layers.Layer]:
+    def make_stem(self, prefix: str = "") -> list[keras.layers.Layer]:
         """The first convolution."""
-        return [keras.layers.Conv2D(self._base_channels, 3, padding="same", name="conv_in")]
+        return [keras.layers.Conv2D(self._base_channels, 3, padding="same", name=f"{prefix}conv_in")]
 
-    def make_head(self, values: int) -> ConvHead:
+    def make_head(self, values: int, prefix: str = "") -> ConvHead:
         """See `Trunk`."""
-        return ConvHead(values)
+        return ConvHead(values, prefix)
 
     def __call__(
-        self, h: tf.Tensor, embeddings: Sequence[tf.Tensor], dropout_key: tf.Tensor | None = None
+        self,
+        h: tf.Tensor,
+        embeddings: Sequence[tf.Tensor],
+        dropout_key: tf.Tensor | None = None,
+        large: bool = False,
     ) -> tf.Tensor:
-        """Walks through the stages; see `Trunk`."""
+        """Walks through the stages; see `Trunk`.
+
+        Large patches are on the second level's grid. Of the first level they pass the shortcuts of the blocks
+        alone, and its two convolutions, down and up, which change the width and not the size: no skip is
+        missing anywhere.
+        """
         skips, blocks = [h], itertools.count()
         for stage in self.stages:
+            passed = large and stage.level == 0
             if stage.kind == "down":
-                h = stage.layer(h)
+                h = unstrided(stage.layer, h) if passed else stage.layer(h)
             elif stage.kind == "up":
-                h = stage.layer(upsample(h))
+                h = stage.layer(h if large and stage.level == 1 else upsample(h))
             else:
                 if stage.kind == "decoder":
                     h = tf.concat([h, skips.pop()], axis=-1)
-                h = self._block(stage, h, embeddings, fold_in(dropout_key, next(blocks)))
+                key = fold_in(dropout_key, next(blocks))
+                h = shortcut(stage.layer, h) if passed else self._block(stage, h, embeddings, key)
             if stage.kind in ("encoder", "down"):
                 skips.append(h)
         return h
@@ -162,13 +173,25 @@ class UNet:
         ]
 
 
+def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:
+    """What a strided convolution, whose weights are made, gives at every place."""
+    h = tf.cast(h, conv.compute_dtype)
+    h = tf.nn.conv2d(h, tf.cast(conv.kernel, h.dtype), 1, "SAME")
+    return tf.nn.bias_add(h, tf.cast(conv.bias, h.dtype))
+
+
+def shortcut(block: ResBlock, h: tf.Tensor) -> tf.Tensor:
+    """What goes around a residual block."""
+    return h if block.shortcut is None else block.shortcut(h)
+
+
 class ConvHead:
     """GroupNorm(32) swish Conv3x3, whose kernel starts at zero: a `Head`."""
 
-    def __init__(self, values: int):
-        self._norm = GroupNorm(32, name="norm_out")
+    def __init__(self, values: int, prefix: str = ""):
+        self._norm = GroupNorm(32, name=f"{prefix}norm_out")
         self._conv = keras.layers.Conv2D(
-            values, 3, padding="same", kernel_initializer="zeros", name="conv_out"
+            values, 3, padding="same", kernel_initializer="zeros", name=f"{prefix}conv_out"
         )
         self.layers = [self._norm, self._conv]
 

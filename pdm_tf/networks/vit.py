@@ -118,19 +118,27 @@ class ViT:
         beside = [*self._inject.values(), self._t_once, self._class_tokens]
         return [branch for block in self.blocks for branch in block] + [layer for layer in beside if layer]
 
-    def make_stem(self) -> list[keras.layers.Layer]:
+    def make_stem(self, prefix: str = "") -> list[keras.layers.Layer]:
         """A linear map, by way of a few numbers if there is a bottleneck."""
-        narrow = [keras.layers.Dense(self._bottleneck, use_bias=False, name="embed_narrow")]
-        return [*(narrow if self._bottleneck else []), keras.layers.Dense(self.width, name="embed")]
+        narrow = [keras.layers.Dense(self._bottleneck, use_bias=False, name=f"{prefix}embed_narrow")]
+        return [*(narrow if self._bottleneck else []), keras.layers.Dense(self.width, name=f"{prefix}embed")]
 
-    def make_head(self, values: int) -> AdaptiveHead:
+    def make_head(self, values: int, prefix: str = "") -> AdaptiveHead:
         """See `Trunk`."""
-        return AdaptiveHead(self.width, values, self._norm, self._t_conditioning != "once")
+        return AdaptiveHead(self.width, values, self._norm, self._t_conditioning != "once", prefix)
 
     def __call__(
-        self, h: tf.Tensor, embeddings: Sequence[tf.Tensor], dropout_key: tf.Tensor | None = None
+        self,
+        h: tf.Tensor,
+        embeddings: Sequence[tf.Tensor],
+        dropout_key: tf.Tensor | None = None,
+        large: bool = False,
     ) -> tf.Tensor:
-        """Walks through the blocks; see `Trunk`."""
+        """Walks through the blocks, whose grid is that of h; see `Trunk`.
+
+        A large patch's rotary place is that of the first of its four, as its fixed one is: what is as far
+        apart in the image is as far apart for attention.
+        """
         _, height, width, channels = h.shape
         tokens = inputs = tf.reshape(h, [-1, height * width, channels])
         if self._t_once is not None:
@@ -141,7 +149,9 @@ class ViT:
                 tokens, extra = self._class_tokens(tokens, embeddings[1]), self._class_tokens.count
             if number in self._inject:
                 tokens += tf.pad(self._inject[number](inputs), [[0, 0], [extra, 0], [0, 0]])
-            angles = rotation((height, width), extra, self._head_channels) if self._rope else None
+            angles = None
+            if self._rope:
+                angles = rotation((height, width), extra, self._head_channels, 2 if large else 1)
             tokens = self._block(block, tokens, embeddings, angles, fold_in(dropout_key, number))
         return tf.reshape(tokens[:, extra:], [-1, height, width, channels])
 
@@ -171,13 +181,13 @@ class ViT:
 class AdaptiveHead:
     """A norm, with the timestep's scale and shift if `t_conditional`, and a projection from zero."""
 
-    def __init__(self, width: int, values: int, norm: str, t_conditional: bool):
+    def __init__(self, width: int, values: int, norm: str, t_conditional: bool, prefix: str = ""):
         dense = keras.layers.Dense
-        self._norm = normalization(norm, affine=not t_conditional, name="norm_out")
+        self._norm = normalization(norm, affine=not t_conditional, name=f"{prefix}norm_out")
         self._modulation = None
         if t_conditional:
-            self._modulation = dense(2 * width, kernel_initializer="zeros", name="modulation_out")
-        self._project = dense(values, kernel_initializer="zeros", name="project_out")
+            self._modulation = dense(2 * width, kernel_initializer="zeros", name=f"{prefix}modulation_out")
+        self._project = dense(values, kernel_initializer="zeros", name=f"{prefix}project_out")
         self.layers = [layer for layer in (self._norm, self._modulation, self._project) if layer]
 
     def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:

@@ -56,13 +56,13 @@ def scaled_dense(width: int, initial_scale: float, **kwargs) -> keras.layers.Den
     return keras.layers.Dense(width, kernel_initializer=glorot, **kwargs)
 
 
-def rotation(grid: tuple[int, int], extra: int, head_channels: int) -> tf.Tensor:
+def rotation(grid: tuple[int, int], extra: int, head_channels: int, stride: int = 1) -> tf.Tensor:
     """The angles of 2D rotary positions, float32 (extra + h w, head_channels / 2).
 
-    Half of them turn with the row, half with the column (Heo et al., 2024); `extra` tokens before the grid's
-    have no place, and are not turned.
+    Half of them turn with the row, half with the column (Heo et al., 2024); places are `stride` apart.
+    `extra` tokens before the grid's have no place, and are not turned.
     """
-    frequencies = sinusoidal_frequencies(head_channels // 4)
+    frequencies = stride * sinusoidal_frequencies(head_channels // 4)
     rows, columns = (tf.range(size, dtype=tf.float32)[:, None] * frequencies for size in grid)
     shape = [*grid, head_channels // 4]
     angles = [tf.broadcast_to(rows[:, None, :], shape), tf.broadcast_to(columns[None, :, :], shape)]

@@ -80,7 +80,7 @@ class Sampler:
         self.denoiser, self.settings = denoiser, settings
         self.guidance = settings.guidance if guidance is None else guidance
         strength = 1.0 if image is None else settings.strength
-        self.schedule = _kept_steps(denoiser, settings, strength)
+        self.schedule = kept_steps(denoiser, settings, strength)
         self.from_noise = denoiser.t_stop == len(denoiser.schedule) and (
             image is None or (mask is not None and strength == 1.0)
         )
@@ -258,7 +258,7 @@ def own_share(values: tf.Tensor, replicas: int) -> tf.Tensor:
     return tf.reshape(values, [replicas, -1, *values.shape[1:]])[replica]
 
 
-def _kept_steps(denoiser: Denoiser, settings: SamplingConfig, strength: float) -> NoiseSchedule:
+def kept_steps(denoiser: Denoiser, settings: SamplingConfig, strength: float = 1.0) -> NoiseSchedule:
     """The strided schedule of the denoiser's own t, up to the last kept t <= strength * (T - 1)."""
     schedule = denoiser.schedule
     own = schedule.keep(range(denoiser.t_start, denoiser.t_stop))

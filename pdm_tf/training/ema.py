@@ -6,7 +6,7 @@ import concurrent.futures
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -80,10 +80,17 @@ class ExponentialMovingAverage:
         """Writes the averages as .npz, by variable name."""
         write_arrays(path, dict(zip(variable_names(self.variables), self.averages)))
 
-    def load(self, path: str | os.PathLike, into_variables: bool = False, partly: bool = False) -> list[str]:
+    def load(
+        self,
+        path: str | os.PathLike,
+        into_variables: bool = False,
+        partly: bool = False,
+        adapt: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict,
+    ) -> list[str]:
         """Reads `save`'s file into the averages, and into the variables too if asked.
 
         Args:
+          adapt: makes arrays by name of this network of the file's.
           partly: take what fits, and the variables' own values for the rest.
         Returns:
           what does not fit, [] unless `partly`.
@@ -91,7 +98,7 @@ class ExponentialMovingAverage:
           UserError: it is missing, damaged or of another network.
         """
         self._update.result()
-        own, arrays, left = [variable.numpy() for variable in self.variables], read_arrays(path), []
+        own, arrays, left = [variable.numpy() for variable in self.variables], adapt(read_arrays(path)), []
         if partly:
             arrays, left = completed(self.variables, arrays, path)
         assign_arrays(self.variables, arrays, path)

@@ -8,6 +8,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -20,6 +21,7 @@ from flags.words import leaves, word
 from pdm_tf import data, stack
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.images import write_png
+from pdm_tf.networks.large_patches import with_large_patches
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
@@ -29,6 +31,7 @@ from pdm_tf.training.model import PatchedDiffusion, build_model
 from pdm_tf.training.scoring import HeldOutBits, Scoring
 from pdm_tf.training.strategy import Workers, is_chief
 from pdm_tf.training.watch import Allowance, Evaluation, Interrupted, Preview, Watch, steps_of
+from pdm_tf.weights import variable_names
 
 
 def resolve(config: Config, run: RunFolder, precision: str) -> Config:
@@ -69,6 +72,11 @@ def check_batch(config: Config, replicas: int) -> None:
         raise UserError(
             f"training.batch_size={batch} does not divide by {replicas} replicas x "
             f"training.grad_accum={parts}: the nearest that does is {nearest}"
+        )
+    if config.network.patch_boundary and batch < 2 * replicas * parts:
+        raise UserError(
+            f"training.batch_size={batch} is one image for each of {replicas} replicas x training.grad_accum="
+            f"{parts}, and two patch sizes (network.patch_boundary) need two: use {2 * replicas * parts}"
         )
 
 
@@ -235,9 +243,15 @@ def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: 
 def tell_of_network(network: PatchedNetwork) -> None:
     """Says what is trained, and what it costs."""
     (height, width), p = network.grid, network.patch_size
+    large = ""
+    if network.patch_boundary:
+        large = (
+            f"; from t = {network.patch_boundary} on, patches of {2 * p} x {2 * p}, "
+            f"{forward_flops(network, large=True) / 1e9:.3g} GFLOP"
+        )
     print(
         f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
-        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
+        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image{large}",
         flush=True,
     )
 
@@ -346,11 +360,16 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
 
 
 def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
-    """Starts the weights and their averages from another run's averages, and says so."""
+    """Starts the weights and their averages from another run's averages, and says so.
+
+    A network of two patch sizes may start from one of the small size alone (`with_large_patches`).
+    """
     weights = RunFolder(config.training.warm_start).newest_weights()
     partly = config.training.warm_start_partly
+    shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
+    two = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
     try:
-        left = ema.load(weights, into_variables=True, partly=partly)
+        left = ema.load(weights, into_variables=True, partly=partly, adapt=two)
     except UserError as error:
         also = "" if partly else "; training.warm_start_partly=true takes what fits of another network"
         raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error

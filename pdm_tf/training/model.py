@@ -79,10 +79,12 @@ class PatchedDiffusion(keras.Model):
     def train_step(self, data):
         """One optimizer step on a batch; called by `fit`."""
         context, step = tf.distribute.get_replica_context(), self.optimizer.iterations
-        batch = self._examples(stream(self.seed, "train", step), data)
+        batch = self._examples(stream(self.seed, "train", step), data, parts=self.grad_accum)
         dropout_key = stream(self.seed, "dropout", step, context.replica_id_in_sync_group)
         variables = self.network.trainable_variables
-        gradients, losses = mean_gradients(self.objective, variables, batch, dropout_key, self.grad_accum)
+        gradients, losses = mean_gradients(
+            self.objective.shared_out, variables, batch, dropout_key, self.grad_accum
+        )
         if context.num_replicas_in_sync > 1:
             gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
         norm = tf.linalg.global_norm(gradients)
@@ -129,8 +131,8 @@ class PatchedDiffusion(keras.Model):
         how = SamplingConfig(**{"strength": 1.0, **settings, "steps": steps})
         return Sampler(self.denoiser, how, image=init_image)(seed, range(num_images), labels)
 
-    def _examples(self, key: tf.Tensor, data, drop_labels: bool = True):
-        """A batch with its timesteps and noise."""
+    def _examples(self, key: tf.Tensor, data, drop_labels: bool = True, parts: int = 0):
+        """A batch with its timesteps and noise; `parts` as of `Objective.draw`."""
         x, labels, place = keras.utils.unpack_x_y_sample_weight(data)
         context, size = tf.distribute.get_replica_context(), x.shape[0] or tf.shape(x)[0]
         if labels is None:
@@ -144,7 +146,7 @@ class PatchedDiffusion(keras.Model):
         else:
             indices = tf.cast(place % tf.cast(size * context.num_replicas_in_sync, place.dtype), tf.int32)
         rate = self.diffusion.label_dropout if drop_labels else 0.0
-        return self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate)
+        return self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate, parts)
 
     def get_config(self):
         return {

@@ -50,13 +50,13 @@ class Doubling:
         self.layers, self.base_channels = [], base_channels
         self.width, self.embedding_width = 2 * base_channels, embedding_width
 
-    def make_stem(self):
-        return [keras.layers.Dense(self.base_channels, name=name) for name in ("first", "second")]
+    def make_stem(self, prefix=""):
+        return [keras.layers.Dense(self.base_channels, name=prefix + name) for name in ("first", "second")]
 
-    def make_head(self, values):
-        return ConvHead(values)
+    def make_head(self, values, prefix=""):
+        return ConvHead(values, prefix)
 
-    def __call__(self, h, embeddings, dropout_key=None):
+    def __call__(self, h, embeddings, dropout_key=None, large=False):
         self.given = h, embeddings, dropout_key
         return tf.concat([h, h], axis=-1)
 
@@ -76,7 +76,7 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     h, embeddings, key = network.trunk.given
     np.testing.assert_array_equal(key, [1, 2])
     first, second = map(network.get_layer, ("first", "second"))
-    expected = second(first(network.to_patches(z))) + position_encoding(4, 8, 32)
+    expected = second(first(network.small.to_patches(z))) + position_encoding(4, 8, 32)
     np.testing.assert_array_equal(h, expected)
     assert [embedding.shape for embedding in embeddings] == [(2, width) for width in widths]
     if conditioning == "none":
@@ -157,7 +157,7 @@ def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close(kind):
     for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
         assert variable.dtype == tf.float32 and variable.name == other.name
     float32 = ["variance_out", "embed_t_in", "embed_t_out", "variance_t"]
-    for layer in (*mixed.stem, *mixed.head.layers, *map(mixed.get_layer, float32)):
+    for layer in (*mixed.small.stem, *mixed.small.head.layers, *map(mixed.get_layer, float32)):
         assert layer.compute_dtype == "float32", layer.name
     assert {layer.compute_dtype for layer in mixed.trunk.layers} == {"bfloat16"}
     for a, b in zip(exact(*batch()), mixed(*batch())):

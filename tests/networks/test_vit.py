@@ -205,7 +205,7 @@ def test_blurred_copies():
 
 def test_the_network_sees_its_blurred_input():
     network = PatchedNetwork(**{**VIT, "bottleneck": 0, "blurred_inputs": (1.0, 2.0, 4.0, 8.0)})
-    assert network.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
+    assert network.small.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
 
 
 def slow(*values):

@@ -30,7 +30,9 @@ SETTINGS = {
 def command(run_dir: Path, replicas: int, network: str = "unet") -> list:
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     program = ["main.py"] if replicas == 1 else ["-m", "tests.training.kill_and_resume", "--train"]
-    return [sys.executable, *program, f"--run_dir={run_dir}", f"--network={network}", *settings]
+    kind, two, _ = network.partition("+two_sizes")
+    settings += ["--set=network.patch_boundary=396", "--set=diffusion.large_share=0.25"] if two else []
+    return [sys.executable, *program, f"--run_dir={run_dir}", f"--network={kind}", *settings]
 
 
 def train_on_two_logical_cpus(arguments: list) -> None:

@@ -34,8 +34,9 @@ def test_two_kills_leave_no_trace_on_two_replicas(tmp_path):
     assert compare(kills=2, replicas=2, seed=random.randrange(1 << 30), folder=tmp_path)
 
 
-def test_two_kills_leave_no_trace_in_a_vision_transformer(tmp_path):
-    assert compare(2, 1, random.randrange(1 << 30), tmp_path, network="vit")
+@pytest.mark.parametrize("network", ["vit", "unet+two_sizes", "vit+two_sizes"])
+def test_two_kills_leave_no_trace_in_other_networks(tmp_path, network):
+    assert compare(2, 1, random.randrange(1 << 30), tmp_path, network=network)
 
 
 def test_sigterm_and_sigint_save_and_the_run_goes_on_where_it_stopped(tmp_path):

@@ -34,6 +34,10 @@ PRESETS |= {
         ("lsun_church", "lsun_church", "vit_appendix_d"),
     )
 }
+PRESETS |= {
+    f"{name}_two_sizes": PRESETS[name].replace({"network.patch_boundary": 396, "diffusion.t_stop": 1000})
+    for name in ("lsun_church", "imagenet256_vit")
+}
 # kTpuAllTypes of TensorFlow's tpu_defs.h, less those that nothing here should use: a double is slow there.
 TPU_TYPES = {
     tf.float32,
@@ -122,7 +126,15 @@ def test_what_does_not_fit_is_noticed(function, found):
         assert_fit(tf.function(function, jit_compile=True), [tf.ones(4)])
 
 
-@pytest.mark.parametrize("name", ["imagenet256_high", "imagenet256_vit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "imagenet256_high",
+        "imagenet256_vit",
+        pytest.param("lsun_church_two_sizes", marks=pytest.mark.slow),
+        "imagenet256_vit_two_sizes",
+    ],
+)
 def test_the_train_step_fits_with_labels_accumulation_dropout_and_recomputation(name):
     config = small(name, **{
         **SHALLOW, "network.depth": 2, "network.class_tokens_from": 2, "network.dropout": 0.1,
@@ -134,7 +146,11 @@ def test_the_train_step_fits_with_labels_accumulation_dropout_and_recomputation(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["lsun_church", "imagenet256_low", "ffhq1024", "imagenet256_vit", "lsun_church_vit_appendix_d"]
+    "name",
+    [
+        *("lsun_church", "imagenet256_low", "ffhq1024", "imagenet256_vit", "lsun_church_vit_appendix_d"),
+        *("lsun_church_two_sizes", "imagenet256_vit_two_sizes"),
+    ],
 )
 def test_the_train_step_at_full_size_fits(name):
     """Every convolution and projection of patches is there, nearly all in bfloat16; nothing is computed."""
@@ -155,7 +171,11 @@ def test_the_train_step_at_full_size_fits(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "parts"), [("imagenet256_low", 1), ("imagenet256_low", 2), ("imagenet256_vit", 1)]
+    ("name", "parts"),
+    [
+        *(("imagenet256_low", 1), ("imagenet256_low", 2), ("imagenet256_vit", 1)),
+        *(("lsun_church_two_sizes", 1), ("imagenet256_vit_two_sizes", 2)),
+    ],
 )
 def test_the_train_step_compiles_and_runs_with_few_blocks(name, parts):
     """XLA's CPU compiler takes many minutes for all the blocks of a preset, which are one like the other."""

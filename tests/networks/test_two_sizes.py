@@ -1,0 +1,326 @@
+"""One network with two patch sizes: each side by itself, what they share, and how one becomes two."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from flags.config import SamplingConfig
+from flags.errors import UserError
+from pdm_tf.denoiser import Experts, build_denoiser, build_network
+from pdm_tf.describe import describe_network, forward_flops, passes_of_sampling
+from pdm_tf.evaluation.likelihood import Likelihood
+from pdm_tf.networks import patched, vit
+from pdm_tf.networks.large_patches import with_large_patches
+from pdm_tf.networks.patched import LARGE
+from pdm_tf.sampling.sampler import Sampler
+from pdm_tf.weights import assign_arrays, variable_names
+from tests.tiny_runs import VIT, random_arrays, randomized, tiny_config, tiny_denoiser
+
+TWO = {"network__patch_size": 2, "network__patch_boundary": 400}
+KINDS = {"unet": {**TWO, "network__channel_multipliers": (2, 2)}, "vit": {**TWO, **VIT}}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def config(request):
+    return tiny_config(**KINDS[request.param])
+
+
+def arrays_of(network):
+    return {
+        n: v.numpy() for n, v in zip(variable_names(network.trainable_variables), network.trainable_variables)
+    }
+
+
+def inputs(t):
+    z = tf.random.stateless_normal((len(t), 16, 16, 3), [1, 2])
+    return z, tf.constant(t), tf.range(len(t)) % 3
+
+
+def test_below_the_boundary_it_is_the_network_of_the_small_patches(config):
+    denoiser = tiny_denoiser(config)
+    one = build_network(config.replace({"network.patch_boundary": 0}))
+    two = arrays_of(denoiser.experts[0].network)
+    assert [n for n in two if LARGE not in n] == variable_names(one.trainable_variables)
+    assign_arrays(one.trainable_variables, {n: v for n, v in two.items() if LARGE not in n}, "two")
+    alone = build_denoiser(config.diffusion, one)
+    small, large = inputs([0, 399]), inputs([400, 999])
+    for answer, expected in zip(denoiser(*small), alone(*small)):
+        np.testing.assert_array_equal(answer, expected)
+    for answer, expected in zip(denoiser(*large), denoiser.experts[0].network(*large, large=True)):
+        np.testing.assert_array_equal(answer, expected)
+    assert np.abs(denoiser(*large)[0] - alone(*large)[0]).max() > 0.1
+
+
+def separate(config, arrays):
+    """Two networks of one size each with a ViT's weights for two, as experts."""
+    networks = []
+    for name, factor in (("small", 1), ("large", 2)):
+        one = build_network(config.replace({
+            "network.patch_size": factor * config.network.patch_size, "network.patch_boundary": 0,
+        }))  # fmt: skip
+        names, prefix = variable_names(one.trainable_variables), LARGE if factor == 2 else ""
+        own = {n: arrays.get(n.replace("/", f"/{prefix}", 1), arrays.get(n)) for n in names}
+        assign_arrays(one.trainable_variables, own, name)
+        networks.append(one)
+    d, boundary = config.diffusion, config.network.patch_boundary
+    parts = [(0, boundary), (boundary, d.num_timesteps)]
+    return Experts([
+        build_denoiser(dataclasses.replace(d, t_start=start, t_stop=stop), network)
+        for network, (start, stop) in zip(networks, parts)
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_ways():
+    """A ViT of two sizes, and two ViTs with its weights; rotary positions differ, and are left out."""
+    config = tiny_config(**KINDS["vit"], network__rope=False)
+    denoiser = tiny_denoiser(config)
+    arrays = arrays_of(denoiser.experts[0].network)
+    level = next(n for n in arrays if f"/{LARGE}level/" in n)
+    arrays[level] = np.zeros_like(arrays[level])
+    assign_arrays(denoiser.variables, arrays, "no level")
+    yield denoiser, separate(config, arrays)
+
+
+def test_each_side_is_a_network_of_its_own_size(two_ways):
+    (x, u), (expected_x, expected_u) = (one(*inputs([0, 399, 400, 999])) for one in two_ways)
+    np.testing.assert_allclose(x, expected_x, atol=1e-5)
+    np.testing.assert_allclose(u, expected_u, atol=1e-5)
+
+
+def test_the_level_tells_a_trunk_which_size_it_sees(two_ways):
+    denoiser, _ = two_ways
+    level = denoiser.experts[0].network.large_level.embeddings
+    before = [denoiser(*inputs([t]))[0] for t in (399, 400)]
+    level.assign_add(tf.ones_like(level))
+    after = [denoiser(*inputs([t]))[0] for t in (399, 400)]
+    level.assign(tf.zeros_like(level))
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.abs(before[1] - after[1]).max() > 1e-2
+
+
+IMAGE = np.random.default_rng(5).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
+MASK = np.arange(16)[:, None] < np.full(16, 7)
+
+
+@pytest.mark.parametrize(("settings", "given"), [
+    ({"sampler": "ancestral", "guidance": 1.5}, {}),
+    pytest.param({"sampler": "dpm_solver", "spacing": "logsnr"}, {}, marks=pytest.mark.slow),
+    pytest.param({"strength": 0.7}, {"image": IMAGE}, marks=pytest.mark.slow),
+    pytest.param(
+        {"strength": 1.0, "resamplings": 2, "jump_length": 2}, {"image": IMAGE, "mask": MASK},
+        marks=pytest.mark.slow,
+    ),
+], ids=["guided", "solver", "SDEdit", "RePaint"])  # fmt: skip
+def test_it_is_sampled_as_two_experts_are(two_ways, settings, given):
+    settings = SamplingConfig(**{"steps": (6,), **settings})
+    images = [Sampler(one, settings, **given)(3, [0, 1], [0, 2]) for one in two_ways]
+    np.testing.assert_allclose(*images, atol=1e-4)
+    assert images[0].std() > 0.1
+    if "mask" in given:
+        np.testing.assert_array_equal(images[0][:, 7:], np.broadcast_to(IMAGE[7:], images[0][:, 7:].shape))
+
+
+def test_its_likelihood_is_that_of_two_experts(two_ways):
+    batches = [(np.round((IMAGE[None] + 1) * 127.5) / np.float32(127.5) - 1, np.array([1]), np.array([0]))]
+    bits, expected = (Likelihood(one)(batches, strata=12, progress=False)[0] for one in two_ways)
+    assert bits.bits_per_dim == pytest.approx(expected.bits_per_dim, rel=1e-5)
+    assert [(part.t_start, part.t_stop) for part in bits.parts if "expert" in part.name] == [
+        (0, 400),
+        (400, 1000),
+    ]
+
+
+class Counted:
+    """A denoiser that counts the images that it is run on."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.images = denoiser, tf.Variable(0)
+
+    def __getattr__(self, name):
+        return getattr(self.denoiser, name)
+
+    def __call__(self, z, t, labels, dropout_key=None):
+        with tf.control_dependencies([self.images.assign_add(tf.shape(z)[0])]):
+            return self.denoiser(tf.identity(z), t, labels, dropout_key)
+
+
+@pytest.mark.parametrize("sampling", [
+    SamplingConfig("dpm_solver", (20,), "logsnr"), SamplingConfig("ancestral", (6, 3), guidance=1.5)
+])  # fmt: skip
+def test_a_step_runs_one_size_and_describe_counts_the_passes(two_ways, sampling):
+    denoiser, _ = two_ways
+    counted = [Counted(one) for one in denoiser.experts]
+    Sampler(Experts(counted), sampling)(0, [0], [1])
+    config = dataclasses.replace(tiny_config(**KINDS["vit"], network__rope=False), sampling=sampling)
+    passes = passes_of_sampling(config, denoiser.experts[0].network)
+    assert [int(one.images) for one in counted] == passes and min(passes) > 1
+
+
+def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
+    text = describe_network(
+        dataclasses.replace(config, sampling=SamplingConfig("dpm_solver", (20,), "logsnr"))
+    )
+    network = build_network(config)
+    small, large = forward_flops(network), forward_flops(network, large=True)
+    assert large < 0.7 * small
+    assert f"t < 400: {small:,}\n" in text and f"{large:,}\n" in text
+    assert "t >= 400 (SNR 0.2" in text and "patches (4, 4, 48)" in text
+    few, many = passes_of_sampling(
+        dataclasses.replace(config, sampling=SamplingConfig("dpm_solver", (20,), "logsnr")), network
+    )
+    assert few + many == 20 and text.endswith(f"{few} + {many} passes: {few * small + many * large:,}")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"network__patch_boundary": 1000}, "network.patch_boundary=1000 is not within 0 < t < 1000"),
+    ({"network__patch_boundary": 300, "diffusion__t_start": 300}, "is not within 300 < t < 1000"),
+    ({"network__patch_size": 16, **VIT}, r"image height 16 does not divide by 2 \* patch_size"),
+    ({"network__channel_multipliers": (1,)}, "has one: use two or more"),
+    ({"training__batch_size": 4, "training__grad_accum": 4}, "needs two images or more"),
+])  # fmt: skip
+def test_what_cannot_have_two_sizes_is_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        tiny_config(**{**KINDS["unet"], **changes})
+
+
+def test_large_patches_pass_a_unet_s_first_level_by_its_shortcuts():
+    denoiser = tiny_denoiser(tiny_config(**KINDS["unet"]))
+    trunk = denoiser.experts[0].network.trunk
+    layers = {layer.name: layer for layer in trunk.layers}
+    x, t, label = (tf.random.stateless_normal(shape, [1, 2]) for shape in ((2, 4, 4, 32), (2, 64), (2, 32)))
+
+    def block(name, *h):
+        return layers[name](tf.concat(h, -1), t, label)
+
+    def shortcut(name, *h):
+        return layers[name].shortcut(tf.concat(h, -1))
+
+    def conv(name, h):
+        return tf.nn.conv2d(h, layers[name].kernel, 1, "SAME") + layers[name].bias
+
+    fine = shortcut("encoder0_0", x)
+    down = conv("down0", fine)
+    coarse = block("encoder1_0", down)
+    h = block("middle_out", layers["middle_attention"](block("middle_in", coarse)))
+    h = conv("up1", block("decoder1_1", block("decoder1_0", h, coarse), down))
+    h = shortcut("decoder0_1", shortcut("decoder0_0", h, fine), x)
+    np.testing.assert_allclose(trunk(x, [t, label], large=True), h, atol=1e-4)
+
+
+def test_ends_learn_from_their_own_interval_alone_and_the_trunk_from_both(config):
+    denoiser = tiny_denoiser(config)
+    variables, names = denoiser.variables, variable_names(denoiser.variables)
+    reached = []
+    for size, t in zip(denoiser.experts, ([0, 399], [400, 999])):
+        with tf.GradientTape() as tape:
+            loss = sum(tf.reduce_sum(tf.square(a)) for a in size(*inputs(t)))
+        gradients = tape.gradient(loss, variables)
+        reached.append({n for n, g in zip(names, gradients) if g is not None})
+    small, large = reached
+    ends = ("unet/conv_in", "vit/embed/", "t/variance_out", "encoder0_", "decoder0_", "t/norm_out")
+    large = {n for n in large if "/shortcut/" not in n}
+    assert small | large == set(names) and len(small & large) > 10
+    assert not any(LARGE in n for n in small) and {n for n in names if LARGE in n} <= large
+    assert not any(part in n for n in large for part in ends)
+
+
+def begun(config):
+    """A network of one size with wild weights, and one of two sizes that begins with them."""
+    one = randomized(build_network(config.replace({"network.patch_boundary": 0})), 3)
+    two = build_network(config)
+    names = variable_names(two.trainable_variables)
+    arrays = with_large_patches(
+        arrays_of(one), {n: v.shape for n, v in zip(names, two.trainable_variables)}, 2
+    )
+    assign_arrays(two.trainable_variables, arrays, "two")
+    return one, two
+
+
+def alike_in_fours():
+    """z of two images in which four patches that make up a large one are alike, and others are not."""
+    patches = tf.random.stateless_normal((2, 4, 1, 2, 4, 1, 2, 3), [1, 2])
+    return tf.reshape(tf.tile(patches, [1, 1, 2, 1, 1, 2, 1, 1]), [2, 16, 16, 3])
+
+
+def test_a_trained_network_begins_the_stem_and_heads_of_large_patches(config):
+    one, two = begun(config)
+    small, large = two.small, two.large
+    # Where all patches that a layer sees are alike, the large stem sees what the small one does.
+    tiled = tf.tile(inputs([0, 1])[0][:, :2, :2], [1, 8, 8, 1])
+    h, expected = large.to_patches(tiled), one.small.to_patches(tiled)
+    for layer, other in zip(large.stem, one.small.stem):
+        h, expected = layer(h), other(expected)
+    np.testing.assert_allclose(h[:, 1:-1, 1:-1], expected[:, 2:-2:2, 2:-2:2], atol=1e-5)
+    # And its heads give four times what the small ones give.
+    h = tf.random.stateless_normal((2, 4, 4, two.trunk.width), [3, 4])
+    features = tf.random.stateless_normal((2, 4, 4, 32), [5, 6])
+    t = tf.random.stateless_normal((2, two.trunk.embedding_width), [7, 8])
+    for of in (lambda side: side.head(h, t), lambda side: side.variance_head(features, h, t)):
+        four, single = of(large), of(small)
+        tiles = tf.tile(tf.reshape(single, [-1, 2, 2, 3]), [1, 2, 2, 1])
+        np.testing.assert_allclose(tf.reshape(four, tiles.shape), tiles, atol=1e-5)
+
+
+def test_a_vit_that_begins_two_sizes_is_one_function_where_both_see_the_same(monkeypatch):
+    """From end to end: four tokens that are alike, at one place, are for attention as one."""
+    config = tiny_config(**{**KINDS["vit"], "network__class_conditioning": "embedding"})
+
+    def at_large_places(values_of):
+        def values(*arguments):
+            height, width = arguments[0] if isinstance(arguments[0], tuple) else arguments[:2]
+            own = tf.reshape(values_of(*arguments), [height, width, -1])
+            first = own[::2, ::2] if height == 8 else own
+            repeats = tf.repeat(tf.repeat(first, height // first.shape[0], 0), width // first.shape[1], 1)
+            return tf.reshape(repeats, values_of(*arguments).shape)
+
+        return values
+
+    monkeypatch.setattr(patched, "position_encoding", at_large_places(patched.position_encoding))
+    monkeypatch.setattr(vit, "rotation", at_large_places(vit.rotation))
+    one, two = begun(config)
+    arguments = alike_in_fours(), tf.constant([3, 700]), tf.constant([0, 2])
+    for large, small in zip(two(*arguments, large=True), one(*arguments)):
+        np.testing.assert_allclose(large, small, atol=2e-5)
+        assert np.std(small) > 0.05
+
+
+def test_large_patches_lie_at_the_place_of_the_first_of_their_four():
+    fine = tf.reshape(vit.rotation((8, 8), 0, 32), [8, 8, -1])
+    np.testing.assert_array_equal(tf.reshape(vit.rotation((4, 4), 0, 32, 2), [4, 4, -1]), fine[::2, ::2])
+    fine = patched.position_encoding(8, 8, 32)
+    np.testing.assert_allclose(patched.position_encoding(4, 4, 32), fine[::2, ::2], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_recomputed_gradients_of_large_patches_are_the_same(config, precision):
+    (z, t, labels), key = inputs([400, 999]), tf.constant([5, 6])
+    kept = build_network(config.replace({"network.dropout": 0.3}), precision)
+    again = build_network(config.replace({"network.dropout": 0.3}), precision, recompute=True)
+    found = []
+    for network in (kept, again):
+        randomized(network)
+
+        @tf.function
+        def gradients(network=network):
+            with tf.GradientTape() as tape:
+                output, u = network(z, t, labels, key, large=True)
+                loss = tf.reduce_sum(tf.square(output)) + tf.reduce_sum(u)
+            found = tape.gradient(loss, network.trainable_variables)
+            return [tf.convert_to_tensor(g) for g in found if g is not None]
+
+        found.append(gradients())
+    norm = tf.linalg.global_norm(found[0])
+    assert norm > 1 and len(found[0]) == len(found[1])
+    difference = tf.linalg.global_norm([a - b for a, b in zip(*found)])
+    assert difference < (1e-5 if precision == "float32" else 2e-2) * norm
+
+
+def test_what_is_there_of_large_patches_stays(config):
+    network = build_network(config)
+    arrays = random_arrays(network, 4)
+    same = with_large_patches(arrays, {n: v.shape for n, v in arrays.items()}, 2)
+    assert all(same[n] is v for n, v in arrays.items()) and same.keys() == arrays.keys()
