@@ -60,10 +60,10 @@ _ROWS = [
     # Made for two cores: about a hundred training images a second, and weights that ship as 12 MB of float16.
     _Row("emoji64",     None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,792,672
     # Drawn faces at any size: a patch grows with the image, and the grid that the trunk works on does not.
-    _Row("avatars32",   None,       64, (2, 2, 2),          1, (8,),         2,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
-    _Row("avatars64",   None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
-    _Row("avatars256",  None,       64, (2, 2, 2),          1, (8,),         8,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
-    _Row("avatars1024", None,       64, (2, 2, 2),          1, (8,),        32,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),
+    _Row("avatars32",   None,       64, (2, 2, 2),          1, (8,),         2,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,709,656
+    _Row("avatars64",   None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,792,672
+    _Row("avatars256",  None,       64, (1.5, 2, 2),        1, (8,),         8,  16,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,492,032
+    _Row("avatars1024", None,       64, (1.5, 2, 2),        1, (8,),        32,  16,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #  11,303,872
 ]
 
 
