@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import html
+import logging
 import os
 import random
 import socket
@@ -72,6 +73,8 @@ def serve(studio: Studio, host: str, port: int) -> None:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"port {port} of {host} cannot be had ({reason}): choose another") from error
+    # It warns of many graphs: each number of pictures and each setting has one of its own here.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="pdm_tf_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures on their way to a browser
         blocks = page_of(studio).queue(default_concurrency_limit=1)
