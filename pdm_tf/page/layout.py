@@ -53,6 +53,7 @@ IN_TURN = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = """
 .pixels img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 .pixels label[data-testid="block-label"] { position: static; margin: 0.4em; width: fit-content; }
+.beside { max-width: 30em; }
 .gradio-container button { white-space: nowrap; }
 .said { min-height: 1.6em; }
 .said .problem { color: #b91c1c; font-weight: 600; }
@@ -167,11 +168,11 @@ def class_choice(classes: Sequence[tuple[str, int]]) -> gr.Dropdown:
     )  # fmt: skip
 
 
-def picture(label: str | None = None, **how: Any) -> gr.Image:
-    """Where a picture, or a grid of them, is shown."""
+def picture(label: str | None = None, classes: Sequence[str] = (), **how: Any) -> gr.Image:
+    """Where a picture, or a grid of them, is shown; `classes` of CSS."""
     return gr.Image(
         label=label, show_label=label is not None, format="png", interactive=False, buttons=["fullscreen"],
-        elem_classes="pixels", **how,
+        elem_classes=["pixels", *classes], **how,
     )  # fmt: skip
 
 
@@ -455,7 +456,7 @@ class InsideTab:
             seed = gr.Number(0, precision=0, label="Seed of the noise", min_width=120)
             patches = gr.Checkbox(True, label="Show the patches", min_width=120)
         said = line()
-        names = ("The picture", "z_t: with noise", "x_theta: the network's guess", "x*: the best guess")
+        names = ("Picture", "z_t: noisy", "x_theta: guess", "x*: best guess")
         with gr.Row():
             pictures = [picture(name, min_width=140) for name in names]
         return cls(
@@ -467,7 +468,7 @@ class InsideTab:
         """The ranges and choices of a model."""
         room, steps = rooms[shown.name], len(shown.denoiser.schedule)
         count = len(room.examples)
-        about = f"Of {shown.info.name}'s {room.split} split." if count else None
+        about = f"Of the {room.split} split of {shown.info.name}." if count else None
         example = {"minimum": 1, "maximum": max(count, 2), "value": 1, "info": about, "visible": count > 1}
         return {
             "example": example,
@@ -548,7 +549,7 @@ def models_tab(studio: Studio) -> None:
             )
         said = line()
         with gr.Row():
-            pictures = {name: picture(name, min_width=240) for name in names}
+            pictures = {name: picture(name, ["beside"], min_width=240) for name in names}
 
     def draw(values):
         shown = [named(studio.sights, name) for name in values[sights]]

@@ -134,7 +134,7 @@ class Visitor(Browser):
         self.script("arguments[0].select()", element)
         self.type(element, choice)
         self.click("[role=option]")
-        self.type(element, "\ue004")
+        self.script("arguments[0].blur()", element)
 
     def upload(self, path):
         script = """return [...document.querySelectorAll('input[type=file]')]
