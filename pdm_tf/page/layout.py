@@ -90,6 +90,7 @@ def serve(studio: Studio, host: str, port: int) -> None:
         except KeyboardInterrupt:
             print("the page is closed")
         finally:
+            studio.close()
             blocks.close(verbose=False)
 
 

@@ -131,6 +131,18 @@ def test_pictures_are_seen_on_their_way_and_leaving_ends_the_work(studio, monkey
     assert len(calls) == 14
 
 
+def test_closing_ends_a_drawing_and_leaves_no_files(runs):
+    studio = studio_of(runs / "plain")
+    (one,) = studio.models
+    drawn = last(studio.draw(one, studio.wanted(one, {"steps": 1}, [], 0, 1))).files[0]
+    drawing = studio.draw(one, studio.wanted(one, {"steps": 9}, [], 0, 1))
+    next(drawing)
+    studio.close()
+    with pytest.raises(UserError, match="the page is closed"):
+        next(drawing)
+    assert not drawn.exists()
+
+
 def test_experts_that_begin_from_noise_are_shown_alone_too(studio):
     assert [one.name for one in studio.models] == ["whole", "plain", "grey", "low + high"]
     (alone,) = [one for one in studio.sights if one not in studio.models]
