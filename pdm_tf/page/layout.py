@@ -53,6 +53,7 @@ IN_TURN = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = """
 .pixels img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 .pixels label[data-testid="block-label"] { position: static; margin: 0.4em; width: fit-content; }
+.pixels label[data-testid="block-label"] span { display: none; }
 .beside { max-width: 30em; }
 .gradio-container button { white-space: nowrap; }
 .said { min-height: 1.6em; }
@@ -107,8 +108,9 @@ def page_of(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="pdm_tf", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown("# Patched diffusion")
         chosen = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
-        tabs = [draw_tab, edit_tab, paint_tab, inside_tab]
-        changes = [tab(studio, chosen) for tab in tabs]
+        changes = [tab(studio, chosen) for tab in (draw_tab, edit_tab, paint_tab)]
+        inside = inside_tab(studio, chosen)
+        changes.append(inside.of_model)
         models_tab(studio)
 
         def change(name):
@@ -118,7 +120,8 @@ def page_of(studio: Studio) -> gr.Blocks:
             return updates
 
         outputs = list(change(names[0]))
-        chosen.change(change, chosen, outputs, show_progress="hidden", api_visibility="private")
+        changed = chosen.change(change, chosen, outputs, show_progress="hidden", api_visibility="private")
+        inside.look_after(changed.then)
     return blocks
 
 
@@ -418,12 +421,13 @@ def paint_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
     return lambda shown: {**controls.of_model(shown), **pictures.nothing(), **gone}
 
 
-def inside_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
+def inside_tab(studio: Studio, chosen: gr.Dropdown) -> InsideTab:
     """One picture at a noise level: what the network is given, what it answers, and the best answer."""
     with gr.Tab("Look inside") as tab:
         room = InsideTab.place(studio, chosen)
-    room.answer(tab)
-    return room.of_model
+    room.answer()
+    room.look_after(tab.select)
+    return room
 
 
 @dataclasses.dataclass
@@ -520,17 +524,29 @@ class InsideTab:
         for updates in self.look({**values, self.path: values[self.upload]}):
             yield {**updates, self.path: values[self.upload]}
 
-    def answer(self, tab: gr.Tab) -> None:
-        """Lets them do what they say."""
-        settings = {self.chosen, self.example, self.path, self.clean, self.label, self.seed, self.patches}
-        outputs = [*self.pictures, self.said, self.path]
-        how = {"show_progress": "hidden", "api_visibility": "private", **IN_TURN}
-        tell = telling(self.said)
-        self.upload.upload(tell(self.look_at_upload), settings | {self.upload}, outputs, **how)
-        self.example.input(tell(self.look_at_example), settings, outputs, trigger_mode="always_last", **how)
+    def look_after(self, event: Callable, look: Callable | None = None, more: Sequence = (), **how) -> None:
+        """Looks whenever something happens; `look`: in another way, that reads `more`."""
+        inputs = {
+            self.chosen,
+            self.example,
+            self.path,
+            self.clean,
+            self.label,
+            self.seed,
+            self.patches,
+            *more,
+        }
+        event(
+            telling(self.said)(look or self.look), inputs, [*self.pictures, self.said, self.path],
+            show_progress="hidden", api_visibility="private", **how, **IN_TURN,
+        )  # fmt: skip
+
+    def answer(self) -> None:
+        """Lets the controls do what they say."""
+        self.look_after(self.upload.upload, self.look_at_upload, [self.upload])
+        self.look_after(self.example.input, self.look_at_example, trigger_mode="always_last")
         for control in (self.clean, self.label, self.seed, self.patches):
-            control.input(tell(self.look), settings, outputs, trigger_mode="always_last", **how)
-        tab.select(tell(self.look), settings, outputs, **how)
+            self.look_after(control.input, trigger_mode="always_last")
 
 
 def models_tab(studio: Studio) -> None:

@@ -286,6 +286,8 @@ def changes_the_model(me):
     me.tab("Look inside")
     me.hears("t = 499")
     me.check("plain")
+    me.choose("Model", "low")
+    me.hears("t = 499: .* patches of 8 x 8 pixels")
 
 
 CLASSES = """return [...document.querySelectorAll('[data-testid=block-info]')]
