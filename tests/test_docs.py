@@ -64,13 +64,14 @@ RUNS = [
     or MAKING.search(" ".join(item.words))
     or item.words not in [earlier.words for earlier in ITEMS[:number]]
 ]
+PAGE = r"\.venv-page/bin/python main.py --mode=page"
 # What begins a command -> why it is not run here, nor can be checked beyond the files that it names.
 ELSEWHERE = {
     r"\. \.venv/bin/activate": "the shell's own",
     r"python3[\d.]* -m venv ": "minutes and gigabytes; tests/test_serving.py makes one",
     r"\S+/pip install -r ": "as above",
     r"serve/bin/python examples/": "tests/test_serving.py runs them, in an environment of their own",
-    r"\.venv-page/bin/python main.py --mode=page": "serves; tests/page/test_browser.py clicks through it",
+    PAGE: "it serves until it is stopped; tests/page/test_browser.py clicks through it",
     r"docker ": "no docker here",
     r"tfds build ": "downloads; tests read data sets that TFDS has written",
     r"tensorboard ": "serves until it is stopped",
@@ -316,6 +317,8 @@ def small(arguments: list[str]) -> list[str]:
     """The same command for two cores; where it needs another machine or an archive, it is described."""
     with flagsaver.flagsaver():
         main.parse_flags(["main.py", *arguments])
+        if FLAGS.mode == "page":
+            pytest.skip(ELSEWHERE[PAGE])
         elsewhere = FLAGS.strategy in ("tpu", "multi_worker")
         if FLAGS.mode == "train" and (elsewhere or FLAGS.dataset in SOURCES):
             return [*arguments, "--mode=describe"]

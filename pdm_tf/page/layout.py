@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import html
+import logging
 import os
 import random
 import socket
@@ -52,6 +53,8 @@ IN_TURN = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = """
 .pixels img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 .pixels label[data-testid="block-label"] { position: static; margin: 0.4em; width: fit-content; }
+.pixels label[data-testid="block-label"] span { display: none; }
+.beside { max-width: 30em; }
 .gradio-container button { white-space: nowrap; }
 .said { min-height: 1.6em; }
 .said .problem { color: #b91c1c; font-weight: 600; }
@@ -72,6 +75,8 @@ def serve(studio: Studio, host: str, port: int) -> None:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"port {port} of {host} cannot be had ({reason}): choose another") from error
+    # It warns of many graphs: each number of pictures and each setting has one of its own here.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="pdm_tf_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures on their way to a browser
         blocks = page_of(studio).queue(default_concurrency_limit=1)
@@ -86,6 +91,7 @@ def serve(studio: Studio, host: str, port: int) -> None:
         except KeyboardInterrupt:
             print("the page is closed")
         finally:
+            studio.close()
             blocks.close(verbose=False)
 
 
@@ -102,8 +108,9 @@ def page_of(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="pdm_tf", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown("# Patched diffusion")
         chosen = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
-        tabs = [draw_tab, edit_tab, paint_tab, inside_tab]
-        changes = [tab(studio, chosen) for tab in tabs]
+        changes = [tab(studio, chosen) for tab in (draw_tab, edit_tab, paint_tab)]
+        inside = inside_tab(studio, chosen)
+        changes.append(inside.of_model)
         models_tab(studio)
 
         def change(name):
@@ -113,7 +120,8 @@ def page_of(studio: Studio) -> gr.Blocks:
             return updates
 
         outputs = list(change(names[0]))
-        chosen.change(change, chosen, outputs, show_progress="hidden", api_visibility="private")
+        changed = chosen.change(change, chosen, outputs, show_progress="hidden", api_visibility="private")
+        inside.look_after(changed.then)
     return blocks
 
 
@@ -164,11 +172,11 @@ def class_choice(classes: Sequence[tuple[str, int]]) -> gr.Dropdown:
     )  # fmt: skip
 
 
-def picture(label: str | None = None, **how: Any) -> gr.Image:
-    """Where a picture, or a grid of them, is shown."""
+def picture(label: str | None = None, classes: Sequence[str] = (), **how: Any) -> gr.Image:
+    """Where a picture, or a grid of them, is shown; `classes` of CSS."""
     return gr.Image(
         label=label, show_label=label is not None, format="png", interactive=False, buttons=["fullscreen"],
-        elem_classes="pixels", **how,
+        elem_classes=["pixels", *classes], **how,
     )  # fmt: skip
 
 
@@ -413,12 +421,13 @@ def paint_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
     return lambda shown: {**controls.of_model(shown), **pictures.nothing(), **gone}
 
 
-def inside_tab(studio: Studio, chosen: gr.Dropdown) -> Callable[[Shown], dict]:
+def inside_tab(studio: Studio, chosen: gr.Dropdown) -> InsideTab:
     """One picture at a noise level: what the network is given, what it answers, and the best answer."""
     with gr.Tab("Look inside") as tab:
         room = InsideTab.place(studio, chosen)
-    room.answer(tab)
-    return room.of_model
+    room.answer()
+    room.look_after(tab.select)
+    return room
 
 
 @dataclasses.dataclass
@@ -452,7 +461,7 @@ class InsideTab:
             seed = gr.Number(0, precision=0, label="Seed of the noise", min_width=120)
             patches = gr.Checkbox(True, label="Show the patches", min_width=120)
         said = line()
-        names = ("The picture", "z_t: with noise", "x_theta: the network's guess", "x*: the best guess")
+        names = ("Picture", "z_t: noisy", "x_theta: guess", "x*: best guess")
         with gr.Row():
             pictures = [picture(name, min_width=140) for name in names]
         return cls(
@@ -464,7 +473,7 @@ class InsideTab:
         """The ranges and choices of a model."""
         room, steps = rooms[shown.name], len(shown.denoiser.schedule)
         count = len(room.examples)
-        about = f"Of {shown.info.name}'s {room.split} split." if count else None
+        about = f"Of the {room.split} split of {shown.info.name}." if count else None
         example = {"minimum": 1, "maximum": max(count, 2), "value": 1, "info": about, "visible": count > 1}
         return {
             "example": example,
@@ -515,17 +524,29 @@ class InsideTab:
         for updates in self.look({**values, self.path: values[self.upload]}):
             yield {**updates, self.path: values[self.upload]}
 
-    def answer(self, tab: gr.Tab) -> None:
-        """Lets them do what they say."""
-        settings = {self.chosen, self.example, self.path, self.clean, self.label, self.seed, self.patches}
-        outputs = [*self.pictures, self.said, self.path]
-        how = {"show_progress": "hidden", "api_visibility": "private", **IN_TURN}
-        tell = telling(self.said)
-        self.upload.upload(tell(self.look_at_upload), settings | {self.upload}, outputs, **how)
-        self.example.input(tell(self.look_at_example), settings, outputs, trigger_mode="always_last", **how)
+    def look_after(self, event: Callable, look: Callable | None = None, more: Sequence = (), **how) -> None:
+        """Looks whenever something happens; `look`: in another way, that reads `more`."""
+        inputs = {
+            self.chosen,
+            self.example,
+            self.path,
+            self.clean,
+            self.label,
+            self.seed,
+            self.patches,
+            *more,
+        }
+        event(
+            telling(self.said)(look or self.look), inputs, [*self.pictures, self.said, self.path],
+            show_progress="hidden", api_visibility="private", **how, **IN_TURN,
+        )  # fmt: skip
+
+    def answer(self) -> None:
+        """Lets the controls do what they say."""
+        self.look_after(self.upload.upload, self.look_at_upload, [self.upload])
+        self.look_after(self.example.input, self.look_at_example, trigger_mode="always_last")
         for control in (self.clean, self.label, self.seed, self.patches):
-            control.input(tell(self.look), settings, outputs, trigger_mode="always_last", **how)
-        tab.select(tell(self.look), settings, outputs, **how)
+            self.look_after(control.input, trigger_mode="always_last")
 
 
 def models_tab(studio: Studio) -> None:
@@ -545,7 +566,7 @@ def models_tab(studio: Studio) -> None:
             )
         said = line()
         with gr.Row():
-            pictures = {name: picture(name, min_width=240) for name in names}
+            pictures = {name: picture(name, ["beside"], min_width=240) for name in names}
 
     def draw(values):
         shown = [named(studio.sights, name) for name in values[sights]]

@@ -138,7 +138,12 @@ class Studio:
             self.sights += [whole, *_alone(whole)]
         self._samplers = collections.OrderedDict()
         self._drawings = tempfile.TemporaryDirectory(prefix="pdm_tf_page_")
-        self._kept = collections.deque()
+        self._kept, self._closed = collections.deque(), False
+
+    def close(self) -> None:
+        """Ends what is being drawn at its next step, and removes all files."""
+        self._closed = True
+        self._drawings.cleanup()
 
     def draw(
         self, shown: Shown, wanted: Wanted, image: np.ndarray | None = None, mask: np.ndarray | None = None
@@ -150,6 +155,8 @@ class Studio:
         Args:
           image: uint8 (H, W, C), a picture to edit.
           mask: bool (H, W), where to paint it anew.
+        Raises:
+          UserError: the studio is closed meanwhile.
         """
         begin, sampler = time.monotonic(), self._sampler(shown, wanted.sampling, image, mask)
         count, classes = wanted.count, shown.config.data.num_classes or 1
@@ -159,6 +166,7 @@ class Studio:
         yield Shot(images.copy(), "getting ready: the first pictures of new settings take longer")
         for start in draw.starts:
             for moves, x in draw.sharpening(start, FRAME_SECONDS):
+                require(not self._closed, "the page is closed")
                 images[start : start + len(x)] = x
                 which = f"pictures {start + 1} to {start + len(x)} of {count}, " if len(x) < count else ""
                 passed = time.monotonic() - begin

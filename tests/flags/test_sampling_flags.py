@@ -139,6 +139,7 @@ VALUES = {
 }  # fmt: skip
 TEXTS = (
     "data_dir",
+    "host",
     "prediction",
     "warm_start",
     "init_image",

@@ -72,7 +72,12 @@ SAME = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", SAME)
+FAST = ("two batches of all classes", "painted")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in SAME]
+)
 def test_a_picture_of_the_page_is_that_of_the_command(case, studio, runs, tmp_path, capsys):
     name, values, labels, seed, count, flags = SAME[case]
     arrays = {}
@@ -131,6 +136,19 @@ def test_pictures_are_seen_on_their_way_and_leaving_ends_the_work(studio, monkey
     assert len(calls) == 14
 
 
+def test_closing_ends_a_drawing_and_leaves_no_files(runs):
+    studio = studio_of(runs / "plain")
+    (one,) = studio.models
+    drawn = last(studio.draw(one, studio.wanted(one, {"steps": 1}, [], 0, 1))).files[0]
+    drawing = studio.draw(one, studio.wanted(one, {"steps": 9}, [], 0, 1))
+    next(drawing)
+    studio.close()
+    with pytest.raises(UserError, match="the page is closed"):
+        next(drawing)
+    assert not drawn.exists()
+
+
+@pytest.mark.slow
 def test_experts_that_begin_from_noise_are_shown_alone_too(studio):
     assert [one.name for one in studio.models] == ["whole", "plain", "grey", "low + high"]
     (alone,) = [one for one in studio.sights if one not in studio.models]
@@ -254,6 +272,7 @@ def test_a_brush_makes_the_mask_of_the_pixels_that_it_covers():
             mask_of(nothing, (16, 16, 3))
 
 
+@pytest.mark.slow
 def test_a_picture_with_a_full_mask_is_drawn_from_nothing(studio):
     one, full = shown(studio, "whole"), np.ones((16, 16), bool)
     wanted = studio.wanted(one, {"strength": 1.0, "resamplings": 1}, [], 0, 1)
