@@ -321,6 +321,11 @@ def by_main(arguments: Sequence[str]) -> None:
         )
 
 
+# Of a table's columns on the page; its JSON has them all.
+FIRST = ("seeds", "parameters", "images_per_second", "device_days")
+LEFT_OUT = ("patch_size", "steps", "density", "coverage", "images")
+
+
 class Reproduction:
     """The page's making, in one folder."""
 
@@ -439,7 +444,8 @@ class Reproduction:
     def part(self, name: str) -> str:
         """What the page says of a figure, in Markdown, made of its numbers."""
         figure, numbers = FIGURES[name], self.numbers(name)
-        rows = numbers.get("rows") if figure.what.startswith("table") else None
+        rows = numbers["rows"] if figure.what.startswith("table") else {}
+        rows = {title: {key: row[key] for key in columns_of(row)} for title, row in rows.items()}
         shown = markdown(*as_texts(rows)) if rows else f"![{name}]({PICTURES}/{name}.png)"
         claims = figure.claims(numbers)
         judged = markdown(["the paper", "here", ""], [[*claim[:2], HOLDS[claim.holds]] for claim in claims])
@@ -461,6 +467,11 @@ class Reproduction:
             f"{command}: {len(runs)} runs on `{figure.data}` of {lengths} steps of {batch} images, "
             f"{seeds}, {hours:.2f} hours of training; {numbers}."
         )
+
+
+def columns_of(row: dict[str, Any]) -> list[str]:
+    """Which of a row's numbers the page shows, in which order."""
+    return sorted((key for key in row if key not in LEFT_OUT), key=lambda key: key not in FIRST)
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -87,7 +87,7 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
     assert seeds == sorted(seeds)  # whole pages of few seeds first
     page = options.page.read_text()
     assert "stale" not in page and page.startswith("Before.\n") and "\nBetween.\n" in page
-    assert "| x, P=4 | 4 | 40 | 20 ± 1 |" in page and "Of 3 findings" in page and "3 hold" in page
+    assert "| x, P=4 | 40 | 20 ± 1 |" in page and "Of 3 findings" in page and "3 hold" in page
     assert "seeds 0, 1" in page and "100 steps of 32 images" in page and "0.67 hours" in page
     Reproduction(options, fake).make()
     assert len(fake.commands) == 15 and options.page.read_text() == page
