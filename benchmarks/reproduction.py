@@ -171,7 +171,7 @@ def predicts_x(numbers: dict[str, Any]) -> list[Claim]:
             times = f"L_simple of {kind} is {value / x[0]:.2f} times that of x"
             here = f"P = {patch_size}, step {step:,.0f}: {times}"
             if patch_size == "1":
-                claims.append(Claim("(P = 1: the curves alone)", here, None))
+                claims.append(Claim("(P = 1: curves, and nothing said)", here, None))
             elif kind == "eps":
                 said = "patched models do better with x than with eps"
                 claims.append(Claim(said, here, value > x[0] + apart))
@@ -259,6 +259,11 @@ class Figure(NamedTuple):
     every_seed: bool = False
     equal_hours: bool = False
     arguments: Sequence[str] = ()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the page shows rows, and no picture."""
+        return self.what.startswith("table")
 
     def ways(self) -> list[Run]:
         """Those of `WAYS`, in the order of P."""
@@ -376,7 +381,7 @@ class Reproduction:
 
     def evaluate(self, run: Run) -> None:
         """Distances of a run's samples to held-out images."""
-        self.once([run], [
+        self.once(self.folder(run).path / "evaluation" / "evaluation.json", [run], [
             "--mode=evaluate", f"--dataset={self.dataset(run)}", f"--run_dir={self.folder(run)}",
             "--reference=validation", f"--num_samples={self.options.num_samples}", "--sample_batch_size=50",
         ])  # fmt: skip
@@ -389,18 +394,19 @@ class Reproduction:
         folders = [f"--run_dir={place}" for place in places]
         data = [f"--dataset={self.dataset(runs[0])}"] if runs else []
         which = [f"--what={figure.what}", *folders, *data, *figure.arguments]
-        self.once(runs, ["--mode=analyze", *which, f"--out={out}"])
+        self.once(out / f"{figure.what}.json", runs, ["--mode=analyze", *which, f"--out={out}"])
         if not self.options.list:
             self.pictures.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / f"{figure.what}.json", self.pictures / f"{name}.json")
-            with Image.open(out / f"{figure.what}.png") as picture:  # in a third of the bytes
-                colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-                colours.save(self.pictures / f"{name}.png", optimize=True)
+            if not figure.is_table:
+                with Image.open(out / f"{figure.what}.png") as picture:  # in a third of the bytes
+                    colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                    colours.save(self.pictures / f"{name}.png", optimize=True)
 
-    def once(self, runs: Sequence[Run], arguments: Sequence[str]) -> None:
-        """Executes a command unless it has been with the weights that its runs have now."""
+    def once(self, made: Path, runs: Sequence[Run], arguments: Sequence[str]) -> None:
+        """Executes a command that makes a file, unless it was with the weights that its runs have now."""
         key = {"command": list(arguments), "steps": [self.steps_done(run) for run in runs]}
-        if not journal.entries(self.done, key):
+        if not (made.exists() and journal.entries(self.done, key)):
             begun = time.monotonic()
             self.execute(arguments)
             if not self.options.list:
@@ -414,7 +420,7 @@ class Reproduction:
             for way in WAYS:
                 if way._replace(seed=seed) in wanted:
                     self.train(way._replace(seed=seed))
-        measured = [one for name, runs in figures.items() if "table" in name for one in runs]
+        measured = [one for name, runs in figures.items() if FIGURES[name].is_table for one in runs]
         for one in dict.fromkeys(measured):
             self.evaluate(one)
         for name in figures:
@@ -444,7 +450,7 @@ class Reproduction:
     def part(self, name: str) -> str:
         """What the page says of a figure, in Markdown, made of its numbers."""
         figure, numbers = FIGURES[name], self.numbers(name)
-        rows = numbers["rows"] if figure.what.startswith("table") else {}
+        rows = numbers["rows"] if figure.is_table else {}
         rows = {title: {key: row[key] for key in columns_of(row)} for title, row in rows.items()}
         shown = markdown(*as_texts(rows)) if rows else f"![{name}]({PICTURES}/{name}.png)"
         claims = figure.claims(numbers)
@@ -464,8 +470,8 @@ class Reproduction:
         seeds = sorted({run.seed for run in runs})
         seeds = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         return (
-            f"{command}: {len(runs)} runs on `{figure.data}` of {lengths} steps of {batch} images, "
-            f"{seeds}, {hours:.2f} hours of training; {numbers}."
+            f"{command}: {len(runs)} run{'s' if len(runs) > 1 else ''} on `{figure.data}` of {lengths} steps "
+            f"of {batch} images, {seeds}, {hours:.2f} hours of training; {numbers}."
         )
 
 
