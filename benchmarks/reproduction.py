@@ -1,6 +1,6 @@
 """The paper's tables and figures, from data sets to REPRODUCTION.md, at the scale of two cores.
 
-    python -m benchmarks.reproduction [--only fig3 table1] [--steps 600] [--seeds 3] [--list]
+    python -m benchmarks.reproduction [--only fig3 table1] [--steps 400] [--seeds 3] [--list]
 
 trains the runs of `WAYS` that the figures asked for need, evaluates them and makes the figures, all with
 main.py; then it writes each figure's picture and numbers to docs/reproduction/ and its part of
@@ -505,7 +505,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where the data sets lie")
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), metavar="FIGURE")
-    parser.add_argument("--steps", type=int, default=600, help="of a run, in batches of 32")
+    parser.add_argument("--steps", type=int, default=400, help="of a run, in batches of 32")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num_samples", type=int, default=500, help="of an evaluation")
     parser.add_argument("--page", type=Path, default=ROOT / "REPRODUCTION.md")
