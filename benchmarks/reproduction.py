@@ -1,6 +1,6 @@
 """The paper's tables and figures, from data sets to REPRODUCTION.md, at the scale of two cores.
 
-    python -m benchmarks.reproduction [--only fig3 table1] [--steps 600] [--seeds 3] [--list]
+    python -m benchmarks.reproduction [--only fig3 table1] [--steps 400] [--seeds 3] [--list]
 
 trains the runs of `WAYS` that the figures asked for need, evaluates them and makes the figures, all with
 main.py; then it writes each figure's picture and numbers to docs/reproduction/ and its part of
@@ -23,6 +23,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from benchmarks import journal
 from flags import errors
@@ -74,10 +77,13 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """Its folder's."""
-        return f"{self.data}_{self.prediction}_P{self.patch_size}_seed{self.seed}"
+        longer = f"_times{self.part:g}" if self.part > 1 else ""
+        return f"{self.data}_{self.prediction}_P{self.patch_size}{longer}_seed{self.seed}"
 
 
 # All ways to train, the most telling first. The dearest, of which a loss curve alone is shown, are shorter.
+# The last two take about as long as P = 1, by the images that two free cores train on in a second: 450 of
+# P = 4, 330 of P = 2, 200 of P = 1.
 WAYS = [
     Run(AVATARS, "x", 4, 1),
     Run(AVATARS, "eps", 4, 1),
@@ -89,6 +95,8 @@ WAYS = [
     Run(PHOTOGRAPHS, "x", 4, 1),
     Run(PHOTOGRAPHS, "eps", 4, 1),
     Run(PHOTOGRAPHS, "v", 4, 1),
+    Run(AVATARS, "x", 4, 2.2),
+    Run(AVATARS, "x", 2, 1.6),
 ]
 
 
@@ -110,24 +118,29 @@ def grows_blurred(numbers: dict[str, Any]) -> list[Claim]:
     """Of Fig. 1a."""
     claims, t = [], numbers["t"]
     for name, energy in {**numbers["energy"], "x*": numbers["energy_optimum"]}.items():
+        rise = max(0.0, *np.diff(energy))
         here = (
-            f"gradient energy: {energy[0]:.2f} of the images' at t = {t[0]}, {energy[-1]:.3f} at t = {t[-1]}"
+            f"{name}: {energy[0]:.2f} of the images' gradient energy at t = {t[0]}, {energy[-1]:.2f} at "
+            f"t = {t[-1]}, with no rise above {rise:.2f} on the way"
         )
-        falls = all(after <= before + 0.01 for before, after in zip(energy, energy[1:]))
-        claims.append(Claim(f"{name} is blurred the more the larger t", here, falls))
+        claims.append(Claim("the larger t, the more blur", here, rise < 0.05 and energy[-1] < energy[0]))
     for name, apart in numbers["rmse_to_optimum"].items():
         far = [at for at, value in zip(t, apart) if value > 0.1]
         where = f"up to t = {far[-1]}" if far else "nowhere"
         here = f"RMSE to x* {max(apart):.2f} at most, above 0.1 {where}"
-        claims.append(Claim(f"{name} approximates x*", here, not far))
+        claims.append(Claim("x_theta approximates x*", f"{name}: {here}", not far))
     return claims
 
 
 def cancels(numbers: dict[str, Any]) -> list[Claim]:
     """Of Fig. 1b."""
     share = numbers["kept_power_by_band"]
-    here = f"it keeps {share[0]:.0%} of the samples' power in the lowest band, {share[-1]:.0%} in the highest"
-    return [Claim("the high frequencies of q(x | z_t) cancel in its mean", here, share[-1] < share[0] / 2)]
+    cancelled = [1 - value for value in share]
+    here = (
+        f"of the samples' power {cancelled[0]:.0%} cancels in the lowest band, {cancelled[-1]:.0%} in the top"
+    )
+    said = "in the mean of q(x|z_t) high frequencies cancel, and low ones stay"
+    return [Claim(said, here, cancelled[-1] > 2 * cancelled[0])]
 
 
 def costs_little(numbers: dict[str, Any]) -> list[Claim]:
@@ -158,7 +171,7 @@ def predicts_x(numbers: dict[str, Any]) -> list[Claim]:
             times = f"L_simple of {kind} is {value / x[0]:.2f} times that of x"
             here = f"P = {patch_size}, step {step:,.0f}: {times}"
             if patch_size == "1":
-                claims.append(Claim("(P = 1: the curves alone)", here, None))
+                claims.append(Claim("(P = 1: curves, and nothing said)", here, None))
             elif kind == "eps":
                 said = "patched models do better with x than with eps"
                 claims.append(Claim(said, here, value > x[0] + apart))
@@ -190,14 +203,21 @@ def trades_quality_for_speed(numbers: dict[str, Any]) -> list[Claim]:
     speeds = [row["images_per_second"] / rows[0]["images_per_second"] for row in rows]
     said = ", ".join(f"{speed:.2f} of P = {size}" for size, speed in zip(sizes, speeds))
     faster = "the larger P, the faster (1, 1.41, 2.59 times)"
-    claims = [Claim(faster, f"times as fast: {said}", speeds == sorted(speeds))]
-    name = next((key for key in rows[0] if key.startswith(("FID", "FD-"))), None)
-    if name:
-        found = [row[name] for row in rows]
-        said = ", ".join(f"{value:.0f} of P = {size}" for size, value in zip(sizes, found))
-        larger = "the larger P, the larger FID (5.7, 7.5, 22.0)"
-        claims.append(Claim(larger, f"{name}: {said}", found == sorted(found)))
-    return claims
+    return [Claim(faster, f"times as fast: {said}", speeds == sorted(speeds)), *costs_quality(numbers)]
+
+
+def costs_quality(numbers: dict[str, Any]) -> list[Claim]:
+    """Of Table 1, whose networks were trained for equal hours."""
+    rows = sorted(numbers["rows"].items(), key=lambda item: _patch_size(item[0]))
+    name = next(key for key in rows[0][1] if key.startswith(("FID", "FD-")))
+    found = [row[name] for _, row in rows]
+    said = ", ".join(f"{value:.0f} of P = {_patch_size(title)}" for (title, _), value in zip(rows, found))
+    larger = "the larger P, the larger FID (5.7, 7.5, 22.0)"
+    return [Claim(larger, f"{name}: {said}", found == sorted(found))]
+
+
+def _patch_size(title: str) -> int:
+    return int(re.search(r"P=(\d+)", title)[1])
 
 
 def fits_more(numbers: dict[str, Any]) -> list[Claim]:
@@ -227,6 +247,7 @@ class Figure(NamedTuple):
       claims: its numbers -> what they say of the paper's findings.
       data, predictions, patch_sizes: which of `WAYS` it is made of; no data: the weights that ship.
       every_seed: of all seeds, or of the first.
+      equal_hours: of P > 1 the longer runs.
       arguments: of the analysis, beyond those.
     """
 
@@ -236,11 +257,22 @@ class Figure(NamedTuple):
     predictions: Sequence[str] = ("x",)
     patch_sizes: Sequence[int] = (1, 2, 4)
     every_seed: bool = False
+    equal_hours: bool = False
     arguments: Sequence[str] = ()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the page shows rows, and no picture."""
+        return self.what.startswith("table")
 
     def ways(self) -> list[Run]:
         """Those of `WAYS`, in the order of P."""
-        own = [way for way in WAYS if way.data == self.data and way.prediction in self.predictions]
+        own = [
+            way
+            for way in WAYS
+            if (way.data, way.part > 1) == (self.data, self.equal_hours and way.patch_size > 1)
+            and way.prediction in self.predictions
+        ]
         return sorted(
             (way for way in own if way.patch_size in self.patch_sizes), key=lambda way: way.patch_size
         )
@@ -260,6 +292,7 @@ FIGURES = {
     "fig3_photographs": Figure("fig3", predicts_x, PHOTOGRAPHS, ("x", "eps", "v"), (4,), every_seed=True),
     "fig4": Figure("fig4", leaves_noise, AVATARS, ("x", "eps"), (4,)),
     "table1": Figure("table1", trades_quality_for_speed, AVATARS, every_seed=True, arguments=MANY),
+    "table1_hours": Figure("table2", costs_quality, AVATARS, every_seed=True, equal_hours=True),
     "table2": Figure("table2", lambda numbers: [], AVATARS, every_seed=True),
     "memory": Figure("memory", fits_more, AVATARS, ("x",), (1, 4)),
     "grids": Figure("grids", shows_no_borders, AVATARS, arguments=MANY),
@@ -291,6 +324,11 @@ def by_main(arguments: Sequence[str]) -> None:
         raise UserError(
             f"main.py {shlex.join(arguments)} ended with status {status}: mend what it says first"
         )
+
+
+# Of a table's columns on the page; its JSON has them all.
+FIRST = ("seeds", "parameters", "images_per_second", "device_days")
+LEFT_OUT = ("patch_size", "steps", "density", "coverage", "images")
 
 
 class Reproduction:
@@ -343,7 +381,7 @@ class Reproduction:
 
     def evaluate(self, run: Run) -> None:
         """Distances of a run's samples to held-out images."""
-        self.once([run], [
+        self.once(self.folder(run).path / "evaluation" / "evaluation.json", [run], [
             "--mode=evaluate", f"--dataset={self.dataset(run)}", f"--run_dir={self.folder(run)}",
             "--reference=validation", f"--num_samples={self.options.num_samples}", "--sample_batch_size=50",
         ])  # fmt: skip
@@ -356,16 +394,19 @@ class Reproduction:
         folders = [f"--run_dir={place}" for place in places]
         data = [f"--dataset={self.dataset(runs[0])}"] if runs else []
         which = [f"--what={figure.what}", *folders, *data, *figure.arguments]
-        self.once(runs, ["--mode=analyze", *which, f"--out={out}"])
+        self.once(out / f"{figure.what}.json", runs, ["--mode=analyze", *which, f"--out={out}"])
         if not self.options.list:
             self.pictures.mkdir(parents=True, exist_ok=True)
-            for ending in ("png", "json"):
-                shutil.copyfile(out / f"{figure.what}.{ending}", self.pictures / f"{name}.{ending}")
+            shutil.copyfile(out / f"{figure.what}.json", self.pictures / f"{name}.json")
+            if not figure.is_table:
+                with Image.open(out / f"{figure.what}.png") as picture:  # in a third of the bytes
+                    colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                    colours.save(self.pictures / f"{name}.png", optimize=True)
 
-    def once(self, runs: Sequence[Run], arguments: Sequence[str]) -> None:
-        """Executes a command unless it has been with the weights that its runs have now."""
+    def once(self, made: Path, runs: Sequence[Run], arguments: Sequence[str]) -> None:
+        """Executes a command that makes a file, unless it was with the weights that its runs have now."""
         key = {"command": list(arguments), "steps": [self.steps_done(run) for run in runs]}
-        if not journal.entries(self.done, key):
+        if not (made.exists() and journal.entries(self.done, key)):
             begun = time.monotonic()
             self.execute(arguments)
             if not self.options.list:
@@ -379,7 +420,7 @@ class Reproduction:
             for way in WAYS:
                 if way._replace(seed=seed) in wanted:
                     self.train(way._replace(seed=seed))
-        measured = [one for name, runs in figures.items() if "table" in name for one in runs]
+        measured = [one for name, runs in figures.items() if FIGURES[name].is_table for one in runs]
         for one in dict.fromkeys(measured):
             self.evaluate(one)
         for name in figures:
@@ -409,7 +450,8 @@ class Reproduction:
     def part(self, name: str) -> str:
         """What the page says of a figure, in Markdown, made of its numbers."""
         figure, numbers = FIGURES[name], self.numbers(name)
-        rows = numbers.get("rows") if figure.what.startswith("table") else None
+        rows = numbers["rows"] if figure.is_table else {}
+        rows = {title: {key: row[key] for key in columns_of(row)} for title, row in rows.items()}
         shown = markdown(*as_texts(rows)) if rows else f"![{name}]({PICTURES}/{name}.png)"
         claims = figure.claims(numbers)
         judged = markdown(["the paper", "here", ""], [[*claim[:2], HOLDS[claim.holds]] for claim in claims])
@@ -428,14 +470,20 @@ class Reproduction:
         seeds = sorted({run.seed for run in runs})
         seeds = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         return (
-            f"{command}: {len(runs)} runs on `{figure.data}` of {lengths} steps of {batch} images, "
-            f"{seeds}, {hours:.2f} hours of training; {numbers}."
+            f"{command}: {len(runs)} run{'s' if len(runs) > 1 else ''} on `{figure.data}` of {lengths} steps "
+            f"of {batch} images, {seeds}, {hours:.2f} hours of training; {numbers}."
         )
+
+
+def columns_of(row: dict[str, Any]) -> list[str]:
+    """Which of a row's numbers the page shows, in which order."""
+    return sorted((key for key in row if key not in LEFT_OUT), key=lambda key: key not in FIRST)
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
+    lines = (titles, ["---"] * len(titles), *rows)
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines)
 
 
 def write_part(page: Path, name: str, text: str) -> None:
@@ -457,7 +505,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where the data sets lie")
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), metavar="FIGURE")
-    parser.add_argument("--steps", type=int, default=600, help="of a run, in batches of 32")
+    parser.add_argument("--steps", type=int, default=400, help="of a run, in batches of 32")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num_samples", type=int, default=500, help="of an evaluation")
     parser.add_argument("--page", type=Path, default=ROOT / "REPRODUCTION.md")

@@ -151,16 +151,16 @@ def _from(t: Sequence[int], ratio: Sequence[float | None]) -> int | None:
 
 
 def draw_distortion(found: Findings, path: str | os.PathLike) -> None:
-    """RMSE and its ratios against t, each with its standard error."""
+    """RMSE and, as in the paper's figure, its ratio to that of the smallest P (of one P: to x*'s)."""
     t, panels = np.array(found.numbers["t"]), []
     for kind, values in found.numbers["splits"].items():
         title = {"train": "training images", "held_out": "held-out images"}[kind]
         panels.append(plots.Panel(f"RMSE, {title}", "t", _lines(t, values, "rmse")))
-        ratio = {
-            name: line for name, line in _lines(t, values, "ratio").items() if np.isfinite(line[1]).any()
-        }
+        lines = _lines(t, values, "ratio")
+        beside = {name: line for name, line in lines.items() if not name.endswith(f" over {OPTIMUM}")}
+        ratio = {name: line for name, line in (beside or lines).items() if np.isfinite(line[1]).any()}
         if ratio:
-            panels.append(plots.Panel(f"ratio, {title}", "t", ratio, "log"))
+            panels.append(plots.Panel(f"ratio, {title}", "t", ratio, "linear" if beside else "log"))
     plots.draw(path, panels=panels)
 
 

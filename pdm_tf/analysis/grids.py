@@ -14,7 +14,7 @@ from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.sampler import Sampler, cycled_labels
 
 SHOWN = 8
-ZOOM = 24  # pixels of the part that is shown large
+ZOOM = 24  # pixels of the part that is shown large, or half of an image
 DATA = "data"
 
 
@@ -66,18 +66,17 @@ def grids(subject: Subject) -> Findings:
             "data": border_energy(data, model.patch_size),
         }
     said = [
-        f"{_number(value['samples'])} of {name} (data: {_number(value['data'])})"
+        f"{value['samples']:.2f} of {name} (data: {value['data']:.2f})"
         for name, value in values.items()
+        if None not in value.values()
     ]
     sentence = (
         f"Gradient energy across patch borders over that elsewhere is {', '.join(said)}, of {subject.count} "
         "samples each at one seed; what lies above the data's is a visible grid."
+        if said
+        else "With P = 1 there are no patches whose borders could show."
     )
     return Findings({"border_energy": values}, sentence, shown)
-
-
-def _number(value: float | None) -> str:
-    return "none (no borders)" if value is None else f"{value:.2f}"
 
 
 def draw_grids(found: Findings, path: str | os.PathLike) -> None:
@@ -85,7 +84,7 @@ def draw_grids(found: Findings, path: str | os.PathLike) -> None:
     rows = {}
     for name, images in found.shown.items():
         rows[name] = images
-        height, width = (min(ZOOM, size) for size in images.shape[1:3])
+        height, width = (min(ZOOM, size // 2) for size in images.shape[1:3])
         top, left = ((size - part) // 2 for size, part in zip(images.shape[1:3], (height, width)))
         rows[f"{name}, zoom"] = images[:, top : top + height, left : left + width]
     plots.draw(path, rows)

@@ -39,5 +39,5 @@ def test_one_seed_draws_one_noise_for_all_models(tmp_path):
     assert [row["patch_size"] for row in (a, b, c)] == [4, 4, 8] and a["data"] == b["data"] != c["data"]
     assert b["samples"] is None and a["samples"] == pytest.approx(1, abs=0.2)  # nothing within blocks
     np.testing.assert_array_equal(found.shown["x, P=4, a (1)"], found.shown["x, P=8"])
-    assert "none (no borders)" in found.sentence
+    assert "x, P=8 (data" in found.sentence and "b (2)" not in found.sentence
     grids.draw_grids(found, tmp_path / "grids.png")

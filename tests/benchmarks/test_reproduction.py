@@ -53,6 +53,9 @@ class FakeMain:
             write_arrays(folder.weights(int(flags["train_steps"])), {"a": np.zeros(1)})
             folder.logs.mkdir(exist_ok=True)
             folder.metrics_file.write_text('{"step": 100, "images_per_second": 8.0}\n')
+        elif flags["mode"] == "evaluate":
+            (RunFolder(flags["run_dir"]).path / "evaluation").mkdir()
+            (RunFolder(flags["run_dir"]).path / "evaluation" / "evaluation.json").touch()
         elif flags["mode"] == "analyze":
             os.makedirs(flags["out"], exist_ok=True)
             write_png(f"{flags['out']}/{flags['what']}.png", np.zeros((4, 4, 3), np.uint8))
@@ -87,13 +90,16 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
     assert seeds == sorted(seeds)  # whole pages of few seeds first
     page = options.page.read_text()
     assert "stale" not in page and page.startswith("Before.\n") and "\nBetween.\n" in page
-    assert "| x, P=4 | 4 | 40 | 20 ± 1 |" in page and "Of 3 findings" in page and "3 hold" in page
+    assert "| x, P=4 | 40 | 20 ± 1 |" in page and "Of 3 findings" in page and "3 hold" in page
     assert "seeds 0, 1" in page and "100 steps of 32 images" in page and "0.67 hours" in page
     Reproduction(options, fake).make()
     assert len(fake.commands) == 15 and options.page.read_text() == page
+    (options.out / "fig4" / "fig4.json").unlink()
+    Reproduction(options, fake).make()
+    assert fake.modes()[15:] == ["analyze"]
     options.steps, options.only = 200, ["fig4"]
     Reproduction(options, fake).make()
-    assert fake.modes()[15:] == ["train", "train", "analyze"]
+    assert fake.modes()[16:] == ["train", "train", "analyze"]
 
 
 def test_commands_are_shown_without_doing_anything(options):
