@@ -16,7 +16,6 @@ import json
 import math
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -397,11 +396,24 @@ class Reproduction:
         self.once(out / f"{figure.what}.json", runs, ["--mode=analyze", *which, f"--out={out}"])
         if not self.options.list:
             self.pictures.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / f"{figure.what}.json", self.pictures / f"{name}.json")
+            numbers = json.loads((out / f"{figure.what}.json").read_text())
+            numbers["training"] = self.training(runs)
+            (self.pictures / f"{name}.json").write_text(json.dumps(numbers) + "\n")
             if not figure.is_table:
                 with Image.open(out / f"{figure.what}.png") as picture:  # in a third of the bytes
                     colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
                     colours.save(self.pictures / f"{name}.png", optimize=True)
+
+    def training(self, runs: Sequence[Run]) -> dict[str, Any]:
+        """What a figure's runs have cost."""
+        batch = SHARED["training.batch_size"]
+        return {
+            "runs": len(runs),
+            "steps": sorted({self.steps_done(run) for run in runs}),
+            "batch_size": batch,
+            "seeds": sorted({run.seed for run in runs}),
+            "hours": sum(training_seconds(self.folder(run).metrics(), batch) for run in runs) / 3600,
+        }
 
     def once(self, made: Path, runs: Sequence[Run], arguments: Sequence[str]) -> None:
         """Executes a command that makes a file, unless it was with the weights that its runs have now."""
@@ -414,6 +426,16 @@ class Reproduction:
 
     def make(self) -> None:
         """All that is missing of the figures asked for, and then the page."""
+        if not self.options.draw:
+            self.make_figures()
+        if not self.options.list:
+            for name in self.options.only:
+                write_part(self.options.page, name, self.part(name))
+            write_part(self.options.page, "summary", self.summary())
+            print(f"wrote {', '.join(self.options.only)} of {self.options.page}")
+
+    def make_figures(self) -> None:
+        """Trains, evaluates and analyses what is missing."""
         figures = {name: FIGURES[name].runs(self.options.seeds) for name in self.options.only}
         wanted = {run for runs in figures.values() for run in runs}
         for seed in range(self.options.seeds):  # whole pages of few seeds before those of more
@@ -425,11 +447,6 @@ class Reproduction:
             self.evaluate(one)
         for name in figures:
             self.analyze(name)
-        if not self.options.list:
-            for name in figures:
-                write_part(self.options.page, name, self.part(name))
-            write_part(self.options.page, "summary", self.summary())
-            print(f"wrote {', '.join(figures)} of {self.options.page}")
 
     # --- The page -----------------------------------------------------------------------------------
 
@@ -459,19 +476,16 @@ class Reproduction:
 
     def about(self, name: str) -> str:
         """The command, runs, seeds and hours of a figure."""
-        figure, runs = FIGURES[name], FIGURES[name].runs(self.options.seeds)
+        cost, data = self.numbers(name)["training"], FIGURES[name].data
         command = f"`python -m benchmarks.reproduction --only {name}`"
         numbers = f"[numbers]({PICTURES}/{name}.json)"
-        if not runs:
+        if not data:
             return f"{command}: of the weights that ship; {numbers}."
-        batch = SHARED["training.batch_size"]
-        hours = sum(training_seconds(self.folder(run).metrics(), batch) for run in runs) / 3600
-        lengths = " or ".join(f"{length:,}" for length in sorted({self.steps_done(run) for run in runs}))
-        seeds = sorted({run.seed for run in runs})
-        seeds = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        lengths = " or ".join(f"{length:,}" for length in cost["steps"])
+        seeds = f"seed{'s' * (len(cost['seeds']) > 1)} {', '.join(map(str, cost['seeds']))}"
         return (
-            f"{command}: {len(runs)} run{'s' if len(runs) > 1 else ''} on `{figure.data}` of {lengths} steps "
-            f"of {batch} images, {seeds}, {hours:.2f} hours of training; {numbers}."
+            f"{command}: {cost['runs']} run{'s' * (cost['runs'] > 1)} on `{data}` of {lengths} steps of "
+            f"{cost['batch_size']} images, {seeds}, {cost['hours']:.2f} hours of training; {numbers}."
         )
 
 
@@ -509,6 +523,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num_samples", type=int, default=500, help="of an evaluation")
     parser.add_argument("--page", type=Path, default=ROOT / "REPRODUCTION.md")
+    parser.add_argument("--draw", action="store_true", help="only write the page, of the numbers beside it")
     parser.add_argument("--list", action="store_true", help="only print the commands of main.py")
     options = parser.parse_args()
     if options.list:

@@ -73,7 +73,7 @@ def options(tmp_path):
     page.write_text("Before.\n" + marks["summary"] + marks["fig4"] + "Between.\n" + marks["table1"])
     return argparse.Namespace(
         out=tmp_path, data_dir=tmp_path, only=["table1", "fig4"], steps=100, seeds=2, num_samples=8,
-        page=page, list=False,
+        page=page, list=False, draw=False,
     )  # fmt: skip
 
 
@@ -94,6 +94,11 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
     assert "seeds 0, 1" in page and "100 steps of 32 images" in page and "0.67 hours" in page
     Reproduction(options, fake).make()
     assert len(fake.commands) == 15 and options.page.read_text() == page
+    options.draw, options.only = True, ["fig4"]
+    options.page.write_text(page.replace("30 of eps", "changed"))
+    Reproduction(options, fake).make()
+    assert len(fake.commands) == 15 and options.page.read_text() == page
+    options.draw = False
     (options.out / "fig4" / "fig4.json").unlink()
     Reproduction(options, fake).make()
     assert fake.modes()[15:] == ["analyze"]
