@@ -92,7 +92,7 @@ SMALL = {
     "benchmarks.sizes": ["--sizes", "tiny", "--sides", "32", "--batch=1", "--steps=1"],
     "benchmarks.ladder": ["--rungs", "1", "--seeds=1", "--steps=2"],
     "benchmarks.peers": "needs torch, in an environment of its own",
-    "benchmarks.serving": "needs the servers, in an environment of their own; tests/test_serving.py runs both",
+    "benchmarks.serving": "needs the servers, in an environment of their own: tests/test_serving.py",
     "tests.training.kill_and_resume": "tests/training/test_kill.py runs it",
 }
 DRAWING = ["--num_samples=2", "--sample_batch_size=2"]
