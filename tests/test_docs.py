@@ -108,6 +108,7 @@ SMALL = {
     "benchmarks.reproduction": "hours; tests/benchmarks/test_reproduction.py makes a figure with it",
     "data_tools.fashion_mnist": "needs a Debian package; tests/data_tools/test_tools.py makes such files",
     "benchmarks.peers": "needs torch, in an environment of its own",
+    "benchmarks.serving": "needs the servers, in an environment of their own: tests/test_serving.py",
     "tests.training.kill_and_resume": "tests/training/test_kill.py runs it",
 }
 DRAWING = ["--num_samples=2", "--sample_batch_size=2"]
@@ -353,9 +354,17 @@ def test_it_runs(item, beside, monkeypatch):
 
 
 def answer_as_serve_does(request):
-    """What examples/serve.py answers, without HTTP."""
-    name = re.fullmatch(r"http://127.0.0.1:8501/v1/models/(\w+):predict", request.full_url)[1]
+    """What examples/serve.py and examples/serve_triton.py answer, without HTTP."""
+    pattern = r"http://127.0.0.1:(8501/v1|8000/v2)/models/(\w+)(?::predict|/infer)"
+    place, name = re.fullmatch(pattern, request.full_url).groups()
     body = json.loads(request.data)
+    if place == "8000/v2":
+        rows = {tensor["name"]: tensor["data"] for tensor in body["inputs"]}
+        images = tf.saved_model.load(f"exports/{name}").signatures["sample"](
+            **{key: tf.constant(value) for key, value in rows.items()}
+        )["images"]
+        data = {"shape": images.shape.as_list(), "data": images.numpy().ravel().tolist()}
+        return io.StringIO(json.dumps({"outputs": [data]}))
     signature = tf.saved_model.load(f"exports/{name}").signatures[body["signature_name"]]
     dtypes = {key: spec.dtype for key, spec in signature.structured_input_signature[1].items()}
     outputs = signature(**{key: tf.constant(body["inputs"][key], dtypes[key]) for key in dtypes})
