@@ -108,7 +108,7 @@ KEPT_LENGTHS = (0.05, 0.1)
 # FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).
 FAST_SAMPLING = SamplingConfig("dpm_solver", (20,), "logsnr")
 
-# What the paper's experiments have at the config's defaults: its average, 250 ancestral steps, rare previews.
+# Of runs of hours rather than days.
 _SHORT = {
     # 0.99 every 100 steps, the paper's average, would be mostly the first weights for thousands of
     # steps: a short run averages more often and starts with a low decay that lets them go at once.
@@ -127,6 +127,7 @@ def _for_large_images(side: int) -> dict[str, typing.Any]:
     }
 
 
+# What the paper's experiments have at the config's defaults: its average, 250 ancestral steps, rare previews.
 _EXTRA = {
     **dict.fromkeys(("emoji64", "avatars32", "avatars64"), _SHORT),
     # After 400 steps these draw clearer shapes and colours than linear or sqrt_snr (docs/avatars.md).
