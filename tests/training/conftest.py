@@ -42,3 +42,37 @@ def images():
 def batches(images):
     """An endless data set of the images in batches of 8."""
     return tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True).repeat()
+
+
+def weights(model):
+    return [v.numpy() for v in model.network.trainable_variables]
+
+
+def largest_difference(a, b):
+    return max(np.abs(x - y).max() for x, y in zip(a, b))
+
+
+def assert_two_devices_equal_one(network, optimizer, images, steps):
+    """MirroredStrategy over two logical CPUs: the same noise, the same losses, the same weights."""
+    if len(tf.config.list_logical_devices("CPU")) < 2:
+        pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
+
+    def run(strategy):
+        with strategy.scope():
+            model = PatchedDiffusion(randomized(PatchedNetwork(**network)))
+            model.compile(optimizer=optimizer())
+
+        def load(context):
+            size = context.get_per_replica_batch_size(8)
+            return tf.data.Dataset.from_tensor_slices(images).batch(size, drop_remainder=True).repeat()
+
+        data, before = strategy.distribute_datasets_from_function(load), weights(model)
+        history = model.fit(data, steps_per_epoch=steps, verbose=0).history
+        return history, weights(model), before
+
+    one = run(tf.distribute.OneDeviceStrategy("CPU:0"))
+    two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    for name, (value,) in one[0].items():
+        assert two[0][name][0] == pytest.approx(value, rel=1e-3), name
+    moved = largest_difference(one[1], one[2])
+    assert moved > 1e-4 and largest_difference(one[1], two[1]) < 1e-3 * moved

@@ -5,26 +5,16 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf import data
-from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.stack import keras
 from pdm_tf.training.gradients import mean_gradients
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.objective import Examples
 from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
-from tests.tiny_runs import randomized
-from tests.training.conftest import TINY
+from tests.training.conftest import TINY, assert_two_devices_equal_one, largest_difference, weights
 
 
 def sgd(rate=1e-4):
     return keras.optimizers.legacy.SGD(rate)
-
-
-def weights(model):
-    return [v.numpy() for v in model.network.trainable_variables]
-
-
-def largest_difference(a, b):
-    return max(np.abs(x - y).max() for x, y in zip(a, b))
 
 
 def one_step(model, data):
@@ -236,30 +226,7 @@ def test_a_part_of_the_process_is_sampled_from_images(make_model, images):
 
 
 def test_two_devices_equal_one(images):
-    """MirroredStrategy over two logical CPUs: the same noise, the same losses, the same weights."""
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
-
-    def run(strategy):
-        with strategy.scope():
-            model = PatchedDiffusion(randomized(PatchedNetwork(**TINY)))
-            model.compile(optimizer=sgd())
-
-        def load(context):
-            size = context.get_per_replica_batch_size(8)
-            return tf.data.Dataset.from_tensor_slices(images).batch(size, drop_remainder=True).repeat()
-
-        data, before = strategy.distribute_datasets_from_function(load), weights(model)
-        history = model.fit(data, steps_per_epoch=5, verbose=0).history
-        return history, weights(model), before
-
-    one = run(tf.distribute.OneDeviceStrategy("CPU:0"))
-    two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    for name, (value,) in one[0].items():
-        assert two[0][name][0] == pytest.approx(value, rel=1e-3), name
-    moved = largest_difference(one[1], one[2])
-    assert moved > 1e-4 and largest_difference(one[1], two[1]) < 1e-3 * moved
+    assert_two_devices_equal_one(TINY, sgd, images, steps=5)
 
 
 KEY = tf.constant([1, 2])

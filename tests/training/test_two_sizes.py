@@ -13,29 +13,19 @@ from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.diffusion.timesteps import T_LAWS
 from pdm_tf.networks.large_patches import with_large_patches
-from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.randomness import stream
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
 from pdm_tf.training import loop
-from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.objective import LOSSES, Objective
 from pdm_tf.weights import read_arrays
 from tests.fakes import FakeDenoiser
 from tests.in_process import run_mode
-from tests.tiny_runs import VIT, randomized, tiny_config
-from tests.training.conftest import TINY
+from tests.tiny_runs import VIT, tiny_config
+from tests.training.conftest import TINY, assert_two_devices_equal_one, largest_difference, weights
 
 TWO = {**TINY, "patch_boundary": 400, "channel_multipliers": (1, 1), "image_shape": (8, 8, 3)}
 SCHEDULE, BOUNDARY = linear(20, 0.01, 0.4), 7
-
-
-def weights(model):
-    return [v.numpy() for v in model.network.trainable_variables]
-
-
-def largest_difference(a, b):
-    return max(np.abs(x - y).max() for x, y in zip(a, b))
 
 
 def halves(small=0.0, large=0.0):
@@ -136,28 +126,7 @@ def test_accumulation_equals_the_whole_batch(two_sizes, images):
 
 @pytest.mark.slow
 def test_two_devices_equal_one(images):
-    if len(tf.config.list_logical_devices("CPU")) < 2:
-        pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
-
-    def run(strategy):
-        with strategy.scope():
-            model = PatchedDiffusion(randomized(PatchedNetwork(**TWO)))
-            model.compile(optimizer=keras.optimizers.legacy.SGD(1e-4))
-
-        def load(context):
-            size = context.get_per_replica_batch_size(8)
-            return tf.data.Dataset.from_tensor_slices(images).batch(size, drop_remainder=True).repeat()
-
-        data, before = strategy.distribute_datasets_from_function(load), weights(model)
-        history = model.fit(data, steps_per_epoch=2, verbose=0).history
-        return history, weights(model), before
-
-    one = run(tf.distribute.OneDeviceStrategy("CPU:0"))
-    two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    for name, (value,) in one[0].items():
-        assert two[0][name][0] == pytest.approx(value, rel=1e-3), name
-    moved = largest_difference(one[1], one[2])
-    assert moved > 1e-4 and largest_difference(one[1], two[1]) < 1e-3 * moved
+    assert_two_devices_equal_one(TWO, lambda: keras.optimizers.legacy.SGD(1e-4), images, steps=2)
 
 
 @pytest.mark.slow
