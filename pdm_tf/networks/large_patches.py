@@ -1,4 +1,4 @@
-"""Weights of a network of one patch size, made to begin one of two."""
+"""Weights of a network made to begin one of two patch sizes, or one of larger images and patches."""
 
 from __future__ import annotations
 
@@ -33,6 +33,37 @@ def with_large_patches(
         elif small is not None:
             completed[name] = _enlarged(small, shape, patch_size)
     return completed
+
+
+def for_larger_images(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], patch_size: int, times: int
+) -> dict[str, np.ndarray]:
+    """Weights of a network, to begin one of images and patches some times as large: the grid stays.
+
+    The stem gives what the smaller one gives for the image averaged down, and the head each pixel as a square
+    of equal ones; everything between stays. Under a schedule that is shifted by the resolution
+    (`shifted_cosine`) the averaged image is also as noisy, and only its scale is another.
+
+    Args:
+      arrays: by variable name.
+      shapes: those of the new network's variables, by name.
+      patch_size: the smaller P.
+      times: of the sides.
+    """
+    return {
+        name: _magnified(array, shapes[name], patch_size, times) if name in shapes else array
+        for name, array in arrays.items()
+    }
+
+
+def _magnified(small: np.ndarray, shape: Sequence[int], p: int, times: int) -> np.ndarray:
+    """A stem's or head's array with each pixel of its axis of patches repeated; others as they are."""
+    for axis, (many, few) in enumerate(zip(shape, small.shape)):
+        if many == times**2 * few:
+            patch = small.reshape(*small.shape[:axis], p, p, -1, *small.shape[axis + 1 :])
+            patch = patch.repeat(times, axis).repeat(times, axis + 1)
+            return patch.reshape(shape) / (times**2 if axis == small.ndim - 2 else 1)
+    return small
 
 
 def _enlarged(small: np.ndarray, shape: Sequence[int], patch_size: int) -> np.ndarray:

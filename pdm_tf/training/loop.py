@@ -21,7 +21,7 @@ from flags.words import leaves, word
 from pdm_tf import data, stack
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.images import write_png
-from pdm_tf.networks.large_patches import with_large_patches
+from pdm_tf.networks.large_patches import for_larger_images, with_large_patches
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
@@ -362,20 +362,34 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
 def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     """Starts the weights and their averages from another run's averages, and says so.
 
-    A network of two patch sizes may start from one of the small size alone (`with_large_patches`).
+    A network of two patch sizes may start from one of the small size alone (`with_large_patches`), and one
+    whose images and patches are some times as large from the smaller one (`for_larger_images`).
     """
-    weights = RunFolder(config.training.warm_start).newest_weights()
-    partly = config.training.warm_start_partly
+    run = RunFolder(config.training.warm_start)
+    weights, partly = run.newest_weights(), config.training.warm_start_partly
     shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
-    two = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
+    adapt = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
+    times = times_as_large(config, run.config())
+    if times > 1:
+        patch_size = run.config().network.patch_size
+        adapt = partial(for_larger_images, shapes=shapes, patch_size=patch_size, times=times)
+        print(f"images and patches are {times} times as large as those of {run.path}", flush=True)
     try:
-        left = ema.load(weights, into_variables=True, partly=partly, adapt=two)
+        left = ema.load(weights, into_variables=True, partly=partly, adapt=adapt)
     except UserError as error:
         also = "" if partly else "; training.warm_start_partly=true takes what fits of another network"
         raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error
     print(f"starting from {weights}", flush=True)
     if left:
         print(f"without what does not fit: {', '.join(left)}", flush=True)
+
+
+def times_as_large(config: Config, other: Config) -> int:
+    """How many times as large its images and its patches both are as another's; 1 where they are not."""
+    times = config.network.patch_size // other.network.patch_size
+    sides = [times * side for side in other.data.image_shape[:2]]
+    same_grid = sides == list(config.data.image_shape[:2])
+    return times if same_grid and config.network.patch_size == times * other.network.patch_size else 1
 
 
 def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:

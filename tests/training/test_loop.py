@@ -275,6 +275,23 @@ def test_weights_of_other_classes_are_taken_as_far_as_they_fit(whole, tmp_path, 
     )
 
 
+def test_a_run_of_larger_images_and_patches_begins_with_a_smaller_ones_weights(whole, tmp_path, capsys):
+    there = RunFolder(whole).config()
+    (side, *_), patch_size = there.data.image_shape, there.network.patch_size
+    own = config(
+        f"training.warm_start={whole}", f"data.image_shape={2 * side},{2 * side},3",
+        f"network.patch_size={2 * patch_size}",
+    )  # fmt: skip
+    state = loop.restore(own, RunFolder(tmp_path), CPU)
+    assert "images and patches are 2 times as large as those of" in capsys.readouterr().out
+    averages = dict(zip(variable_names(state.ema.variables), state.ema.averages))
+    before = read_arrays(RunFolder(whole).newest_weights())
+    grown = [name for name in before if before[name].shape != averages[name].shape]
+    assert all(averages[name].size == 4 * before[name].size for name in grown) and 2 < len(grown) < 9
+    for name in before.keys() - set(grown):
+        np.testing.assert_array_equal(averages[name], before[name])
+
+
 def test_other_settings_are_refused_but_a_longer_run_is_not(whole):
     run = RunFolder(whole)
     with pytest.raises(UserError, match=r"optimizer.beta_2 \(0.99 there, 0.9 now\): give the same ones"):
