@@ -31,8 +31,9 @@ import numpy as np
 import tensorflow as tf
 
 from flags.config import Config, DataConfig, parse_settings, validate
+from flags.definitions import is_named
 from flags.errors import run
-from flags.presets import DEFAULT_DATASET, fitted_to_length, network_settings, preset, sized_preset
+from flags.presets import fitted_to_length, network_settings, preset, sized_preset
 from pdm_tf import data
 from pdm_tf.data import DatasetInfo
 from pdm_tf.denoiser import build_network
@@ -265,7 +266,7 @@ def draw(rows: list[dict], distance: str, path: Path) -> None:
 def config_of(arguments: argparse.Namespace, info: DatasetInfo, given: dict) -> Config:
     """The config of P everywhere, not fitted to its length yet: the preset of the data, with what is set."""
     dataset, known = arguments.dataset, {"data.label_names": info.label_names, "data.sha256": info.sha256}
-    if dataset == DEFAULT_DATASET:
+    if is_named(dataset):
         config = preset(dataset, given={**known, **given})
     else:
         own = DataConfig(dataset, info.image_shape, info.num_classes, info.label_names, sha256=info.sha256)
@@ -318,7 +319,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="emoji64", help="emoji64, tfds:NAME or folder:PATH")
+    parser.add_argument("--dataset", default="emoji64", help="a named one, tfds:NAME or folder:PATH")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--network", default="unet", choices=("unet", "vit"))
     parser.add_argument("--set", action="append", default=[], help="key=value of any field of the config")
