@@ -23,7 +23,7 @@ from flags.config import (
 from flags.errors import UserError
 from flags.words import leaves, replace, require
 
-DEFAULT_DATASET = "emoji64"
+DEFAULT_DATASET = DataConfig().dataset  # every mode's
 MOST_ATTENTION = 1024  # places that any attention of other data's networks goes over
 SPLIT_TIMESTEP = 396  # where the paper cuts ImageNet's process in two: SNR 0.25
 
@@ -368,6 +368,7 @@ NETWORKS = ("unet", "vit", "vit_appendix_d")  # the data set's own U-Net; the st
 _VITS = {
     #                   P  width depth narrow  lr        parameters  GFLOPs (U-Net's)
     "emoji64":     _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
+    "avatars64":   _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
     "lsun_church": _ViT(8,   640,   11, 128, 5e-5),  #  87,297,180   143.63 (131.8)
     "imagenet256": _ViT(8,   768,   14, 128, 5e-5),  # 158,272,128   254.49 (250.5)
     "ffhq1024":    _ViT(32, 1024,   28, 256, 6e-6),  # 550,934,320   865.19 (840.9)
