@@ -1,4 +1,4 @@
-"""The experiments: the paper's Tables 3 and 4, the embedded default, and sizes for any other data set.
+"""The experiments: the paper's Tables 3 and 4, those for two cores, and sizes for any other data set.
 
 What is set comes first: `preset`, `sized_preset` and `fitted_to_length` are given it, derive from it what it
 leaves open, and change nothing of it.
@@ -105,7 +105,7 @@ PAPERS = ("lsun_church", "imagenet256", "ffhq1024")  # whose experiments are exa
 # Averages to make those of any length from (EDM2's two): where a run is short, the length is what goes wrong.
 KEPT_LENGTHS = (0.05, 0.1)
 
-# FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).
+# Of emoji64's weights FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).
 FAST_SAMPLING = SamplingConfig("dpm_solver", (20,), "logsnr")
 
 # Of runs of hours rather than days.
