@@ -159,8 +159,10 @@ def beside(checkouts, monkeypatch):
                 if not Path(found).exists():
                     Path(found).parent.mkdir(parents=True, exist_ok=True)
                     make(Path(found))
-        if runs and "--mode=train" not in item.words:
-            for found in re.findall(r"(?:\b[\w.-]+/)*\bruns/\w+", text):
+        if runs:
+            begins_from = r"--warm_start=(runs/\w+)"
+            any_run = r"(?:\b[\w.-]+/)*\bruns/\w+"
+            for found in re.findall(begins_from if "--mode=train" in item.words else any_run, text):
                 stand_in_run(Path(found))
 
     return go
