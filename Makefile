@@ -15,13 +15,13 @@ export VENV PYTHON GPU
 
 demo: setup
 	@echo "1. 36 pictures from the weights that ship with the project:"
-	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/emoji64 --out=$(DEMO_DIR)/shipped \
+	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/avatars64 --out=$(DEMO_DIR)/shipped \
 	    --num_samples=36 --sample_batch_size=36
 	@echo "2. $(DEMO_MINUTES) minutes of training from nothing; a preview about every minute lands in $(DEMO_DIR)/previews:"
 	@$(PY) main.py --mode=train --run_dir=$(DEMO_DIR) $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
 	@echo "3. To go on from here for an hour: make demo DEMO_MINUTES=60"
-	@echo "   3 minutes of two cores draw coloured blobs; three hours of them trained the weights of picture 1,"
-	@echo "   $(DEMO_DIR)/shipped/grid.png (docs/sizes.md)."
+	@echo "   3 minutes of two cores draw heads on shoulders, hair and the outlines of some faces, on plain colours;"
+	@echo "   TODO-PARENT hours of them trained the weights of picture 1, $(DEMO_DIR)/shipped/grid.png (docs/sizes.md)."
 
 test: setup
 	$(VENV)/bin/ruff check .

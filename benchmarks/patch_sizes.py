@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from flags.config import Config, DataConfig, parse_settings, validate
+from flags.definitions import is_named
 from flags.errors import run
 from flags.presets import fitted_to_length, network_settings, preset, sized_preset
 from pdm_tf import data
@@ -265,11 +266,11 @@ def draw(rows: list[dict], distance: str, path: Path) -> None:
 def config_of(arguments: argparse.Namespace, info: DatasetInfo, given: dict) -> Config:
     """The config of P everywhere, not fitted to its length yet: the preset of the data, with what is set."""
     dataset, known = arguments.dataset, {"data.label_names": info.label_names, "data.sha256": info.sha256}
-    if ":" in dataset:
+    if is_named(dataset):
+        config = preset(dataset, given={**known, **given})
+    else:
         own = DataConfig(dataset, info.image_shape, info.num_classes, info.label_names, sha256=info.sha256)
         config = sized_preset("tiny", own, given)
-    else:
-        config = preset(dataset, given={**known, **given})
     return config.replace({**network_settings(arguments.network, config), **given})
 
 

@@ -35,6 +35,7 @@ from pdm_tf.run import PRETRAINED, RunFolder, training_seconds
 ROOT = Path(__file__).parents[1]
 PICTURES = "docs/reproduction"  # beside the page
 AVATARS, PHOTOGRAPHS = "avatars32", "fashion_mnist32"
+SHIPPED = PRETRAINED / "emoji64"  # what figures without runs of their own are of
 
 
 def _network(channels: int, multipliers: str, blocks: int, attention: str) -> dict[str, Any]:
@@ -244,7 +245,7 @@ class Figure(NamedTuple):
     Attributes:
       what: the kind of analysis.
       claims: its numbers -> what they say of the paper's findings.
-      data, predictions, patch_sizes: which of `WAYS` it is made of; no data: the weights that ship.
+      data, predictions, patch_sizes: which of `WAYS` it is made of; no data: `SHIPPED`.
       every_seed: of all seeds, or of the first.
       equal_hours: of P > 1 the longer runs.
       arguments: of the analysis, beyond those.
@@ -389,7 +390,7 @@ class Reproduction:
         """One figure's picture and numbers, copied to where the page has them."""
         figure, runs = FIGURES[name], FIGURES[name].runs(self.options.seeds)
         out = self.options.out / name
-        places = [self.folder(run) for run in runs] or [PRETRAINED.relative_to(ROOT)]
+        places = [self.folder(run) for run in runs] or [SHIPPED.relative_to(ROOT)]
         folders = [f"--run_dir={place}" for place in places]
         data = [f"--dataset={self.dataset(runs[0])}"] if runs else []
         which = [f"--what={figure.what}", *folders, *data, *figure.arguments]
@@ -480,7 +481,7 @@ class Reproduction:
         command = f"`python -m benchmarks.reproduction --only {name}`"
         numbers = f"[numbers]({PICTURES}/{name}.json)"
         if not data:
-            return f"{command}: of the weights that ship; {numbers}."
+            return f"{command}: of {SHIPPED.name}'s weights that ship; {numbers}."
         lengths = " or ".join(f"{length:,}" for length in cost["steps"])
         seeds = f"seed{'s' * (len(cost['seeds']) > 1)} {', '.join(map(str, cost['seeds']))}"
         return (

@@ -1,6 +1,6 @@
 """Samplers by steps: seconds an image, and distances to the data set.
 
-    python -m benchmarks.samplers --run_dir=runs/emoji64 --num_images=500 --seeds=3
+    python -m benchmarks.samplers --run_dir=runs/avatars64 --num_images=500 --seeds=3
 
 The distances are those of --mode=evaluate with the embedded detector, to the training split: no FID. Use
 them to compare samplers of one model on one data set, at one number of images. Samples take their labels by
@@ -20,6 +20,7 @@ import numpy as np
 
 from flags.config import Config, SamplingConfig, check_sampling
 from flags.errors import run
+from flags.presets import DEFAULT_DATASET
 from pdm_tf import data
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.evaluation import references
@@ -110,7 +111,9 @@ def cells(distances: dict[str, list[float]]) -> str:
 def main() -> None:
     """Reads the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", default="runs/emoji64", help="a run's folder, or those of experts")
+    parser.add_argument(
+        "--run_dir", default=f"runs/{DEFAULT_DATASET}", help="a run's folder, or those of experts"
+    )
     parser.add_argument("--data_dir", default="data")
     parser.add_argument(
         "--samplers", default="ancestral,ddim,dpm_solver,dpm_solver/logsnr,unipc/logsnr,ipndm/logsnr",

@@ -1,4 +1,4 @@
-"""Serves an export over HTTP with Ray Serve: python examples/serve.py exports/emoji64 --port=8501
+"""Serves an export over HTTP with Ray Serve: python examples/serve.py exports/avatars64 --port=8501
 
 It answers as TensorFlow Serving's REST API does for one model in one version, 1, so a client may go from one
 to the other. NAME is the folder's name:

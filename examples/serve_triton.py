@@ -1,4 +1,4 @@
-"""Serves an export with NVIDIA Triton: python examples/serve_triton.py exports/emoji64 --http_port=8000
+"""Serves an export with NVIDIA Triton: python examples/serve_triton.py exports/avatars64 --http_port=8000
 
 Triton puts what several clients ask for at one time into one batch, over HTTP and gRPC, in KServe's protocol
 (version 2). NAME is the folder's name. All inputs and outputs have the batch first:

@@ -1,4 +1,4 @@
-"""Converts an export's `denoise` to ONNX: python examples/to_onnx.py exports/emoji64 emoji64.onnx
+"""Converts an export's `denoise` to ONNX: python examples/to_onnx.py exports/avatars64 avatars64.onnx
 
 Inputs z float32 (B, H, W, C), t int32 (B,), labels int32 (B,); outputs x, log_variance and u, float32
 (B, H, W, C), for one network: tf2onnx cannot convert the choice between several experts. It needs what

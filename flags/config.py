@@ -26,7 +26,7 @@ EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots ca
 class DataConfig:
     """Which images a run learns from."""
 
-    dataset: str = setting("emoji64", "A named data set, tfds:NAME or folder:PATH.", shared=True)
+    dataset: str = setting("avatars64", "A named data set, tfds:NAME or folder:PATH.", shared=True)
     image_shape: tuple[int, int, int] = setting((64, 64, 3), "Height, width, channels.", above=0, shared=True)
     num_classes: int = setting(0, "0: the data have no labels.", least=0, shared=True)
     label_names: tuple[str, ...] = setting((), "A name for each class.", shared=True)

@@ -73,8 +73,9 @@ flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _string, _integer, _enum = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
 _define(
     _string, MODES, "dataset", None,
-    "The data set, which also picks the preset: emoji64 (the default), avatars32 (or 64, 256, 1024), "
-    "lsun_church, imagenet256, ffhq1024, tfds:NAME, or folder:PATH for a data set made by data_tools.",
+    f"The data set, which also picks the preset: {DEFAULT_DATASET} (the default), avatars32 (or 256, "
+    "1024), emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME, or folder:PATH for a data set made by "
+    "data_tools.",
 )  # fmt: skip
 _define(
     flags.DEFINE_multi_string, MODES, "run_dir", None,
@@ -109,7 +110,8 @@ _define(_string, TRAIN, "warm_start", None, "Run folder whose averaged weights a
 _define(flags.DEFINE_multi_string, TRAIN, "set", [], "Any field of the config, as key=value; repeatable.")
 _define(
     _integer, MEASURED, "num_samples", None,
-    "Images to draw; 16 by default, and 500 to evaluate a run (a few minutes for emoji64 on two cores).", 1,
+    "Images to draw; 16 by default, and 500 to evaluate a run (a few minutes on two cores for one of "
+    f"{DEFAULT_DATASET}).", 1,
 )  # fmt: skip
 _define(
     _integer, MEASURED, "sample_batch_size", None,

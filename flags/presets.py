@@ -1,4 +1,4 @@
-"""The experiments: the paper's Tables 3 and 4, the embedded default, and sizes for any other data set.
+"""The experiments: the paper's Tables 3 and 4, those for two cores, and sizes for any other data set.
 
 What is set comes first: `preset`, `sized_preset` and `fitted_to_length` are given it, derive from it what it
 leaves open, and change nothing of it.
@@ -23,7 +23,7 @@ from flags.config import (
 from flags.errors import UserError
 from flags.words import leaves, replace, require
 
-DEFAULT_DATASET = "emoji64"
+DEFAULT_DATASET = DataConfig().dataset  # every mode's
 MOST_ATTENTION = 1024  # places that any attention of other data's networks goes over
 SPLIT_TIMESTEP = 396  # where the paper cuts ImageNet's process in two: SNR 0.25
 
@@ -105,7 +105,7 @@ PAPERS = ("lsun_church", "imagenet256", "ffhq1024")  # whose experiments are exa
 # Averages to make those of any length from (EDM2's two): where a run is short, the length is what goes wrong.
 KEPT_LENGTHS = (0.05, 0.1)
 
-# FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).
+# Of emoji64's weights FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).
 FAST_SAMPLING = SamplingConfig("dpm_solver", (20,), "logsnr")
 
 # Of runs of hours rather than days.
@@ -368,6 +368,7 @@ NETWORKS = ("unet", "vit", "vit_appendix_d")  # the data set's own U-Net; the st
 _VITS = {
     #                   P  width depth narrow  lr        parameters  GFLOPs (U-Net's)
     "emoji64":     _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
+    "avatars64":   _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
     "lsun_church": _ViT(8,   640,   11, 128, 5e-5),  #  87,297,180   143.63 (131.8)
     "imagenet256": _ViT(8,   768,   14, 128, 5e-5),  # 158,272,128   254.49 (250.5)
     "ffhq1024":    _ViT(32, 1024,   28, 256, 6e-6),  # 550,934,320   865.19 (840.9)

@@ -119,6 +119,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """The targets of links and pictures, but for other sites'."""
+    """The targets of links and pictures, those in HTML too, but for other sites'."""
     prose = re.sub(r"`[^`]*`", "", blocks_and_prose(page)[1])
-    return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]
+    found = map("".join, re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", prose))
+    return [link for link in found if "://" not in link]

@@ -29,7 +29,7 @@ import main
 from flags import definitions
 from flags.config import Config, parse_settings
 from flags.definitions import FLAGS
-from flags.presets import preset
+from flags.presets import DEFAULT_DATASET, preset
 from flags.words import leaves
 from pdm_tf.data import find_dataset
 from pdm_tf.data.info import SOURCES
@@ -159,8 +159,10 @@ def beside(checkouts, monkeypatch):
                 if not Path(found).exists():
                     Path(found).parent.mkdir(parents=True, exist_ok=True)
                     make(Path(found))
-        if runs and "--mode=train" not in item.words:
-            for found in re.findall(r"(?:\b[\w.-]+/)*\bruns/\w+", text):
+        if runs:
+            begins_from = r"--warm_start=(runs/\w+)"
+            any_run = r"(?:\b[\w.-]+/)*\bruns/\w+"
+            for found in re.findall(begins_from if "--mode=train" in item.words else any_run, text):
                 stand_in_run(Path(found))
 
     return go
@@ -204,10 +206,12 @@ STAND_INS = {
 
 
 def stand_in_config(path: Path) -> Config:
-    """A tiny network for emoji64, or an expert of it, if the run's name says so."""
+    """A tiny network for the default data set or emoji64, or an expert of it, as the run's name says."""
     low, high = path.name.endswith("low"), path.name.endswith("high")
+    dataset = "emoji64" if path.name.startswith("emoji64") else DEFAULT_DATASET
     return tiny_config(
-        data__image_shape=(64, 64, 3), data__num_classes=9, data__label_names=label_names(),
+        data__dataset=dataset, data__image_shape=(64, 64, 3), data__num_classes=9,
+        data__label_names=find_dataset(dataset, "").label_names,
         diffusion__t_stop=400 if low else 1000, diffusion__t_start=400 if high else 0, sampling__steps=(8,),
     )  # fmt: skip
 
@@ -216,10 +220,6 @@ def stand_in_run(path: Path) -> None:
     if not RunFolder(path).has_config():
         write_run(path, stand_in_config(path))
         write_snapshots(path, range(10, 321, 10))
-
-
-def label_names() -> tuple[str, ...]:
-    return find_dataset("emoji64", "").label_names
 
 
 # --- Commands, checked -----------------------------------------------------------------------------
@@ -299,9 +299,10 @@ def check_main(arguments):
         if FLAGS.mode == "analyze":
             definitions.check_analysis()
         definitions.ema_lengths()
-        run = preset("emoji64").replace({"data.label_names": label_names()})
+        names = find_dataset(DEFAULT_DATASET, "").label_names
+        run = preset(DEFAULT_DATASET).replace({"data.label_names": names})
         definitions.sampling_labels(definitions.with_sampling_flags(run))
-        assert FLAGS.out or definitions.default_out(["runs/emoji64"])
+        assert FLAGS.out or definitions.default_out(["runs/a"])
 
 
 # --- Commands and Python, run ----------------------------------------------------------------------
@@ -325,7 +326,8 @@ def small(arguments: list[str]) -> list[str]:
             return [*arguments, "--mode=describe"]
         if elsewhere:
             pytest.skip(f"needs --strategy={FLAGS.strategy}")
-        network = SMALL_NETWORK if FLAGS.mode == "train" and FLAGS.dataset else []
+        own = FLAGS.mode == "train" and FLAGS.dataset and not FLAGS.warm_start
+        network = SMALL_NETWORK if own else []
         return [*arguments, *SMALL_MODES[FLAGS.mode], *network]
 
 
@@ -489,7 +491,7 @@ def test_messages_that_troubleshooting_quotes_are_said():
 def test_the_presets_cost_what_the_table_says(capsys):
     row = r"^\| `(--dataset=[^`]+)`.*?\| ([\d,]{9,}) \| ([\d.]+) \|"
     rows = re.findall(row, PAGES[0].read_text(), re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 9
     for flags, parameters, gigaflops in rows:
         run_main(["--mode=describe", *flags.split()])
         said = capsys.readouterr().out

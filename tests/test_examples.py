@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flags.presets import DEFAULT_DATASET
+from pdm_tf.run import PRETRAINED
 from tests.notebook import cells_of, commands_of
 from tests.test_docs import check_main
 
@@ -79,7 +81,7 @@ def test_the_notebook_runs_from_a_clone_to_the_pictures(repository_to_clone, tmp
     grid, way, preview, curves = (
         np.asarray(Image.open(tmp_path / f"pictures/{number}.png").convert("RGB")) for number in range(1, 5)
     )
-    shipped = np.asarray(Image.open(ROOT / "pdm_tf/pretrained/emoji64/grid.png"))
+    shipped = np.asarray(Image.open(PRETRAINED / DEFAULT_DATASET / "grid.png"))
     assert grid.shape == shipped.shape
     assert np.abs(grid.astype(int) - shipped).mean() < 2
     assert way.shape == np.asarray(Image.open(ROOT / "docs/trajectory.png")).shape

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flags.presets import DEFAULT_DATASET
 from pdm_tf.averages import reconstruct
 from pdm_tf.images import write_png
 from pdm_tf.run import PRETRAINED, RunFolder
@@ -101,7 +102,7 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)  # where there is no run of the default name
-    shipped = PRETRAINED / "emoji64"
+    shipped = PRETRAINED / DEFAULT_DATASET
     status, said = sample(capsys, steps=None, out=tmp_path / "plain")
     assert status == 0 and f"using the weights that ship with the project, {shipped}" in said
     how = {"sampler": "dpm_solver", "spacing": "logsnr", "steps": "20", "guidance": 1.0}

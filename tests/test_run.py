@@ -2,12 +2,14 @@
 
 import json
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
 
 from flags.config import Config
 from flags.errors import UserError
+from flags.presets import DEFAULT_DATASET
 from pdm_tf.run import PRETRAINED, RunFolder
 
 
@@ -106,9 +108,11 @@ def test_one_process_writes_at_a_time(tmp_path):
     assert other() == "in"
 
 
-def test_the_weights_that_ship_are_a_run():
-    run = RunFolder(PRETRAINED / "emoji64")
-    assert run.config().sampling.sampler == "dpm_solver" and run.newest_weights().exists()
+@pytest.mark.parametrize("dataset", sorted({DEFAULT_DATASET, *os.listdir(PRETRAINED)}))
+def test_weights_that_ship_are_a_run_of_their_data_set_with_a_card(dataset):
+    run = RunFolder(PRETRAINED / dataset)
+    assert run.config().data.dataset == dataset and run.newest_weights().exists()
+    assert {"README.md", "grid.png"} <= set(os.listdir(run.path))
 
 
 def test_damaged_files_of_a_run_are_refused_or_passed_over(tmp_path):

@@ -1,11 +1,24 @@
 """The comparison of patch sizes: what its models share, and its sums."""
 
+import argparse
+import dataclasses
 import json
 
 import pytest
 
-from benchmarks.patch_sizes import EXPERTS, LARGE, ONE, SMALL, folders_of, models_of, rows_of, table
-from flags.presets import network_settings, preset
+from benchmarks.patch_sizes import (
+    EXPERTS,
+    LARGE,
+    ONE,
+    SMALL,
+    config_of,
+    folders_of,
+    models_of,
+    rows_of,
+    table,
+)
+from flags.presets import network_settings, preset, sized_preset
+from pdm_tf.data import find_dataset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import forward_flops
 
@@ -17,6 +30,18 @@ def models(request):
     config = preset("emoji64", given=GIVEN)
     config = config.replace({**network_settings(request.param, config), **GIVEN})
     return models_of(config, 396, GIVEN)
+
+
+def test_a_named_data_set_has_its_own_network_and_other_data_one_that_fits():
+    for dataset in ("avatars64", "emoji64"):
+        info = find_dataset(dataset, "")
+        known = {"data.label_names": info.label_names, "data.sha256": info.sha256}
+        arguments = argparse.Namespace(dataset=dataset, network="unet")
+        named = config_of(arguments, info, GIVEN)
+        assert named == preset(dataset, given={**GIVEN, **known})
+        arguments.dataset = f"folder:{info.directory}"
+        own = dataclasses.replace(named.data, dataset=arguments.dataset)
+        assert config_of(arguments, info, GIVEN) == sized_preset("tiny", own, GIVEN)
 
 
 def test_all_see_equally_many_images_of_each_interval(models):

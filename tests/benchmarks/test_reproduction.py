@@ -113,6 +113,10 @@ def test_commands_are_shown_without_doing_anything(options):
     Reproduction(options, shown.append).make()
     assert len(shown) == 15 and options.page.read_text() == before
     assert sorted(os.listdir(options.out)) == ["PAGE.md"]
+    options.only = ["fig1a"]
+    Reproduction(options, shown.append).make()
+    (folder,) = [word.removeprefix("--run_dir=") for word in shown[-1] if word.startswith("--run_dir=")]
+    assert RunFolder(reproduction.ROOT / folder).newest_weights().exists()  # where commands are run
 
 
 def test_every_figure_has_runs_and_every_analysis_a_figure():

@@ -10,8 +10,9 @@ from flags.errors import UserError
 from flags.presets import network_settings, preset, sized_preset
 from flags.words import differences, leaves, to_lines
 
+SHIPPED = [preset("avatars64"), preset("emoji64")]
 PRESETS = [
-    preset("emoji64"),
+    *SHIPPED,
     *(preset("lsun_church", p) for p in (2, 4, 8)),
     *(preset("imagenet256", split=s) for s in ("low", "high")),
     preset("ffhq1024"),
@@ -37,6 +38,13 @@ def test_each_data_set_has_a_vit_of_its_own(config):
     assert vit.diffusion.t_mean == pytest.approx(-0.8 + below, abs=1e-3)
     changed = {key.split(".")[0] for key in differences(config, vit)}
     assert changed == {"network", "diffusion", "optimizer"}  # what it sees, and for how long, is the same
+
+
+def test_the_sets_that_ship_have_the_same_networks():
+    """So what is measured of the one's cost holds for the other's."""
+    for network in ("unet", "vit"):
+        one, other = (with_network(network, config).network for config in SHIPPED)
+        assert one == other
 
 
 def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
@@ -79,7 +87,7 @@ def test_presets_are_those_of_the_tables():
     assert ffhq.diffusion.beta_end == 0.025 and ffhq.training.steps == 780_000
     assert [preset("lsun_church", p).training.batch_size for p in (2, 4, 8)] == [128, 256, 512]
     assert preset("lsun_church", 8).network.channel_multipliers == (1, 1.5, 2)
-    for config in PRESETS[1:]:
+    for config in PRESETS[len(SHIPPED) :]:
         assert (config.sampling.sampler, config.sampling.steps) == ("ancestral", (250,))
         assert (config.sampling.variance, config.sampling.guidance) == ("learned", 1.0)
         assert config.training.ema_decay == 0.99 and config.training.ema_every == 100

@@ -161,7 +161,7 @@ def test_the_default_size_follows_from_the_accelerator():
     assert asked(OTHER) == asked(OTHER, "--size=tiny") != asked(OTHER, "--size=small")
     assert asked(OTHER, accelerator=True) == asked(OTHER, "--size=base")
     with pytest.raises(
-        UserError, match="--size=tiny is for tfds: and folder: data, and emoji64 has a network"
+        UserError, match="--size=tiny is for tfds: and folder: data, and avatars64 has a network"
     ):
         asked("--size=tiny")
     with pytest.raises(UserError, match="--split=low is for imagenet256"):
@@ -177,9 +177,9 @@ def test_a_run_goes_on_with_what_it_derived_elsewhere():
     assert longer.training.steps == 9000 and longer.training.batch_size == first.training.batch_size
     smaller = asked(OTHER, "--train_steps=9000", "--size=tiny", earlier=first)
     assert smaller.network == asked(OTHER).network
-    emoji = asked("--train_steps=100")
-    assert asked("--train_steps=30000", earlier=emoji).optimizer == emoji.optimizer
-    assert asked("--dataset=ffhq1024", earlier=emoji) == asked("--dataset=ffhq1024")
+    short = asked("--train_steps=100")
+    assert asked("--train_steps=30000", earlier=short).optimizer == short.optimizer
+    assert asked("--dataset=ffhq1024", earlier=short) == asked("--dataset=ffhq1024")
 
 
 def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():

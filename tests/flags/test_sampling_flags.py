@@ -194,7 +194,7 @@ def test_several_run_folders():
         with flagsaver.flagsaver(run_dir=list(run_dir) or None, dataset=None):
             return definitions.run_dirs(lambda text: text in runs)
 
-    assert folders() == ["runs/emoji64"]
+    assert folders() == ["runs/avatars64"]
     assert folders("low,high") == folders("low", "high") == folders("low,,high,") == ["low", "high"]
     assert folders("lr=3,bs=4", runs=["lr=3,bs=4"]) == ["lr=3,bs=4"]
     assert folders("lr=3,bs=4", "a,b", runs=["lr=3,bs=4", "a", "b"]) == ["lr=3,bs=4", "a", "b"]

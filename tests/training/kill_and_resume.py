@@ -48,7 +48,7 @@ def train_on_two_logical_cpus(arguments: list) -> None:
 
     definitions.FLAGS(["main.py", *arguments])
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    info, run = data.find_dataset("emoji64", ""), RunFolder(definitions.run_dir())
+    info, run = data.find_dataset(definitions.dataset_name(), ""), RunFolder(definitions.run_dir())
     loop.train(loop.resolve(definitions.training_config(info), run, "float32"), run, info, strategy)
 
 
