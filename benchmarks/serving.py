@@ -1,6 +1,6 @@
 """Images a second that clients get from the two servers of examples/, at work on one export in one run.
 
-    python -m benchmarks.serving exports/avatars64 --python=serve/bin/python [--clients=8] [--repeats=5]
+    python -m benchmarks.serving exports/avatars64 --python=.venv-serve/bin/python [--clients=8] [--repeats=5]
 
 Each client asks for one image after another, of seeds, labels and guidance of its own, in JSON over HTTP. The
 servers take turns, the ratio is taken within each turn, and both must answer the same bytes.

@@ -70,7 +70,7 @@ ELSEWHERE = {
     r"\. \.venv/bin/activate": "the shell's own",
     r"python3[\d.]* -m venv ": "minutes and gigabytes; tests/test_serving.py makes one",
     r"\S+/pip install -r ": "as above",
-    r"serve/bin/python examples/": "tests/test_serving.py runs them, in an environment of their own",
+    r"\.venv-serve/bin/python examples/": "tests/test_serving.py runs them, in an environment of their own",
     PAGE: "it serves until it is stopped; tests/page/test_browser.py clicks through it",
     r"docker ": "no docker here",
     r"tfds build ": "downloads; tests read data sets that TFDS has written",
