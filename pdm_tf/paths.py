@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-import queue
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,13 +114,14 @@ def _services() -> list[str]:
 @functools.cache
 def _check_bucket(bucket: str) -> None:
     """Asks once whether there is such a bucket, so that nobody waits for hours to hear that there is none."""
-    answer = queue.SimpleQueue()
+    found = []
     # Without a network TensorFlow tries for minutes, and hears no signal meanwhile: so another thread waits.
-    threading.Thread(target=lambda: answer.put(_problem_of(bucket)), daemon=True).start()
-    try:
-        problem = answer.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        problem = f"no answer within {ANSWER_SECONDS} s"
+    asking = threading.Thread(target=lambda: found.append(_problem_of(bucket)), daemon=True)
+    asking.start()
+    end = time.monotonic() + ANSWER_SECONDS
+    while asking.is_alive() and (left := end - time.monotonic()) > 0:
+        asking.join(min(left, 0.2))  # in turns: a signal that comes just before a wait does not end it
+    problem = found[0] if found else f"no answer within {ANSWER_SECONDS} s"
     if problem:
         raise UserError(
             f"{bucket} cannot be reached ({problem}): check its name, the network and who you are"

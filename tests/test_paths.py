@@ -61,8 +61,8 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for(monkeypatch):
     ):
         as_path("gs://silent/x")
     monkeypatch.setattr(paths, "ANSWER_SECONDS", 60)
-    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
         as_path("gs://silent/x")
 
 
