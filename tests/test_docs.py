@@ -462,7 +462,7 @@ def test_the_readme_s_figures_are_those_of_the_pages_that_it_names():
     rows = [line for line in PAGES[0].read_text().splitlines() if line.startswith("|") and "**" in line]
     assert rows
     for row in rows:
-        (target,) = re.findall(r"\]\((docs/\w+\.md)", row)
+        (target,) = re.findall(r"\]\(((?:docs|pdm_tf/pretrained)/[\w/]+\.md)", row)
         for figure in re.findall(r"\*\*(.+?)\*\*", row):
             assert figure in (ROOT / target).read_text(), f"{target} does not say {figure}"
 
