@@ -47,6 +47,12 @@ VIT = {
 }
 
 
+def arrays_of(network) -> dict[str, np.ndarray]:
+    """Its weights by name."""
+    variables = network.trainable_variables
+    return {name: variable.numpy() for name, variable in zip(variable_names(variables), variables)}
+
+
 def random_arrays(network, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights by name. No kernel is zero, as those of an untrained network's outputs are."""
     generator = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def with_large_patches(
         if f"/{LARGE}level/" in name:
             completed[name] = np.zeros(shape, np.float32)
         elif small is not None:
-            completed[name] = _enlarged(small, shape, patch_size)
+            completed[name] = _grown(small, shape, patch_size, 2, _side_by_side)
     return completed
 
 
@@ -51,34 +51,34 @@ def for_larger_images(
       times: of the sides.
     """
     return {
-        name: _magnified(array, shapes[name], patch_size, times) if name in shapes else array
+        name: _grown(array, shapes[name], patch_size, times, np.repeat) if name in shapes else array
         for name, array in arrays.items()
     }
 
 
-def _magnified(small: np.ndarray, shape: Sequence[int], p: int, times: int) -> np.ndarray:
-    """A stem's or head's array with each pixel of its axis of patches repeated; others as they are."""
+def _grown(
+    small: np.ndarray,
+    shape: Sequence[int],
+    p: int,
+    times: int,
+    copied: Callable[[np.ndarray, int, int], np.ndarray],
+) -> np.ndarray:
+    """A stem's or head's array with its axis of patches grown to patches some times as large; others stay.
+
+    An axis of (row, column, colour) in a patch of side p becomes that of a patch of side times p, with a
+    share of each value where they come in.
+
+    Args:
+      copied: makes `times` of the values along an axis, given (values, times, axis).
+    """
     for axis, (many, few) in enumerate(zip(shape, small.shape)):
         if many == times**2 * few:
             patch = small.reshape(*small.shape[:axis], p, p, -1, *small.shape[axis + 1 :])
-            patch = patch.repeat(times, axis).repeat(times, axis + 1)
-            return patch.reshape(shape) / (times**2 if axis == small.ndim - 2 else 1)
-    return small
-
-
-def _enlarged(small: np.ndarray, shape: Sequence[int], patch_size: int) -> np.ndarray:
-    """A stem's or head's array, grown along its axis of patches; a quarter of each where they come in."""
-    for axis, (many, few) in enumerate(zip(shape, small.shape)):
-        if many == 4 * few:
+            patch = copied(copied(patch, times, axis), times, axis + 1).reshape(shape)
             comes_in = axis == small.ndim - 2
-            return _four_copies(small, axis, patch_size) / (4 if comes_in else 1)
+            return patch / (times**2 if comes_in else 1)
     return small
 
 
-def _four_copies(values: np.ndarray, axis: int, p: int) -> np.ndarray:
-    """An axis of (row, column, colour) in a patch of side p -> that of a patch of 2p, of four of them."""
-    before, after = values.shape[:axis], values.shape[axis + 1 :]
-    patch = values.reshape(*before, p, p, -1, *after)
-    patch = np.concatenate([patch] * 2, axis=axis)
-    patch = np.concatenate([patch] * 2, axis=axis + 1)
-    return patch.reshape(*before, -1, *after)
+def _side_by_side(values: np.ndarray, times: int, axis: int) -> np.ndarray:
+    return np.concatenate([values] * times, axis)

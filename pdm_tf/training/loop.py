@@ -369,9 +369,10 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     weights, partly = run.newest_weights(), config.training.warm_start_partly
     shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
     adapt = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
-    times = times_as_large(config, run.config())
+    other = run.config()
+    times = times_as_large(config, other)
     if times > 1:
-        patch_size = run.config().network.patch_size
+        patch_size = other.network.patch_size
         adapt = partial(for_larger_images, shapes=shapes, patch_size=patch_size, times=times)
         print(f"images and patches are {times} times as large as those of {run.path}", flush=True)
     try:

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from pdm_tf.denoiser import build_network
 from pdm_tf.networks.large_patches import for_larger_images
-from pdm_tf.weights import assign_arrays, variable_names
-from tests.tiny_runs import VIT, randomized, tiny_config
+from pdm_tf.weights import assign_arrays
+from tests.tiny_runs import VIT, arrays_of, randomized, tiny_config
 
 KINDS = {
     "unet": {}, "vit": VIT, "bottleneck": {**VIT, "network__bottleneck": 4},
@@ -20,22 +20,16 @@ def magnified(image, times):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_of_larger_images_begins_as_the_smaller_one(kind, times=3):
+def test_a_network_of_larger_images_begins_as_the_smaller_one(kind):
     """Of an image whose pixels are squares it gives what the smaller one gives, in squares."""
-    config = tiny_config(**KINDS[kind])
+    config, times = tiny_config(**KINDS[kind]), 3
     side, patch_size = config.data.image_shape[0], config.network.patch_size
     small = randomized(build_network(config), 3)
     larger = {"data.image_shape": (times * side, times * side, 3), "network.patch_size": times * patch_size}
     large = build_network(config.replace(larger))
-    shapes = dict(
-        zip(variable_names(large.trainable_variables), (v.shape for v in large.trainable_variables))
-    )
-    arrays = dict(
-        zip(variable_names(small.trainable_variables), (v.numpy() for v in small.trainable_variables))
-    )
-    assign_arrays(
-        large.trainable_variables, for_larger_images(arrays, shapes, patch_size, times), "the smaller one"
-    )
+    shapes = {name: array.shape for name, array in arrays_of(large).items()}
+    begun = for_larger_images(arrays_of(small), shapes, patch_size, times)
+    assign_arrays(large.trainable_variables, begun, "the smaller one")
     z = tf.random.stateless_normal((2, side, side, 3), [1, 2])
     t, labels = tf.constant([3, 700]), tf.constant([0, 2])
     for own, expected in zip(large(magnified(z, times), t, labels), small(z, t, labels)):

@@ -16,7 +16,7 @@ from pdm_tf.networks.large_patches import with_large_patches
 from pdm_tf.networks.patched import LARGE
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import assign_arrays, variable_names
-from tests.tiny_runs import VIT, random_arrays, randomized, tiny_config, tiny_denoiser
+from tests.tiny_runs import VIT, arrays_of, random_arrays, randomized, tiny_config, tiny_denoiser
 
 TWO = {"network__patch_size": 2, "network__patch_boundary": 400}
 KINDS = {"unet": {**TWO, "network__channel_multipliers": (2, 2)}, "vit": {**TWO, **VIT}}
@@ -25,12 +25,6 @@ KINDS = {"unet": {**TWO, "network__channel_multipliers": (2, 2)}, "vit": {**TWO,
 @pytest.fixture(scope="module", params=KINDS)
 def config(request):
     return tiny_config(**KINDS[request.param])
-
-
-def arrays_of(network):
-    return {
-        n: v.numpy() for n, v in zip(variable_names(network.trainable_variables), network.trainable_variables)
-    }
 
 
 def inputs(t):
