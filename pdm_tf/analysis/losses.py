@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import numpy as np
@@ -48,8 +49,12 @@ def _log_of(model: Model) -> dict[str, np.ndarray]:
             f"{folder} has no {folder.metrics_file.name} of a training: this figure needs runs that were "
             "trained here, of x, eps and v, and of P = 4 and 1"
         )
-    steps = quarters[0][:, 0]
-    mse = np.stack([steps, np.mean([quarter[:, 1] for quarter in quarters], axis=0)], axis=1)
+    # Where a law of t seldom draws a quarter, a line may be without it.
+    steps = functools.reduce(np.intersect1d, [quarter[:, 0] for quarter in quarters])
+    if not len(steps):
+        raise UserError(f"{folder} has no line of its log with all quarters of t: leave it out here")
+    values = [quarter[np.isin(quarter[:, 0], steps), 1] for quarter in quarters]
+    mse = np.stack([steps, np.mean(values, axis=0)], axis=1)
     return {"mse": _smooth(mse), "simple_loss": _smooth(metrics["simple_loss"])}
 
 

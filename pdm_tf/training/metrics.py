@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -52,6 +53,14 @@ def update_mean(mean: keras.metrics.Mean, values: tf.Tensor, weights: tf.Tensor 
     mean.update_state(tf.where(finite, values, 0.0), tf.cast(finite, tf.float32) * weights)
 
 
+def measured(metrics: Iterable[keras.metrics.Mean]) -> dict[str, float]:
+    """The means by name, without those of nothing: of a quarter of t that no image fell into, say.
+
+    Keras gives such a mean as 0, which would read as no error at all.
+    """
+    return {mean.name: float(mean.result()) for mean in metrics if float(tf.convert_to_tensor(mean.count))}
+
+
 def progress(start: int, steps: int, enabled: bool) -> tqdm:
     """The bar of training; without `steps`, whose number is not known, it tells no time left."""
     return bar(total=steps or None, initial=start, unit="step", desc="train", disable=not enabled)
@@ -90,7 +99,7 @@ class MetricsLog:
         Raises:
           UserError: the last `max_bad_steps` steps had a gradient that is not finite.
         """
-        values = {metric.name: float(metric.result()) for metric in model.metrics}
+        values = measured(model.metrics)
         model.reset_metrics()
         values["images_per_second"] = self.speed = self.images_per_second(step)
         self.since, self.last_step = time.monotonic(), step
@@ -98,7 +107,7 @@ class MetricsLog:
         values["skipped_steps"] = int(bad_steps.variable[0])
         self.scalars(step, values)
         bar.set_postfix(
-            loss=f"{values['loss']:.4g}",
+            loss=f"{values.get('loss', math.nan):.4g}",
             images_per_sec=f"{values['images_per_second']:.1f}",
             refresh=False,  # the bar knows how often
         )

@@ -21,7 +21,7 @@ from pdm_tf.sampling.batches import step_shown
 from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share
 from pdm_tf.stack import keras
 from pdm_tf.training.ema import ExponentialMovingAverage
-from pdm_tf.training.metrics import MetricsLog
+from pdm_tf.training.metrics import MetricsLog, measured
 from pdm_tf.training.model import PatchedDiffusion
 
 SHARE = 0.05  # of a run's time that each way of showing it may take
@@ -203,9 +203,7 @@ class Evaluation:
             self.model.reset_metrics()
             raise
         # Keras returns the sum of the workers' means: the metrics themselves know better.
-        values = {
-            metric.name: float(metric.result()) for metric in self.model.metrics if metric.name in names
-        }
+        values = measured(metric for metric in self.model.metrics if metric.name in names)
         self.model.reset_metrics()
         return values
 

@@ -60,13 +60,18 @@ def test_distortion_of_seeds_is_their_mean_and_deviation(tmp_path):
     assert ratio[-1] == pytest.approx((1 + itself / one[-1]) / 2)
 
 
-def write_log(model, value, steps=range(10, 310, 10)):
-    """A training's log whose losses are `value` at the first step and fall as 1 / step."""
+def write_log(model, value, steps=range(10, 310, 10), without=()):
+    """A training's log whose losses are `value` at the first step and fall as 1 / step.
+
+    `without`: steps at which the last quarter of t had no image.
+    """
     file = model.runs[0].folder.metrics_file
     file.parent.mkdir(parents=True)
     lines = []
     for step in steps:
-        quarters = {f"mse_quarter{q + 1}": value * 10 / step * (q + 0.5) / 2 for q in range(4)}
+        quarters = {
+            f"mse_quarter{q + 1}": value * 10 / step * (q + 0.5) / 2 for q in range(4 - (step in without))
+        }
         lines.append(json.dumps({"step": step, "simple_loss": 3 * value * 10 / step, **quarters}))
     file.write_text("\n".join(lines))
 
@@ -93,6 +98,21 @@ def test_loss_curves_are_means_over_seeds_on_one_weighting(tmp_path):
     write_log(other, 2.0)
     mixed = losses.losses(subject_of(info, *models, other)).numbers["curves"]
     assert len(mixed) == 3 and not any("simple_loss" in curve for curve in mixed.values())
+
+
+def test_a_line_without_all_quarters_of_t_is_no_point_of_the_curve_over_all_t(tmp_path):
+    info, steps = small_data(tmp_path / "data"), range(10, 310, 10)
+    models = [model_of(None, tmp_path / name) for name in ("rare", "never")]
+    write_log(models[0], 1.0, without=steps[1::2])
+    curve = losses.losses(subject_of(info, models[0])).numbers["curves"]["x, P=4"]
+    assert curve["mse"]["step"] == list(steps[0::2])[9:] and len(curve["simple_loss"]["step"]) == 21
+    last = np.mean([10 / step for step in steps[0::2][-10:]])
+    assert curve["mse"]["mean"][-1] == pytest.approx(last)
+    write_log(models[1], 1.0, without=steps[:-1])
+    file = models[1].runs[0].folder.metrics_file
+    file.write_text("\n".join([*file.read_text().splitlines()[:-1], '{"step": 301, "mse_quarter4": 1.0}']))
+    with pytest.raises(UserError, match=r"never has no line of its log with all quarters of t"):
+        losses.losses(subject_of(info, models[1]))
 
 
 def test_a_run_without_a_log_is_named(tmp_path):

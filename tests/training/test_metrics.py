@@ -69,6 +69,21 @@ def test_a_line_has_the_means_since_the_last_one_and_the_speed_of_the_steps_betw
     assert set(one) == {"step", "loss", "images_per_second", "learning_rate", "skipped_steps"}
 
 
+def test_a_mean_of_nothing_is_in_no_line(tmp_path, model):
+    """A law of t may leave a quarter of t without an image, and all losses may be infinite."""
+    run, means = RunFolder(tmp_path), LossMeans(0, 4)
+    model.metrics = means.all
+    log, bar = MetricsLog(run, 0, 2), progress(0, 9, enabled=False)
+    means.update(losses(1.0, 3.0), tf.constant([0, 2]))
+    log.write(1, model, BadSteps(), 20, bar)
+    for mean in means.all:
+        mean.reset_state()
+    means.update(losses(float("inf"), float("nan")), tf.constant([1, 1]))
+    log.write(2, model, BadSteps(), 20, bar)
+    one, two = ({name for name in line if "loss" in name or "mse" in name} for line in lines(run))
+    assert one == {"loss", "simple_loss", "vlb_loss", "mse_quarter1", "mse_quarter3"} and not two
+
+
 def test_what_is_done_off_the_clock_does_not_count_for_the_speed(tmp_path):
     log, seen = MetricsLog(RunFolder(tmp_path), 0, 4), []
     before = log.since
