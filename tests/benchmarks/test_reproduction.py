@@ -17,6 +17,7 @@ from benchmarks.reproduction import FIGURES, HOLDS, NETWORKS, WAYS, Reproduction
 from flags.config import ANALYSES, DataConfig, parse_settings, validate
 from flags.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, UserError, run
 from flags.presets import sized_preset
+from flags.words import get
 from pdm_tf.denoiser import build_network
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
@@ -137,6 +138,23 @@ def test_networks_have_equal_parameters_within_3_percent():
         variables = build_network(config).trainable_variables
         counts.append(sum(int(np.prod(variable.shape)) for variable in variables))
     assert max(counts) <= 1.03 * min(counts)
+
+
+def test_runs_that_are_kept_are_those_of_the_page(options):
+    """Trained by its commands, so that it takes copies of them for trained."""
+    kept = reproduction.ROOT / reproduction.PICTURES / "runs"
+    folders = [folder for folder in kept.iterdir() if folder.is_dir()]
+    assert {"README.md", "LICENSE"} <= set(os.listdir(kept)) and folders
+    runs = {way.name: way for way in WAYS}
+    options.out, options.steps = kept, 400
+    for folder in folders:
+        run, config = runs[folder.name], RunFolder(folder).config()
+        assert Reproduction(options, FakeMain()).steps_done(run) == 400
+        assert (config.diffusion.prediction, config.seed) == (run.prediction, run.seed)
+        told = {"network.patch_size": run.patch_size, **NETWORKS[run.patch_size]}
+        for key, value in parse_settings([f"{key}={value}" for key, value in told.items()]).items():
+            assert get(config, key) == value, f"{folder}: {key}"
+        assert RunFolder(folder).metrics()["simple_loss"][-1, 0] == 400
 
 
 def curve(mean, spread=0.01):
