@@ -21,7 +21,7 @@ demo: setup
 	@$(PY) main.py --mode=train --run_dir=$(DEMO_DIR) $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
 	@echo "3. To go on from here for an hour: make demo DEMO_MINUTES=60"
 	@echo "   3 minutes of two cores draw heads on shoulders, hair and the outlines of some faces, on plain colours;"
-	@echo "   36 minutes of them trained the weights of picture 1, $(DEMO_DIR)/shipped/grid.png (docs/sizes.md)."
+	@echo "   picture 1, $(DEMO_DIR)/shipped/grid.png, is of a ViT, which --network=vit trains; docs/sizes.md: when to expect what."
 
 test: setup
 	$(VENV)/bin/ruff check .

@@ -50,9 +50,14 @@ def memory(subject: Subject) -> Findings:
             "patch_size": config.network.patch_size,
             "largest_batch": largest,
             "peak_mebibytes": {str(batch): value for batch, value in sorted(whole.items())},
-            "mebibytes_per_image": float(np.polyfit(list(whole), list(whole.values()), 1)[0]),
+            "mebibytes_per_image": _slope(whole),
         }
     return Findings({"limit_mebibytes": limit, "rows": rows}, _sentence(rows, subject.memory_gib))
+
+
+def _slope(peaks: dict[int, float]) -> float | None:
+    """What an image more takes, from peaks by batch; None of fewer than two, where not even one fits."""
+    return float(np.polyfit(list(peaks), list(peaks.values()), 1)[0]) if len(peaks) > 1 else None
 
 
 def _compared(subject: Subject) -> dict[str, Config]:
@@ -71,7 +76,9 @@ def _sentence(rows: dict, gib: float) -> str:
     said = []
     for name, row in rows.items():
         times = f", {row['largest_batch'] / most:.1f} times as many" if most and name != least else ""
-        said.append(f"{row['largest_batch']} of {name}{times} ({row['mebibytes_per_image']:.1f} MiB each)")
+        each = row["mebibytes_per_image"]
+        own = "not even one image fits" if each is None else f"{each:.1f} MiB each"
+        said.append(f"{row['largest_batch']} of {name}{times} ({own})")
     return f"Within {gib:g} GiB the largest batch that trains is {' and '.join(said)}; the paper: 4 times."
 
 
@@ -163,7 +170,7 @@ def draw_memory(found: Findings, path: str | os.PathLike) -> None:
         peaks = np.array(list(row["peak_mebibytes"].values()))
         order = np.argsort(batches)
         lines[name] = (batches[order], peaks[order], None)
-    ends = np.array([1, max(line[0].max() for line in lines.values())])
+    ends = np.array([1, max(line[0].max(initial=1) for line in lines.values())])
     lines["limit"] = (ends, np.full(2, found.numbers["limit_mebibytes"]), None)
     plots.draw(path, panels=[plots.Panel("peak memory of a train step, MiB", "images a batch", lines)])
 

@@ -53,6 +53,23 @@ def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_
     memory.draw_memory(found, tmp_path / "memory.png")
 
 
+@pytest.mark.parametrize("one_image", [3000.0, math.inf], ids=["too much", "killed"])
+def test_where_not_even_one_image_fits_it_is_said_and_drawn(tmp_path, monkeypatch, one_image):
+    info = small_data(tmp_path / "data")
+
+    def peak(config):
+        return one_image if config.network.patch_size == 1 else 100.0 + config.training.batch_size
+
+    monkeypatch.setattr(memory, "peak_in_child", peak)
+    model = model_of(None, tmp_path / "run", network__patch_size=4)
+    found = memory.memory(subject_of(info, model, memory_gib=1.0))
+    none = found.numbers["rows"]["the same with P=1"]
+    assert none["largest_batch"] == 0 and none["mebibytes_per_image"] is None
+    assert "0 of the same with P=1 (not even one image fits)" in found.sentence
+    memory.draw_memory(found, tmp_path / "memory.png")
+    assert (tmp_path / "memory.png").exists()
+
+
 @pytest.mark.slow
 def test_a_larger_batch_takes_more_in_a_real_process():
     small, large = (
