@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,22 @@ SECONDS_A_DAY = 86400
 def evaluated(model: Model) -> dict[str, Any] | None:
     """What an evaluation.json says of the model as its weights are now, or None if none does.
 
+    One that lies in a run's own folder is of that run, wherever the folder was when it was evaluated.
+
     Raises:
       UserError: a file is no evaluation.
     """
-    weights = {str(run.folder.newest_weights()) for run in model.runs}
+    files = [run.folder.newest_weights() for run in model.runs]
+    own = model.runs[0].folder.path / "evaluation" if len(files) == 1 else None
     for file in (folder / "evaluation.json" for folder in model.evaluations):
         if not file.exists():
             continue
+        in_short = PurePath if file.parent != own else lambda path: PurePath(path).name
+        weights = {in_short(path) for path in files}
         try:
             found = json.loads(file.read_bytes())
             for row in found["results"]:
-                if {origin["weights"] for origin in row.get("origin", ())} == weights:
+                if {in_short(origin["weights"]) for origin in row.get("origin", ())} == weights:
                     return {**row, "detector": found["detector"]["name"]}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(

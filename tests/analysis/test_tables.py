@@ -1,5 +1,6 @@
 """Tables from what evaluation and training have left in run folders."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -71,6 +72,19 @@ def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path)
     (first.evaluations[0] / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match="is no evaluation"):
         tables.evaluated(first)
+
+
+def test_an_evaluation_in_a_run_s_own_folder_is_of_it_wherever_the_folder_was(models, tmp_path):
+    model = models[0]
+    for place, known in ((model.evaluations[0], True), (tmp_path / "elsewhere", False)):
+        write_evaluation(model, place, FID=7.0)
+        file = place / "evaluation.json"
+        file.write_text(file.read_text().replace(str(model.runs[0].folder.path), "/where/it/was"))
+        model = dataclasses.replace(model, evaluations=[place])
+        assert bool(tables.evaluated(model)) == known
+    write_evaluation(model, models[0].evaluations[0], FID=7.0)
+    write_arrays(model.runs[0].folder.weights(9), {"a": np.zeros(1)})  # newer weights than those
+    assert tables.evaluated(models[0]) is None
 
 
 def test_seeds_of_a_model_are_one_row_of_means_and_deviations(models, tmp_path):
