@@ -1,11 +1,14 @@
 # make demo [DEMO_MINUTES=3] [DEMO_DIR=runs/demo]: sets up, draws from the weights that ship, then trains from nothing
 #   for some minutes; run again, it trains on. docs/sizes.md says what to expect when.
-# make test: sets up, lints and runs the tests. Both make the environment themselves (setup.sh).
+# make test [WORKERS=2]: sets up, lints and runs the tests, a file of them in one of so many processes.
+#   All of these make the environment themselves (setup.sh).
 # make setup [PYTHON=python3.13] [VENV=.venv] [GPU=1]: that alone, of another Python, elsewhere, for NVIDIA GPUs.
 VENV ?= .venv
 PY := $(VENV)/bin/python
 DEMO_MINUTES ?= 3
 DEMO_DIR ?= runs/demo
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 # Minutes are few steps: small batches and a high rate make the most of them. The preset's own are for hours.
 DEMO := --batch_size=16 --set=optimizer.learning_rate=1e-3 --set=optimizer.clip_norm=1 --set=training.ema_lengths= \
     --set=training.sample_every=200 --set=training.sample_images=16 --set=training.score_every=0
@@ -26,10 +29,10 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PY) -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(PY) -m pytest -q -m slow --durations=20
+	$(PYTEST) -m slow --durations=20
 
 setup:
 	@./setup.sh

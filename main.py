@@ -1,7 +1,6 @@
 """Patched Diffusion Models: python main.py --mode=train|sample|evaluate|analyze|export|page|describe."""
 
 import dataclasses
-import resource
 import sys
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
@@ -28,6 +27,7 @@ def train():
     info = dataset_info()
     config, folder, size = training_config(info)
     from pdm_tf import plots
+    from pdm_tf.analysis.memory import peak_resident
     from pdm_tf.training import loop, strategy
 
     where = strategy.make_strategy(choose_strategy())
@@ -36,8 +36,7 @@ def train():
     if not strategy.is_chief(where):
         return
     plots.loss_curve(folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory: {peak:.2f} GiB")
+    print(f"peak memory: {peak_resident() / 2**10:.2f} GiB")
     print(f"run folder: {folder}")
     print(f"loss curve: {folder.loss_curve}")
     print(f"samples: {folder.preview(step)}")

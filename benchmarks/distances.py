@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pdm_tf.analysis.memory import peak_resident
 from pdm_tf.evaluation import distances
 from pdm_tf.evaluation.distances import Manifold, Moments
 
@@ -54,20 +54,15 @@ DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
 }
 
 
-def peak() -> float:
-    """The most memory that this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(name: str, count: int, dimension: int) -> None:
     """Prints a row of the table."""
     sides = [random_features(count, dimension, seed) for seed in (0, 1)]
-    held = peak()
+    held = peak_resident()
     begin = time.perf_counter()
     value = DISTANCES[name](*sides)
     seconds = time.perf_counter() - begin
     shown = ", ".join(f"{number:.6g}" for number in np.ravel(value))
-    print(f"{name:22} {seconds:8.1f} s {peak() - held:8.0f} MiB (+{held:.0f})   {shown}", flush=True)
+    print(f"{name:22} {seconds:8.1f} s {peak_resident() - held:8.0f} MiB (+{held:.0f})   {shown}", flush=True)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--networks emoji64 c64 lsun_church] [--repeats 3]
 
-Each figure comes from a fresh process: the peak of its resident memory (ru_maxrss) over some train steps,
+Each figure comes from a fresh process: the peak of its resident memory over some train steps,
 less what was resident once weights and optimizer state were there. The two ways take turns, and the ratio
 is taken within each turn, so that whatever else the machine does falls on both.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,6 +41,7 @@ def measure(network: str, recompute: bool, jit_compile: bool) -> dict[str, float
     """MiB that the steps add to the process, and the median seconds of a step after the first."""
     import tensorflow as tf
 
+    from pdm_tf.analysis.memory import peak_resident
     from pdm_tf.training.loop import training_state
     from pdm_tf.training.model import build_model
 
@@ -56,8 +56,7 @@ def measure(network: str, recompute: bool, jit_compile: bool) -> dict[str, float
         begin = time.perf_counter()
         float(step()["loss"])
         seconds.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"mebibytes": peak - before, "seconds": statistics.median(seconds[1:])}
+    return {"mebibytes": peak_resident() - before, "seconds": statistics.median(seconds[1:])}
 
 
 def resident_mebibytes() -> float:
