@@ -139,13 +139,16 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with a linear warm-up to a constant learning rate."""
+    """Adam with a linear warm-up to a learning rate that stays, or falls linearly at the end."""
 
-    learning_rate: float = setting(1e-4, "The rate after the warm-up.", above=0)
+    learning_rate: float = setting(1e-4, "The rate between warm-up and cooldown.", above=0)
     beta_1: float = setting(0.9, "Decay of the first moment.", least=0, below=1)
     beta_2: float = setting(0.99, "Decay of the second moment.", least=0, below=1)
     epsilon: float = setting(1e-7, "Added to the root of the second moment.", above=0)
     warmup_steps: int = setting(5000, "Steps over which the rate grows.", least=0)
+    cooldown_steps: int = setting(
+        0, "The last of training.steps, over which the rate falls; 0: none.", least=0, may_change=True
+    )
     clip_norm: float = setting(0.0, "Largest global gradient norm; 0: no clipping.", least=0)
 
 
@@ -459,6 +462,11 @@ def _check_training(config: Config) -> None:
             f"training.{name}={value} is not a multiple of training.steps_per_execution={together}: "
             f"use {math.ceil(value / together) * together}",
         )
+    require(
+        config.optimizer.cooldown_steps <= training.steps,
+        f"optimizer.cooldown_steps={config.optimizer.cooldown_steps} is more than "
+        f"training.steps={training.steps}: the rate falls over the last of these",
+    )
     require(
         training.eval_every % training.log_every == 0,
         f"training.eval_every={training.eval_every} is not a multiple of "

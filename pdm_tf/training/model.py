@@ -18,7 +18,7 @@ from pdm_tf.stack import keras
 from pdm_tf.training.gradients import BadSteps, mean_gradients
 from pdm_tf.training.metrics import LossMeans, update_mean
 from pdm_tf.training.objective import Objective
-from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
+from pdm_tf.training.optimizer import GuardedAdam, WarmupCooldown
 
 
 @keras.utils.register_keras_serializable("pdm_tf")
@@ -173,7 +173,9 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
         seed=config.seed,
         **dataclasses.asdict(config.diffusion),
     )
-    rate = LinearWarmup(optimizer.learning_rate, optimizer.warmup_steps)
+    rate = WarmupCooldown(
+        optimizer.learning_rate, optimizer.warmup_steps, training.steps, optimizer.cooldown_steps
+    )
     model.compile(
         optimizer=GuardedAdam(rate, optimizer.beta_1, optimizer.beta_2, optimizer.epsilon),
         jit_compile=training.jit_compile,

@@ -1,4 +1,4 @@
-"""Adam with a warm-up, which leaves the weights alone when a gradient is not finite."""
+"""Adam with a warm-up and a cooldown, which leaves the weights alone when a gradient is not finite."""
 
 from __future__ import annotations
 
@@ -8,20 +8,30 @@ from pdm_tf.stack import FusedAdam, keras
 
 
 @keras.utils.register_keras_serializable("pdm_tf")
-class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that grows linearly to `peak` over `warmup_steps` and stays there."""
+class WarmupCooldown(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that grows linearly to `peak` over the first steps, and so falls from it over the last.
 
-    def __init__(self, peak: float, warmup_steps: int):
-        self.peak = peak
-        self.warmup_steps = warmup_steps
+    Args:
+      peak: the rate between the two.
+      warmup_steps: 0: none.
+      steps: of the whole run.
+      cooldown_steps: how many at its end the rate falls in, towards 0 after the last; 0: none.
+    """
+
+    def __init__(self, peak: float, warmup_steps: int, steps: int = 0, cooldown_steps: int = 0):
+        self.peak, self.warmup_steps = peak, warmup_steps
+        self.steps, self.cooldown_steps = steps, cooldown_steps
 
     def __call__(self, step):
-        """The rate of the step of index `step`, float32; the first step already learns."""
-        progress = (tf.cast(step, tf.float32) + 1.0) / max(self.warmup_steps, 1)
-        return self.peak * tf.minimum(progress, 1.0)
+        """The rate of the step of index `step`, float32; the first and the last still learn."""
+        step = tf.cast(step, tf.float32)
+        share = tf.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0)
+        if self.cooldown_steps:
+            share = tf.minimum(share, tf.maximum(self.steps - step, 0.0) / self.cooldown_steps)
+        return self.peak * share
 
     def get_config(self):
-        return {"peak": self.peak, "warmup_steps": self.warmup_steps}
+        return {name: getattr(self, name) for name in ("peak", "warmup_steps", "steps", "cooldown_steps")}
 
 
 @keras.utils.register_keras_serializable("pdm_tf")

@@ -165,6 +165,7 @@ IMPOSSIBLE = [
     ("training.ema_decay=1", "use a number from 0 up to 1"),
     ("network.dropout=1", "use a number from 0 up to 1"),
     ("optimizer.warmup_steps=-1", "use 0 or more"),
+    ("optimizer.cooldown_steps=10000000", "is more than training.steps=.*: the rate falls over the last"),
     ("seed=4294967296", "use a number from 0 up to 2147483648"),
     ("data.num_classes=0", "needs labels, and emoji64 has none"),
     ("network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),

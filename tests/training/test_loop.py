@@ -133,6 +133,19 @@ def test_snapshots_after_the_checkpoint_that_a_run_goes_on_from_are_written_agai
         assert again == name.endswith(("10.npz", "12.npz"))
 
 
+def test_a_run_that_goes_on_may_be_given_a_cooldown(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints/step_00000012")
+    train(tmp_path, "optimizer.cooldown_steps=4")
+    assert RunFolder(tmp_path).config().optimizer.cooldown_steps == 4
+    rates = [RunFolder(folder).metrics()["learning_rate"] for folder in (whole, tmp_path)]
+    # A line holds the rate of the step to come; the warm-up is still below the fall but for the very end.
+    assert rates[0][-1].tolist()[1] > 0 and rates[1][-1].tolist() == [12, 0]
+    np.testing.assert_array_equal(*(rate[:-1][rate[:-1, 0] < 12] for rate in (rates[0], rates[1])))
+    first, second = (folder / "ema/step_00000012.npz" for folder in (whole, tmp_path))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_path, capsys):
     quick = ("training.steps=11", "training.ema_snapshots=2", "training.ema_lengths=0.2")
     train(tmp_path, *quick, "training.eval_every=300", "training.log_every=100")

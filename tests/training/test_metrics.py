@@ -13,7 +13,7 @@ from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
 from pdm_tf.training.gradients import BadSteps
 from pdm_tf.training.metrics import LossMeans, MetricsLog, progress, update_mean
-from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
+from pdm_tf.training.optimizer import GuardedAdam, WarmupCooldown
 
 
 def losses(*values):
@@ -46,7 +46,7 @@ def test_what_is_not_finite_is_in_no_mean():
 def model():
     """What the log asks of a model: its metrics and its optimizer."""
     mean = keras.metrics.Mean("loss")
-    optimizer = GuardedAdam(LinearWarmup(1.0, 4))
+    optimizer = GuardedAdam(WarmupCooldown(1.0, 4))
     return SimpleNamespace(metrics=[mean], mean=mean, optimizer=optimizer, reset_metrics=mean.reset_state)
 
 

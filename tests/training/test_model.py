@@ -9,7 +9,7 @@ from pdm_tf.stack import keras
 from pdm_tf.training.gradients import mean_gradients
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.objective import Examples
-from pdm_tf.training.optimizer import GuardedAdam, LinearWarmup
+from pdm_tf.training.optimizer import GuardedAdam, WarmupCooldown
 from tests.training.conftest import TINY, assert_two_devices_equal_one, largest_difference, weights
 
 
@@ -191,9 +191,18 @@ def test_guarded_adam_is_adam_for_finite_gradients():
 
 
 def test_warmup_is_linear_then_constant():
-    rate = LinearWarmup(1e-4, 5000)
+    rate = WarmupCooldown(1e-4, 5000)
     assert [float(rate(s)) for s in (0, 2499, 4999, 10**6)] == pytest.approx([2e-8, 5e-5, 1e-4, 1e-4])
-    assert float(LinearWarmup(1e-4, 0)(0)) == pytest.approx(1e-4)
+    assert float(WarmupCooldown(1e-4, 0)(0)) == pytest.approx(1e-4)
+
+
+def test_cooldown_is_linear_over_the_last_steps_and_the_last_still_learns():
+    rate = WarmupCooldown(1e-3, 10, steps=100, cooldown_steps=20)
+    found = [float(rate(step)) for step in (0, 9, 80, 81, 90, 99, 100, 150)]
+    assert found == pytest.approx([1e-4, 1e-3, 1e-3, 9.5e-4, 5e-4, 5e-5, 0, 0])
+    # They meet below the peak where a run is short, and nothing is lost on the way through Keras.
+    short = WarmupCooldown.from_config(WarmupCooldown(1.0, 10, steps=10, cooldown_steps=10).get_config())
+    assert max(float(short(step)) for step in range(10)) == pytest.approx(0.6, abs=0.1)
 
 
 def test_mixed_bfloat16_trains_on_cpu(make_model, batches):
