@@ -31,6 +31,10 @@ class DataConfig:
     num_classes: int = setting(0, "0: the data have no labels.", least=0, shared=True)
     label_names: tuple[str, ...] = setting((), "A name for each class.", shared=True)
     horizontal_flip: bool = setting(False, "Mirror every other image, at random.")
+    augmentation: float = setting(
+        0.0, "How often training images are turned, scaled, shifted and so on; the network is told.",
+        least=0, most=1,
+    )  # fmt: skip
     sha256: str = setting("", "What tells it from other data, wherever it lies; filled in.", may_change=True)
 
 
@@ -454,6 +458,11 @@ def _check_two_sizes(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     training = config.training
+    require(
+        not (config.data.augmentation and config.data.horizontal_flip),
+        "data.augmentation mirrors every other image and tells the network, which data.horizontal_flip does "
+        "not: use data.horizontal_flip=false",
+    )
     together = training.steps_per_execution
     for name in ("steps", "log_every", "sample_every", "score_every", "checkpoint_every", "ema_every"):
         value = getattr(training, name)

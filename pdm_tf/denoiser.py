@@ -74,9 +74,9 @@ class NetworkDenoiser:
         self.null_label = network.null_label
         self.variables = network.trainable_variables
 
-    def __call__(self, z, t, labels, dropout_key=None):
-        """As `Denoiser.__call__`."""
-        output, u = self.network(z, t, labels, dropout_key, large=self.large)
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
+        """As `Denoiser.__call__`; `augmentation` as `PatchedNetwork.call`."""
+        output, u = self.network(z, t, labels, dropout_key, self.large, augmentation)
         return predicted_x(self.prediction, output, z, self.schedule.at(t, z.dtype)), u
 
 
@@ -110,14 +110,14 @@ class Experts:
         own = {id(variable): variable for expert in experts for variable in expert.variables}
         self.variables = list(own.values())
 
-    def __call__(self, z, t, labels, dropout_key=None):
-        """As `Denoiser.__call__`."""
+    def __call__(self, z, t, labels, dropout_key=None, **told):
+        """As `Denoiser.__call__`; `told` as its experts are."""
         pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
         for expert in self.experts:
             own = (t >= expert.t_start) & (t < expert.t_stop)
             answer = tf.cond(
                 tf.reduce_any(own),
-                lambda expert=expert: expert(z, t, labels, dropout_key),
+                lambda expert=expert: expert(z, t, labels, dropout_key, **told),
                 lambda before=(pred_x, u): before,
             )
             own = own[:, None, None, None]
@@ -130,6 +130,7 @@ def build_network(config: Config, precision: str = "float32", recompute: bool = 
     return PatchedNetwork(
         image_shape=config.data.image_shape,
         num_classes=config.data.num_classes,
+        augmented=config.data.augmentation > 0,
         precision=precision,
         recompute=recompute,
         **options_of(config.network, config.network.kind, shared=True),

@@ -21,6 +21,7 @@ from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
 
 LARGE = "large_"  # begins the names of what is around the trunk for patches of 2P
+AUGMENTATION_LABELS = 9  # numbers that say how a training image was changed
 
 
 class Head(Protocol):
@@ -105,6 +106,8 @@ class PatchedNetwork(keras.Model):
         networks), "embedding" (added to the timestep embedding) or "tokens" (added to it, and as tokens among
         the patches). Label `num_classes` is the null label.
       blurred_inputs: the network also sees its input blurred by Gaussians of these widths, in pixels.
+      augmented: it can be told how a training image was changed, which is added to the timestep embedding
+        through a linear layer without bias, zeros at first: not told, it takes the image for unchanged.
       precision: "float32", or "mixed_bfloat16": the trunk in bfloat16, while the first convolution, both
         output heads, embeddings and norm statistics stay float32.
       recompute: keep only the inputs of the trunk's blocks for the backward pass, which computes the rest
@@ -125,6 +128,7 @@ class PatchedNetwork(keras.Model):
         num_classes: int = 0,
         class_conditioning: str = "none",
         blurred_inputs: Sequence[float] = (),
+        augmented: bool = False,
         precision: str = "float32",
         recompute: bool = False,
         **trunk_settings,
@@ -141,6 +145,7 @@ class PatchedNetwork(keras.Model):
         self.class_conditioning = class_conditioning
         self.conditional = class_conditioning != "none"
         self.blurred_inputs = tuple(blurred_inputs)
+        self.augmented = augmented
         self.policy = keras.mixed_precision.Policy(precision)
         common = {
             "class_conditioning": class_conditioning, "dtype": self.policy, "recompute": recompute,
@@ -156,6 +161,11 @@ class PatchedNetwork(keras.Model):
         dense, width = keras.layers.Dense, self.trunk.embedding_width
         self.embed_t_in = dense(4 * self.base_channels, activation="swish", name="embed_t_in")
         self.embed_t_out = dense(width, activation="swish", name="embed_t_out")
+        self.embed_augmentation = None
+        if self.augmented:
+            self.embed_augmentation = dense(
+                width, use_bias=False, kernel_initializer="zeros", name="embed_augmentation"
+            )
         self.embed_label = None
         if self.conditional:
             label_width = self.base_channels if self.class_conditioning == "gate" else width
@@ -180,7 +190,8 @@ class PatchedNetwork(keras.Model):
         """Creates all variables by calling the network on symbols, without computing anything."""
         z = keras.Input(self.image_shape)
         t, labels = (keras.Input((), dtype=tf.int32) for _ in range(2))
-        self(z, t, labels)
+        augmentation = keras.Input((AUGMENTATION_LABELS,)) if self.augmented else None
+        self(z, t, labels, augmentation=augmentation)
         if self.patch_boundary:
             self(z, t, labels, large=True)
 
@@ -195,6 +206,7 @@ class PatchedNetwork(keras.Model):
         labels: tf.Tensor | None = None,
         dropout_key: tf.Tensor | None = None,
         large: bool = False,
+        augmentation: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Image -> patches -> trunk -> image (Section 3).
 
@@ -204,10 +216,11 @@ class PatchedNetwork(keras.Model):
           labels: int32 (B,) in 0..num_classes, the last being the null label; unused unless conditional.
           dropout_key: int32 (2,) makes dropout active.
           large: in patches of 2P, of a network that has them; t does not choose.
+          augmentation: float32 (B, 9), of a network that can be told (`training.augmentation`).
         Returns:
           The prediction, float32 (B, H, W, C), and u in [0, 1], float32 (B, H, W, C).
         """
-        embeddings, side = self._embed(t, labels), self.large if large else self.small
+        embeddings, side = self._embed(t, labels, augmentation), self.large if large else self.small
         if large:
             embeddings[0] += self.large_level(tf.zeros_like(t))
         h = side.to_patches(with_blurred(z, self.blurred_inputs))
@@ -219,9 +232,11 @@ class PatchedNetwork(keras.Model):
         output, u = side.head(h, embeddings[0]), side.variance_head(features, h, embeddings[0])
         return side.to_image(output), side.to_image(u)
 
-    def _embed(self, t, labels) -> list[tf.Tensor]:
+    def _embed(self, t, labels, augmentation) -> list[tf.Tensor]:
         """The embeddings that the trunk is given."""
         t_embedding = self.embed_t_out(self.embed_t_in(timestep_features(t, self.base_channels)))
+        if augmentation is not None:
+            t_embedding += self.embed_augmentation(augmentation)
         if self.embed_label is None:
             return [t_embedding]
         label_embedding = self.embed_label(labels)

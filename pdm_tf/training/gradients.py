@@ -31,16 +31,16 @@ def mean_gradients(
 
     if parts == 1:
         return part_of(batch, dropout_key)
-    whole = [tf.reshape(v, [parts, -1, *v.shape[1:]]) for v in batch]
+    whole = batch.each(lambda tensor: tf.reshape(tensor, [parts, -1, *tensor.shape[1:]]))
 
     def add_part(k, total, stacked):
         key = tf.random.experimental.stateless_fold_in(dropout_key, k)
-        gradients, losses = part_of(Examples(*(v[k] for v in whole)), key)
+        gradients, losses = part_of(whole.each(lambda tensor: tensor[k]), key)
         total = [sum_ + g / parts for sum_, g in zip(total, gradients)]
         return k + 1, total, stacked.write(k, tf.stack([losses[n] for n in LOSSES], axis=1))
 
     start = [tf.zeros(v.shape) for v in variables]
-    stacked = tf.TensorArray(tf.float32, parts, element_shape=(whole[0].shape[1], len(LOSSES)))
+    stacked = tf.TensorArray(tf.float32, parts, element_shape=(whole.x.shape[1], len(LOSSES)))
     _, gradients, stacked = tf.while_loop(
         lambda k, *_: k < parts, add_part, [0, start, stacked],
         parallel_iterations=1, maximum_iterations=parts,

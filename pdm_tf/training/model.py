@@ -15,6 +15,7 @@ from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.randomness import stream
 from pdm_tf.sampling.sampler import Sampler, cycled_labels
 from pdm_tf.stack import keras
+from pdm_tf.training.augmentation import apply_changes, draw_changes
 from pdm_tf.training.gradients import BadSteps, mean_gradients
 from pdm_tf.training.metrics import LossMeans, update_mean
 from pdm_tf.training.objective import Objective
@@ -34,6 +35,8 @@ class PatchedDiffusion(keras.Model):
       network: what to train.
       clip_norm: the largest global gradient norm; 0 for no clipping.
       grad_accum: into how many parts each replica's batch is cut to save memory.
+      augmentation: how often a training image is changed in each of several ways, which a network that is
+        `augmented` is told of (`pdm_tf.training.augmentation`); 0: never.
       seed: of everything random in training.
       **diffusion: the fields of `DiffusionConfig`: process, prediction, loss weighting, interval of t.
     """
@@ -44,17 +47,21 @@ class PatchedDiffusion(keras.Model):
         *,
         clip_norm: float = 0.0,
         grad_accum: int = 1,
+        augmentation: float = 0.0,
         seed: int = 0,
         name: str = "patched_diffusion",
         **diffusion,
     ):
         super().__init__(name=name)
+        if augmentation and not network.augmented:
+            raise ValueError("a network that is not `augmented` cannot be told of the changes to its images")
         self.network = network
         self.diffusion = DiffusionConfig(**diffusion)
         self.denoiser = build_denoiser(self.diffusion, network)
         self.objective = Objective(self.denoiser, self.diffusion)
         self.clip_norm = clip_norm
         self.grad_accum = grad_accum
+        self.augmentation = augmentation
         self.seed = seed
         self.bad_steps = BadSteps()
         self.means = LossMeans(self.denoiser.t_start, self.denoiser.t_stop)
@@ -102,7 +109,7 @@ class PatchedDiffusion(keras.Model):
 
     def test_step(self, data):
         """Losses of a held-out batch, at noise that is fixed for each batch number; called by `evaluate`."""
-        batch = self._examples(stream(self.seed, "test", stack.test_batch(self)), data, drop_labels=False)
+        batch = self._examples(stream(self.seed, "test", stack.test_batch(self)), data, training=False)
         return self.means.update(self.objective(batch), batch.t)
 
     def sample(
@@ -131,8 +138,11 @@ class PatchedDiffusion(keras.Model):
         how = SamplingConfig(**{"strength": 1.0, **settings, "steps": steps})
         return Sampler(self.denoiser, how, image=init_image)(seed, range(num_images), labels)
 
-    def _examples(self, key: tf.Tensor, data, drop_labels: bool = True, parts: int = 0):
-        """A batch with its timesteps and noise; `parts` as of `Objective.draw`."""
+    def _examples(self, key: tf.Tensor, data, training: bool = True, parts: int = 0):
+        """A batch with its timesteps and noise; `parts` as of `Objective.draw`.
+
+        For `training` images are changed and labels dropped, as the model has it.
+        """
         x, labels, place = keras.utils.unpack_x_y_sample_weight(data)
         context, size = tf.distribute.get_replica_context(), x.shape[0] or tf.shape(x)[0]
         if labels is None:
@@ -145,13 +155,21 @@ class PatchedDiffusion(keras.Model):
             )
         else:
             indices = tf.cast(place % tf.cast(size * context.num_replicas_in_sync, place.dtype), tf.int32)
-        rate = self.diffusion.label_dropout if drop_labels else 0.0
-        return self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate, parts)
+        rate, told = self.diffusion.label_dropout if training else 0.0, None
+        if training and self.augmentation:
+            own_key = tf.random.experimental.stateless_fold_in(key, -1)  # no image's index
+            changes = draw_changes(own_key, indices, self.augmentation)
+            x, told = apply_changes(x, changes), changes.labels
+        examples = self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate, parts)
+        return examples._replace(augmentation=told)
 
     def get_config(self):
         return {
             "network": keras.utils.serialize_keras_object(self.network),
-            **{name: getattr(self, name) for name in ("clip_norm", "grad_accum", "seed", "name")},
+            **{
+                name: getattr(self, name)
+                for name in ("clip_norm", "grad_accum", "augmentation", "seed", "name")
+            },
             **dataclasses.asdict(self.diffusion),
         }
 
@@ -170,6 +188,7 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
         build_network(config, precision, training.recompute),
         clip_norm=optimizer.clip_norm,
         grad_accum=training.grad_accum,
+        augmentation=config.data.augmentation,
         seed=config.seed,
         **dataclasses.asdict(config.diffusion),
     )

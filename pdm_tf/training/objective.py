@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +20,20 @@ LOSSES = ("loss", "simple_loss", "vlb_loss", "mse")
 
 
 class Examples(NamedTuple):
-    """A batch, ready for the losses: x and eps float32 (B, H, W, C), labels and t int32 (B,)."""
+    """A batch, ready for the losses: x and eps float32 (B, H, W, C), labels and t int32 (B,).
+
+    Of changed images also what the network is told of the changes, float32 (B, 9).
+    """
 
     x: tf.Tensor
     labels: tf.Tensor
     t: tf.Tensor
     eps: tf.Tensor
+    augmentation: tf.Tensor | None = None
+
+    def each(self, function: Callable[[tf.Tensor], tf.Tensor]) -> Examples:
+        """The batch with `function` of each of its tensors."""
+        return Examples(*(None if tensor is None else function(tensor) for tensor in self))
 
 
 class Objective:
@@ -65,7 +75,7 @@ class Objective:
         places = self._places(batch.x.shape[0])
         found = []
         for size, own, probability in zip(self.sizes, places, self.probabilities):
-            losses = self._losses(size, Examples(*(tf.gather(v, own) for v in batch)), dropout_key)
+            losses = self._losses(size, batch.each(partial(tf.gather, indices=own)), dropout_key)
             weight = probability * batch.x.shape[0] / len(own)
             found.append({n: v if n == "mse" else weight * v for n, v in losses.items()})
         back = np.argsort(np.concatenate(places)).astype(np.int32)
@@ -74,7 +84,8 @@ class Objective:
     def _losses(self, denoiser: Denoiser, batch: Examples, dropout_key) -> dict[str, tf.Tensor]:
         level = denoiser.schedule.at(batch.t, batch.x.dtype)
         z = diffuse(batch.x, batch.eps, level)
-        pred_x, u = denoiser(z, batch.t, batch.labels, dropout_key)
+        told = {} if batch.augmentation is None else {"augmentation": batch.augmentation}
+        pred_x, u = denoiser(z, batch.t, batch.labels, dropout_key, **told)
         d = self.diffusion
         simple = simple_loss(batch.x, pred_x, level, d.loss_weighting, d.loss_bias)
         vlb = vlb_loss(batch.x, z, pred_x, u, level)

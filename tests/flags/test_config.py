@@ -169,6 +169,7 @@ IMPOSSIBLE = [
     ("seed=4294967296", "use a number from 0 up to 2147483648"),
     ("data.num_classes=0", "needs labels, and emoji64 has none"),
     ("network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
+    ("data.augmentation=1.5", "use a number from 0 to 1"),
     ("network.blurred_inputs=0", "use a number above 0"),
 ]
 
@@ -178,6 +179,12 @@ def test_settings_that_are_refused(assignments, message):
     with pytest.raises(UserError, match=message) as error:
         parse_settings(assignments)
     assert "\n" not in str(error.value)
+
+
+def test_flips_of_two_kinds_are_refused():
+    settings = parse_settings(["data.augmentation=0.1", "data.horizontal_flip=true"])
+    with pytest.raises(UserError, match=r"use data\.horizontal_flip=false$"):
+        validate(preset("emoji64").replace(settings))
 
 
 @pytest.mark.parametrize(("assignment", "message"), IMPOSSIBLE)

@@ -135,10 +135,11 @@ def test_what_does_not_fit_is_noticed(function, found):
         "imagenet256_vit_two_sizes",
     ],
 )
-def test_the_train_step_fits_with_labels_accumulation_dropout_and_recomputation(name):
+def test_the_train_step_fits_with_labels_accumulation_dropout_recomputation_and_augmentation(name):
     config = small(name, **{
         **SHALLOW, "network.depth": 2, "network.class_tokens_from": 2, "network.dropout": 0.1,
         "optimizer.clip_norm": 1.0, "training.grad_accum": 2, "training.recompute": True,
+        "data.augmentation": 0.1,
     })  # fmt: skip
     step, arguments, _ = train_step_of(config)
     assert "while" in assert_fit(step, arguments)

@@ -1,0 +1,172 @@
+"""Changes of training images: against Pillow's affine maps, their labels, and what the network is told."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from pdm_tf.networks.patched import AUGMENTATION_LABELS
+from pdm_tf.randomness import stream
+from pdm_tf.training.augmentation import Changes, apply_changes, draw_changes
+from pdm_tf.training.gradients import mean_gradients
+from tests.training.conftest import largest_difference, weights
+
+NOTHING = dict.fromkeys(Changes._fields, 0.0)
+
+
+def changes(**own):
+    return Changes(*(tf.constant([float(v)]) for v in {**NOTHING, **own}.values()))
+
+
+def changed(image, **own):
+    return apply_changes(tf.constant(image[None]), changes(**own)).numpy()[0]
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).uniform(-1, 1, (12, 20, 3)).astype(np.float32)
+
+
+def test_swaps_and_shifts_by_whole_pixels_copy_pixels(image):
+    np.testing.assert_array_equal(changed(image), image)
+    np.testing.assert_array_equal(changed(image, mirror=1), image[:, ::-1])
+    np.testing.assert_array_equal(changed(image, flip=1), image[::-1])
+    moved = changed(image, right=0.25, down=-0.5)  # 5 and 6 pixels
+    np.testing.assert_array_equal(moved[:6, 5:], image[6:, :15])
+    # What comes in from outside is the image mirrored at its edge.
+    np.testing.assert_array_equal(moved[:6, :5], image[6:, 4::-1])
+    np.testing.assert_array_equal(moved[6:, 5:], image[:5:-1, :15])
+
+
+def test_a_quarter_turn_and_a_doubling_are_those_of_numpy():
+    image = np.random.default_rng(0).uniform(-1, 1, (9, 9, 2)).astype(np.float32)
+    # From right to down: clockwise as one sees it.
+    np.testing.assert_allclose(changed(image, angle=np.pi / 2), np.rot90(image, -1), atol=1e-5)
+    np.testing.assert_allclose(changed(image, log_scale=1)[::2, ::2], image[2:7, 2:7], atol=1e-6)
+    np.testing.assert_allclose(changed(image, log_stretch=1)[4, ::2], image[4, 2:7], atol=1e-6)
+    np.testing.assert_allclose(
+        changed(image, log_stretch=1, axis=np.pi / 2)[::2, 4], image[2:7, 4], atol=1e-6
+    )
+
+
+def matrix_of(c, height, width):
+    """What is done, as one homogeneous matrix on (right, down, 1) from the centre."""
+
+    def turn(angle):
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+
+    shift = np.eye(3)
+    shift[:2, 2] = c["right"] * width, c["down"] * height
+    longer = np.diag([2.0 ** c["log_stretch"], 2.0 ** -c["log_stretch"], 1])
+    larger = np.diag([2.0 ** c["log_scale"]] * 2 + [1])
+    swap = np.diag([1 - 2 * c["mirror"], 1 - 2 * c["flip"], 1])
+    return shift @ turn(c["axis"]) @ longer @ turn(-c["axis"]) @ turn(c["angle"]) @ larger @ swap
+
+
+def test_all_changes_at_once_are_one_affine_map_resampled_by_pillow(image):
+    drawn = draw_changes(stream(0, "changes"), tf.range(20), 1.0)
+    found = apply_changes(tf.constant(np.stack([image] * 20)), drawn).numpy()
+    height, width, channels = image.shape
+    down, right = np.mgrid[:height, :width]
+    pixels = np.stack([right, down, np.ones_like(right)]).reshape(3, -1)
+    to_centre, compared = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]]), 0
+    for k, one in enumerate(found):
+        c = {name: float(value[k]) for name, value in zip(Changes._fields, drawn)}
+        source = to_centre @ np.linalg.inv(matrix_of(c, height, width)) @ np.linalg.inv(to_centre)
+        right, down, _ = source @ (pixels + np.array([[0.5], [0.5], [0]]))
+        # Pillow has nothing beyond edges.
+        inside = (abs(right - width / 2) < width / 2 - 0.5) & (abs(down - height / 2) < height / 2 - 0.5)
+        compared += inside.sum()
+        for channel in range(channels):
+            expected = Image.fromarray(image[..., channel]).transform(
+                (width, height), Image.Transform.AFFINE, source[:2].ravel(), Image.Resampling.BILINEAR
+            )
+            given = one[..., channel].ravel()[inside]
+            np.testing.assert_allclose(given, np.ravel(expected)[inside], atol=1e-3)
+    assert compared > 20 * height * width / 2
+
+
+def test_each_change_comes_as_often_as_it_should_and_labels_are_zero_where_nothing_is_done():
+    count, probability = 20_000, 0.2
+    drawn = tf.function(draw_changes)(stream(0, "changes"), tf.range(count), probability)
+    shares = {name: float(np.mean(value.numpy() != 0)) for name, value in zip(Changes._fields, drawn)}
+    expected = dict.fromkeys(Changes._fields, probability) | {"mirror": 0.5, "flip": probability / 2}
+    for name, share in expected.items():
+        assert abs(shares[name] - share) < 5 * np.sqrt(share * (1 - share) / count), name
+    labels = drawn.labels.numpy()
+    assert labels.shape == (count, AUGMENTATION_LABELS)
+    done = np.any([value.numpy() != 0 for value in drawn], axis=0)
+    assert np.array_equal(np.any(labels != 0, axis=1), done) and 0.15 < 1 - done.mean() < 0.25
+    np.testing.assert_array_equal(changes().labels, np.zeros((1, AUGMENTATION_LABELS)))
+    assert abs(np.std(labels[:, 7][labels[:, 7] != 0]) - 0.125) < 0.01
+
+
+def test_xla_changes_images_in_the_same_way(image):
+    drawn = draw_changes(stream(0, "changes"), tf.range(4), 1.0)
+    images = tf.constant(np.stack([image] * 4))
+    compiled = tf.function(apply_changes, jit_compile=True)(images, drawn)
+    np.testing.assert_allclose(compiled, apply_changes(images, drawn), atol=1e-5)
+
+
+@pytest.fixture
+def augmented(make_model):
+    return lambda **how: make_model(network={"augmented": True}, augmentation=0.5, **how)
+
+
+def test_a_model_trains_on_changed_images_and_is_measured_on_those_of_the_data(augmented, images):
+    examples = augmented()._examples(stream(0, "x"), images)
+    of_test = augmented()._examples(stream(0, "x"), images, training=False)
+    assert of_test.augmentation is None and examples.augmentation.shape == (16, AUGMENTATION_LABELS)
+    np.testing.assert_array_equal(of_test.x, images)
+    told = np.any(examples.augmentation.numpy() != 0, axis=1)
+    same = np.all(examples.x.numpy() == images, axis=(1, 2, 3))
+    np.testing.assert_array_equal(same, ~told)
+    # The noise and the timesteps are those of a model without.
+    for name in ("t", "eps"):
+        np.testing.assert_array_equal(getattr(examples, name), getattr(of_test, name))
+
+
+def test_the_network_is_told_and_parts_of_a_batch_keep_what_belongs_to_them(augmented, images):
+    model = augmented()
+    batch, variables = model._examples(stream(0, "x"), images), model.network.trainable_variables
+    assert "unet/embed_augmentation/kernel:0" in {v.name for v in variables}
+    losses = model.objective(batch)["simple_loss"]
+    told = np.any(batch.augmentation.numpy() != 0, axis=1)
+    untold = model.objective(batch._replace(augmentation=None))["simple_loss"]
+    np.testing.assert_array_equal(losses.numpy() != untold.numpy(), told)
+    whole, parts = (
+        tf.function(
+            lambda n=n: mean_gradients(model.objective, variables, batch, tf.constant([1, 2]), n)[0]
+        )()
+        for n in (1, 4)
+    )
+    largest = max(float(tf.reduce_max(tf.abs(g))) for g in whole)
+    assert largest_difference([g.numpy() for g in whole], [g.numpy() for g in parts]) < 1e-5 * largest
+
+
+def test_training_moves_the_layer_and_is_a_function_of_seed_and_step(augmented, batches):
+    def run():
+        model = augmented()
+        before = model.network.embed_augmentation.kernel.numpy()
+        model.fit(batches, steps_per_epoch=3, verbose=0)
+        return weights(model), np.abs(model.network.embed_augmentation.kernel - before).max()
+
+    (one, moved), (again, _) = run(), run()
+    assert moved > 1e-4 and largest_difference(one, again) == 0
+
+
+def test_a_network_that_cannot_be_told_is_refused(make_model):
+    with pytest.raises(ValueError, match="not `augmented`"):
+        make_model(augmentation=0.5)
+
+
+def test_a_two_size_network_is_told_at_both_sizes(augmented, images, make_model):
+    network = {"augmented": True, "channel_multipliers": (1, 1), "patch_boundary": 396}
+    model = make_model(network=network, augmentation=1.0)
+    batch = model._examples(stream(0, "x"), images, parts=1)
+    told, untold = (
+        model.objective.shared_out(b)["simple_loss"].numpy()
+        for b in (batch, batch._replace(augmentation=None))
+    )
+    assert np.all(told != untold)
