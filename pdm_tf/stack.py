@@ -120,9 +120,10 @@ def create_slots(optimizer: FusedAdam, variables: Sequence[tf.Variable]) -> None
     optimizer._create_all_weights(variables)
 
 
-def learning_rate(optimizer: FusedAdam) -> float:
-    """The rate of the next step."""
-    return float(optimizer._decayed_lr(tf.float32))
+def learning_rate(optimizer: FusedAdam, step: int) -> float:
+    """The rate of the step of index `step`."""
+    rate = optimizer.learning_rate
+    return float(rate(step) if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else rate)
 
 
 def test_batch(model: keras.Model) -> tf.Variable:

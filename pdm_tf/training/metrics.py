@@ -103,7 +103,7 @@ class MetricsLog:
         model.reset_metrics()
         values["images_per_second"] = self.speed = self.images_per_second(step)
         self.since, self.last_step = time.monotonic(), step
-        values["learning_rate"] = stack.learning_rate(model.optimizer)
+        values["learning_rate"] = stack.learning_rate(model.optimizer, step - 1)
         values["skipped_steps"] = int(bad_steps.variable[0])
         self.scalars(step, values)
         bar.set_postfix(

@@ -46,7 +46,7 @@ def test_what_is_not_finite_is_in_no_mean():
 def model():
     """What the log asks of a model: its metrics and its optimizer."""
     mean = keras.metrics.Mean("loss")
-    optimizer = GuardedAdam(WarmupCooldown(1.0, 4))
+    optimizer = GuardedAdam(WarmupCooldown(1.0, 24))
     return SimpleNamespace(metrics=[mean], mean=mean, optimizer=optimizer, reset_metrics=mean.reset_state)
 
 
@@ -65,7 +65,8 @@ def test_a_line_has_the_means_since_the_last_one_and_the_speed_of_the_steps_betw
     assert (one["step"], one["loss"]) == (12, 3.0) and (two["step"], two["loss"]) == (13, 7.0)
     assert one["images_per_second"] == pytest.approx(4.0, rel=0.1)  # 2 steps of 4 images in 2 seconds
     assert two["images_per_second"] == pytest.approx(2.0, rel=0.1)
-    assert one["learning_rate"] == pytest.approx(0.25) and one["skipped_steps"] == 0
+    assert one["learning_rate"] == pytest.approx(0.5)  # of the last step, the 12th of 24
+    assert one["skipped_steps"] == 0
     assert set(one) == {"step", "loss", "images_per_second", "learning_rate", "skipped_steps"}
 
 
