@@ -33,7 +33,7 @@ class DataConfig:
     horizontal_flip: bool = setting(False, "Mirror every other image, at random.")
     augmentation: float = setting(
         0.0, "How often training images are turned, scaled, shifted and so on; the network is told.",
-        least=0, most=1,
+        least=0, below=1,
     )  # fmt: skip
     sha256: str = setting("", "What tells it from other data, wherever it lies; filled in.", may_change=True)
 
@@ -334,7 +334,7 @@ def validate(config: Config) -> Config:
     """Returns `config`, or raises UserError for the first value that cannot work."""
     words.check(config)
     {"unet": _check_unet, "vit": _check_vit}[config.network.kind](config)
-    _check_labels(config)
+    _check_data(config)
     _check_diffusion(config)
     if config.network.patch_boundary:
         _check_two_sizes(config)
@@ -411,7 +411,12 @@ def _check_division(config: Config, factor: int, meaning: str, instead: str) -> 
         )
 
 
-def _check_labels(config: Config) -> None:
+def _check_data(config: Config) -> None:
+    require(
+        not (config.data.augmentation and config.data.horizontal_flip),
+        "data.augmentation mirrors every other image and tells the network, which data.horizontal_flip does "
+        "not: use data.horizontal_flip=false",
+    )
     require(
         not config.conditional or config.data.num_classes > 0,
         f"network.class_conditioning={config.network.class_conditioning} needs labels, and "
@@ -458,11 +463,6 @@ def _check_two_sizes(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     training = config.training
-    require(
-        not (config.data.augmentation and config.data.horizontal_flip),
-        "data.augmentation mirrors every other image and tells the network, which data.horizontal_flip does "
-        "not: use data.horizontal_flip=false",
-    )
     together = training.steps_per_execution
     for name in ("steps", "log_every", "sample_every", "score_every", "checkpoint_every", "ema_every"):
         value = getattr(training, name)

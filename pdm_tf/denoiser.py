@@ -18,6 +18,8 @@ from pdm_tf.networks.patched import PatchedNetwork
 class Denoiser(Protocol):
     """What samplers, losses and exports ask: one network, several experts, or the exact x* of a data set.
 
+    Those that learn are told of changes to images, too: see `NetworkDenoiser`.
+
     Attributes:
       image_shape: (H, W, C).
       num_classes: of the data; 0 without labels.
@@ -110,8 +112,9 @@ class Experts:
         own = {id(variable): variable for expert in experts for variable in expert.variables}
         self.variables = list(own.values())
 
-    def __call__(self, z, t, labels, dropout_key=None, **told):
-        """As `Denoiser.__call__`; `told` as its experts are."""
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
+        """As `Denoiser.__call__`; `augmentation` as `PatchedNetwork.call`."""
+        told = {} if augmentation is None else {"augmentation": augmentation}
         pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
         for expert in self.experts:
             own = (t >= expert.t_start) & (t < expert.t_stop)

@@ -22,6 +22,7 @@ from pdm_tf.stack import keras
 
 LARGE = "large_"  # begins the names of what is around the trunk for patches of 2P
 AUGMENTATION_LABELS = 9  # numbers that say how a training image was changed
+EMBED_AUGMENTATION = "embed_augmentation"  # the layer for them
 
 
 class Head(Protocol):
@@ -106,8 +107,8 @@ class PatchedNetwork(keras.Model):
         networks), "embedding" (added to the timestep embedding) or "tokens" (added to it, and as tokens among
         the patches). Label `num_classes` is the null label.
       blurred_inputs: the network also sees its input blurred by Gaussians of these widths, in pixels.
-      augmented: it can be told how a training image was changed, which is added to the timestep embedding
-        through a linear layer without bias, zeros at first: not told, it takes the image for unchanged.
+      augmented: it can be told how a training image was changed, which a linear layer without bias, zeros at
+        first, adds to the first layer of the timestep's: not told, it takes the image for unchanged.
       precision: "float32", or "mixed_bfloat16": the trunk in bfloat16, while the first convolution, both
         output heads, embeddings and norm statistics stay float32.
       recompute: keep only the inputs of the trunk's blocks for the backward pass, which computes the rest
@@ -164,7 +165,7 @@ class PatchedNetwork(keras.Model):
         self.embed_augmentation = None
         if self.augmented:
             self.embed_augmentation = dense(
-                width, use_bias=False, kernel_initializer="zeros", name="embed_augmentation"
+                4 * self.base_channels, use_bias=False, kernel_initializer="zeros", name=EMBED_AUGMENTATION
             )
         self.embed_label = None
         if self.conditional:
@@ -234,9 +235,10 @@ class PatchedNetwork(keras.Model):
 
     def _embed(self, t, labels, augmentation) -> list[tf.Tensor]:
         """The embeddings that the trunk is given."""
-        t_embedding = self.embed_t_out(self.embed_t_in(timestep_features(t, self.base_channels)))
+        h = self.embed_t_in(timestep_features(t, self.base_channels))
         if augmentation is not None:
-            t_embedding += self.embed_augmentation(augmentation)
+            h += self.embed_augmentation(augmentation)
+        t_embedding = self.embed_t_out(h)
         if self.embed_label is None:
             return [t_embedding]
         label_embedding = self.embed_label(labels)

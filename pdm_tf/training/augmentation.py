@@ -41,10 +41,16 @@ class Changes(NamedTuple):
 
     @property
     def labels(self) -> tf.Tensor:
-        """Numbers that are continuous in what is done, float32 (B, 9); zeros say that nothing is."""
+        """Numbers around 1 that say what is done, float32 (B, 9); zeros say that nothing is.
+
+        They are continuous, and the same for what gives the same image: a stretch along an axis is one along
+        its reverse, and a shrinking across it, so it is the axis' doubled angle that they tell.
+        """
         turned = tf.cos(self.angle) - 1.0, tf.sin(self.angle)
-        stretched = self.log_stretch * tf.cos(self.axis), self.log_stretch * tf.sin(self.axis)
-        labels = self.mirror, self.flip, self.log_scale, *turned, *stretched, self.right, self.down
+        stretch, axis = self.log_stretch / SPREAD, 2.0 * self.axis
+        stretched = stretch * tf.cos(axis), stretch * tf.sin(axis)
+        placed = self.log_scale / SPREAD, self.right / SHIFT, self.down / SHIFT
+        labels = self.mirror, self.flip, *turned, *stretched, *placed
         assert len(labels) == AUGMENTATION_LABELS
         return tf.stack(labels, axis=-1)
 
@@ -55,8 +61,8 @@ def draw_changes(key: tf.Tensor, indices: tf.Tensor, probability: float) -> Chan
     Args:
       key: int32 (2,), see `stream`.
       indices: int32 (B,), each image's index in the global batch.
-      probability: how often an image is flipped or not by a coin, scaled, turned, stretched, shifted: each of
-        these by itself.
+      probability: how often an image is scaled, turned, stretched, shifted: each of these by itself. Half as
+        often it is flipped.
     """
 
     def draw(image_key):

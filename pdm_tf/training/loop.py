@@ -21,7 +21,7 @@ from flags.words import leaves, word
 from pdm_tf import data, stack
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.images import write_png
-from pdm_tf.networks.large_patches import for_larger_images, with_large_patches
+from pdm_tf.networks.beginnings import for_larger_images, with_augmentation, with_large_patches
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
@@ -362,8 +362,9 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
 def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     """Starts the weights and their averages from another run's averages, and says so.
 
-    A network of two patch sizes may start from one of the small size alone (`with_large_patches`), and one
-    whose images and patches are some times as large from the smaller one (`for_larger_images`).
+    A network of two patch sizes may start from one of the small size alone (`with_large_patches`), one whose
+    images and patches are some times as large from the smaller one (`for_larger_images`), and one that is
+    told of changes to images from one that is not, or the other way round (`with_augmentation`).
     """
     run = RunFolder(config.training.warm_start)
     weights, partly = run.newest_weights(), config.training.warm_start_partly
@@ -376,7 +377,9 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
         adapt = partial(for_larger_images, shapes=shapes, patch_size=patch_size, times=times)
         print(f"images and patches are {times} times as large as those of {run.path}", flush=True)
     try:
-        left = ema.load(weights, into_variables=True, partly=partly, adapt=adapt)
+        left = ema.load(
+            weights, into_variables=True, partly=partly, adapt=lambda a: with_augmentation(adapt(a), shapes)
+        )
     except UserError as error:
         also = "" if partly else "; training.warm_start_partly=true takes what fits of another network"
         raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error

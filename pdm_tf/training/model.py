@@ -11,14 +11,14 @@ import tensorflow as tf
 from flags.config import Config, DiffusionConfig, SamplingConfig
 from pdm_tf import stack
 from pdm_tf.denoiser import build_denoiser, build_network
-from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.networks.patched import AUGMENTATION_LABELS, PatchedNetwork
 from pdm_tf.randomness import stream
 from pdm_tf.sampling.sampler import Sampler, cycled_labels
 from pdm_tf.stack import keras
 from pdm_tf.training.augmentation import apply_changes, draw_changes
 from pdm_tf.training.gradients import BadSteps, mean_gradients
 from pdm_tf.training.metrics import LossMeans, update_mean
-from pdm_tf.training.objective import Objective
+from pdm_tf.training.objective import Examples, Objective
 from pdm_tf.training.optimizer import GuardedAdam, WarmupCooldown
 
 
@@ -28,8 +28,9 @@ class PatchedDiffusion(keras.Model):
 
     It is fed images, float32 (B, H, W, C) in [-1, 1], or (images, labels) with int32 labels (B,), or (images,
     labels, place) with the images' places in the stream of training images, int64 (B,), which several input
-    pipelines need. Noise, timesteps and label dropout are functions of (seed, step, place in the global
-    batch), the same on any number of replicas; dropout is one of (seed, step, replica). None needs saving.
+    pipelines need. Noise, timesteps, label dropout and changes of images are functions of (seed, step,
+    place in the global batch), the same on any number of replicas; dropout is one of (seed, step, replica).
+    None needs saving.
 
     Args:
       network: what to train.
@@ -86,7 +87,10 @@ class PatchedDiffusion(keras.Model):
     def train_step(self, data):
         """One optimizer step on a batch; called by `fit`."""
         context, step = tf.distribute.get_replica_context(), self.optimizer.iterations
-        batch = self._examples(stream(self.seed, "train", step), data, parts=self.grad_accum)
+        augmentation_key = stream(self.seed, "augmentation", step) if self.augmentation else None
+        batch = self._examples(
+            stream(self.seed, "train", step), data, augmentation_key=augmentation_key, parts=self.grad_accum
+        )
         dropout_key = stream(self.seed, "dropout", step, context.replica_id_in_sync_group)
         variables = self.network.trainable_variables
         gradients, losses = mean_gradients(
@@ -109,7 +113,7 @@ class PatchedDiffusion(keras.Model):
 
     def test_step(self, data):
         """Losses of a held-out batch, at noise that is fixed for each batch number; called by `evaluate`."""
-        batch = self._examples(stream(self.seed, "test", stack.test_batch(self)), data, training=False)
+        batch = self._examples(stream(self.seed, "test", stack.test_batch(self)), data, drop_labels=False)
         return self.means.update(self.objective(batch), batch.t)
 
     def sample(
@@ -138,11 +142,15 @@ class PatchedDiffusion(keras.Model):
         how = SamplingConfig(**{"strength": 1.0, **settings, "steps": steps})
         return Sampler(self.denoiser, how, image=init_image)(seed, range(num_images), labels)
 
-    def _examples(self, key: tf.Tensor, data, training: bool = True, parts: int = 0):
-        """A batch with its timesteps and noise; `parts` as of `Objective.draw`.
-
-        For `training` images are changed and labels dropped, as the model has it.
-        """
+    def _examples(
+        self,
+        key: tf.Tensor,
+        data,
+        augmentation_key: tf.Tensor | None = None,
+        drop_labels: bool = True,
+        parts: int = 0,
+    ) -> Examples:
+        """A batch, changed if there is a key for that, with its timesteps and noise; see `Objective.draw`."""
         x, labels, place = keras.utils.unpack_x_y_sample_weight(data)
         context, size = tf.distribute.get_replica_context(), x.shape[0] or tf.shape(x)[0]
         if labels is None:
@@ -155,11 +163,12 @@ class PatchedDiffusion(keras.Model):
             )
         else:
             indices = tf.cast(place % tf.cast(size * context.num_replicas_in_sync, place.dtype), tf.int32)
-        rate, told = self.diffusion.label_dropout if training else 0.0, None
-        if training and self.augmentation:
-            own_key = tf.random.experimental.stateless_fold_in(key, -1)  # no image's index
-            changes = draw_changes(own_key, indices, self.augmentation)
+        # A network that can be told always is: so all its weights have a gradient.
+        told = tf.zeros([size, AUGMENTATION_LABELS]) if self.network.augmented else None
+        if augmentation_key is not None:
+            changes = draw_changes(augmentation_key, indices, self.augmentation)
             x, told = apply_changes(x, changes), changes.labels
+        rate = self.diffusion.label_dropout if drop_labels else 0.0
         examples = self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate, parts)
         return examples._replace(augmentation=told)
 

@@ -169,7 +169,7 @@ IMPOSSIBLE = [
     ("seed=4294967296", "use a number from 0 up to 2147483648"),
     ("data.num_classes=0", "needs labels, and emoji64 has none"),
     ("network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
-    ("data.augmentation=1.5", "use a number from 0 to 1"),
+    ("data.augmentation=1", "use a number from 0 up to 1"),
     ("network.blurred_inputs=0", "use a number above 0"),
 ]
 

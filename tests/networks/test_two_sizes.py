@@ -12,7 +12,7 @@ from pdm_tf.denoiser import Experts, build_denoiser, build_network
 from pdm_tf.describe import describe_network, forward_flops, passes_of_sampling
 from pdm_tf.evaluation.likelihood import Likelihood
 from pdm_tf.networks import patched, vit
-from pdm_tf.networks.large_patches import with_large_patches
+from pdm_tf.networks.beginnings import with_large_patches
 from pdm_tf.networks.patched import LARGE
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import assign_arrays, variable_names

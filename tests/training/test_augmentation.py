@@ -5,10 +5,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from pdm_tf.networks.beginnings import with_augmentation
 from pdm_tf.networks.patched import AUGMENTATION_LABELS
 from pdm_tf.randomness import stream
 from pdm_tf.training.augmentation import Changes, apply_changes, draw_changes
 from pdm_tf.training.gradients import mean_gradients
+from pdm_tf.training.model import PatchedDiffusion
+from pdm_tf.weights import assign_arrays, variable_names
 from tests.training.conftest import largest_difference, weights
 
 NOTHING = dict.fromkeys(Changes._fields, 0.0)
@@ -99,7 +102,21 @@ def test_each_change_comes_as_often_as_it_should_and_labels_are_zero_where_nothi
     done = np.any([value.numpy() != 0 for value in drawn], axis=0)
     assert np.array_equal(np.any(labels != 0, axis=1), done) and 0.15 < 1 - done.mean() < 0.25
     np.testing.assert_array_equal(changes().labels, np.zeros((1, AUGMENTATION_LABELS)))
-    assert abs(np.std(labels[:, 7][labels[:, 7] != 0]) - 0.125) < 0.01
+    for column in range(2, AUGMENTATION_LABELS):  # of a size that layers learn from
+        assert 0.5 < np.sqrt(np.mean(labels[:, column][labels[:, column] != 0] ** 2)) < 1.5
+
+
+def test_what_gives_the_same_image_has_the_same_labels_and_its_opposite_has_others(image):
+    def seen(log_stretch, axis):
+        c = changes(log_stretch=log_stretch, axis=axis)
+        return apply_changes(tf.constant(image[None]), c).numpy(), c.labels.numpy()
+
+    pixels, labels = seen(0.3, 0.5)
+    for other in (seen(0.3, 0.5 - np.pi), seen(-0.3, 0.5 + np.pi / 2)):
+        np.testing.assert_allclose(other[0], pixels, atol=1e-4)
+        np.testing.assert_allclose(other[1], labels, atol=1e-5)
+    opposite = seen(-0.3, 0.5)
+    assert np.abs(opposite[0] - pixels).mean() > 0.1 and np.abs(opposite[1] - labels).max() > 1
 
 
 def test_xla_changes_images_in_the_same_way(image):
@@ -111,13 +128,16 @@ def test_xla_changes_images_in_the_same_way(image):
 
 @pytest.fixture
 def augmented(make_model):
-    return lambda **how: make_model(network={"augmented": True}, augmentation=0.5, **how)
+    return lambda **how: make_model(**{"network": {"augmented": True}, "augmentation": 0.5, **how})
+
+
+KEY = stream(0, "augmentation")
 
 
 def test_a_model_trains_on_changed_images_and_is_measured_on_those_of_the_data(augmented, images):
-    examples = augmented()._examples(stream(0, "x"), images)
-    of_test = augmented()._examples(stream(0, "x"), images, training=False)
-    assert of_test.augmentation is None and examples.augmentation.shape == (16, AUGMENTATION_LABELS)
+    examples, of_test = (augmented()._examples(stream(0, "x"), images, key) for key in (KEY, None))
+    assert examples.augmentation.shape == of_test.augmentation.shape == (16, AUGMENTATION_LABELS)
+    assert not np.any(of_test.augmentation)
     np.testing.assert_array_equal(of_test.x, images)
     told = np.any(examples.augmentation.numpy() != 0, axis=1)
     same = np.all(examples.x.numpy() == images, axis=(1, 2, 3))
@@ -129,7 +149,7 @@ def test_a_model_trains_on_changed_images_and_is_measured_on_those_of_the_data(a
 
 def test_the_network_is_told_and_parts_of_a_batch_keep_what_belongs_to_them(augmented, images):
     model = augmented()
-    batch, variables = model._examples(stream(0, "x"), images), model.network.trainable_variables
+    batch, variables = model._examples(stream(0, "x"), images, KEY), model.network.trainable_variables
     assert "unet/embed_augmentation/kernel:0" in {v.name for v in variables}
     losses = model.objective(batch)["simple_loss"]
     told = np.any(batch.augmentation.numpy() != 0, axis=1)
@@ -154,6 +174,27 @@ def test_training_moves_the_layer_and_is_a_function_of_seed_and_step(augmented, 
 
     (one, moved), (again, _) = run(), run()
     assert moved > 1e-4 and largest_difference(one, again) == 0
+    again = PatchedDiffusion.from_config(augmented().get_config())
+    assert again.augmentation == 0.5 and again.network.augmented
+
+
+def test_a_network_that_could_be_told_trains_on_images_as_they_are(augmented, batches):
+    """As its user does who ends a training without changes."""
+    history = augmented(augmentation=0.0).fit(batches, steps_per_epoch=1, verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_weights_begin_a_network_that_is_told_or_is_not(make_model, told, images):
+    """Whichever they are of; what is predicted of unchanged images is the same."""
+    there, here = (make_model(network={"augmented": own}).network for own in (not told, told))
+    shapes = dict(zip(variable_names(here.trainable_variables), [v.shape for v in here.trainable_variables]))
+    names = variable_names(there.trainable_variables)
+    arrays = {n: v.numpy() + 0.1 for n, v in zip(names, there.trainable_variables)}
+    assign_arrays(there.trainable_variables, arrays, "there")
+    assign_arrays(here.trainable_variables, with_augmentation(arrays, shapes), "here")
+    t = tf.range(16)
+    np.testing.assert_array_equal(there(images, t)[0], here(images, t)[0])
 
 
 def test_a_network_that_cannot_be_told_is_refused(make_model):
@@ -164,7 +205,7 @@ def test_a_network_that_cannot_be_told_is_refused(make_model):
 def test_a_two_size_network_is_told_at_both_sizes(augmented, images, make_model):
     network = {"augmented": True, "channel_multipliers": (1, 1), "patch_boundary": 396}
     model = make_model(network=network, augmentation=1.0)
-    batch = model._examples(stream(0, "x"), images, parts=1)
+    batch = model._examples(stream(0, "x"), images, KEY, parts=1)
     told, untold = (
         model.objective.shared_out(b)["simple_loss"].numpy()
         for b in (batch, batch._replace(augmentation=None))

@@ -135,7 +135,7 @@ def test_labels_are_dropped_at_the_given_rate(make_model):
     labels = draws(model).labels.numpy()
     assert set(labels) == {7, 9} and np.mean(labels == 9) == pytest.approx(0.1, abs=0.03)
     assert set(draws(make_model(network=network, label_dropout=0.0)).labels.numpy()) == {7}
-    assert set(draws(model, training=False).labels.numpy()) == {7}
+    assert set(draws(model, drop_labels=False).labels.numpy()) == {7}
 
 
 def test_noise_is_standard_normal_and_of_each_images_own(make_model):

@@ -12,7 +12,7 @@ from pdm_tf.denoiser import Experts
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.diffusion.timesteps import T_LAWS
-from pdm_tf.networks.large_patches import with_large_patches
+from pdm_tf.networks.beginnings import with_large_patches
 from pdm_tf.randomness import stream
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras

@@ -1,4 +1,4 @@
-"""Weights of a network made to begin one of two patch sizes, or one of larger images and patches."""
+"""Weights of a network made to begin another: of two patch sizes, of larger images, told of changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pdm_tf.networks.patched import LARGE
+from pdm_tf.networks.patched import EMBED_AUGMENTATION, LARGE
 
 
 def with_large_patches(
@@ -54,6 +54,22 @@ def for_larger_images(
         name: _grown(array, shapes[name], patch_size, times, np.repeat) if name in shapes else array
         for name, array in arrays.items()
     }
+
+
+def with_augmentation(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """Weights of a network, to begin one that is `augmented` or is not, whichever they are of.
+
+    A layer of zeros is added, or the layer left out: a network that is told of no change answers the same.
+
+    Args:
+      arrays: by variable name.
+      shapes: those of the new network's variables, by name.
+    """
+    kept = {n: array for n, array in arrays.items() if n in shapes or f"/{EMBED_AUGMENTATION}/" not in n}
+    added = {n: np.zeros(s, np.float32) for n, s in shapes.items() if f"/{EMBED_AUGMENTATION}/" in n}
+    return {**added, **kept}
 
 
 def _grown(
