@@ -428,7 +428,7 @@ def _vit_for(config: Config) -> _ViT:
 
     At each place and squared channel of a level a U-Net takes 36 FLOPs for an encoder block, 58 for a decoder
     block, which also sees a skip, and 36 for the ways down and up. A block of a ViT takes 24 for each token
-    and squared channel, and 4 for each pair of tokens and channel. There are about 12 blocks.
+    and squared channel, and 4 for each pair of tokens and channel. There are 7 to 13 blocks.
     """
     network, (height, width, _) = config.network, config.data.image_shape
     patch, blocks = network.patch_size, network.blocks_per_level
