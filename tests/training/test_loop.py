@@ -336,7 +336,7 @@ def another(leaf, value):
     elif leaf.kind is str:
         others = [value + "x"]
     elif leaf.kind in (int, float):
-        others = [value + 1, value - 1, value / 2 if leaf.kind is float else value // 2]
+        others = [value + 1, value - 1, (value + 1) / 2 if leaf.kind is float else value // 2]
     else:
         others = [(*value, parts[0](1)), value[:-1]] if Ellipsis in parts else [value[::-1]]
     return next(other for other in others if other != value and not rule.problem(other))
