@@ -94,12 +94,12 @@ def apply_changes(images: tf.Tensor, changes: Changes) -> tf.Tensor:
     """
     _, height, width, channels = images.shape
     right, down = _origins(height, width, changes)
-    places, weights = zip(*_corners(right + (width - 1) / 2.0, down + (height - 1) / 2.0, width, height))
+    corners = _corners(right + (width - 1) / 2.0, down + (height - 1) / 2.0, width, height)
     pixels = tf.reshape(images, [-1, height * width, channels])
     found = [
         tf.reshape(weight, [-1, height * width, 1])
         * tf.gather(pixels, tf.reshape(place, [-1, height * width]), batch_dims=1)
-        for place, weight in zip(places, weights)
+        for place, weight in corners
     ]
     return tf.reshape(tf.add_n(found), [-1, height, width, channels])
 

@@ -202,9 +202,9 @@ def test_a_network_that_cannot_be_told_is_refused(make_model):
         make_model(augmentation=0.5)
 
 
-def test_a_two_size_network_is_told_at_both_sizes(augmented, images, make_model):
+def test_a_two_size_network_is_told_at_both_sizes(augmented, images):
     network = {"augmented": True, "channel_multipliers": (1, 1), "patch_boundary": 396}
-    model = make_model(network=network, augmentation=1.0)
+    model = augmented(network=network, augmentation=1.0)
     batch = model._examples(stream(0, "x"), images, KEY, parts=1)
     told, untold = (
         model.objective.shared_out(b)["simple_loss"].numpy()
