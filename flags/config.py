@@ -105,8 +105,9 @@ class DiffusionConfig:
 
     num_timesteps: int = setting(1000, "T, the steps of the process.", above=0, shared=True)
     schedule: str = setting(
-        "linear", "How the noise grows.", choices=("linear", "cosine", "shifted_cosine"), shared=True
-    )
+        "linear", "How the noise grows.", choices=("linear", "cosine", "shifted_linear", "shifted_cosine"),
+        shared=True,
+    )  # fmt: skip
     beta_start: float = setting(1e-4, "beta of the first step, if linear.", above=0, shared=True)
     beta_end: float = setting(0.02, "beta of the last step, if linear.", below=1, above=0, shared=True)
     prediction: str = setting("x", "What the network predicts.", choices=("x", "eps", "v"))

@@ -162,22 +162,34 @@ def cosine(num_timesteps: int = 1000) -> NoiseSchedule:
 def shifted_cosine(num_timesteps: int = 1000, side: int = 64) -> NoiseSchedule:
     """log SNR = -2 ln tan(pi t / 2) + 2 ln(64 / side) (Hoogeboom et al., 2023, Eqs. 4 and 5).
 
-    Averaged down to 64 pixels, an image of `side` pixels, the longer side, is as noisy as one of 64. t is at
-    the middle of each of the T steps, where both ends are finite.
+    t is at the middle of each of the T steps, where both ends are finite; shifted as by `shifted`.
     """
     time = (np.arange(num_timesteps) + 0.5) / num_timesteps
-    log_snr = -2.0 * np.log(np.tan(math.pi / 2 * time)) + 2.0 * math.log(64 / side)
-    return NoiseSchedule(np.arange(num_timesteps, dtype=np.int32), 1.0 / (1.0 + np.exp(-log_snr)))
+    return shifted(_of_log_snr(-2.0 * np.log(np.tan(math.pi / 2 * time))), side)
+
+
+def shifted(schedule: NoiseSchedule, side: int) -> NoiseSchedule:
+    """Another log SNR by 2 ln(64 / side) at each of all T steps (Hoogeboom et al., 2023, Eq. 4).
+
+    Averaged down to 64 pixels, an image of `side` pixels, the longer side, is then at each t as noisy as one
+    of 64 under the given schedule.
+    """
+    return _of_log_snr(2.0 * schedule.half_log_snr + 2.0 * math.log(64 / side))
 
 
 def _of_beta(beta: np.ndarray) -> NoiseSchedule:
     return NoiseSchedule(np.arange(len(beta), dtype=np.int32), np.cumprod(1.0 - beta))
 
 
+def _of_log_snr(log_snr: np.ndarray) -> NoiseSchedule:
+    return NoiseSchedule(np.arange(len(log_snr), dtype=np.int32), 1.0 / (1.0 + np.exp(-log_snr)))
+
+
 # `diffusion.schedule` -> the schedule of a `DiffusionConfig` and of the images' longer side in pixels.
 SCHEDULES = {
     "linear": lambda d, side: linear(d.num_timesteps, d.beta_start, d.beta_end),
     "cosine": lambda d, side: cosine(d.num_timesteps),
+    "shifted_linear": lambda d, side: shifted(linear(d.num_timesteps, d.beta_start, d.beta_end), side),
     "shifted_cosine": lambda d, side: shifted_cosine(d.num_timesteps, side),
 }
 
