@@ -41,8 +41,9 @@ def for_larger_images(
     """Weights of a network, to begin one of images and patches some times as large: the grid stays.
 
     The stem gives what the smaller one gives for the image averaged down, and the head each pixel as a square
-    of equal ones; everything between stays. Under a schedule that is shifted by the resolution
-    (`shifted_cosine`) the averaged image is also as noisy, and only its scale is another.
+    of equal ones; everything between stays. Under a schedule that is shifted by the resolution, of the
+    smaller one's (`diffusion.schedules.shifted`), the averaged image is also as noisy, and only its scale is
+    another.
 
     Args:
       arrays: by variable name.

@@ -15,6 +15,7 @@ from pdm_tf.diffusion.schedules import (
     cosine,
     linear,
     logsnr_timesteps,
+    shifted,
     shifted_cosine,
     strided_timesteps,
     take,
@@ -231,9 +232,12 @@ def test_at_64_pixels_shifted_cosine_is_the_plain_one_with_an_snr_of_1_in_the_mi
     np.testing.assert_allclose(np.sqrt(schedule.alpha), np.cos((np.arange(999) + 0.5) / 999 * np.pi / 2))
 
 
-def test_an_averaged_image_is_as_noisy_as_one_of_64_pixels():
+@pytest.mark.parametrize(
+    "name, unshifted", [("shifted_cosine", "shifted_cosine"), ("shifted_linear", "linear")]
+)
+def test_an_averaged_image_is_as_noisy_as_one_of_64_pixels(name, unshifted):
     """Averaging k x k pixels divides the noise's variance by k^2, and keeps a constant signal."""
-    large, small = shifted_cosine(1000, 256), shifted_cosine(1000, 64)
+    large, small = SCHEDULES[name](DiffusionConfig(), 256), SCHEDULES[unshifted](DiffusionConfig(), 64)
     noise = np.random.default_rng(0).standard_normal((256, 256)).reshape(64, 4, 64, 4).mean(axis=(1, 3))
     for i in (100, 500, 900):
         averaged = large.alpha[i] / ((1 - large.alpha[i]) * noise.var())
@@ -260,14 +264,19 @@ def test_experts_share_what_decides_the_schedule_and_nothing_else_of_the_process
     assert changes == leaf.rule.shared
 
 
-@pytest.mark.parametrize("name, uses_side", [("linear", False), ("cosine", False), ("shifted_cosine", True)])
-def test_the_table_hands_on_the_settings(name, uses_side):
+def test_at_64_pixels_shifting_changes_nothing():
+    np.testing.assert_allclose(shifted(linear(), 64).alpha, linear().alpha, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_table_hands_on_the_settings(name):
     d = DiffusionConfig(num_timesteps=50, beta_start=0.001, beta_end=0.3)
     alpha = SCHEDULES[name](d, 128).alpha
     direct = {
         "linear": linear(50, 0.001, 0.3),
         "cosine": cosine(50),
+        "shifted_linear": shifted(linear(50, 0.001, 0.3), 128),
         "shifted_cosine": shifted_cosine(50, 128),
     }
     np.testing.assert_array_equal(alpha, direct[name].alpha)
-    assert np.array_equal(alpha, SCHEDULES[name](d, 64).alpha) != uses_side
+    assert np.array_equal(alpha, SCHEDULES[name](d, 64).alpha) != name.startswith("shifted")

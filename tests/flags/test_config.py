@@ -151,7 +151,7 @@ IMPOSSIBLE = [
     ("diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
     ("diffusion.t_stop=1001", "0 <= t_start < t_stop <= num_timesteps"),
     ("diffusion.beta_end=1e-5", "0 < beta_start < beta_end < 1"),
-    ("diffusion.schedule=sigmoid", "use one of linear, cosine, shifted_cosine"),
+    ("diffusion.schedule=sigmoid", "use one of linear, cosine, shifted_linear, shifted_cosine"),
     ("sampling.steps=1001", "the process has 1000 steps, so use 1 to 1000"),
     ("sampling.steps=", "sampling.steps is empty"),
     ("sampling.order=4", "use a number from 2 to 3"),
