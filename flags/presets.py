@@ -120,10 +120,10 @@ _SHORT = {
 
 
 def _for_large_images(side: int) -> dict[str, typing.Any]:
-    """Noise, and weights of it, of an image that is as noisy as one of 64 when averaged down to that."""
+    """Noise of an image that is as noisy as one of 64 when averaged down to that, and the weights alike."""
     return {
         "diffusion.schedule": "shifted_cosine", "diffusion.loss_weighting": "bounded_v",
-        "diffusion.loss_bias": round(2 * math.log(side / 64), 2), "optimizer.clip_norm": 1.0,
+        "diffusion.loss_bias": round(-2 * math.log(side / 64), 2), "optimizer.clip_norm": 1.0,
     }
 
 
@@ -364,11 +364,14 @@ class _ViT(typing.NamedTuple):
 
 NETWORKS = ("unet", "vit", "vit_appendix_d")  # the data set's own U-Net; the stable ViT; the paper's
 # fmt: off
-# Of about the U-Net's forward cost. The rate is Li & He's 5e-5 for each 256 images a step, at width 768.
+# Of about the U-Net's forward cost, but avatars256's, which is avatars64's on patches as many times as large as
+# the images. The rate is Li & He's 5e-5 for each 256 images a step, at width 768; avatars256's is what it was
+# trained at.
 _VITS = {
     #                   P  width depth narrow  lr        parameters  GFLOPs (U-Net's)
     "emoji64":     _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
     "avatars64":   _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
+    "avatars256":  _ViT(16,  128,    7,  32, 1e-3),  #   2,538,470     1.12 (3.62)
     "lsun_church": _ViT(8,   640,   11, 128, 5e-5),  #  87,297,180   143.63 (131.8)
     "imagenet256": _ViT(8,   768,   14, 128, 5e-5),  # 158,272,128   254.49 (250.5)
     "ffhq1024":    _ViT(32, 1024,   28, 256, 6e-6),  # 550,934,320   865.19 (840.9)
@@ -378,6 +381,11 @@ _STABLE = {
     "network.t_conditioning": "everywhere", "network.t_gates": True, "network.residual_scaling": "none",
     "network.qk_norm": True, "network.rope": True, "network.feed_forward": "swiglu",
     "diffusion.loss_weighting": "bounded_v", "diffusion.t_law": "logit_normal", "optimizer.beta_2": 0.95,
+}
+# Of images whose process is shifted: avatars64's t mean the same noise, averaged down, so that its ViT begins
+# theirs; and the law is about where its is, drawn out towards less noise, where the finer lines are learnt.
+_STABLE_SHIFTED = {
+    "diffusion.schedule": "shifted_linear", "diffusion.t_mean": -1.8, "diffusion.t_spread": 0.95,
 }
 # "Our initial configuration": PostNorm, with the input again before the 4th, 8th and last of 11 layers. Its
 # width is not told; this one has about the parameters of the U-Net of P = 8, which it is compared with.
@@ -413,6 +421,7 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
     vit, side = _VITS.get(dataset) or _vit_for(config), max(config.data.image_shape[:2])
     # Shifted to images below 256 pixels, the law would leave the noisiest t, where sampling begins, untrained.
     unshifted = DiffusionConfig().t_mean + min(0.0, math.log(side / 256))
+    shifted = config.diffusion.schedule.startswith("shifted")
     return {
         "network.kind": "vit", **_STABLE, "diffusion.t_mean": round(unshifted, 3),
         "network.patch_size": vit.patch_size,
@@ -420,6 +429,7 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
         "network.depth": vit.depth, "network.bottleneck": vit.bottleneck,
         "network.class_conditioning": "tokens" if conditional else "none",
         "network.class_tokens_from": vit.depth // 3 + 1, "optimizer.learning_rate": vit.learning_rate,
+        **(_STABLE_SHIFTED if shifted else {}),
     }  # fmt: skip
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from flags.presets import network_settings, preset
 from pdm_tf.diffusion.likelihood import gaussian_kl
 from pdm_tf.diffusion.losses import MIN_SNR_GAMMA, WEIGHTINGS, simple_loss, vlb_loss
 from pdm_tf.diffusion.predictions import predicted_x
 from pdm_tf.diffusion.process import diffuse, posterior_mean
-from pdm_tf.diffusion.schedules import cosine, linear
+from pdm_tf.diffusion.schedules import SCHEDULES, cosine, linear
 
 SCHEDULE = linear()
 
@@ -77,6 +78,19 @@ def test_bounded_v_weighting_is_the_loss_on_v_of_the_straight_path(scale):
     loss = simple_loss(x, tf.constant(pred_x), at(*steps), "bounded_v", -2 * np.log(scale))
     np.testing.assert_allclose(loss, on_v.sum((1, 2, 3)), rtol=1e-9)
     assert weights("bounded_v").max() == pytest.approx(400) and weights("bounded_v").min() >= 1
+
+
+@pytest.mark.parametrize("dataset", ["avatars256", "avatars1024"])
+@pytest.mark.parametrize("network", ["unet", "vit"])
+def test_presets_of_shifted_processes_weight_each_t_as_one_of_64_pixels_does(dataset, network):
+    config = preset(dataset)
+    config = config.replace(network_settings(network, config))
+    d, side = config.diffusion, max(config.data.image_shape)
+    own, of_64 = (SCHEDULES[d.schedule](d, pixels) for pixels in (side, 64))
+    # The preset's bias has two digits.
+    np.testing.assert_allclose(
+        weights(d.loss_weighting, own, d.loss_bias), weights(d.loss_weighting, of_64), rtol=0.01
+    )
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE.keep([0, 40, 600])], ids=["full", "strided"])

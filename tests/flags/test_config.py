@@ -33,9 +33,12 @@ def test_each_data_set_has_a_vit_of_its_own(config):
     vit = with_network("vit", config)
     assert with_network("unet", config) == config and vit.network.kind == "vit"
     assert vit.conditional == config.conditional and vit.data == config.data
-    # The law's mean log-SNR is -1.6 up to 256 pixels, and shifted above them.
+    # The law's mean log-SNR is -1.6 up to 256 pixels, shifted above; or that of 64 pixels, and 0.77 more.
     below = min(0.0, math.log(max(config.data.image_shape) / 256))
-    assert vit.diffusion.t_mean == pytest.approx(-0.8 + below, abs=1e-3)
+    shifted = config.diffusion.schedule.startswith("shifted")
+    mean = math.log(64 / 256) + 0.39 if shifted else below
+    assert vit.diffusion.t_mean == pytest.approx(-0.8 + mean, abs=5e-3)
+    assert vit.diffusion.schedule == ("shifted_linear" if shifted else config.diffusion.schedule)
     changed = {key.split(".")[0] for key in differences(config, vit)}
     assert changed == {"network", "diffusion", "optimizer"}  # what it sees, and for how long, is the same
 
