@@ -191,6 +191,7 @@ def test_copies_are_said_and_shown_beside_the_held_out_images(tmp_path, capsys):
     assert above[:, 2:6].std() > 0 and (tmp_path / "nearest_1.png").exists()
 
 
+@pytest.mark.slow
 def test_averages_of_several_lengths_make_one_table(home, capsys):
     run, plain = write_snapshots(write_run(home / "run")), RunFolder(home / "plain")
     plain.write_config(run.config())
@@ -221,6 +222,7 @@ def test_averages_of_several_lengths_make_one_table(home, capsys):
     assert not (home / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_same_numbers(home):
     write_run(home / "run")
     command = [

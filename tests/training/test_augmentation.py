@@ -165,6 +165,7 @@ def test_the_network_is_told_and_parts_of_a_batch_keep_what_belongs_to_them(augm
     assert largest_difference([g.numpy() for g in whole], [g.numpy() for g in parts]) < 1e-5 * largest
 
 
+@pytest.mark.slow
 def test_training_moves_the_layer_and_is_a_function_of_seed_and_step(augmented, batches):
     def run():
         model = augmented()

@@ -146,6 +146,7 @@ def test_a_run_that_goes_on_may_be_given_a_cooldown(whole, tmp_path):
     assert first.read_bytes() != second.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_path, capsys):
     quick = ("training.steps=11", "training.ema_snapshots=2", "training.ema_lengths=0.2")
     train(tmp_path, *quick, "training.eval_every=300", "training.log_every=100")
@@ -162,6 +163,7 @@ def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_p
     assert made.step == 11 and all(np.array_equal(made.arrays[name], average[name]) for name in average)
 
 
+@pytest.mark.slow
 def test_a_run_shorter_than_its_first_update_has_no_snapshot(tmp_path):
     train(
         tmp_path,
@@ -240,6 +242,7 @@ def test_a_stop_saves_before_anything_is_shown_and_shows_nothing(whole, tmp_path
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_log_is_one_line_and_the_half_line_is_passed_over(tmp_path, monkeypatch):
     def full(*_):
         (tmp_path / "logs/metrics.jsonl").write_text('{"step": 3, "lo')
@@ -381,6 +384,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
     loop.check_batch(config("training.grad_accum=4"), 2)
 
 
+@pytest.mark.slow
 def test_splits_without_labels_are_found_at_the_start_and_measured_with_the_null_label(tmp_path):
     image = fixtures.encode(fixtures.natural_image(0, 64, 64))
     sets = {}
@@ -464,7 +468,7 @@ def stopping_in(monkeypatch, folder, name, original, *settings):
     return str(stopped.value)
 
 
-@pytest.mark.parametrize("every", [5, 6, 12])
+@pytest.mark.parametrize("every", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (6, 12))])
 def test_a_signal_in_a_preview_ends_it_and_it_is_drawn_when_the_run_goes_on(
     whole, tmp_path, monkeypatch, every
 ):
@@ -483,6 +487,7 @@ def test_a_signal_in_a_preview_ends_it_and_it_is_drawn_when_the_run_goes_on(
     assert (tmp_path / f"previews/step_{every:08d}.png").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(whole, tmp_path, monkeypatch):
     settings = ["training.checkpoint_every=100"]
     said = stopping_in(monkeypatch, tmp_path, "check_together", loop.Signals.check_together, *settings)
@@ -498,6 +503,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(whole, tmp_path
     assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_when_the_minutes_are_over_all_is_saved_and_shown_and_the_run_goes_on(whole, tmp_path):
     run = RunFolder(tmp_path)
     late = loop.resolve(config("training.minutes=1e-9"), run, "float32")
@@ -527,6 +533,7 @@ def test_an_average_that_is_mostly_the_first_weights_is_told_of_once(tmp_path, c
     assert caplog.text.count("the first weights") == said
 
 
+@pytest.mark.slow
 def test_a_run_bound_by_minutes_tells_of_what_is_left_of_them(tmp_path, capfd):
     run = RunFolder(tmp_path)
     loop.train(loop.resolve(config("training.minutes=60"), run, "float32"), run, INFO, CPU)

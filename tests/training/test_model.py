@@ -68,6 +68,7 @@ def test_several_steps_for_each_host_call_are_the_same_steps(make_model, batches
     assert largest_difference(*runs[1:]) < 1e-3 * largest_difference(*runs[:2])
 
 
+@pytest.mark.slow
 def test_xla_gives_the_same_losses_and_gradients(make_model, images):
     """At the same noise: XLA draws other random numbers of the same distribution for the same key."""
     model = make_model(network={"class_conditioning": "gate", "num_classes": 3})
@@ -86,6 +87,7 @@ def test_xla_gives_the_same_losses_and_gradients(make_model, images):
     assert tf.linalg.global_norm([a - b for a, b in zip(plain[0], compiled[0])]) < 1e-3 * norm
 
 
+@pytest.mark.slow
 def test_fit_compiled_by_xla(make_model, batches):
     model = make_model(compiled={"jit_compile": True}, network={"dropout": 0.1}, grad_accum=2, clip_norm=1.0)
     history = model.fit(batches, steps_per_epoch=3, verbose=0).history
@@ -144,7 +146,7 @@ def test_noise_is_standard_normal_and_of_each_images_own(make_model):
     np.testing.assert_array_equal(draws(make_model(), count=10).eps.numpy().ravel(), eps[:10])
 
 
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_accumulation_equals_the_whole_batch(make_model, images, parts):
     whole, cut = (make_model(optimizer=sgd(), grad_accum=n) for n in (1, parts))
     histories = [m.fit(tf.data.Dataset.from_tensors(images[:8]), verbose=0).history for m in (whole, cut)]
@@ -205,6 +207,7 @@ def test_cooldown_is_linear_over_the_last_steps_and_the_last_still_learns():
     assert max(float(short(step)) for step in range(10)) == pytest.approx(0.6, abs=0.1)
 
 
+@pytest.mark.slow
 def test_mixed_bfloat16_trains_on_cpu(make_model, batches):
     model = make_model(network={"precision": "mixed_bfloat16"})
     history = model.fit(batches, steps_per_epoch=3, verbose=0).history
@@ -266,6 +269,7 @@ def test_places_of_any_step_mean_the_index_in_the_batch(make_model, images, step
     assert_same(examples, model._examples(KEY, images[:8]))
 
 
+@pytest.mark.slow
 def test_training_with_places_is_training_without(make_model, images):
     """Bit for bit, over steps whose places go on and on."""
     labels, runs = np.zeros(16, np.int32), []

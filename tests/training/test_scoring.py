@@ -133,9 +133,9 @@ def test_the_best_averages_stay(whole):
 @pytest.mark.parametrize(
     ("moment", "dies_at"),
     [
-        ("weights", 4), ("note", 8), *(
+        ("weights", 4), *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("before", 4), ("before", 8), ("weights", 8), ("note", 4))
+            for case in (("before", 4), ("before", 8), ("weights", 8), ("note", 4), ("note", 8))
         ),
     ],
 )  # fmt: skip
@@ -201,6 +201,7 @@ def test_a_note_that_is_not_of_the_weights_or_was_measured_otherwise_does_not_co
         run.best_note.write_text(note)
 
 
+@pytest.mark.slow
 def test_there_is_no_score_without_time_and_one_word_about_it(caplog, tmp_path, monkeypatch):
     monkeypatch.setattr(Budget, "allows", lambda self, seconds: False)
     train(tmp_path, "training.score_every=4", "training.score_images=10", "training.ema_lengths=")
@@ -226,6 +227,7 @@ def test_what_cannot_be_scored_is_said_and_trained_all_the_same(caplog, settings
     assert not made.possible and message in caplog.text
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_score_and_leaves_nothing_of_it(tmp_path, monkeypatch):
     """SIGTERM in the middle of step 8's score: the run is stopped and, run again, makes it up."""
     real = scoring.extract
