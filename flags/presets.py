@@ -364,14 +364,15 @@ class _ViT(typing.NamedTuple):
 
 NETWORKS = ("unet", "vit", "vit_appendix_d")  # the data set's own U-Net; the stable ViT; the paper's
 # fmt: off
-# Of about the U-Net's forward cost, but avatars256's, which is avatars64's on patches as many times as large as
-# the images. The rate is Li & He's 5e-5 for each 256 images a step, at width 768; avatars256's is what it was
-# trained at.
+# Of about the U-Net's forward cost, but those of larger avatars, which are avatars64's on patches that are as many
+# times as large as the images, so that each begins with the smaller one's weights. The rate is Li & He's 5e-5 for
+# each 256 images a step, at width 768; theirs is what they were trained at.
 _VITS = {
     #                   P  width depth narrow  lr        parameters  GFLOPs (U-Net's)
     "emoji64":     _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
     "avatars64":   _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
     "avatars256":  _ViT(16,  128,    7,  32, 1e-3),  #   2,538,470     1.12 (3.62)
+    "avatars1024": _ViT(64,  128,    7,  32, 1e-3),  #   5,879,270     2.83 (15.5)
     "lsun_church": _ViT(8,   640,   11, 128, 5e-5),  #  87,297,180   143.63 (131.8)
     "imagenet256": _ViT(8,   768,   14, 128, 5e-5),  # 158,272,128   254.49 (250.5)
     "ffhq1024":    _ViT(32, 1024,   28, 256, 6e-6),  # 550,934,320   865.19 (840.9)

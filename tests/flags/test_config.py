@@ -1,5 +1,6 @@
 """The config: JSON round trip, settings from words, and what is refused with which advice."""
 
+import dataclasses
 import math
 import shlex
 
@@ -16,6 +17,7 @@ PRESETS = [
     *(preset("lsun_church", p) for p in (2, 4, 8)),
     *(preset("imagenet256", split=s) for s in ("low", "high")),
     preset("ffhq1024"),
+    *(preset(f"avatars{side}") for side in (32, 256, 1024)),
 ]
 
 
@@ -48,6 +50,15 @@ def test_the_sets_that_ship_have_the_same_networks():
     for network in ("unet", "vit"):
         one, other = (with_network(network, config).network for config in SHIPPED)
         assert one == other
+
+
+@pytest.mark.parametrize("side", [256, 1024])
+def test_the_vit_of_larger_avatars_is_avatars64_s_on_the_same_grid(side):
+    """So it can begin with that one's weights."""
+    small, large = (with_network("vit", preset(f"avatars{n}")).network for n in (64, side))
+    of_the_unet = {"channel_multipliers": large.channel_multipliers}
+    grown = {"patch_size": small.patch_size * side // 64}
+    assert large == dataclasses.replace(small, **grown, **of_the_unet)
 
 
 def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
