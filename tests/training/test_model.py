@@ -305,20 +305,21 @@ def test_images_of_interleaved_pipelines_have_the_noise_and_losses_of_one(make_m
     @tf.function
     def examples_and_losses(*batch):
         examples = model._examples(KEY, batch)
-        return batch[2], examples.x, examples.t, examples.eps, model.objective(examples)["loss"]
+        parts = (examples.x, examples.labels, examples.t, examples.eps)
+        return batch[2], *parts, model.objective(examples)["loss"]
 
     arguments = (strategy.experimental_distribute_values_from_function(
         lambda context, part=part: tf.convert_to_tensor(batch_of(context)[part])
     ) for part in range(3))  # fmt: skip
     results = strategy.run(examples_and_losses, args=tuple(arguments))
-    places, x, t, eps, loss = (
+    places, x, _, t, eps, loss = (
         np.concatenate(strategy.experimental_local_results(result)) for result in results
     )
     order = np.argsort(places)
     whole = places_of(start_batch)
     np.testing.assert_array_equal(places[order], whole)
     _, *one, one_loss = examples_and_losses(images[whole % 16], labels, tf.constant(whole))
-    assert_same((x[order], t[order], eps[order]), one)
+    assert_same((x[order], labels, t[order], eps[order]), one)
     np.testing.assert_allclose(loss[order], one_loss, rtol=1e-4)
 
 
