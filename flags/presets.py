@@ -420,17 +420,18 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
             )
         return {"network.kind": "vit", **_APPENDIX_D}
     vit, side = _VITS.get(dataset) or _vit_for(config), max(config.data.image_shape[:2])
-    # Shifted to images below 256 pixels, the law would leave the noisiest t, where sampling begins, untrained.
-    unshifted = DiffusionConfig().t_mean + min(0.0, math.log(side / 256))
-    shifted = config.diffusion.schedule.startswith("shifted")
+    if config.diffusion.schedule.startswith("shifted"):
+        process = _STABLE_SHIFTED
+    else:
+        # Shifted to images below 256 pixels, the law would leave the noisiest t, where sampling begins, untrained.
+        process = {"diffusion.t_mean": round(DiffusionConfig().t_mean + min(0.0, math.log(side / 256)), 3)}
     return {
-        "network.kind": "vit", **_STABLE, "diffusion.t_mean": round(unshifted, 3),
+        "network.kind": "vit", **_STABLE, **process,
         "network.patch_size": vit.patch_size,
         "network.base_channels": vit.width, "network.head_channels": 64 if vit.width >= 256 else 32,
         "network.depth": vit.depth, "network.bottleneck": vit.bottleneck,
         "network.class_conditioning": "tokens" if conditional else "none",
         "network.class_tokens_from": vit.depth // 3 + 1, "optimizer.learning_rate": vit.learning_rate,
-        **(_STABLE_SHIFTED if shifted else {}),
     }  # fmt: skip
 
 
