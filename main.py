@@ -14,10 +14,10 @@ from absl import app, logging
 from absl import flags as absl_flags
 
 from flags import definitions
-from flags.config import changes
 from flags.definitions import FLAGS
-from flags.errors import EXIT_USER_ERROR, UserError, one_line, run
-from flags.words import to_lines
+from pdm_tf.config.fields import changes
+from pdm_tf.config.words import to_lines
+from pdm_tf.errors import EXIT_USER_ERROR, UserError, one_line, run
 
 absl_flags.adopt_module_key_flags(definitions)  # --help lists those of the program's own file
 
@@ -26,9 +26,10 @@ def train():
     """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""
     info = dataset_info()
     config, folder, size = training_config(info)
+    from pdm_tf import devices as strategy
     from pdm_tf import plots
     from pdm_tf.analysis.memory import peak_resident
-    from pdm_tf.training import loop, strategy
+    from pdm_tf.training import loop
 
     where = strategy.make_strategy(choose_strategy())
     print(to_lines(config) + size, end="", flush=True)
@@ -46,11 +47,11 @@ def train():
 
 def sample():
     """--mode=sample: draws or edits images with the averaged weights of a run, or of several experts."""
+    from pdm_tf import devices as strategy
     from pdm_tf import images
     from pdm_tf.sampling import output
     from pdm_tf.sampling.batches import Draw
     from pdm_tf.sampling.sampler import Sampler, cycled_labels
-    from pdm_tf.training import strategy
 
     chosen, share = sampling_place()
     # All that can be refused is looked at before any network is made.
@@ -81,8 +82,8 @@ def sample():
 
 def sampling_place():
     """The strategy to sample with, and the share: the workers of a cluster each draw their own, alone."""
+    from pdm_tf import devices as strategy
     from pdm_tf.sampling.batches import Share
-    from pdm_tf.training import strategy
 
     chosen = choose_strategy()
     if chosen != "multi_worker":
@@ -145,10 +146,10 @@ def evaluate():
 def likelihood():
     """--mode=evaluate --likelihood: bits per dimension of a model on its held-out split (Section 4.1)."""
     from pdm_tf import data, stack
+    from pdm_tf import devices as strategy
     from pdm_tf.atomic import remove_tree
     from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, report_bits, ways_from
-    from pdm_tf.experts import load
-    from pdm_tf.training import strategy
+    from pdm_tf.models import load
 
     runs = trained_runs()
     config = definitions.with_sampling_flags(runs[0].config)
@@ -211,11 +212,11 @@ def trained_data(data):
 
 def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, place):
     """The table's row of a model's own samples, or one for each of the lengths of its averages."""
+    from pdm_tf import devices as strategy
     from pdm_tf.evaluation import subjects
-    from pdm_tf.experts import load
+    from pdm_tf.models import load
     from pdm_tf.sampling.batches import Draw
     from pdm_tf.sampling.sampler import Sampler
-    from pdm_tf.training import strategy
 
     (chosen, share), seed, count = place, FLAGS.seed or 0, definitions.num_samples()
     with strategy.make_strategy(chosen).scope():
@@ -279,7 +280,7 @@ def export():
 def page():
     """--mode=page: a page in the browser, to draw, edit and paint with models, and to look inside."""
     from pdm_tf.analysis.subject import Model
-    from pdm_tf.experts import read_models
+    from pdm_tf.models import read_models
     from pdm_tf.page import layout
     from pdm_tf.page.studio import Studio
 
@@ -308,8 +309,9 @@ def describe():
 
 def training_config(info):
     """The config that a run trains with here, its folder, and a line on its network's size, or ""."""
+    from pdm_tf import devices as strategy
     from pdm_tf.run import RunFolder
-    from pdm_tf.training import loop, strategy
+    from pdm_tf.training import loop
 
     folder, begun_from = RunFolder(definitions.run_dir()), definitions.parent_dir()
     chosen = strategy.choose(FLAGS.strategy)[0]
@@ -336,7 +338,7 @@ def dataset_info(needed: bool = True):
 
 def choose_strategy() -> str:
     """--strategy, "auto" decided."""
-    from pdm_tf.training import strategy
+    from pdm_tf import devices as strategy
 
     chosen, reason = strategy.choose(FLAGS.strategy)
     if chosen != FLAGS.strategy and FLAGS.mode != "describe":
@@ -357,14 +359,14 @@ def one_machine() -> str:
 
 def trained_runs():
     """The run, or experts, to draw from."""
-    from pdm_tf.experts import read_runs
+    from pdm_tf.models import read_runs
 
     return read_runs(*trained_folders())
 
 
 def trained_models(lengths):
     """The models to evaluate, each a list of runs; refuses lengths that averages of them cannot have."""
-    from pdm_tf.experts import check_lengths, read_models
+    from pdm_tf.models import check_lengths, read_models
 
     models = read_models(*trained_folders())
     for runs in models:
@@ -398,7 +400,7 @@ def asked_folders():
 
 def loaded_model(runs):
     """The runs' model with the averaged weights that were asked for; says what they are if they are made."""
-    from pdm_tf.experts import load
+    from pdm_tf.models import load
 
     loaded = load(runs, FLAGS.ema_length)
     for origin in loaded.origin if FLAGS.ema_length else ():

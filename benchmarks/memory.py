@@ -22,11 +22,14 @@ BATCHES = {"emoji64": 64, "c64": 32, "lsun_church": 8}
 STEPS = 3
 
 
-def config_of(network: str, recompute: bool):
+def config_of(network: str, gradient_checkpointing: bool):
     """A preset, or "c64": 64x64 pixels, P=2, 6.95M parameters."""
-    from flags.presets import preset
+    from pdm_tf.config.presets import preset
 
-    settings = {"training.recompute": recompute, "training.batch_size": BATCHES[network]}
+    settings = {
+        "training.gradient_checkpointing": gradient_checkpointing,
+        "training.batch_size": BATCHES[network],
+    }
     if network == "c64":
         c64 = {
             "network.patch_size": 2, "network.base_channels": 64, "network.channel_multipliers": (1, 2, 2),
@@ -37,7 +40,7 @@ def config_of(network: str, recompute: bool):
     return preset(network).replace(settings)
 
 
-def measure(network: str, recompute: bool, jit_compile: bool) -> dict[str, float]:
+def measure(network: str, gradient_checkpointing: bool, jit_compile: bool) -> dict[str, float]:
     """MiB that the steps add to the process, and the median seconds of a step after the first."""
     import tensorflow as tf
 
@@ -45,7 +48,7 @@ def measure(network: str, recompute: bool, jit_compile: bool) -> dict[str, float
     from pdm_tf.training.loop import training_state
     from pdm_tf.training.model import build_model
 
-    config = config_of(network, recompute).replace({"training.jit_compile": jit_compile})
+    config = config_of(network, gradient_checkpointing).replace({"training.jit_compile": jit_compile})
     model = build_model(config, "float32")
     training_state(model)  # makes the optimizer's slots
     batch = tf.zeros((config.training.batch_size, *config.data.image_shape))

@@ -18,16 +18,16 @@ import time
 
 import numpy as np
 
-from flags.config import Config, SamplingConfig, check_sampling
-from flags.errors import run
-from flags.presets import DEFAULT_DATASET
 from pdm_tf import data
+from pdm_tf.config.fields import Config, SamplingConfig, check_sampling
+from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.denoiser import Denoiser
+from pdm_tf.errors import run
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
-from pdm_tf.experts import load, read_runs
+from pdm_tf.models import load, read_runs
 from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.sampler import Sampler
 

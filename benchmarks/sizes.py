@@ -14,8 +14,8 @@ import time
 
 import tensorflow as tf
 
-from flags.config import Config, DataConfig
-from flags.presets import SIZES, sized_preset
+from pdm_tf.config.fields import Config, DataConfig
+from pdm_tf.config.presets import SIZES, sized_preset
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import PatchedDiffusion, build_model

@@ -23,9 +23,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from benchmarks.data_pipeline import waiting_share
-from flags.config import Config
-from flags.presets import KEPT_LENGTHS, preset
 from pdm_tf import data
+from pdm_tf.config.fields import Config
+from pdm_tf.config.presets import KEPT_LENGTHS, preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop

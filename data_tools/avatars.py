@@ -20,8 +20,8 @@ from PIL import Image
 
 from data_tools import convert
 from data_tools.shards import Item
-from flags.errors import UserError, one_line, run
 from pdm_tf.atomic import atomic_folder, atomic_text
+from pdm_tf.errors import UserError, one_line, run
 
 DICEBEAR, RESVG = "9.4.3", "2.6.2"
 # Of DiceBear's styles those in CC0 or CC BY 4.0 that look like a face at 64 and at 256 pixels.

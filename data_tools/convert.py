@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from data_tools import shards
 from data_tools.shards import Encoder, Item, Task
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_json, atomic_text, remove_tree, sha256, sole_writer
 from pdm_tf.data import describe_directory
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.images import PILLOW_MODES, ImageError
 from pdm_tf.paths import as_path, is_remote, local_path, size_of
 from pdm_tf.progress import bar

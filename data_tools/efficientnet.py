@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flags.errors import UserError, one_line, run
+from pdm_tf.errors import UserError, one_line, run
 from pdm_tf.evaluation.efficientnet import blocks
 from pdm_tf.weights import write_arrays
 

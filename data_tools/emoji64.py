@@ -20,8 +20,8 @@ from PIL import Image
 
 from data_tools import convert
 from data_tools.shards import Item
-from flags.errors import UserError, one_line, run
 from pdm_tf import images
+from pdm_tf.errors import UserError, one_line, run
 
 PACKAGE = "emoji-datasource-google"
 VERSION = "16.0.0"

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from data_tools import convert
 from data_tools.shards import Item
-from flags.errors import UserError, one_line, run
+from pdm_tf.errors import UserError, one_line, run
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where the package puts them
 PARTS = ("train", "t10k")

@@ -22,8 +22,8 @@ from PIL import Image
 
 from data_tools import convert
 from data_tools.shards import Item
-from flags.errors import UserError, run
 from pdm_tf import images
+from pdm_tf.errors import UserError, run
 
 # Before a record: its length (uint64) and that number's checksum; after it: its checksum.
 HEADER_BYTES = 12

@@ -22,8 +22,8 @@ from PIL import Image, ImageColor
 from data_tools import convert
 from data_tools.geometry import resize_then_crop
 from data_tools.shards import Item, image_limit
-from flags.errors import UserError, run
 from pdm_tf import images
+from pdm_tf.errors import UserError, run
 
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B"}
 

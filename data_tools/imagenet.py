@@ -26,8 +26,8 @@ from PIL import Image
 from data_tools import convert
 from data_tools.geometry import resize_then_crop
 from data_tools.shards import Item
-from flags.errors import UserError, run
 from pdm_tf import images
+from pdm_tf.errors import UserError, run
 from pdm_tf.progress import bar
 
 BLOCK = tarfile.BLOCKSIZE

@@ -20,8 +20,8 @@ from PIL import Image
 from data_tools import convert
 from data_tools.geometry import square_then_box
 from data_tools.shards import Item
-from flags.errors import UserError, run
 from pdm_tf import images
+from pdm_tf.errors import UserError, run
 
 
 @functools.lru_cache(maxsize=1)

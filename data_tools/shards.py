@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from PIL import Image
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file, atomic_json, sha256
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.images import ImageError, TooManyPixelsError, encode, pixel_limit, reading
 from pdm_tf.paths import is_remote
 

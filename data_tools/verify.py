@@ -16,10 +16,10 @@ from pathlib import Path
 import tensorflow as tf
 
 from data_tools import convert
-from flags.errors import UserError, run
 from pdm_tf import images
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, describe_directory
+from pdm_tf.errors import UserError, run
 from pdm_tf.paths import as_path, size_of
 from pdm_tf.progress import bar
 

@@ -10,7 +10,7 @@ import unicodedata
 
 from absl import flags
 
-from flags.config import (
+from pdm_tf.config.fields import (
     ANALYSES,
     DRAWN,
     EMA_LENGTHS,
@@ -24,8 +24,7 @@ from flags.config import (
     parse_settings,
     validate,
 )
-from flags.errors import UserError
-from flags.presets import (
+from pdm_tf.config.presets import (
     DEFAULT_DATASET,
     DERIVED_FROM_LENGTH,
     DERIVED_FROM_SIZE,
@@ -39,7 +38,8 @@ from flags.presets import (
     refuse_split,
     sized_preset,
 )
-from flags.words import Leaf, check_values, get, leaves, parse, replace
+from pdm_tf.config.words import Leaf, check_values, get, leaves, parse, replace
+from pdm_tf.errors import UserError
 
 MODES = ("train", "sample", "evaluate", "analyze", "export", "page", "describe")
 FORMATS = ("saved_model", "safetensors")

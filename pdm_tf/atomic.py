@@ -25,7 +25,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from flags.errors import UserError, one_line
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import PATTERN, as_path, files_below, is_remote
 
 # Set where the file system has no locks, and nobody else writes.

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flags.config import EMA_LENGTHS
-from flags.errors import UserError
-from flags.words import require, word
+from pdm_tf.config.fields import EMA_LENGTHS
+from pdm_tf.config.words import require, word
+from pdm_tf.errors import UserError
 from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import read_arrays

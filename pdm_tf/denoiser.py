@@ -8,8 +8,8 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from flags.config import Config, DiffusionConfig
-from flags.words import options_of
+from pdm_tf.config.fields import Config, DiffusionConfig
+from pdm_tf.config.words import options_of
 from pdm_tf.diffusion.predictions import predicted_x
 from pdm_tf.diffusion.schedules import SCHEDULES, NoiseSchedule
 from pdm_tf.networks.patched import PatchedNetwork
@@ -128,14 +128,16 @@ class Experts:
         return pred_x, u
 
 
-def build_network(config: Config, precision: str = "float32", recompute: bool = False) -> PatchedNetwork:
-    """The config's network, with fresh weights; `precision` and `recompute` are those of `PatchedNetwork`."""
+def build_network(
+    config: Config, precision: str = "float32", gradient_checkpointing: bool = False
+) -> PatchedNetwork:
+    """The config's network, with fresh weights; the other arguments are those of `PatchedNetwork`."""
     return PatchedNetwork(
         image_shape=config.data.image_shape,
         num_classes=config.data.num_classes,
         augmented=config.data.augmentation > 0,
         precision=precision,
-        recompute=recompute,
+        gradient_checkpointing=gradient_checkpointing,
         **options_of(config.network, config.network.kind, shared=True),
     )
 
@@ -148,7 +150,7 @@ def build_denoiser(diffusion: DiffusionConfig, network: PatchedNetwork) -> Netwo
     d = diffusion
     schedule = SCHEDULES[d.schedule](d, max(network.image_shape[:2]))
     denoiser = partial(NetworkDenoiser, network, schedule, d.prediction)
-    boundary = network.patch_boundary
+    boundary = network.patch_switch_t
     if not boundary:
         return denoiser(d.t_start, d.t_stop)
     return Experts([denoiser(d.t_start, boundary), denoiser(boundary, d.t_stop, large=True)])

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from flags.config import Config
+from pdm_tf.config.fields import Config
 from pdm_tf.denoiser import Experts, build_denoiser, build_network
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.sampling.sampler import kept_steps
@@ -23,11 +23,11 @@ def describe_network(config: Config) -> str:
     lines += [f"  {line}" for line in (patches, *network.trunk.describe())]
     lines.append(f"trainable parameters: {count_parameters(network):,}")
     costs = [forward_flops(network)]
-    if not network.patch_boundary:
+    if not network.patch_switch_t:
         lines.append(f"forward FLOPs per image: {costs[0]:,}")
     else:
         costs.append(forward_flops(network, large=True))
-        boundary, snr = network.patch_boundary, build_denoiser(d, network).schedule.snr
+        boundary, snr = network.patch_switch_t, build_denoiser(d, network).schedule.snr
         lines += [
             f"forward FLOPs per image, t < {boundary}: {costs[0]:,}",
             f"forward FLOPs per image, t >= {boundary} (SNR {snr[boundary]:.3g} and less), patches "

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from flags.config import Config, SamplingConfig
-from flags.errors import UserError
-from flags.words import options_of
 from pdm_tf.atomic import atomic_folder, atomic_text
+from pdm_tf.config.fields import Config, SamplingConfig
+from pdm_tf.config.words import options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import learned_log_variance
-from pdm_tf.experts import Loaded, Run, read_weights
+from pdm_tf.errors import UserError
+from pdm_tf.models import Loaded, Run, read_weights
 from pdm_tf.paths import PATTERN, as_path, entries
 from pdm_tf.run import SAFETENSORS, RunFolder
 from pdm_tf.sampling.sampler import Sampler
@@ -288,9 +288,9 @@ def export_weights(
     names and shapes in its README.md: for other frameworks, and for all that takes a run's folder here.
 
     Args:
-      runs: from `pdm_tf.experts.read_runs`; one.
+      runs: from `pdm_tf.models.read_runs`; one.
       config: what to write as config.json.
-      ema_length: as for `pdm_tf.experts.load`.
+      ema_length: as for `pdm_tf.models.load`.
       out: the folder to make.
     Returns:
       the file of the weights, each array bit for bit the run's.
@@ -424,8 +424,8 @@ def readme(metadata: dict[str, typing.Any]) -> str:
         sampling=f"{sampling.sampler}{options}, {steps} steps, {sampling.spacing}",
         source="; ".join(
             "{weights} (P = {patch_size}{large}) for {t_start} <= t < {t_stop}".format(
-                large=f", {2 * run['patch_size']} from t = {run['patch_boundary']} on"
-                if "patch_boundary" in run
+                large=f", {2 * run['patch_size']} from t = {run['patch_switch_t']} on"
+                if "patch_switch_t" in run
                 else "",
                 **run,
             )

@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import as_path
 
 # Files that are taken for images by their names.

@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 from etils import epath
 
-from flags.errors import UserError, one_line
+from pdm_tf.errors import UserError, one_line
 
 # TensorFlow takes the path of a checkpoint for a pattern: these characters keep it from finding one.
 PATTERN = re.compile(r"[][*?\\]")

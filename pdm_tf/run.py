@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flags.config import Config
-from flags.errors import UserError
 from pdm_tf.atomic import atomic_text, sole_writer
+from pdm_tf.config.fields import Config
+from pdm_tf.errors import UserError
 from pdm_tf.paths import as_path, entries
 
 # Run folders that ship with the project, by data set: what is sampled before anything has been trained.

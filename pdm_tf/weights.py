@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import as_path
 
 

@@ -51,7 +51,7 @@ def denoise(out: str) -> None:
     """x_theta and u of the weights that ship, at levels from the least noise to the most."""
     import tensorflow as tf
 
-    from pdm_tf.experts import load, read_runs
+    from pdm_tf.models import load, read_runs
     from pdm_tf.run import PRETRAINED
 
     denoiser = load(read_runs(PRETRAINED / "emoji64")).denoiser

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from flags.errors import UserError
 from pdm_tf.atomic import HOST, atomic_file, atomic_folder, atomic_json, atomic_text, sole_writer
+from pdm_tf.errors import UserError
 
 KILLED = """
 import os, signal, sys

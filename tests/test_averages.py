@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.averages import NOTHING, gamma_of, profile, reconstruct, shares
+from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.weights import read_arrays, write_arrays

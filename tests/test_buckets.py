@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.atomic import (
     append_text,
     atomic_file,
@@ -22,6 +21,7 @@ from pdm_tf.atomic import (
     sole_writer,
 )
 from pdm_tf.data import describe_directory
+from pdm_tf.errors import UserError
 from pdm_tf.paths import as_path, entries, files_below, is_remote, size_of
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.output import write_images

@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 
-from flags.config import Config, NetworkConfig, SamplingConfig
-from flags.words import leaves, options_of
+from pdm_tf.config.fields import Config, NetworkConfig, SamplingConfig
+from pdm_tf.config.words import leaves, options_of
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.process import VARIANCES
 from pdm_tf.diffusion.schedules import SCHEDULES
-from pdm_tf.diffusion.timesteps import T_LAWS
+from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
 from pdm_tf.networks.patched import NETWORKS
 from pdm_tf.sampling.sampler import SAMPLERS
 
@@ -22,7 +22,7 @@ RULES = {key: leaf.rule for key, leaf in leaves(Config).items()}
         ("network.kind", NETWORKS),
         ("diffusion.schedule", SCHEDULES),
         ("diffusion.loss_weighting", WEIGHTINGS),
-        ("diffusion.t_law", T_LAWS),
+        ("diffusion.t_distribution", T_DISTRIBUTIONS),
         ("sampling.sampler", SAMPLERS),
         ("sampling.variance", VARIANCES),
     ],

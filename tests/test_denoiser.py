@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import DiffusionConfig
-from flags.words import leaves
+from pdm_tf.config.fields import DiffusionConfig
+from pdm_tf.config.words import leaves
 from pdm_tf.denoiser import build_denoiser
 from pdm_tf.diffusion.predictions import predicted_x
 from tests.tiny_runs import tiny_config, tiny_denoiser

@@ -27,15 +27,15 @@ from PIL import Image
 
 import main
 from flags import definitions
-from flags.config import Config, parse_settings
 from flags.definitions import FLAGS
-from flags.presets import DEFAULT_DATASET, preset
-from flags.words import leaves
+from pdm_tf import devices as strategy
+from pdm_tf.config.fields import Config, parse_settings
+from pdm_tf.config.presets import DEFAULT_DATASET, preset
+from pdm_tf.config.words import leaves
 from pdm_tf.data import find_dataset
 from pdm_tf.data.info import SOURCES
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
-from pdm_tf.training import strategy
 from tests.data import fixtures
 from tests.documents import (
     LANGUAGES,
@@ -93,7 +93,7 @@ SMALL = {
     "benchmarks.samplers": ["--steps=2", "--num_images=4", "--batch_size=4", "--seeds=2"],
     "benchmarks.distances": ["--count=200", "--dimension=16"],
     "benchmarks.sizes": ["--sizes", "tiny", "--sides", "32", "--batch=1", "--steps=1"],
-    "benchmarks.patch_sizes": [
+    "experiments.patch_sizes": [
         "--seeds=1",
         "--steps=4",
         "--num_images=4",
@@ -104,8 +104,8 @@ SMALL = {
         "--set=sampling.steps=4",
         "--set=network.channel_multipliers=1,1",
     ],
-    "benchmarks.ladder": ["--rungs", "1", "--seeds=1", "--steps=2"],
-    "benchmarks.reproduction": "hours; tests/benchmarks/test_reproduction.py makes a figure with it",
+    "experiments.ladder": ["--rungs", "1", "--seeds=1", "--steps=2"],
+    "experiments.reproduction": "hours; tests/benchmarks/test_reproduction.py makes a figure with it",
     "data_tools.fashion_mnist": "needs a Debian package; tests/data_tools/test_tools.py makes such files",
     "benchmarks.peers": "needs torch, in an environment of its own",
     "benchmarks.serving": "needs the servers, in an environment of their own: tests/test_serving.py",
@@ -401,7 +401,7 @@ def test_no_block_escapes_and_no_reason_is_left_over():
 
 def options_of_tools() -> set[str]:
     """The flags of all programs but main.py."""
-    folders = ("data_tools", "benchmarks", "examples", "tests/training")
+    folders = ("data_tools", "benchmarks", "experiments", "examples", "tests/training")
     files = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
     found = [re.findall(r"\badd(?:_argument)?\(\s*\"--(\w+)\"", path.read_text()) for path in files]
     return {name for names in found for name in names}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flags.presets import DEFAULT_DATASET
+from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.run import PRETRAINED
 from tests.notebook import cells_of, commands_of
 from tests.test_docs import check_main

@@ -17,12 +17,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from safetensors.numpy import load_file, save_file
 from tensorflow.core.protobuf import saved_model_pb2
 
-from flags.config import Config, SamplingConfig
-from flags.errors import UserError
+from pdm_tf.config.fields import Config, SamplingConfig
 from pdm_tf.diffusion.process import learned_log_variance
-from pdm_tf.experts import Experts, Loaded
+from pdm_tf.errors import UserError
 from pdm_tf.export import METADATA, WARM_UP, export_saved_model, servable
 from pdm_tf.images import to_uint8
+from pdm_tf.models import Experts, Loaded
 from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays, write_arrays

@@ -11,54 +11,61 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Room -> the rooms that it uses: all of them, and no others.
 MAY_USE = {
-    "flags": "",
+    "flags": "pdm_tf.config pdm_tf.errors",
     "pdm_tf": "pdm_tf.stack",
+    "pdm_tf.errors": "",
+    "pdm_tf.config": "pdm_tf.errors",
     "pdm_tf.stack": "",
     "pdm_tf.progress": "",
     "pdm_tf.randomness": "",
-    "pdm_tf.paths": "flags",
-    "pdm_tf.atomic": "flags pdm_tf.paths",
-    "pdm_tf.images": "flags pdm_tf.atomic pdm_tf.paths",
-    "pdm_tf.weights": "flags pdm_tf.atomic pdm_tf.paths",
-    "pdm_tf.patching": "flags pdm_tf.stack",
-    "pdm_tf.run": "flags pdm_tf.atomic pdm_tf.paths",
-    "pdm_tf.averages": "flags pdm_tf.progress pdm_tf.run pdm_tf.weights",
+    "pdm_tf.paths": "pdm_tf.errors",
+    "pdm_tf.atomic": "pdm_tf.errors pdm_tf.paths",
+    "pdm_tf.images": "pdm_tf.atomic pdm_tf.errors pdm_tf.paths",
+    "pdm_tf.weights": "pdm_tf.atomic pdm_tf.errors pdm_tf.paths",
+    "pdm_tf.patching": "pdm_tf.errors pdm_tf.stack",
+    "pdm_tf.run": "pdm_tf.atomic pdm_tf.config pdm_tf.errors pdm_tf.paths",
+    "pdm_tf.averages": "pdm_tf.config pdm_tf.errors pdm_tf.progress pdm_tf.run pdm_tf.weights",
     "pdm_tf.diffusion": "",
-    "pdm_tf.networks": "flags pdm_tf.patching pdm_tf.stack",
-    "pdm_tf.denoiser": "flags pdm_tf.diffusion pdm_tf.networks",
-    "pdm_tf.experts": "flags pdm_tf.averages pdm_tf.denoiser pdm_tf.run pdm_tf.weights",
-    "pdm_tf.describe": "flags pdm_tf.denoiser pdm_tf.networks pdm_tf.sampling",
-    "pdm_tf.data": "flags pdm_tf.atomic pdm_tf.images pdm_tf.paths pdm_tf.stack",
-    "pdm_tf.sampling": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.images pdm_tf.paths "
-    "pdm_tf.progress pdm_tf.randomness",
-    "pdm_tf.export": "flags pdm_tf.atomic pdm_tf.denoiser pdm_tf.diffusion pdm_tf.experts pdm_tf.paths "
-    "pdm_tf.run pdm_tf.sampling pdm_tf.weights",
-    "pdm_tf.training": "flags pdm_tf.atomic pdm_tf.averages pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
-    "pdm_tf.diffusion pdm_tf.evaluation pdm_tf.images pdm_tf.networks pdm_tf.paths pdm_tf.progress "
-    "pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.weights",
-    "pdm_tf.evaluation": "flags pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.experts "
-    "pdm_tf.images pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.sampling pdm_tf.stack "
+    "pdm_tf.networks": "pdm_tf.errors pdm_tf.patching pdm_tf.stack",
+    "pdm_tf.denoiser": "pdm_tf.config pdm_tf.diffusion pdm_tf.networks",
+    "pdm_tf.models": "pdm_tf.averages pdm_tf.config pdm_tf.denoiser pdm_tf.errors pdm_tf.run pdm_tf.weights",
+    "pdm_tf.devices": "pdm_tf.errors",
+    "pdm_tf.describe": "pdm_tf.config pdm_tf.denoiser pdm_tf.networks pdm_tf.sampling",
+    "pdm_tf.data": "pdm_tf.atomic pdm_tf.errors pdm_tf.images pdm_tf.paths pdm_tf.stack",
+    "pdm_tf.sampling": "pdm_tf.atomic pdm_tf.config pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors pdm_tf.images "
+    "pdm_tf.paths pdm_tf.progress pdm_tf.randomness",
+    "pdm_tf.export": "pdm_tf.atomic pdm_tf.config pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors pdm_tf.models "
+    "pdm_tf.paths pdm_tf.run pdm_tf.sampling pdm_tf.weights",
+    "pdm_tf.training": "pdm_tf.atomic pdm_tf.averages pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
+    "pdm_tf.devices pdm_tf.diffusion pdm_tf.errors pdm_tf.evaluation pdm_tf.images pdm_tf.networks "
+    "pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack "
+    "pdm_tf.weights",
+    "pdm_tf.evaluation": "pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors pdm_tf.images "
+    "pdm_tf.models pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.sampling pdm_tf.stack "
     "pdm_tf.weights",
     "pdm_tf.plots": "pdm_tf.atomic pdm_tf.run",
-    "pdm_tf.analysis": "flags pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.experts "
-    "pdm_tf.images pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
-    "pdm_tf.training",
-    "pdm_tf.page": "flags pdm_tf.analysis pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.experts "
-    "pdm_tf.images pdm_tf.sampling",
-    "data_tools": "flags pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.evaluation pdm_tf.images pdm_tf.paths "
+    "pdm_tf.analysis": "pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors "
+    "pdm_tf.images pdm_tf.models pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.randomness "
+    "pdm_tf.run pdm_tf.sampling pdm_tf.training",
+    "pdm_tf.page": "pdm_tf.analysis pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.errors "
+    "pdm_tf.images pdm_tf.models pdm_tf.sampling",
+    "data_tools": "pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.errors pdm_tf.evaluation pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.weights",
-    "benchmarks": "data_tools flags pdm_tf pdm_tf.analysis pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
-    "pdm_tf.diffusion "
-    "pdm_tf.evaluation pdm_tf.experts pdm_tf.networks pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
+    "benchmarks": "data_tools pdm_tf pdm_tf.analysis pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
+    "pdm_tf.errors pdm_tf.evaluation pdm_tf.models pdm_tf.networks pdm_tf.run pdm_tf.sampling "
     "pdm_tf.stack pdm_tf.training",
-    "main": "flags pdm_tf.analysis pdm_tf.atomic pdm_tf.data pdm_tf.describe pdm_tf.evaluation "
-    "pdm_tf.experts pdm_tf.export pdm_tf.images pdm_tf.page pdm_tf.paths pdm_tf.plots pdm_tf.progress "
-    "pdm_tf.run pdm_tf.sampling pdm_tf.stack pdm_tf.training",
+    "experiments": "flags pdm_tf.analysis pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe pdm_tf.diffusion "
+    "pdm_tf.errors pdm_tf.evaluation pdm_tf.models pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
+    "pdm_tf.stack pdm_tf.training",
+    "main": "flags pdm_tf.analysis pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.describe pdm_tf.devices "
+    "pdm_tf.errors pdm_tf.evaluation pdm_tf.export pdm_tf.images pdm_tf.models pdm_tf.page "
+    "pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.run pdm_tf.sampling pdm_tf.stack "
+    "pdm_tf.training",
     "examples": "",
 }
 SOURCES = [
     path
-    for top in ("flags", "pdm_tf", "data_tools", "benchmarks", "examples", "main.py")
+    for top in ("flags", "pdm_tf", "data_tools", "benchmarks", "experiments", "examples", "main.py")
     for path in ([ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")))
 ]
 
@@ -127,12 +134,14 @@ def test_the_readme_s_picture_shows_the_rooms():
 def test_walls_that_are_not_about_rooms(path):
     module, text = module_of(path), path.read_text()
     tops = {name.partition(".")[0] for name in imports_of(path)}
-    if module.startswith("flags"):
+    if module.startswith(("flags", "pdm_tf.config", "pdm_tf.errors")):
         assert not tops & {"tensorflow", "keras", "tensorflow_addons"}
     if module.startswith("pdm_tf"):
-        assert not imports_of(path) & {"absl.flags", "flags.definitions", "flags.presets"}
+        assert not imports_of(path) & {"absl.flags", "flags.definitions", "pdm_tf.config.presets"}
         # Messages name settings: the commands of data_tools alone are told with their flags.
-        assert module.startswith("pdm_tf.data") or not re.search(r"[\"' ]--[a-z_]+[ =\"']", text)
+        assert module.startswith(("pdm_tf.data", "pdm_tf.config")) or not re.search(
+            r"[\"' ]--[a-z_]+[ =\"']", text
+        )
     if module.startswith("pdm_tf.diffusion"):
         assert tops <= {
             "__future__", "collections", "dataclasses", "functools", "math", "numpy", "tensorflow", "pdm_tf",

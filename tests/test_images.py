@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
-from flags.errors import UserError
 from pdm_tf import images
+from pdm_tf.errors import UserError
 from pdm_tf.images import (
     from_uint8,
     image_grid,

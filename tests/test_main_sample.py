@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flags.presets import DEFAULT_DATASET
 from pdm_tf.averages import reconstruct
+from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.images import write_png
 from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler

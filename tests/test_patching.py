@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf import paths
 from pdm_tf.atomic import for_tensorflow
+from pdm_tf.errors import UserError
 from pdm_tf.paths import as_path, entries, files_below, is_remote, local_path
 from pdm_tf.run import RunFolder
 from tests.data.fixtures import numbered_dataset

@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from flags.config import Config
-from flags.errors import UserError
-from flags.presets import DEFAULT_DATASET
+from pdm_tf.config.fields import Config
+from pdm_tf.config.presets import DEFAULT_DATASET
+from pdm_tf.errors import UserError
 from pdm_tf.run import PRETRAINED, RunFolder
 
 

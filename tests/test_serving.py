@@ -23,9 +23,9 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.serving import post, ray, triton
-from flags.config import SamplingConfig
-from pdm_tf.experts import Experts, Loaded
+from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.export import METADATA, export_saved_model
+from pdm_tf.models import Experts, Loaded
 from tests.tiny_runs import tiny_config, tiny_denoiser
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flags.config import Config, DataConfig, DiffusionConfig, NetworkConfig, TrainingConfig, validate
+from pdm_tf.config.fields import Config, DataConfig, DiffusionConfig, NetworkConfig, TrainingConfig, validate
 from pdm_tf.denoiser import NetworkDenoiser, build_denoiser, build_network
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import assign_arrays, variable_names, write_arrays

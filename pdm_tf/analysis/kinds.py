@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flags.config import ANALYSES
 from pdm_tf.analysis import blur, distortion, grids, losses, memory, reconstructions, tables
 from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.atomic import atomic_json
+from pdm_tf.config.fields import ANALYSES
 from pdm_tf.paths import as_path
 
 

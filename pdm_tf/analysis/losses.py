@@ -7,9 +7,9 @@ import os
 
 import numpy as np
 
-from flags.errors import UserError
 from pdm_tf import plots
 from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.errors import UserError
 from pdm_tf.training.metrics import QUARTERS
 
 SMOOTHING = 10  # log lines of a running mean

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from flags.config import Config, validate
-from flags.errors import UserError
 from pdm_tf import plots
 from pdm_tf.analysis.subject import Findings, Subject
+from pdm_tf.config.fields import Config, validate
+from pdm_tf.errors import UserError
 from pdm_tf.progress import bar
 from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import build_model

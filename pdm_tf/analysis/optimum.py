@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.diffusion.schedules import NoiseSchedule
+from pdm_tf.errors import UserError
 
 CHUNK = 256  # images of the data set at a time
 LARGEST_KEPT = 2 << 30  # bytes of decoded images

@@ -7,11 +7,11 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf import plots
 from pdm_tf.analysis.subject import Answers, Findings, Subject, noisy
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.schedules import strided_timesteps
+from pdm_tf.errors import UserError
 from pdm_tf.images import to_uint8
 from pdm_tf.progress import bar
 from pdm_tf.randomness import normal_each, stream

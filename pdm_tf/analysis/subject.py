@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flags.config import Config
-from flags.errors import UserError
-from flags.words import leaves
 from pdm_tf.analysis.optimum import Optimum, optimum_of
+from pdm_tf.config.fields import Config
+from pdm_tf.config.words import leaves
 from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
-from pdm_tf.experts import Loaded, Run, load
+from pdm_tf.errors import UserError
+from pdm_tf.models import Loaded, Run, load
 from pdm_tf.randomness import normal_each, stream
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from flags.errors import UserError
 from pdm_tf import plots
 from pdm_tf.analysis.grids import draw_of, samples
 from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.errors import UserError
 from pdm_tf.run import training_seconds
 
 ERROR = " error"

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from flags.errors import UserError, one_line
 from pdm_tf.data.info import DatasetInfo
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import size_of
 
 _TAG = "pdm_tf.data"

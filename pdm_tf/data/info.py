@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import sha256
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import as_path, entries, size_of
 from pdm_tf.stack import image_encoding
 

@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from flags.errors import UserError
 from pdm_tf.data.damage import naming_shards, require
 from pdm_tf.data.info import DatasetInfo
 from pdm_tf.data.stream import ENDLESS, Shards, seed_pair, shards_of, stream
+from pdm_tf.errors import UserError
 from pdm_tf.images import to_uint8
 
 # Covers the pause in which the next group's shuffle buffer fills.

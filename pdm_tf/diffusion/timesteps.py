@@ -33,9 +33,9 @@ def logit_normal(schedule: NoiseSchedule, mean: float, spread: float, side: int)
     return np.exp(log_mass - log_mass.max())
 
 
-T_LAWS: dict[str, Callable] = {
+T_DISTRIBUTIONS: dict[str, Callable] = {
     "uniform": lambda d, schedule, side: None,
-    "logit_normal": lambda d, schedule, side: logit_normal(schedule, d.t_mean, d.t_spread, side),
+    "logit_normal": lambda d, schedule, side: logit_normal(schedule, d.t_mean, d.t_std, side),
 }
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import sha256
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.evaluation import efficientnet
 from pdm_tf.paths import local_path
 from pdm_tf.stack import keras

@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.atomic import atomic_json
 from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
-from pdm_tf.experts import Experts
+from pdm_tf.errors import UserError
+from pdm_tf.models import Experts
 from pdm_tf.paths import as_path
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, labelled_batches
 from pdm_tf.data.info import EMBEDDED
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.evaluation.distances import Moments
 from pdm_tf.evaluation.features import CACHE, Detector, extract_batches
 from pdm_tf.images import names_in, read_folder, read_samples, samples_shape

@@ -15,7 +15,7 @@ import tensorflow as tf
 from pdm_tf.atomic import remove_tree
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import open_images
-from pdm_tf.experts import Loaded, Run, with_length
+from pdm_tf.models import Loaded, Run, with_length
 from pdm_tf.paths import as_path, entries
 from pdm_tf.randomness import stream
 from pdm_tf.sampling.batches import Draw

@@ -41,9 +41,9 @@ class Head(Protocol):
 class Trunk(Protocol):
     """A network on a grid of (h, w) places, which also says how patches come in and go out of it.
 
-    A kind of trunk is called as `kind(grid, base_channels, class_conditioning=, dtype=, recompute=,
-    **its_settings)` and refuses, with a `UserError`, what it cannot work with. Its weights are made by its
-    first call.
+    A kind of trunk is called as `kind(grid, base_channels, class_conditioning=, dtype=,
+    gradient_checkpointing=, **its_settings)` and refuses, with a `UserError`, what it cannot work with. Its
+    weights are made by its first call.
 
     Attributes:
       layers: the Keras layers that hold its weights, in the order of the network's variables.
@@ -98,7 +98,7 @@ class PatchedNetwork(keras.Model):
     Args:
       image_shape: (height, width, channels); height and width divide by `patch_size`.
       patch_size: P; the trunk works on a grid of (height / P) x (width / P) patches.
-      patch_boundary: from this t on patches are of 2P, with a stem and heads of their own around the same
+      patch_switch_t: from this t on patches are of 2P, with a stem and heads of their own around the same
         trunk; 0: nowhere. Whoever calls says by `large` which are meant: a call is of one size.
       base_channels: the width that the stem gives a patch.
       kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
@@ -111,8 +111,8 @@ class PatchedNetwork(keras.Model):
         first, adds to the first layer of the timestep's: not told, it takes the image for unchanged.
       precision: "float32", or "mixed_bfloat16": the trunk in bfloat16, while the first convolution, both
         output heads, embeddings and norm statistics stay float32.
-      recompute: keep only the inputs of the trunk's blocks for the backward pass, which computes the rest
-        again: less memory, more time, the same gradients.
+      gradient_checkpointing: keep only the inputs of the trunk's blocks for the backward pass, which
+        computes the rest again: less memory, more time, the same gradients.
       **trunk_settings: of that kind alone.
     Raises:
       UserError: the image or the grid does not divide.
@@ -123,7 +123,7 @@ class PatchedNetwork(keras.Model):
         image_shape: Sequence[int],
         *,
         patch_size: int,
-        patch_boundary: int = 0,
+        patch_switch_t: int = 0,
         base_channels: int,
         kind: str = "unet",
         num_classes: int = 0,
@@ -131,7 +131,7 @@ class PatchedNetwork(keras.Model):
         blurred_inputs: Sequence[float] = (),
         augmented: bool = False,
         precision: str = "float32",
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
         **trunk_settings,
     ):
         own = {k: v for k, v in locals().items() if k not in ("self", "__class__", "trunk_settings")}
@@ -139,7 +139,7 @@ class PatchedNetwork(keras.Model):
         self._config = {**own, **trunk_settings}
         self.image_shape = tuple(image_shape)
         self.patch_size = patch_size
-        self.patch_boundary = patch_boundary
+        self.patch_switch_t = patch_switch_t
         self.grid = grid_of(image_shape, patch_size)
         self.base_channels = base_channels
         self.num_classes = self.null_label = num_classes
@@ -149,8 +149,10 @@ class PatchedNetwork(keras.Model):
         self.augmented = augmented
         self.policy = keras.mixed_precision.Policy(precision)
         common = {
-            "class_conditioning": class_conditioning, "dtype": self.policy, "recompute": recompute,
-        }  # fmt: skip
+            "class_conditioning": class_conditioning,
+            "dtype": self.policy,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
         self.trunk = NETWORKS[kind](self.grid, base_channels, **common, **trunk_settings)
         self._make_embeddings()
         self._make_sides()
@@ -176,7 +178,7 @@ class PatchedNetwork(keras.Model):
         p, large = self.patch_size, None
         side = partial(Side, self.trunk, self.base_channels, self.image_shape[-1], self.policy)
         self.small = small = side(p)
-        if self.patch_boundary:
+        if self.patch_switch_t:
             grid_of(self.image_shape, 2 * p)
             large = side(2 * p, LARGE)
             self.large_level = keras.layers.Embedding(
@@ -193,7 +195,7 @@ class PatchedNetwork(keras.Model):
         t, labels = (keras.Input((), dtype=tf.int32) for _ in range(2))
         augmentation = keras.Input((AUGMENTATION_LABELS,)) if self.augmented else None
         self(z, t, labels, augmentation=augmentation)
-        if self.patch_boundary:
+        if self.patch_switch_t:
             self(z, t, labels, large=True)
 
     def build(self, input_shape=None):

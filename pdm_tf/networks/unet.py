@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.networks.group_norm import GroupNorm
 from pdm_tf.networks.layers import ResBlock, SelfAttention, fold_in, upsample
 from pdm_tf.stack import keras
@@ -44,7 +44,7 @@ class UNet:
       dropout: dropout rate in the residual blocks.
       class_conditioning: with "gate" each residual branch has a sigmoid gate, by the label's embedding.
       dtype: policy of convolutions and attention.
-      recompute: keep only the inputs of blocks and attention for the backward pass.
+      gradient_checkpointing: keep only the inputs of blocks and attention for the backward pass.
     Raises:
       UserError: the grid does not divide, or labels are to come as tokens.
     """
@@ -63,12 +63,12 @@ class UNet:
         dropout: float = 0.0,
         class_conditioning: str = "none",
         dtype: str | keras.mixed_precision.Policy = "float32",
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ):
         widths = [round(base_channels * multiplier) for multiplier in channel_multipliers]
         self._base_channels = base_channels
         self.width, self.embedding_width = widths[0], widths[-1]
-        self._grid, self._recompute = grid, recompute
+        self._grid, self._gradient_checkpointing = grid, gradient_checkpointing
         last = len(widths) - 1
         if any(size % 2**last for size in grid):
             raise UserError(
@@ -160,8 +160,8 @@ class UNet:
 
         # The first call makes weights, which a recomputation must not. What is no argument of `compute`,
         # as the key, gets no gradient.
-        recompute = self._recompute and stage.layer.built
-        return (tf.recompute_grad(compute) if recompute else compute)(h, *embeddings)
+        gradient_checkpointing = self._gradient_checkpointing and stage.layer.built
+        return (tf.recompute_grad(compute) if gradient_checkpointing else compute)(h, *embeddings)
 
     def describe(self) -> list[str]:
         """One line for each level: height, width, channels, and whether it has attention."""

@@ -2,7 +2,7 @@
 
 The stable one: RMSNorm before each branch, scale, shift and gate from the timestep, starting at zero
 (adaLN-Zero), a norm of q and k, rotary positions beside the fixed ones, SwiGLU, a narrow patch embedding, and
-labels as tokens (Li & He, 2025, "Back to Basics"). Appendix D's: see `flags.presets`.
+labels as tokens (Li & He, 2025, "Back to Basics"). Appendix D's: see `pdm_tf.config.presets`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.networks.layers import fold_in
 from pdm_tf.networks.vit_layers import (
     Attention,
@@ -49,7 +49,7 @@ class ViT:
       dropout: rate of what each branch gives.
       class_conditioning: with "gate" the label gates each branch.
       dtype: policy of projections and attention.
-      recompute: keep only the inputs of blocks for the backward pass.
+      gradient_checkpointing: keep only the inputs of blocks for the backward pass.
     Raises:
       UserError: the channels do not divide.
     """
@@ -78,14 +78,19 @@ class ViT:
         dropout: float = 0.0,
         class_conditioning: str = "none",
         dtype: str | keras.mixed_precision.Policy = "float32",
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ):
         if base_channels % head_channels or head_channels % 4:
             raise UserError(
                 f"a ViT's base_channels={base_channels} must divide by head_channels={head_channels}, and "
                 "those by 4"
             )
-        self._grid, self._head_channels, self._rope, self._recompute = grid, head_channels, rope, recompute
+        self._grid, self._head_channels, self._rope, self._gradient_checkpointing = (
+            grid,
+            head_channels,
+            rope,
+            gradient_checkpointing,
+        )
         self._norm, self._t_conditioning, self._bottleneck = norm, t_conditioning, bottleneck
         self.width = self.embedding_width = base_channels
         scale, dense = depth**-0.5, keras.layers.Dense
@@ -163,8 +168,8 @@ class ViT:
             return tokens
 
         # As in the U-Net: the first call makes weights, which a recomputation must not.
-        recompute = self._recompute and block[0].built
-        return (tf.recompute_grad(compute) if recompute else compute)(tokens, *embeddings)
+        gradient_checkpointing = self._gradient_checkpointing and block[0].built
+        return (tf.recompute_grad(compute) if gradient_checkpointing else compute)(tokens, *embeddings)
 
     def describe(self) -> list[str]:
         """One line: tokens, channels, blocks and heads."""

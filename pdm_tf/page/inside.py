@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.analysis.optimum import Optimum, optimum_of
 from pdm_tf.analysis.subject import Answers, Subject, noisy, rmse
 from pdm_tf.data import held_out_split
+from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
 from pdm_tf.page.studio import Shown
 

@@ -17,7 +17,7 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio asks for its newest version otherwise
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 
 try:
     import gradio as gr
@@ -27,8 +27,8 @@ except ImportError as error:
         "environment of its own (docs/page.md)"
     ) from error
 
-from flags.config import SamplingConfig
-from flags.words import leaves, word
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.config.words import leaves, word
 from pdm_tf.images import image_grid, to_pillow
 from pdm_tf.page.inside import Inside
 from pdm_tf.page.studio import (

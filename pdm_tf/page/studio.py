@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from flags.config import TOGETHER, Config, SamplingConfig, check_sampling
-from flags.errors import UserError
-from flags.words import leaves, parse, replace, require
 from pdm_tf.analysis.subject import Model
 from pdm_tf.atomic import remove_tree
+from pdm_tf.config.fields import TOGETHER, Config, SamplingConfig, check_sampling
+from pdm_tf.config.words import leaves, parse, replace, require
 from pdm_tf.data import DatasetInfo
 from pdm_tf.denoiser import Denoiser
-from pdm_tf.experts import Experts
+from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, read_fitted
+from pdm_tf.models import Experts
 from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.output import GRID_IMAGES, PNGS, write_files
 from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share

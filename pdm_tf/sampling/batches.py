@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import atomic_file
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.images import to_uint8
 from pdm_tf.paths import entries
 from pdm_tf.progress import bar, skip

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flags.errors import UserError
 from pdm_tf.atomic import atomic_folder, atomic_text, remove_tree
+from pdm_tf.errors import UserError
 from pdm_tf.images import image_grid, png, to_uint8, write_gif, write_png, write_samples
 from pdm_tf.paths import as_path, entries
 from pdm_tf.sampling.batches import Draw

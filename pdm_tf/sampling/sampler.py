@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from flags.config import SamplingConfig
-from flags.errors import UserError
-from flags.words import check, options_of
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.config.words import check, options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import NoiseSchedule, logsnr_timesteps, strided_timesteps
+from pdm_tf.errors import UserError
 from pdm_tf.randomness import normal_of_seeds
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.ddim import ddim

@@ -17,7 +17,6 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from flags.errors import UserError, one_line
 from pdm_tf.atomic import (
     atomic_text,
     disk_errors,
@@ -28,6 +27,7 @@ from pdm_tf.atomic import (
     temporary_folder,
     upload_folder,
 )
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import entries, is_remote, size_of
 from pdm_tf.run import RunFolder
 from pdm_tf.training.ema import ExponentialMovingAverage

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.training.objective import LOSSES, Examples
 
 

@@ -15,21 +15,21 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from flags.config import Config, changes
-from flags.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
-from flags.words import leaves, word
 from pdm_tf import data, stack
+from pdm_tf.config.fields import Config, changes
+from pdm_tf.config.words import leaves, word
 from pdm_tf.describe import count_parameters, forward_flops
+from pdm_tf.devices import Workers, is_chief
+from pdm_tf.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
 from pdm_tf.images import write_png
-from pdm_tf.networks.beginnings import for_larger_images, with_augmentation, with_large_patches
 from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.networks.warm_start import for_larger_images, with_augmentation, with_large_patches
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog, progress
 from pdm_tf.training.model import PatchedDiffusion, build_model
 from pdm_tf.training.scoring import HeldOutBits, Scoring
-from pdm_tf.training.strategy import Workers, is_chief
 from pdm_tf.training.watch import Allowance, Evaluation, Interrupted, Preview, Watch, steps_of
 from pdm_tf.weights import variable_names
 
@@ -73,10 +73,10 @@ def check_batch(config: Config, replicas: int) -> None:
             f"training.batch_size={batch} does not divide by {replicas} replicas x "
             f"training.grad_accum={parts}: the nearest that does is {nearest}"
         )
-    if config.network.patch_boundary and batch < 2 * replicas * parts:
+    if config.network.patch_switch_t and batch < 2 * replicas * parts:
         raise UserError(
             f"training.batch_size={batch} is one image for each of {replicas} replicas x training.grad_accum="
-            f"{parts}, and two patch sizes (network.patch_boundary) need two: use {2 * replicas * parts}"
+            f"{parts}, and two patch sizes (network.patch_switch_t) need two: use {2 * replicas * parts}"
         )
 
 
@@ -244,9 +244,9 @@ def tell_of_network(network: PatchedNetwork) -> None:
     """Says what is trained, and what it costs."""
     (height, width), p = network.grid, network.patch_size
     large = ""
-    if network.patch_boundary:
+    if network.patch_switch_t:
         large = (
-            f"; from t = {network.patch_boundary} on, patches of {2 * p} x {2 * p}, "
+            f"; from t = {network.patch_switch_t} on, patches of {2 * p} x {2 * p}, "
             f"{forward_flops(network, large=True) / 1e9:.3g} GFLOP"
         )
     print(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from flags.config import Config, DiffusionConfig, SamplingConfig
 from pdm_tf import stack
+from pdm_tf.config.fields import Config, DiffusionConfig, SamplingConfig
 from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.networks.patched import AUGMENTATION_LABELS, PatchedNetwork
 from pdm_tf.randomness import stream
@@ -194,7 +194,7 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
     keras.utils.set_random_seed(config.seed)
     optimizer, training = config.optimizer, config.training
     model = PatchedDiffusion(
-        build_network(config, precision, training.recompute),
+        build_network(config, precision, training.gradient_checkpointing),
         clip_norm=optimizer.clip_norm,
         grad_accum=training.grad_accum,
         augmentation=config.data.augmentation,

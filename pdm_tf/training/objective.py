@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from flags.config import DiffusionConfig
+from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.denoiser import Denoiser, Experts
 from pdm_tf.diffusion.losses import simple_loss, vlb_loss
 from pdm_tf.diffusion.process import diffuse
-from pdm_tf.diffusion.timesteps import T_LAWS, timestep_drawer
+from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS, timestep_drawer
 from pdm_tf.randomness import draw_each
 
 LOSSES = ("loss", "simple_loss", "vlb_loss", "mse")
@@ -48,12 +48,14 @@ class Objective:
         """Of `diffusion` the weights, the law of t and the share are read; the process is the denoiser's."""
         self.denoiser, self.diffusion = denoiser, diffusion
         self.sizes = denoiser.experts if isinstance(denoiser, Experts) else [denoiser]
-        mass = T_LAWS[diffusion.t_law](diffusion, denoiser.schedule, max(denoiser.image_shape[:2]))
+        mass = T_DISTRIBUTIONS[diffusion.t_distribution](
+            diffusion, denoiser.schedule, max(denoiser.image_shape[:2])
+        )
         mass = np.ones(len(denoiser.schedule)) if mass is None else mass
         masses = [mass[size.t_start : size.t_stop].sum() for size in self.sizes]
         # How often the law draws a t of each size.
         self.probabilities = [own / sum(masses) for own in masses]
-        uniform = diffusion.t_law == "uniform"
+        uniform = diffusion.t_distribution == "uniform"
         self._drawers = [
             timestep_drawer(None if uniform else mass, part.t_start, part.t_stop)
             for part in (denoiser, *self.sizes)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from flags.config import Config
 from pdm_tf import data
 from pdm_tf.atomic import atomic_json, sha256
+from pdm_tf.config.fields import Config
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, most_strata

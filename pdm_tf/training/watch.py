@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from flags.config import Config, SamplingConfig
 from pdm_tf import data
+from pdm_tf.config.fields import Config, SamplingConfig
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder, training_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pdm_tf.analysis.subject import Model, Subject
-from pdm_tf.experts import Loaded, Run
+from pdm_tf.models import Loaded, Run
 from pdm_tf.run import RunFolder
 from tests.data import fixtures
 from tests.tiny_runs import tiny_config

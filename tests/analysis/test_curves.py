@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from flags.errors import UserError
 from pdm_tf.analysis import distortion, losses, reconstructions
 from pdm_tf.analysis.optimum import optimum_of
 from pdm_tf.analysis.subject import noisy
 from pdm_tf.diffusion.schedules import linear
+from pdm_tf.errors import UserError
 from tests.analysis.subjects import COUNT, model_of, small_data, subject_of
 from tests.fakes import FakeDenoiser
 

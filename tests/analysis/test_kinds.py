@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flags.config import ANALYSES
 from pdm_tf.analysis.kinds import KINDS
+from pdm_tf.config.fields import ANALYSES
 from pdm_tf.data import find_dataset
 from pdm_tf.images import read_file
 from tests.in_process import run_mode

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.analysis import tables
+from pdm_tf.errors import UserError
 from pdm_tf.weights import write_arrays
 from tests.analysis.subjects import model_of, small_data, subject_of
 from tests.fakes import FakeDenoiser

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from benchmarks import samplers
 from benchmarks.samplers import cells, main, measure, settings_of
-from flags.errors import UserError, run
+from pdm_tf.errors import UserError, run
 from pdm_tf.evaluation.features import Detector
 from pdm_tf.evaluation.references import of_images
 from pdm_tf.evaluation.report import Comparison

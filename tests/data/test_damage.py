@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.data import has_labels, load_batches, naming_shards, uint8_batches
+from pdm_tf.errors import UserError
 from tests.data import fixtures
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flags.errors import UserError
 from pdm_tf.data import find_dataset, load_batches
+from pdm_tf.errors import UserError
 from tests.data import fixtures
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.data import find_dataset, load_batches, naming_shards, stream, uint8_batches
+from pdm_tf.errors import UserError
 from tests.data import fixtures
 
 LENGTHS = (5, 0, 9, 3, 7, 4, 8, 6)  # 42 records

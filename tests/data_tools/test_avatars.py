@@ -17,8 +17,8 @@ from PIL import Image
 
 from data_tools import avatars, verify
 from data_tools.shards import Item
-from flags.errors import EXIT_DONE, UserError
 from pdm_tf.data import describe_directory, find_dataset
+from pdm_tf.errors import EXIT_DONE, UserError
 from pdm_tf.images import decode
 from tests.data_tools.conversions import hashes, run_tool
 

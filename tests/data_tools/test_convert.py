@@ -13,9 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_tools import image_folder, verify
-from flags.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from pdm_tf.atomic import sole_writer
 from pdm_tf.data import describe_directory, load_batches
+from pdm_tf.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from tests.data import fixtures
 from tests.data_tools.conversions import arguments, hashes, make_input, run_tool
 

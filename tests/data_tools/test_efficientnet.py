@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_tools import efficientnet
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation.efficientnet import WEIGHTS, blocks, folded
 from pdm_tf.weights import read_arrays
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from data_tools import fashion_mnist, ffhq, geometry, image_folder, imagenet, lsun, verify
 from data_tools.shards import Encoder, Item, Task, write_shard
-from flags.errors import UserError
 from pdm_tf.data import describe_directory
+from pdm_tf.errors import UserError
 from pdm_tf.images import ImageError
 from tests.data import fixtures
 

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from data_tools import image_folder, verify
-from flags.errors import EXIT_USER_ERROR, UserError
 from pdm_tf.data import describe_directory
+from pdm_tf.errors import EXIT_USER_ERROR, UserError
 from tests.data import fixtures
 from tests.data_tools.conversions import arguments, make_input, run_tool
 

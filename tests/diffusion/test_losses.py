@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.presets import network_settings, preset
+from pdm_tf.config.presets import network_settings, preset
 from pdm_tf.diffusion.likelihood import gaussian_kl
 from pdm_tf.diffusion.losses import MIN_SNR_GAMMA, WEIGHTINGS, simple_loss, vlb_loss
 from pdm_tf.diffusion.predictions import predicted_x

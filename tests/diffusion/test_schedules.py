@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import DiffusionConfig
-from flags.words import leaves
+from pdm_tf.config.fields import DiffusionConfig
+from pdm_tf.config.words import leaves
 from pdm_tf.diffusion.schedules import (
     SCHEDULES,
     Level,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import DiffusionConfig
+from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.diffusion.schedules import cosine, linear
-from pdm_tf.diffusion.timesteps import T_LAWS, logit_normal, timestep_drawer
+from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS, logit_normal, timestep_drawer
 from pdm_tf.randomness import draw_each, stream
 
 
@@ -17,17 +17,17 @@ def draws(drawer, count=20_000):
 
 def test_uniform_draws_are_those_of_a_stateless_uniform_number():
     """Runs of before there were laws go on as they began."""
-    assert T_LAWS["uniform"](DiffusionConfig(), linear(), 64) is None
+    assert T_DISTRIBUTIONS["uniform"](DiffusionConfig(), linear(), 64) is None
     drawer, key = timestep_drawer(None, 30, 400), tf.constant([1, 2])
     assert drawer(key) == tf.random.stateless_uniform((), key, 30, 400, dtype=tf.int32)
-    assert DiffusionConfig().t_law == "uniform"
+    assert DiffusionConfig().t_distribution == "uniform"
 
 
 @pytest.mark.parametrize("schedule", [linear(), cosine()], ids=["linear", "cosine"])
 @pytest.mark.parametrize(("side", "scale"), [(256, 1), (64, 0.25), (1024, 4)])
 def test_log_snr_is_normal_shifted_by_the_resolution_whatever_the_schedule(schedule, side, scale):
-    d = DiffusionConfig(t_law="logit_normal", t_mean=-0.5, t_spread=0.6)
-    mass = T_LAWS["logit_normal"](d, schedule, side)
+    d = DiffusionConfig(t_distribution="logit_normal", t_mean=-0.5, t_std=0.6)
+    mass = T_DISTRIBUTIONS["logit_normal"](d, schedule, side)
     mass, log_snr = mass / mass.sum(), np.log(schedule.snr)
     mean = np.sum(mass * log_snr)
     assert mean == pytest.approx(2 * -0.5 - 2 * np.log(scale), abs=0.02)

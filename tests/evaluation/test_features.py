@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.data import find_dataset, uint8_batches
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation import efficientnet
 from pdm_tf.evaluation.distances import Moments, frechet_distance, kernel_distance
 from pdm_tf.evaluation.features import DETECTORS, INCEPTION, extract, load_detector, load_inception

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
 from pdm_tf.diffusion.schedules import linear
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation.likelihood import Likelihood, Way, ways_from, write_terms
-from pdm_tf.experts import Experts
+from pdm_tf.models import Experts
 from tests.evaluation.test_report import evaluate
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, write_run

@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from flags.errors import UserError
 from pdm_tf.data import find_dataset, uint8_batches
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.distances import frechet_distance
 from pdm_tf.evaluation.features import Detector

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation.features import Detector, extract
 from pdm_tf.evaluation.subjects import of_draw, of_path, shared_labels, take
 from pdm_tf.images import write_samples

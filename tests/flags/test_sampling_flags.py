@@ -4,9 +4,9 @@ import pytest
 from absl.testing import flagsaver
 
 from flags import definitions
-from flags.config import Config, DataConfig, NetworkConfig, SamplingConfig
 from flags.definitions import FLAGS
-from flags.errors import UserError
+from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
+from pdm_tf.errors import UserError
 
 CONFIG = Config(
     data=DataConfig(num_classes=3, label_names=("Cat", "Dog & Wolf", "Owl")),

@@ -19,9 +19,9 @@ import tensorflow as tf
 from PIL import Image
 
 from data_tools import convert, image_folder, verify
-from flags.config import Config
-from flags.errors import UserError
 from pdm_tf import data, images
+from pdm_tf.config.fields import Config
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import read_arrays, write_arrays
@@ -180,7 +180,7 @@ def configs(folder: Path) -> Case:
         run.config_file.write_bytes(damaged_json(text, chance))
         config = run.config()
         assert Config.from_json(config.to_json()) == config
-        from pdm_tf.experts import read_runs
+        from pdm_tf.models import read_runs
 
         read_runs(folder)
 
@@ -283,9 +283,9 @@ NAMES = (
 def command_lines(folder: Path) -> Case:
     """Flags with odd values, in all modes, through the parser and all that is checked before any compute."""
     import main
-    from flags.config import Config
     from flags.definitions import FLAGS, MODES, flags_of
-    from flags.words import leaves
+    from pdm_tf.config.fields import Config
+    from pdm_tf.config.words import leaves
     from tests.tiny_runs import write_run
 
     os.chdir(folder)
@@ -333,9 +333,9 @@ class Reached(BaseException):
 def _stop_before_compute(main) -> None:
     """Everything that computes says that it has been reached."""
     from pdm_tf import describe, experts, export
+    from pdm_tf import devices as strategy
     from pdm_tf.analysis import kinds
     from pdm_tf.evaluation import features
-    from pdm_tf.training import strategy
 
     def reached(*_, **__):
         raise Reached

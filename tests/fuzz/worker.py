@@ -32,7 +32,7 @@ def _end(_number, _frame):
 def main(door: str, first: int, stop: int, folder: Path) -> dict:
     """Tries the cases `first` to `stop` - 1; returns what is printed."""
     import pdm_tf  # noqa: F401 (before TensorFlow: it sets its environment)
-    from flags.errors import UserError
+    from pdm_tf.errors import UserError
     from tests.fuzz.doors import DOORS
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.networks import patched
 from pdm_tf.networks.layers import position_encoding, timestep_features
 from pdm_tf.networks.patched import PatchedNetwork
@@ -46,7 +46,9 @@ class Doubling:
 
     kernel_size = 1
 
-    def __init__(self, grid, base_channels, *, class_conditioning, dtype, recompute, embedding_width):
+    def __init__(
+        self, grid, base_channels, *, class_conditioning, dtype, gradient_checkpointing, embedding_width
+    ):
         self.layers, self.base_channels = [], base_channels
         self.width, self.embedding_width = 2 * base_channels, embedding_width
 

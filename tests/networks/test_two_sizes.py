@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import SamplingConfig
-from flags.errors import UserError
+from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.denoiser import Experts, build_denoiser, build_network
 from pdm_tf.describe import describe_network, forward_flops, passes_of_sampling
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation.likelihood import Likelihood
 from pdm_tf.networks import patched, vit
-from pdm_tf.networks.beginnings import with_large_patches
 from pdm_tf.networks.patched import LARGE
+from pdm_tf.networks.warm_start import with_large_patches
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import assign_arrays, variable_names
 from tests.tiny_runs import VIT, arrays_of, random_arrays, randomized, tiny_config, tiny_denoiser
@@ -34,7 +34,7 @@ def inputs(t):
 
 def test_below_the_boundary_it_is_the_network_of_the_small_patches(config):
     denoiser = tiny_denoiser(config)
-    one = build_network(config.replace({"network.patch_boundary": 0}))
+    one = build_network(config.replace({"network.patch_switch_t": 0}))
     two = arrays_of(denoiser.experts[0].network)
     assert [n for n in two if LARGE not in n] == variable_names(one.trainable_variables)
     assign_arrays(one.trainable_variables, {n: v for n, v in two.items() if LARGE not in n}, "two")
@@ -52,13 +52,13 @@ def separate(config, arrays):
     networks = []
     for name, factor in (("small", 1), ("large", 2)):
         one = build_network(config.replace({
-            "network.patch_size": factor * config.network.patch_size, "network.patch_boundary": 0,
+            "network.patch_size": factor * config.network.patch_size, "network.patch_switch_t": 0,
         }))  # fmt: skip
         names, prefix = variable_names(one.trainable_variables), LARGE if factor == 2 else ""
         own = {n: arrays.get(n.replace("/", f"/{prefix}", 1), arrays.get(n)) for n in names}
         assign_arrays(one.trainable_variables, own, name)
         networks.append(one)
-    d, boundary = config.diffusion, config.network.patch_boundary
+    d, boundary = config.diffusion, config.network.patch_switch_t
     parts = [(0, boundary), (boundary, d.num_timesteps)]
     return Experts([
         build_denoiser(dataclasses.replace(d, t_start=start, t_stop=stop), network)
@@ -169,7 +169,7 @@ def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"network__patch_boundary": 1000}, "network.patch_boundary=1000 is not within 0 < t < 1000"),
+    ({"network__patch_boundary": 1000}, "network.patch_switch_t=1000 is not within 0 < t < 1000"),
     ({"network__patch_boundary": 300, "diffusion__t_start": 300}, "is not within 300 < t < 1000"),
     ({"network__patch_size": 16, **VIT}, r"image height 16 does not divide by 2 \* patch_size"),
     ({"network__channel_multipliers": (1,)}, "has one: use two or more"),
@@ -223,7 +223,7 @@ def test_ends_learn_from_their_own_interval_alone_and_the_trunk_from_both(config
 
 def begun(config):
     """A network of one size with wild weights, and one of two sizes that begins with them."""
-    one = randomized(build_network(config.replace({"network.patch_boundary": 0})), 3)
+    one = randomized(build_network(config.replace({"network.patch_switch_t": 0})), 3)
     two = build_network(config)
     names = variable_names(two.trainable_variables)
     arrays = with_large_patches(
@@ -293,7 +293,7 @@ def test_large_patches_lie_at_the_place_of_the_first_of_their_four():
 def test_recomputed_gradients_of_large_patches_are_the_same(config, precision):
     (z, t, labels), key = inputs([400, 999]), tf.constant([5, 6])
     kept = build_network(config.replace({"network.dropout": 0.3}), precision)
-    again = build_network(config.replace({"network.dropout": 0.3}), precision, recompute=True)
+    again = build_network(config.replace({"network.dropout": 0.3}), precision, gradient_checkpointing=True)
     found = []
     for network in (kept, again):
         randomized(network)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.presets import preset
+from pdm_tf.config.presets import preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, describe_network, forward_flops
 from pdm_tf.networks.patched import PatchedNetwork

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import DataConfig
-from flags.presets import network_settings, preset, sized_preset
+from pdm_tf.config.fields import DataConfig
+from pdm_tf.config.presets import network_settings, preset, sized_preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.networks.layers import with_blurred

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pdm_tf.analysis.subject import Model
 from pdm_tf.data import DatasetInfo
-from pdm_tf.experts import read_models
+from pdm_tf.models import read_models
 from pdm_tf.page.studio import Shown, Studio
 from tests.tiny_runs import tiny_config, write_run
 

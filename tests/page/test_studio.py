@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import SamplingConfig
-from flags.errors import UserError
-from flags.words import leaves
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.config.words import leaves
+from pdm_tf.errors import UserError
 from pdm_tf.images import write_png
 from pdm_tf.page import studio as studio_module
 from pdm_tf.page.studio import Shown, enlarged, fields_of, mask_of, with_patches

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.images import read_fitted, read_image
 
 SHAPE = (16, 24, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flags.config import SamplingConfig
+from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.sampler import Sampler
 from tests.sampling.test_sampler import easy_denoiser

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import SamplingConfig
-from flags.errors import UserError
-from flags.words import leaves
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.config.words import leaves
 from pdm_tf.diffusion.schedules import cosine
+from pdm_tf.errors import UserError
 from pdm_tf.images import to_uint8
 from pdm_tf.paths import files_below
 from pdm_tf.sampling.batches import Share

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.images import names_in, read_folder, to_uint8
 from pdm_tf.sampling import output
 from pdm_tf.sampling.output import write_images, write_trajectory

@@ -15,9 +15,9 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
-from flags.config import SamplingConfig
-from flags.errors import UserError
-from pdm_tf.experts import load, read_runs
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.errors import UserError
+from pdm_tf.models import load, read_runs
 from pdm_tf.images import to_uint8
 from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.output import write_images

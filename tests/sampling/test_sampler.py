@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import SamplingConfig
-from flags.errors import UserError
-from flags.words import leaves
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.config.words import leaves
 from pdm_tf.diffusion.schedules import linear
-from pdm_tf.experts import Experts
+from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
+from pdm_tf.models import Experts
 from pdm_tf.randomness import normal_each, stream
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.loop import descend

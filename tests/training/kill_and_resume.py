@@ -31,7 +31,7 @@ def command(run_dir: Path, replicas: int, network: str = "unet") -> list:
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     program = ["main.py"] if replicas == 1 else ["-m", "tests.training.kill_and_resume", "--train"]
     kind, two, _ = network.partition("+two_sizes")
-    settings += ["--set=network.patch_boundary=396", "--set=diffusion.large_share=0.25"] if two else []
+    settings += ["--set=network.patch_switch_t=396", "--set=diffusion.large_share=0.25"] if two else []
     return [sys.executable, *program, f"--run_dir={run_dir}", f"--network={kind}", *settings]
 
 

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pdm_tf.networks.beginnings import with_augmentation
 from pdm_tf.networks.patched import AUGMENTATION_LABELS
+from pdm_tf.networks.warm_start import with_augmentation
 from pdm_tf.randomness import stream
 from pdm_tf.training.augmentation import Changes, apply_changes, draw_changes
 from pdm_tf.training.gradients import mean_gradients
@@ -204,7 +204,7 @@ def test_a_network_that_cannot_be_told_is_refused(make_model):
 
 
 def test_a_two_size_network_is_told_at_both_sizes(augmented, images):
-    network = {"augmented": True, "channel_multipliers": (1, 1), "patch_boundary": 396}
+    network = {"augmented": True, "channel_multipliers": (1, 1), "patch_switch_t": 396}
     model = augmented(network=network, augmentation=1.0)
     batch = model._examples(stream(0, "x"), images, KEY, parts=1)
     told, untold = (

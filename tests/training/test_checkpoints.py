@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder
 from pdm_tf.training import checkpoints as module
 from pdm_tf.training.checkpoints import Checkpoints

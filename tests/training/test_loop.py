@@ -15,19 +15,19 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from flags.config import Config, parse_settings, validate
-from flags.errors import Stopped, UserError
-from flags.presets import preset
-from flags.words import get, leaves
 from pdm_tf import data
 from pdm_tf.averages import reconstruct
-from pdm_tf.experts import load, read_runs
+from pdm_tf.config.fields import Config, parse_settings, validate
+from pdm_tf.config.presets import preset
+from pdm_tf.config.words import get, leaves
+from pdm_tf.devices import Workers
+from pdm_tf.errors import Stopped, UserError
+from pdm_tf.models import load, read_runs
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog
-from pdm_tf.training.strategy import Workers
 from pdm_tf.training.watch import Evaluation, Preview
 from pdm_tf.weights import read_arrays, variable_names
 from tests.data import fixtures

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
 from pdm_tf.training.gradients import BadSteps

@@ -3,10 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-from flags.config import DiffusionConfig
+from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.schedules import linear
-from pdm_tf.diffusion.timesteps import T_LAWS
+from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
 from pdm_tf.randomness import stream
 from pdm_tf.training.objective import Objective
 
@@ -22,12 +22,12 @@ class Zero:
 
 
 def test_the_mean_loss_is_the_expectation_under_the_law():
-    d = DiffusionConfig(t_law="logit_normal", loss_weighting="bounded_v", t_mean=0.0)
+    d = DiffusionConfig(t_distribution="logit_normal", loss_weighting="bounded_v", t_mean=0.0)
     objective, count = Objective(Zero(), d), 20_000
     x = tf.ones((count, 8, 8, 1))
     batch = tf.function(objective.draw)(stream(0, "t"), tf.range(count), x, tf.zeros(count, tf.int32), 0.0)
     found = float(tf.reduce_mean(objective(batch)["simple_loss"]))
-    mass = T_LAWS["logit_normal"](d, Zero.schedule, 8)[3:18]
+    mass = T_DISTRIBUTIONS["logit_normal"](d, Zero.schedule, 8)[3:18]
     gamma = np.ravel(WEIGHTINGS["bounded_v"](Zero.schedule.at(tf.range(3, 18)), 0.0))
     expected = np.sum(mass / mass.sum() * gamma) * 64
     spread = np.std(np.ravel(objective(batch)["simple_loss"])) / np.sqrt(count)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flags.errors import UserError
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation.distances import Moments, frechet_distance
 from pdm_tf.evaluation.features import Detector, extract
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import DiffusionConfig
-from flags.errors import UserError
+from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.denoiser import Experts
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.schedules import linear
-from pdm_tf.diffusion.timesteps import T_LAWS
-from pdm_tf.networks.beginnings import with_large_patches
+from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
+from pdm_tf.errors import UserError
+from pdm_tf.networks.warm_start import with_large_patches
 from pdm_tf.randomness import stream
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
@@ -24,7 +24,7 @@ from tests.in_process import run_mode
 from tests.tiny_runs import VIT, tiny_config
 from tests.training.conftest import TINY, assert_two_devices_equal_one, largest_difference, weights
 
-TWO = {**TINY, "patch_boundary": 400, "channel_multipliers": (1, 1), "image_shape": (8, 8, 3)}
+TWO = {**TINY, "patch_switch_t": 400, "channel_multipliers": (1, 1), "image_shape": (8, 8, 3)}
 SCHEDULE, BOUNDARY = linear(20, 0.01, 0.4), 7
 
 
@@ -62,10 +62,10 @@ def test_parts_are_shared_out_as_the_whole_is_where_their_shares_are_whole():
 @pytest.mark.parametrize("law", ["uniform", "logit_normal"])
 @pytest.mark.parametrize("share", [0.125, 0.5])
 def test_the_mean_is_that_under_the_law_of_t_whatever_the_share(law, share):
-    d = DiffusionConfig(t_law=law, large_share=share, loss_weighting="constant", t_mean=0.0)
+    d = DiffusionConfig(t_distribution=law, large_share=share, loss_weighting="constant", t_mean=0.0)
     objective, count = Objective(halves(0.5, -1.0), d), 20_000
     losses = objective.shared_out(drawn(objective, count, 1))
-    mass = T_LAWS[law](d, SCHEDULE, 4)
+    mass = T_DISTRIBUTIONS[law](d, SCHEDULE, 4)
     mass = np.ones(20) if mass is None else mass
     gamma = np.ravel(WEIGHTINGS["constant"](SCHEDULE.at(tf.range(20)), 0.0)) * np.ones(20)
     error = np.where(np.arange(20) < BOUNDARY, 0.5, 2.0) ** 2 * 16
@@ -76,9 +76,9 @@ def test_the_mean_is_that_under_the_law_of_t_whatever_the_share(law, share):
 
 
 def test_timesteps_of_each_size_follow_the_law_within_its_interval():
-    d = DiffusionConfig(t_law="logit_normal", t_mean=0.0)
+    d = DiffusionConfig(t_distribution="logit_normal", t_mean=0.0)
     t = drawn(Objective(halves(), d), 20_000, 1).t.numpy()
-    mass = T_LAWS["logit_normal"](d, SCHEDULE, 4)
+    mass = T_DISTRIBUTIONS["logit_normal"](d, SCHEDULE, 4)
     for own in (np.arange(20) < BOUNDARY, np.arange(20) >= BOUNDARY):
         expected = mass * own / np.sum(mass * own)
         found = np.bincount(t[own[t]], minlength=20) / np.sum(own[t])
@@ -154,7 +154,7 @@ def test_replicas_that_would_get_one_image_each_are_refused():
     with pytest.raises(UserError, match="need two: use 8"):
         loop.check_batch(config, 4)
     loop.check_batch(
-        dataclasses.replace(config, network=dataclasses.replace(config.network, patch_boundary=0)), 4
+        dataclasses.replace(config, network=dataclasses.replace(config.network, patch_switch_t=0)), 4
     )
 
 
@@ -166,7 +166,7 @@ def test_from_one_size_to_two_and_through_every_mode(tmp_path, capsys):
         "network.head_channels=32", "training.batch_size=4", "training.ema_every=1", "training.log_every=1",
         "training.sample_images=2", "sampling.steps=3", "optimizer.learning_rate=1e-30",
     ]  # fmt: skip
-    two = [*small, "network.patch_boundary=396", "diffusion.large_share=0.25"]
+    two = [*small, "network.patch_switch_t=396", "diffusion.large_share=0.25"]
     one, both = str(tmp_path / "one"), str(tmp_path / "two")
     train = {"mode": "train", "strategy": "cpu"}
     assert run_mode(capsys, **train, run_dir=one, train_steps=1, set=small)[0] == 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import parse_settings, validate
-from flags.presets import preset
 from pdm_tf import data
+from pdm_tf.config.fields import parse_settings, validate
+from pdm_tf.config.presets import preset
 from pdm_tf.data import held_out_split
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.images import image_grid, to_uint8

@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-from flags.presets import network_settings, preset
-from flags.words import replace
 from pdm_tf import stack
+from pdm_tf.config.presets import network_settings, preset
+from pdm_tf.config.words import replace
 from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.training.model import build_model
@@ -35,7 +35,7 @@ PRESETS |= {
     )
 }
 PRESETS |= {
-    f"{name}_two_sizes": PRESETS[name].replace({"network.patch_boundary": 396, "diffusion.t_stop": 1000})
+    f"{name}_two_sizes": PRESETS[name].replace({"network.patch_switch_t": 396, "diffusion.t_stop": 1000})
     for name in ("lsun_church", "imagenet256_vit")
 }
 # kTpuAllTypes of TensorFlow's tpu_defs.h, less those that nothing here should use: a double is slow there.
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_noticed(function, found):
 def test_the_train_step_fits_with_labels_accumulation_dropout_recomputation_and_augmentation(name):
     config = small(name, **{
         **SHALLOW, "network.depth": 2, "network.class_tokens_from": 2, "network.dropout": 0.1,
-        "optimizer.clip_norm": 1.0, "training.grad_accum": 2, "training.recompute": True,
+        "optimizer.clip_norm": 1.0, "training.grad_accum": 2, "training.gradient_checkpointing": True,
         "data.augmentation": 0.1,
     })  # fmt: skip
     step, arguments, _ = train_step_of(config)

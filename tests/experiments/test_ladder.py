@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.ladder import RUNGS, config_of, read, spikes, table
-from flags.presets import network_settings, preset
-from flags.words import differences, get
+from experiments.ladder import RUNGS, config_of, read, spikes, table
+from pdm_tf.config.presets import network_settings, preset
+from pdm_tf.config.words import differences, get
 
 CONFIGS = [config_of(rung, 0.01, 16, 64) for rung in range(1, len(RUNGS) + 1)]
 

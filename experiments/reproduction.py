@@ -1,6 +1,6 @@
 """The paper's tables and figures, from data sets to REPRODUCTION.md, at the scale of two cores.
 
-    python -m benchmarks.reproduction [--only fig3 table1] [--steps 400] [--seeds 3] [--list]
+    python -m experiments.reproduction [--only fig3 table1] [--steps 400] [--seeds 3] [--list]
 
 trains the runs of `WAYS` that the figures asked for need, evaluates them and makes the figures, all with
 main.py; then it writes each figure's picture and numbers to docs/reproduction/ and its part of
@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from benchmarks import journal
-from flags import errors
-from flags.errors import EXIT_STOPPED, Stopped, UserError
+from experiments import journal
+from pdm_tf import errors
 from pdm_tf.analysis.tables import as_texts
+from pdm_tf.errors import EXIT_STOPPED, Stopped, UserError
 from pdm_tf.run import PRETRAINED, RunFolder, training_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -478,7 +478,7 @@ class Reproduction:
     def about(self, name: str) -> str:
         """The command, runs, seeds and hours of a figure."""
         cost, data = self.numbers(name)["training"], FIGURES[name].data
-        command = f"`python -m benchmarks.reproduction --only {name}`"
+        command = f"`python -m experiments.reproduction --only {name}`"
         numbers = f"[numbers]({PICTURES}/{name}.json)"
         if not data:
             return f"{command}: of {SHIPPED.name}'s weights that ship; {numbers}."

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from flags import words
-from flags.errors import UserError
-from flags.words import Rule, setting
+from pdm_tf.config import words
+from pdm_tf.config.words import Rule, setting
+from pdm_tf.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flags.config import Config, SamplingConfig
-from flags.errors import UserError
-from flags.words import leaves
 from pdm_tf.averages import reconstruct
-from pdm_tf.experts import Experts, load, read_runs, with_length
+from pdm_tf.config.fields import Config, SamplingConfig
+from pdm_tf.config.words import leaves
+from pdm_tf.errors import UserError
+from pdm_tf.models import Experts, load, read_runs, with_length
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays, variable_names

@@ -6,10 +6,10 @@ import shlex
 
 import pytest
 
-from flags.config import Config, DataConfig, changes, parse_settings, validate
-from flags.errors import UserError
-from flags.presets import network_settings, preset, sized_preset
-from flags.words import differences, leaves, to_lines
+from pdm_tf.config.fields import Config, DataConfig, changes, parse_settings, validate
+from pdm_tf.config.presets import network_settings, preset, sized_preset
+from pdm_tf.config.words import differences, leaves, to_lines
+from pdm_tf.errors import UserError
 
 SHIPPED = [preset("avatars64"), preset("emoji64")]
 PAPERS = [

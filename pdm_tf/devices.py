@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from flags.errors import UserError, one_line
+from pdm_tf.errors import UserError, one_line
 
 CONNECT_SECONDS = int(os.environ.get("PDM_TF_CONNECT_SECONDS", "300"))
 # What TensorFlow raises when a worker is gone, whatever it was doing just then.

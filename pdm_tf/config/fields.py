@@ -12,8 +12,8 @@ import os
 import typing
 from dataclasses import dataclass, field
 
-from flags import words
-from flags.words import require, setting
+from pdm_tf.config import words
+from pdm_tf.config.words import require, setting
 
 TOGETHER = 16  # images to draw at a time, where nothing else is said
 SAMPLE, MEASURED = ("sample",), ("sample", "evaluate", "analyze")
@@ -44,7 +44,7 @@ class NetworkConfig:
 
     kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet", "vit"))
     patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
-    patch_boundary: int = setting(
+    patch_switch_t: int = setting(
         0, "From this t on patches have side 2P, around the same trunk; 0: nowhere.", least=0
     )
     base_channels: int = setting(
@@ -122,7 +122,7 @@ class DiffusionConfig:
         0.0, "b of gamma_t, a log-SNR: of sigmoid where it bends, of bounded_v -2 ln of the noise's scale.",
         least=-20, most=20,
     )  # fmt: skip
-    t_law: str = setting(
+    t_distribution: str = setting(
         "uniform", "How often training sees each t; the loss is a mean under this law.",
         choices=("uniform", "logit_normal"),
     )  # fmt: skip
@@ -132,11 +132,11 @@ class DiffusionConfig:
         least=-10,
         most=10,
     )
-    t_spread: float = setting(0.8, "If logit_normal: its standard deviation.", above=0)
+    t_std: float = setting(0.8, "If logit_normal: its standard deviation.", above=0)
     t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
     t_stop: int = setting(1000, "See t_start.", above=0)
     large_share: float = setting(
-        0.5, "With network.patch_boundary: how much of a batch is trained in patches of 2P.",
+        0.5, "With network.patch_switch_t: how much of a batch is trained in patches of 2P.",
         above=0, below=1,
     )  # fmt: skip
     label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
@@ -216,7 +216,9 @@ class TrainingConfig:
         choices=("auto", "float32", "mixed_bfloat16"),
     )  # fmt: skip
     grad_accum: int = setting(1, "Parts that a replica's batch is worked off in, to save memory.", above=0)
-    recompute: bool = setting(False, "Compute activations again in the backward pass, to save memory.")
+    gradient_checkpointing: bool = setting(
+        False, "Compute activations again in the backward pass, to save memory."
+    )
     jit_compile: bool = setting(False, "Compile the train step with XLA.")
     steps_per_execution: int = setting(1, "Train steps for each call from the host.", above=0)
     ema_decay: float = setting(0.99, "Of the averaged weights.", least=0, below=1)
@@ -337,7 +339,7 @@ def validate(config: Config) -> Config:
     {"unet": _check_unet, "vit": _check_vit}[config.network.kind](config)
     _check_data(config)
     _check_diffusion(config)
-    if config.network.patch_boundary:
+    if config.network.patch_switch_t:
         _check_two_sizes(config)
     _check_training(config)
     check_sampling(config)
@@ -442,8 +444,8 @@ def _check_diffusion(config: Config) -> None:
 def _check_two_sizes(config: Config) -> None:
     network, d, training = config.network, config.diffusion, config.training
     require(
-        d.t_start < network.patch_boundary < d.t_stop,
-        f"network.patch_boundary={network.patch_boundary} is not within {d.t_start} < t < {d.t_stop}, what "
+        d.t_start < network.patch_switch_t < d.t_stop,
+        f"network.patch_switch_t={network.patch_switch_t} is not within {d.t_start} < t < {d.t_stop}, what "
         "the network is trained on: use one that is, or 0",
     )
     _check_division(
@@ -452,13 +454,13 @@ def _check_two_sizes(config: Config) -> None:
     )  # fmt: skip
     require(
         network.kind != "unet" or len(network.channel_multipliers) > 1,
-        "network.patch_boundary: large patches enter a U-Net's second level, and network.channel_multipliers="
+        "network.patch_switch_t: large patches enter a U-Net's second level, and network.channel_multipliers="
         f"{words.word(network.channel_multipliers)} has one: use two or more",
     )
     require(
         training.batch_size >= 2 * training.grad_accum,
         f"training.batch_size={training.batch_size} with training.grad_accum={training.grad_accum}: each "
-        "part of a batch needs two images or more for two patch sizes (network.patch_boundary)",
+        "part of a batch needs two images or more for two patch sizes (network.patch_switch_t)",
     )
 
 

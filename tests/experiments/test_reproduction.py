@@ -12,13 +12,13 @@ import pytest
 from absl.testing import flagsaver
 
 import main
-from benchmarks import journal, reproduction
-from benchmarks.reproduction import FIGURES, HOLDS, NETWORKS, WAYS, Reproduction, write_part
-from flags.config import ANALYSES, DataConfig, parse_settings, validate
-from flags.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, UserError, run
-from flags.presets import sized_preset
-from flags.words import get
+from experiments import journal, reproduction
+from experiments.reproduction import FIGURES, HOLDS, NETWORKS, WAYS, Reproduction, write_part
+from pdm_tf.config.fields import ANALYSES, DataConfig, parse_settings, validate
+from pdm_tf.config.presets import sized_preset
+from pdm_tf.config.words import get
 from pdm_tf.denoiser import build_network
+from pdm_tf.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, UserError, run
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays

@@ -14,7 +14,7 @@ import shlex
 import typing
 from collections.abc import Mapping, Sequence
 
-from flags.errors import UserError, one_line
+from pdm_tf.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)

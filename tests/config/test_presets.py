@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from flags.config import Config, DataConfig, parse_settings, validate
 from flags.definitions import FLAGS, training_config
-from flags.errors import UserError
-from flags.presets import MOST_ATTENTION, SIZES, fitted_to_length, preset, sized_preset
-from flags.words import differences
+from pdm_tf.config.fields import Config, DataConfig, parse_settings, validate
+from pdm_tf.config.presets import MOST_ATTENTION, SIZES, fitted_to_length, preset, sized_preset
+from pdm_tf.config.words import differences
+from pdm_tf.errors import UserError
 
 SIDES = [8, 16, 28, 32, 48, 50, 64, 96, 100, 128, 150, 160, 178, 218, 224, 250, 256, 300, 512, 1024]
 SHAPES = [(side, side, 3) for side in SIDES] + [(218, 178, 3), (96, 160, 3), (270, 480, 1), (31, 33, 4)]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from flags.errors import Stopped, UserError, one_line, run
+from pdm_tf.errors import Stopped, UserError, one_line, run
 
 
 def raising(error):
@@ -55,7 +55,7 @@ def test_a_message_is_on_one_short_line_and_never_empty():
 
 
 def test_names_that_the_terminal_cannot_show_do_not_end_a_program(repository):
-    code = "from flags.errors import run\nrun(lambda: print('caf\\u00e9 \\udcff'))"
+    code = "from pdm_tf.errors import run\nrun(lambda: print('caf\\u00e9 \\udcff'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"caf\\xe9 \\udcff\n")

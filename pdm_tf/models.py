@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flags.config import Config, changes
-from flags.errors import UserError
-from flags.words import leaves
 from pdm_tf.averages import plan, reconstruct
+from pdm_tf.config.fields import Config, changes
+from pdm_tf.config.words import leaves
 from pdm_tf.denoiser import Denoiser, Experts, build_denoiser, build_network
+from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import assign_arrays, read_arrays
 
@@ -31,7 +31,7 @@ class Loaded(NamedTuple):
       denoiser: with averaged weights.
       config: that of the run with the least noise.
       origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction,
-        and patch_boundary if it has two sizes; of averages of a length that was asked for, what they are in
+        and patch_switch_t if it has two sizes; of averages of a length that was asked for, what they are in
         place of a file, ema_length and step.
     """
 
@@ -119,8 +119,8 @@ def read_weights(run: Run, ema_length: float | None = None) -> tuple[dict[str, n
         "patch_size": run.config.network.patch_size,
         "prediction": run.config.diffusion.prediction,
     }
-    if run.config.network.patch_boundary:
-        origin["patch_boundary"] = run.config.network.patch_boundary
+    if run.config.network.patch_switch_t:
+        origin["patch_switch_t"] = run.config.network.patch_switch_t
     if ema_length is None:
         weights = run.folder.newest_weights()
         return read_arrays(weights), {"weights": str(weights), **origin}

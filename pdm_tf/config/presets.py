@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from flags.config import (
+from pdm_tf.config.fields import (
     Config,
     DataConfig,
     DiffusionConfig,
@@ -20,8 +20,8 @@ from flags.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from flags.errors import UserError
-from flags.words import leaves, replace, require
+from pdm_tf.config.words import leaves, replace, require
+from pdm_tf.errors import UserError
 
 DEFAULT_DATASET = DataConfig().dataset  # every mode's
 MOST_ATTENTION = 1024  # places that any attention of other data's networks goes over
@@ -381,12 +381,12 @@ _STABLE = {
     "network.head_channels": 64, "network.norm": "rms", "network.norm_place": "before",
     "network.t_conditioning": "everywhere", "network.t_gates": True, "network.residual_scaling": "none",
     "network.qk_norm": True, "network.rope": True, "network.feed_forward": "swiglu",
-    "diffusion.loss_weighting": "bounded_v", "diffusion.t_law": "logit_normal", "optimizer.beta_2": 0.95,
+    "diffusion.loss_weighting": "bounded_v", "diffusion.t_distribution": "logit_normal", "optimizer.beta_2": 0.95,
 }
 # Of images whose process is shifted: avatars64's t mean the same noise, averaged down, so that its ViT begins
 # theirs; and the law is about where its is, drawn out towards less noise, where the finer lines are learnt.
 _STABLE_SHIFTED = {
-    "diffusion.schedule": "shifted_linear", "diffusion.t_mean": -1.8, "diffusion.t_spread": 0.95,
+    "diffusion.schedule": "shifted_linear", "diffusion.t_mean": -1.8, "diffusion.t_std": 0.95,
 }
 # "Our initial configuration": PostNorm, with the input again before the 4th, 8th and last of 11 layers. Its
 # width is not told; this one has about the parameters of the U-Net of P = 8, which it is compared with.

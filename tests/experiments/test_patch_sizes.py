@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.patch_sizes import (
+from experiments.patch_sizes import (
     EXPERTS,
     LARGE,
     ONE,
@@ -17,7 +17,7 @@ from benchmarks.patch_sizes import (
     rows_of,
     table,
 )
-from flags.presets import network_settings, preset, sized_preset
+from pdm_tf.config.presets import network_settings, preset, sized_preset
 from pdm_tf.data import find_dataset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import forward_flops
@@ -51,9 +51,9 @@ def test_all_see_equally_many_images_of_each_interval(models):
     assert low.training.steps + high.training.steps == 500
     assert (low.diffusion.t_start, low.diffusion.t_stop) == (0, 396) == (0, high.diffusion.t_start)
     assert high.training.steps / 500 == pytest.approx(one.diffusion.large_share, abs=1e-3)
-    if small.diffusion.t_law == "uniform":
+    if small.diffusion.t_distribution == "uniform":
         assert one.diffusion.large_share == 0.604
-    assert one.network.patch_boundary == 396 and not low.network.patch_boundary
+    assert one.network.patch_switch_t == 396 and not low.network.patch_switch_t
     # The weights are averaged over as much of each run.
     assert all(c.training.steps / c.training.ema_every >= 30 for runs in models.values() for c in runs)
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.denoiser import build_network
-from pdm_tf.networks.beginnings import for_larger_images
+from pdm_tf.networks.warm_start import for_larger_images
 from pdm_tf.weights import assign_arrays
 from tests.tiny_runs import VIT, arrays_of, randomized, tiny_config
 

@@ -1,6 +1,6 @@
 """From the Vision Transformer of Appendix D, which diverged, to the one that does not: one change a rung.
 
-    nice -n 19 python -m benchmarks.ladder [--rate 0.003] [--seeds 3] [--steps 400] [--rungs 1 2 14]
+    nice -n 19 python -m experiments.ladder [--rate 0.003] [--seeds 3] [--steps 400] [--rungs 1 2 14]
 
 trains each rung on emoji64, averaged down to 32 x 32, with P = 4 at a rate that is high enough to break the
 first. What a run did is one line of `<out>/runs.jsonl`: a run that is there is not done again, so a ladder
@@ -29,10 +29,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from benchmarks import journal
-from flags.config import Config, DiffusionConfig, validate
-from flags.presets import preset
+from experiments import journal
 from pdm_tf import data
+from pdm_tf.config.fields import Config, DiffusionConfig, validate
+from pdm_tf.config.presets import preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.randomness import normal_each, stream
 from pdm_tf.stack import keras
@@ -60,7 +60,7 @@ RUNGS: list[tuple[str, dict]] = [
     ("RMSNorm", {"network.norm": "rms"}),
     ("adaLN-Zero in place of 1/sqrt(N)", {"network.t_gates": True, "network.residual_scaling": "none"}),
     ("QK-norm", {"network.qk_norm": True}),
-    ("logit-normal t", {"diffusion.t_law": "logit_normal", "diffusion.t_mean": -2.88}),
+    ("logit-normal t", {"diffusion.t_distribution": "logit_normal", "diffusion.t_mean": -2.88}),
     ("RoPE, SwiGLU, bottleneck (ours)", {
         "network.rope": True, "network.feed_forward": "swiglu", "network.bottleneck": 32,
     }),

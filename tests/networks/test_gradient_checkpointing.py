@@ -9,15 +9,17 @@ import tensorflow as tf
 from tests.networks.tiny_networks import small, small_of
 
 
-def network_of(recompute, **changes):
+def network_of(gradient_checkpointing, **changes):
     settings = {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.3}
     labels = {"num_classes": 2, "class_conditioning": "gate"}
-    return small(**{**settings, **labels, **changes}, recompute=recompute)
+    return small(**{**settings, **labels, **changes}, gradient_checkpointing=gradient_checkpointing)
 
 
-def vit_of(recompute, **changes):
+def vit_of(gradient_checkpointing, **changes):
     labels = {"num_classes": 2, "class_conditioning": "tokens"}
-    return small_of("vit", **{**labels, "dropout": 0.3, **changes}, recompute=recompute)
+    return small_of(
+        "vit", **{**labels, "dropout": 0.3, **changes}, gradient_checkpointing=gradient_checkpointing
+    )
 
 
 def gradients_of(network, jit_compile=False):
@@ -57,9 +59,9 @@ def test_gradients_are_the_same_with_dropout_and_labels(make, precision, toleran
 def test_gradients_are_the_same_on_two_replicas():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = []
-    for recompute in (False, True):
+    for gradient_checkpointing in (False, True):
         with strategy.scope():
-            network = network_of(recompute)
+            network = network_of(gradient_checkpointing)
         gradients = gradients_of(network)
         per_replica = tf.function(lambda g=gradients: strategy.run(g))()
         results.append([strategy.experimental_local_results(value) for value in per_replica])
@@ -71,8 +73,8 @@ def test_gradients_are_the_same_on_two_replicas():
 def test_variables_and_config_are_the_same():
     kept, again = network_of(False), network_of(True)
     assert [v.name for v in kept.trainable_variables] == [v.name for v in again.trainable_variables]
-    for network, recompute in ((kept, False), (again, True)):
-        assert network.get_config()["recompute"] is recompute
+    for network, gradient_checkpointing in ((kept, False), (again, True)):
+        assert network.get_config()["gradient_checkpointing"] is gradient_checkpointing
 
 
 @pytest.mark.slow

@@ -12,9 +12,8 @@ import pytest
 import tensorflow as tf
 
 import main
-from flags.errors import UserError
-from pdm_tf.training import strategy as module
-from pdm_tf.training.strategy import (
+from pdm_tf import devices as module
+from pdm_tf.devices import (
     Workers,
     choose,
     fitting_precision,
@@ -22,6 +21,7 @@ from pdm_tf.training.strategy import (
     is_chief,
     make_strategy,
 )
+from pdm_tf.errors import UserError
 from tests.training.processes import addresses
 
 
@@ -199,7 +199,7 @@ def test_a_tpu_that_cannot_be_reached_is_refused(monkeypatch):
 
 def test_a_block_over_its_time_limit_ends_the_process_with_one_line():
     program = (
-        "import time; from pdm_tf.training import strategy as s; s.CONNECT_SECONDS = 0.2\n"
+        "import time; from pdm_tf import devices as s; s.CONNECT_SECONDS = 0.2\n"
         "with s._time_limit('too late'): time.sleep(30)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

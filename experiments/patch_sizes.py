@@ -1,6 +1,6 @@
 """One network with two patch sizes, beside small and large patches everywhere and beside two experts.
 
-    nice -n 19 python -m benchmarks.patch_sizes [--seeds=3] [--steps=2000] [--set network.base_channels=32]
+    nice -n 19 python -m experiments.patch_sizes [--seeds=3] [--steps=2000] [--set network.base_channels=32]
 
 trains four models for each seed, from the same preset and with the same trunk, on equally many images: P at
 all t, 2P at all t, P below a boundary and 2P from it on as two experts, and as one network (what a batch
@@ -30,22 +30,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from flags.config import Config, DataConfig, parse_settings, validate
 from flags.definitions import is_named
-from flags.errors import run
-from flags.presets import fitted_to_length, network_settings, preset, sized_preset
 from pdm_tf import data
+from pdm_tf.config.fields import Config, DataConfig, parse_settings, validate
+from pdm_tf.config.presets import fitted_to_length, network_settings, preset, sized_preset
 from pdm_tf.data import DatasetInfo
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops, passes_of_sampling
 from pdm_tf.diffusion.schedules import SCHEDULES
-from pdm_tf.diffusion.timesteps import T_LAWS
+from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
+from pdm_tf.errors import run
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches
 from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
-from pdm_tf.experts import Loaded, load, read_runs
+from pdm_tf.models import Loaded, load, read_runs
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.batches import Draw
 from pdm_tf.sampling.sampler import Sampler
@@ -61,7 +61,7 @@ TIMED_STEPS = 5  # of a turn
 def share_of_large(config: Config, boundary: int) -> float:
     """How often the law of t draws one from the boundary on."""
     d, side = config.diffusion, max(config.data.image_shape[:2])
-    mass = T_LAWS[d.t_law](d, SCHEDULES[d.schedule](d, side), side)
+    mass = T_DISTRIBUTIONS[d.t_distribution](d, SCHEDULES[d.schedule](d, side), side)
     mass = np.ones(d.num_timesteps) if mass is None else mass
     return round(float(mass[boundary:].sum() / mass.sum()), 3)
 
@@ -82,7 +82,7 @@ def models_of(config: Config, boundary: int, given: dict) -> dict[str, list[Conf
         SMALL: [{}],
         LARGE: [large],
         EXPERTS: [below, above],
-        ONE: [{"network.patch_boundary": boundary, "diffusion.large_share": share}],
+        ONE: [{"network.patch_switch_t": boundary, "diffusion.large_share": share}],
     }
     return {name: [_unwatched(config.replace(own), given) for own in runs] for name, runs in models.items()}
 

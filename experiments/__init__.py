@@ -1,0 +1,1 @@
+"""Experiments: tables of runs that are trained, evaluated and compared; each resumes where it stopped."""
