@@ -1,6 +1,7 @@
 # make demo [DEMO_MINUTES=3] [DEMO_DIR=runs/demo]: sets up, draws from the weights that ship, then trains from nothing
 #   for some minutes; run again, it trains on. docs/sizes.md says what to expect when.
-# make test [WORKERS=2]: sets up, lints and runs the tests, a file of them in one of so many processes.
+# make test [WORKERS=2]: sets up, lints and runs the fast tests in two processes.
+# make test-slow: all other tests, those of half a minute (slow) and those of many minutes or gigabytes (heavy).
 #   All of these make the environment themselves (setup.sh).
 # make setup [PYTHON=python3.13] [VENV=.venv] [GPU=1]: that alone, of another Python, elsewhere, for NVIDIA GPUs.
 VENV ?= .venv
@@ -29,10 +30,10 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not heavy"
 
 test-slow: setup
-	$(PYTEST) -m slow --durations=20
+	$(PYTEST) -m "slow or heavy" --durations=20
 
 setup:
 	@./setup.sh

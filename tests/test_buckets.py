@@ -226,7 +226,7 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1800)
 def test_a_killed_run_there_ends_as_one_that_was_left_alone_here(bucket, place, tmp_path):
     """From a conversion to an export, each a process; the kill falls while a checkpoint is uploaded."""

@@ -331,7 +331,7 @@ def small(arguments: list[str]) -> list[str]:
         return [*arguments, *SMALL_MODES[FLAGS.mode], *network]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("item", RUNS, ids=lambda item: item.where)
 def test_it_runs(item, beside, monkeypatch):
@@ -487,7 +487,7 @@ def test_messages_that_troubleshooting_quotes_are_said():
             assert any(part in literal for literal in said), f"nothing says {part!r}"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_presets_cost_what_the_table_says(capsys):
     row = r"^\| `(--dataset=[^`]+)`.*?\| ([\d,]{9,}) \| ([\d.]+) \|"
     rows = re.findall(row, PAGES[0].read_text(), re.MULTILINE)
@@ -500,7 +500,7 @@ def test_the_presets_cost_what_the_table_says(capsys):
         assert f"{flops / 1e9:.1f}" == f"{float(gigaflops):.1f}"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_picture_of_a_trajectory_is_what_its_command_draws(tmp_path):
     (command,) = [item for item in COMMANDS if "--trajectory=7" in item.words]
     run_main([*command.words[2:], f"--out={tmp_path}"])

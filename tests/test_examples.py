@@ -61,7 +61,7 @@ def commit(folder: Path) -> None:
         subprocess.run(["git", *words], cwd=folder, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1800)
 def test_the_notebook_runs_from_a_clone_to_the_pictures(repository_to_clone, tmp_path):
     """PDM_TF_COLAB_PYTHON names a bare Python that makes its environment; else this one's is in the clone."""

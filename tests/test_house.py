@@ -159,11 +159,11 @@ def test_every_module_says_what_it_is():
 
 
 def test_functions_fit_a_screen():
-    """Fifty lines of code, docstring and comments not counted."""
+    """Sixty lines of code, docstring and comments not counted."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = path.read_text().splitlines()[body[0].lineno - 1 : node.end_lineno] if body else []
                 code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
-                assert len(code) <= 50, f"{path}: {node.name} has {len(code)} lines"
+                assert len(code) <= 60, f"{path}: {node.name} has {len(code)} lines"

@@ -9,7 +9,7 @@ import pytest
 from tests.data.fixtures import make_preset_dataset
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     ("dataset", "choice"),

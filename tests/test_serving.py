@@ -199,7 +199,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1800)
 def test_clients_get_from_the_server_what_tensorflow_serving_documents(address, model_folder, tmp_path):
     host = address.removesuffix("/v1/models/tiny")
@@ -285,7 +285,7 @@ def call_signature(model, name, inputs):
     return {key: value.numpy() for key, value in outputs.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1800)
 def test_triton_gives_each_client_its_own_bytes_whatever_else_is_in_the_batch(
     serve_python, model_folder, tmp_path
@@ -353,7 +353,7 @@ def convert(python, folder, output):
     return converter.returncode, said.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1800)
 def test_onnx_of_experts_is_refused(serve_python, model_folder, tmp_path):
     status, said = convert(serve_python, model_folder, tmp_path / "tiny.onnx")
@@ -361,7 +361,7 @@ def test_onnx_of_experts_is_refused(serve_python, model_folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("patch_size", [1, 4])
 def test_onnx_denoises_as_the_saved_model(serve_python, tmp_path, patch_size):

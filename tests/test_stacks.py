@@ -10,7 +10,7 @@ from tests.stacks import compare
 OTHER = os.environ.get("PDM_TF_OTHER_PYTHON")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not OTHER, reason="PDM_TF_OTHER_PYTHON names no interpreter of the other stack")
 def test_stacks_agree_and_read_what_the_other_wrote(tmp_path):

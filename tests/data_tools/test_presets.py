@@ -8,7 +8,7 @@ from pdm_tf.data import find_dataset, load_batches, naming_shards
 from tests.data import fixtures
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name, size, classes, count",
     [("lsun_church", 256, 0, 6), ("imagenet256", 256, 1000, 1500), ("ffhq1024", 1024, 0, 6)],

@@ -55,7 +55,7 @@ def test_gradients_are_the_same_with_dropout_and_labels(make, precision, toleran
     assert relative_difference(again, kept) < tolerance
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_gradients_are_the_same_on_two_replicas():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = []
@@ -77,7 +77,7 @@ def test_variables_and_config_are_the_same():
         assert network.get_config()["gradient_checkpointing"] is gradient_checkpointing
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_xla_gives_the_same_gradients_and_leaves_the_second_computation_in_place():
     """Common subexpressions are not merged: each block's first convolution is there once more."""
     functions = [gradients_of(network_of(r, dropout=0.0), jit_compile=True) for r in (False, True)]

@@ -208,13 +208,13 @@ def test_the_network_sees_its_blurred_input():
     assert network.small.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
+def heavy(*values):
+    return pytest.param(*values, marks=pytest.mark.heavy)
 
 
 @pytest.mark.parametrize(("config", "parameters"), [
-    (preset("emoji64"), 2_329_670), slow(preset("lsun_church"), 87_297_180),
-    slow(preset("imagenet256"), 158_272_128), slow(preset("ffhq1024"), 550_934_320),
+    (preset("emoji64"), 2_329_670), heavy(preset("lsun_church"), 87_297_180),
+    heavy(preset("imagenet256"), 158_272_128), heavy(preset("ffhq1024"), 550_934_320),
 ], ids=lambda value: getattr(value, "data", None) and value.data.dataset)  # fmt: skip
 def test_presets_cost_about_what_the_u_net_costs(config, parameters):
     vit = build_network(config.replace(network_settings("vit", config)))
@@ -222,7 +222,7 @@ def test_presets_cost_about_what_the_u_net_costs(config, parameters):
     assert forward_flops(vit) == pytest.approx(forward_flops(build_network(config)), rel=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("image_shape", [(28, 28, 1), (64, 64, 3), (96, 160, 3)])
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 def test_other_data_s_vit_costs_about_what_the_u_net_costs(size, image_shape):
@@ -231,7 +231,7 @@ def test_other_data_s_vit_costs_about_what_the_u_net_costs(size, image_shape):
     assert ours == pytest.approx(forward_flops(build_network(config)), rel=0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_appendix_d_has_about_the_parameters_of_the_u_net_with_its_patches():
     config = preset("lsun_church")
     count = count_parameters(build_network(config.replace(network_settings("vit_appendix_d", config))))

@@ -9,7 +9,7 @@ import pytest
 from tests.training.kill_and_resume import command, compare, state_hashes, train_with_kills
 from tests.training.processes import Training, metrics, newest_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = pytest.mark.timeout(3000)
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def uninterrupted(tmp_path_factory):
     return state_hashes(run_dir)
 
 
+@pytest.mark.slow
 def test_five_kills_leave_no_trace(uninterrupted, tmp_path, capsys):
     """At random moments, one of them while a checkpoint is being written; the same weights to the bit."""
     seed = random.randrange(1 << 30)
@@ -30,15 +31,18 @@ def test_five_kills_leave_no_trace(uninterrupted, tmp_path, capsys):
     assert state_hashes(tmp_path) == uninterrupted, said
 
 
+@pytest.mark.heavy
 def test_two_kills_leave_no_trace_on_two_replicas(tmp_path):
     assert compare(kills=2, replicas=2, seed=random.randrange(1 << 30), folder=tmp_path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("network", ["vit", "unet+two_sizes", "vit+two_sizes"])
 def test_two_kills_leave_no_trace_in_other_networks(tmp_path, network):
     assert compare(2, 1, random.randrange(1 << 30), tmp_path, network=network)
 
 
+@pytest.mark.slow
 def test_sigterm_and_sigint_save_and_the_run_goes_on_where_it_stopped(tmp_path):
     run_dir, stopped = tmp_path / "run", 0
     for number in (signal.SIGTERM, signal.SIGINT):

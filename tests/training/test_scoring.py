@@ -133,12 +133,14 @@ def test_the_best_averages_stay(whole):
 @pytest.mark.parametrize(
     ("moment", "dies_at"),
     [
-        ("weights", 4), *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("before", 4), ("before", 8), ("weights", 8), ("note", 4), ("note", 8))
+        ("weights", 4),
+        pytest.param("note", 8, marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, marks=pytest.mark.heavy)
+            for case in (("before", 4), ("before", 8), ("weights", 8), ("note", 4))
         ),
     ],
-)  # fmt: skip
+)
 def test_a_run_killed_in_a_score_comes_to_the_same(tmp_path, monkeypatch, whole, dies_at, moment):
     """Killed before it has drawn, before the note is written, or before the score is logged."""
 

@@ -113,7 +113,7 @@ def test_shared_out_losses_are_those_of_the_whole_denoiser_weighted(two_sizes, i
         np.testing.assert_allclose(found[name], plain[name] * (1 if name == "mse" else weight), rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_accumulation_equals_the_whole_batch(two_sizes, images):
     whole, cut = (two_sizes(grad_accum=n) for n in (1, 4))
     before = weights(whole)
@@ -124,12 +124,12 @@ def test_accumulation_equals_the_whole_batch(two_sizes, images):
     assert largest_difference(weights(whole), weights(cut)) < 1e-3 * moved
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_devices_equal_one(images):
     assert_two_devices_equal_one(TWO, lambda: keras.optimizers.legacy.SGD(1e-4), images, steps=2)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_it_learns_at_both_sizes_in_bfloat16(two_sizes, images):
     network = {"precision": "mixed_bfloat16"}
     model = two_sizes(network=network, loss_weighting="constant")
@@ -158,7 +158,7 @@ def test_replicas_that_would_get_one_image_each_are_refused():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_from_one_size_to_two_and_through_every_mode(tmp_path, capsys):
     """A run of one size begins one of two, which is resumed, described, sampled, measured and exported."""
     small = [

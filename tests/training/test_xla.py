@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_noticed(function, found):
     [
         "imagenet256_high",
         "imagenet256_vit",
-        pytest.param("lsun_church_two_sizes", marks=pytest.mark.slow),
+        pytest.param("lsun_church_two_sizes", marks=pytest.mark.heavy),
         "imagenet256_vit_two_sizes",
     ],
 )
@@ -145,7 +145,7 @@ def test_the_train_step_fits_with_labels_accumulation_dropout_recomputation_and_
     assert "while" in assert_fit(step, arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name",
     [
@@ -170,7 +170,7 @@ def test_the_train_step_at_full_size_fits(name):
     assert found.count("bf16") > (0.9 if config.network.kind == "unet" else 0.6) * len(found)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
@@ -189,7 +189,7 @@ def test_the_train_step_compiles_and_runs_with_few_blocks(name, parts):
     assert any(np.abs(v - b).max() > 0 for v, b in zip(model.network.trainable_variables, before))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_sampler_of_a_gated_network_fits_compiles_and_runs():
     # As one network of the whole process: an expert of the low noise cannot begin from pure noise.
     config = small("imagenet256_low", **SHALLOW, **{"diffusion.t_stop": 1000})
