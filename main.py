@@ -28,7 +28,7 @@ def train():
     config, folder, size = training_config(info)
     from pdm_tf import devices as strategy
     from pdm_tf import plots
-    from pdm_tf.analysis.memory import peak_resident
+    from pdm_tf.progress import peak_resident
     from pdm_tf.training import loop
 
     where = strategy.make_strategy(choose_strategy())

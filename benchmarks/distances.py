@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pdm_tf.analysis.memory import peak_resident
 from pdm_tf.evaluation import distances
 from pdm_tf.evaluation.distances import Manifold, Moments
+from pdm_tf.progress import peak_resident
 
 CLASSES = 1008
 

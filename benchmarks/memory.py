@@ -44,7 +44,7 @@ def measure(network: str, gradient_checkpointing: bool, jit_compile: bool) -> di
     """MiB that the steps add to the process, and the median seconds of a step after the first."""
     import tensorflow as tf
 
-    from pdm_tf.analysis.memory import peak_resident
+    from pdm_tf.progress import peak_resident
     from pdm_tf.training.loop import training_state
     from pdm_tf.training.model import build_model
 

@@ -1,9 +1,12 @@
-"""Progress on stderr: a rate and the time left; few lines where stderr is a file."""
+"""Progress on stderr (a rate and the time left; few lines where stderr is a file), and the peak of memory."""
 
 from __future__ import annotations
 
+import re
+import resource
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -21,3 +24,17 @@ def skip(shown: tqdm, count: int) -> None:
     if not shown.disable:
         shown.initial += count
     shown.update(count)
+
+
+def peak_resident() -> float:
+    """Peak resident memory of this process, MiB.
+
+    Read from VmHWM where the system has it: Linux's ru_maxrss includes the memory of the parent process at
+    the time of the fork.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 2**10
+    except (OSError, TypeError):  # not Linux, or a kernel without VmHWM
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts in bytes

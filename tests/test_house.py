@@ -51,8 +51,8 @@ MAY_USE = {
     "pdm_tf.images pdm_tf.models pdm_tf.sampling",
     "data_tools": "pdm_tf pdm_tf.atomic pdm_tf.data pdm_tf.errors pdm_tf.evaluation pdm_tf.images pdm_tf.paths "
     "pdm_tf.progress pdm_tf.weights",
-    "benchmarks": "data_tools pdm_tf pdm_tf.analysis pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
-    "pdm_tf.errors pdm_tf.evaluation pdm_tf.models pdm_tf.networks pdm_tf.run pdm_tf.sampling "
+    "benchmarks": "data_tools pdm_tf pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe pdm_tf.errors "
+    "pdm_tf.evaluation pdm_tf.models pdm_tf.networks pdm_tf.progress pdm_tf.run pdm_tf.sampling "
     "pdm_tf.stack pdm_tf.training",
     "experiments": "flags pdm_tf.analysis pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe pdm_tf.diffusion "
     "pdm_tf.errors pdm_tf.evaluation pdm_tf.models pdm_tf.randomness pdm_tf.run pdm_tf.sampling "

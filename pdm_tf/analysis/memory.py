@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from pdm_tf import plots
 from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.config.fields import Config, validate
 from pdm_tf.errors import UserError
-from pdm_tf.progress import bar
+from pdm_tf.progress import bar, peak_resident
 from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import build_model
 
@@ -161,20 +159,6 @@ def peak_of_step(config: Config) -> float:
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
     return peak_resident()
-
-
-def peak_resident() -> float:
-    """The most memory that this process's program has held, MiB.
-
-    Linux's ru_maxrss is no less than what the parent had held when it made this process, be that a notebook's
-    gigabytes; VmHWM begins anew with the program.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 2**10
-    except (OSError, TypeError):  # not Linux, or a kernel that does not tell
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts in bytes
 
 
 def draw_memory(found: Findings, path: str | os.PathLike) -> None:
