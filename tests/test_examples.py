@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.run import PRETRAINED
+from tests.documents import copy_tracked_files
 from tests.notebook import cells_of, commands_of
 from tests.test_docs import check_main
 
@@ -42,19 +42,6 @@ def test_the_notebook_is_clean_and_its_commands_are_right(monkeypatch, tmp_path)
     assert {words[0] for words in programs} == {"git", "pip", "make", ".venv/bin/python"}
 
 
-@pytest.fixture
-def repository_to_clone(tmp_path):
-    """The working tree as a repository of its own."""
-    folder = tmp_path / "origin"
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
-
-
 def commit(folder: Path) -> None:
     who = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "-A", "-f"], [*who, "commit", "-q", "-m", "all"]):
@@ -63,8 +50,9 @@ def commit(folder: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
-def test_the_notebook_runs_from_a_clone_to_the_pictures(repository_to_clone, tmp_path):
+def test_the_notebook_runs_from_a_clone_to_the_pictures(tmp_path):
     """PDM_TF_COLAB_PYTHON names a bare Python that makes its environment; else this one's is in the clone."""
+    repository_to_clone = copy_tracked_files(tmp_path / "origin")
     python, path = os.environ.get("PDM_TF_COLAB_PYTHON"), os.environ["PATH"]
     if python is None:
         python, path = sys.executable, f"{tmp_path}:{path}"
