@@ -1,27 +1,46 @@
-"""Figures, drawn with matplotlib: of a run, and the rows of images and curves that analyses are made of."""
+"""Figures as PNG files, drawn with Matplotlib: rows of images, curves, tables, the loss curve of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+from unittest import mock
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no window system is needed
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 from pdm_tf.atomic import atomic_file
 from pdm_tf.run import RunFolder
+
+# A notebook's backend, which its processes inherit in MPLBACKEND, need not be one that can be imported here.
+with mock.patch.dict(os.environ):
+    os.environ.pop("MPLBACKEND", None)
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+
+@contextlib.contextmanager
+def png_figure(path: str | os.PathLike, width: float, height: float, **options) -> Iterator[Figure]:
+    """Yields a figure to draw in, of a size in inches, and writes it as a PNG of 100 dots per inch.
+
+    No window, and no style: neither MPLBACKEND nor the user's matplotlibrc changes anything.
+
+    Args:
+      options: as of `matplotlib.figure.Figure`.
+    """
+    with matplotlib.style.context("default", after_reset=True):
+        figure = Figure(figsize=(width, height), **options)
+        yield figure
+        with atomic_file(path) as partial:
+            figure.savefig(partial, format="png", dpi=100)
 
 
 class Panel(NamedTuple):
     """Curves on one pair of axes.
 
     Attributes:
-      title, xlabel: what stands above and below.
+      title, xlabel: texts above and below.
       lines: label -> (x (n,), y (n,), spread (n,) or None), NaN where there is nothing to draw.
       yscale: "log" or "linear".
     """
@@ -49,30 +68,28 @@ def draw(
     across = max([len(images) for images in rows.values()], default=0)
     heights = [1.3 * len(rows)] * bool(rows) + [3.4] * bool(panels)
     width = max(1.3 * across + 1.2, 4.6 * len(panels))
-    figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
-    parts = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights))
-    if rows:
-        _draw_rows(parts[0].subplots(len(rows), across, squeeze=False), rows, columns)
-    if panels:
-        for axes, panel in zip(parts[-1].subplots(1, len(panels), squeeze=False)[0], panels):
-            _draw_panel(axes, panel)
-    _save(figure, path)
+    with png_figure(path, width, sum(heights), layout="constrained") as figure:
+        parts = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights))
+        if rows:
+            _draw_rows(parts[0].subplots(len(rows), across, squeeze=False), rows, columns)
+        if panels:
+            for axes, panel in zip(parts[-1].subplots(1, len(panels), squeeze=False)[0], panels):
+                _draw_panel(axes, panel)
 
 
 def table(path: str | os.PathLike, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Writes a PNG of a table of texts."""
     widths = [max(map(len, column)) + 2 for column in zip(columns, *rows)]
-    figure, axes = plt.subplots(figsize=(max(0.085 * sum(widths), 3), 0.35 * (len(rows) + 1) + 0.2))
-    axes.set_axis_off()
-    drawn = axes.table(
-        rows, colLabels=columns, colWidths=[width / sum(widths) for width in widths], bbox=[0, 0, 1, 1]
-    )
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(9)
-    for cell in drawn.get_celld().values():
-        cell.set_edgecolor("lightgrey")
-    figure.subplots_adjust(0.01, 0.02, 0.99, 0.98)
-    _save(figure, path)
+    with png_figure(path, max(0.085 * sum(widths), 3), 0.35 * (len(rows) + 1) + 0.2) as figure:
+        axes = figure.subplots()
+        axes.set_axis_off()
+        shares = [width / sum(widths) for width in widths]
+        drawn = axes.table(rows, colLabels=columns, colWidths=shares, bbox=[0, 0, 1, 1])
+        drawn.auto_set_font_size(False)
+        drawn.set_fontsize(9)
+        for cell in drawn.get_celld().values():
+            cell.set_edgecolor("lightgrey")
+        figure.subplots_adjust(0.01, 0.02, 0.99, 0.98)
 
 
 def _draw_rows(grid, rows: Mapping[str, np.ndarray], columns: Sequence[str]) -> None:
@@ -99,28 +116,23 @@ def _draw_panel(axes, panel: Panel) -> None:
     axes.grid(alpha=0.3)
 
 
-def _save(figure, path: str | os.PathLike) -> None:
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
-    plt.close(figure)
-
-
 def loss_curve(run: RunFolder, smoothing: int = 10) -> None:
     """Draws L_simple and the mean squared error of x by quarter of the noise levels as the run's loss curve.
 
     Training losses are running means of `smoothing` log lines, those of the held-out split are as measured.
     """
     metrics = run.metrics()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    _draw(left, metrics, {"simple_loss": "training", "validation/simple_loss": "held out"}, smoothing)
     quarters = {f"mse_quarter{q}": f"quarter {q}{' (least noise)' if q == 1 else ''}" for q in range(1, 5)}
-    _draw(right, metrics, quarters, smoothing)
-    left.set(title="L_simple", xlabel="step", yscale="log")
-    right.set(title="mean squared error of x, by quarter of t", xlabel="step", yscale="log")
-    _save(figure, run.loss_curve)
+    losses = {"simple_loss": "training", "validation/simple_loss": "held out"}
+    with png_figure(run.loss_curve, 10, 3.6, layout="constrained") as figure:
+        left, right = figure.subplots(1, 2)
+        _draw_metrics(left, metrics, losses, smoothing)
+        _draw_metrics(right, metrics, quarters, smoothing)
+        left.set(title="L_simple", xlabel="step", yscale="log")
+        right.set(title="mean squared error of x, by quarter of t", xlabel="step", yscale="log")
 
 
-def _draw(axes, metrics: dict[str, np.ndarray], names: dict[str, str], smoothing: int) -> None:
+def _draw_metrics(axes, metrics: dict[str, np.ndarray], names: dict[str, str], smoothing: int) -> None:
     for name, label in names.items():
         if name in metrics:
             steps, values = metrics[name].T
