@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2  # something to mend, said in one line
@@ -41,8 +42,14 @@ def run(main: Callable[[], None]) -> int:
     """Runs a program's main function and returns its exit status; what ends it early is one line.
 
     Names that the terminal's encoding does not have are shown with escapes, in place of a UnicodeEncodeError.
-    SIGTERM ends it as Ctrl-C does; a second signal of either kind ends the process at once.
+    SIGTERM ends it as Ctrl-C does; a second signal of either kind ends the process at once. Output that
+    nobody can take (a reader that is gone, a log on a full disk) is dropped, and the work goes on.
     """
+    with _lasting_streams():
+        return _status_of(main)
+
+
+def _status_of(main: Callable[[], None]) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -63,6 +70,56 @@ def run(main: Callable[[], None]) -> int:
         print(f"{how}: run the same command to go on with what is done", file=sys.stderr)
         return EXIT_STOPPED
     return EXIT_DONE
+
+
+class _LastingStream:
+    """A text stream whose file becomes /dev/null once it cannot be written to."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text, or drops it."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _open_null(self._stream.fileno())
+            return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered, or drops it."""
+        try:
+            self._stream.flush()
+        except OSError:
+            _open_null(self._stream.fileno())
+
+
+def _open_null(number: int) -> None:
+    """Makes a file descriptor one of /dev/null, for whatever in the process writes to it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+
+
+@contextlib.contextmanager
+def _lasting_streams() -> Iterator[None]:
+    """Inside the block no write to stdout or stderr fails, also where they were closed from the start."""
+    before = sys.stdout, sys.stderr
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        if getattr(sys, name) is None:
+            _open_null(number)  # or the next file that is opened would be the program's stderr
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 (it is for the whole block)
+        setattr(sys, name, _LastingStream(getattr(sys, name)))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager

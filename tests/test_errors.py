@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pdm_tf import errors
 from pdm_tf.errors import Stopped, UserError, one_line, run
 
 
@@ -59,3 +60,44 @@ def test_names_that_the_terminal_cannot_show_do_not_end_a_program(repository):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"caf\\xe9 \\udcff\n")
+
+
+PROGRAM = """
+import importlib.util, sys
+
+spec = importlib.util.spec_from_file_location("errors", sys.argv[1])  # alone: TensorFlow takes seconds
+errors = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(errors)
+
+def work():
+    for step in range(20_000):
+        print("a line of the log", step)
+        print("a step of the bar", step, file=sys.stderr, flush=True)
+    with open(sys.argv[2], "w") as file:
+        assert file.fileno() > 2
+        file.write("done")
+
+sys.exit(errors.run(work))
+"""
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        "2>&-",
+        ">&-",
+        ">&- 2>&-",
+        "2>/dev/full",
+        ">/dev/full",
+        ">/dev/full 2>&1",
+        "| head -n 1",
+        "2>&1 | head -n 1",
+    ],
+)
+def test_output_that_nobody_takes_does_not_end_the_work(tmp_path, streams):
+    program, done, status = (tmp_path / name for name in ("program.py", "done", "status"))
+    program.write_text(PROGRAM)
+    command = f"({sys.executable} {program} {errors.__file__} {done}; echo $? >{status}) {streams}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.read_text(), status.read_text()) == ("done", "0\n")
+    assert "Error" not in result.stderr and "Exception" not in result.stderr
