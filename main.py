@@ -50,8 +50,9 @@ def sample():
     from pdm_tf import devices as strategy
     from pdm_tf import images
     from pdm_tf.sampling import output
-    from pdm_tf.sampling.batches import Draw
-    from pdm_tf.sampling.sampler import Sampler, cycled_labels
+    from pdm_tf.sampling.batches import SampleBatches
+    from pdm_tf.sampling.edit import Edit
+    from pdm_tf.sampling.sampler import Sampler
 
     chosen, share = sampling_place()
     # All that can be refused is looked at before any network is made.
@@ -62,11 +63,11 @@ def sample():
     mask = images.read_mask(FLAGS.mask, shape) if FLAGS.mask else None
     with strategy.make_strategy(chosen).scope():
         denoiser = loaded_model(runs).denoiser
-        sampler = Sampler(denoiser, config.sampling, image=image, mask=mask)
-    labels = labels or cycled_labels(denoiser, config.data.num_classes or 1)
+        edit = None if image is None else Edit(image, mask, **definitions.edit_options())
+        sampler = Sampler(denoiser, config.sampling, edit)
     count = definitions.num_samples()
     batch_size = definitions.sample_batch_size(count, sampler.replicas)
-    draw = Draw(sampler, FLAGS.seed or 0, count, batch_size, labels, share)
+    draw = SampleBatches(sampler, FLAGS.seed or 0, count, batch_size, labels or (), share)
     if FLAGS.trajectory and not share.number:
         output.write_trajectory(draw, out, FLAGS.trajectory)
     output.write_images(draw, out, FLAGS.save_pngs)
@@ -83,7 +84,7 @@ def sample():
 def sampling_place():
     """The strategy to sample with, and the share: the workers of a cluster each draw their own, alone."""
     from pdm_tf import devices as strategy
-    from pdm_tf.sampling.batches import Share
+    from pdm_tf.ledger import Share
 
     chosen = choose_strategy()
     if chosen != "multi_worker":
@@ -215,7 +216,7 @@ def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, p
     from pdm_tf import devices as strategy
     from pdm_tf.evaluation import subjects
     from pdm_tf.models import load
-    from pdm_tf.sampling.batches import Draw
+    from pdm_tf.sampling.batches import SampleBatches
     from pdm_tf.sampling.sampler import Sampler
 
     (chosen, share), seed, count = place, FLAGS.seed or 0, definitions.num_samples()
@@ -228,7 +229,7 @@ def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, p
         how = "shares of the reference" if counts else "equal shares"
         labels = subjects.shared_labels(counts or [1] * (config.data.num_classes or 1), count, seed)
     batch_size = definitions.sample_batch_size(count, sampler.replicas)
-    draw = Draw(sampler, seed, count, batch_size, labels, share)
+    draw = SampleBatches(sampler, seed, count, batch_size, labels, share)
     about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": chosen}
     return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
 

@@ -28,7 +28,7 @@ from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
 from pdm_tf.models import load, read_runs
-from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 
 
@@ -60,8 +60,8 @@ def measure(
     sampler(0, range(batch), np.resize(labels, batch))  # traces and warms up
     found, seconds = [], 0.0
     for seed in range(seeds):
-        draw, before = Draw(sampler, seed, len(labels), batch, labels), time.monotonic()
-        images = list(draw.batches())
+        draw, before = SampleBatches(sampler, seed, len(labels), batch, labels), time.monotonic()
+        images = list(draw)
         seconds += time.monotonic() - before
         found.append(comparison.distances(extract(comparison.detector, images).pooled))
     drawn = seeds * -(-len(labels) // batch) * batch

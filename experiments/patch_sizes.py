@@ -47,7 +47,7 @@ from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
 from pdm_tf.models import Loaded, load, read_runs
 from pdm_tf.run import RunFolder
-from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.stack import keras
 from pdm_tf.training import loop
@@ -131,7 +131,7 @@ class Measure:
     def __call__(self, loaded: Loaded) -> dict[str, float]:
         """The distances by their names, and bits_per_dim."""
         sampler = Sampler(loaded.denoiser, loaded.config.sampling)
-        images = Draw(sampler, 0, self.count, self.batch_size, self.labels).batches()
+        images = SampleBatches(sampler, 0, self.count, self.batch_size, self.labels).batches()
         values = self.comparison.distances(extract(self.comparison.detector, images).pooled)
         count = min(self.held_out, self.info.num_examples[self.split])
         batches = held_out_batches(self.info, self.split, self.shape, self.batch_size, count)

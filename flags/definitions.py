@@ -40,6 +40,7 @@ from pdm_tf.config.presets import (
 )
 from pdm_tf.config.words import Leaf, check_values, get, leaves, parse, replace
 from pdm_tf.errors import UserError
+from pdm_tf.sampling.edit import Edit
 
 MODES = ("train", "sample", "evaluate", "analyze", "export", "page", "describe")
 FORMATS = ("saved_model", "safetensors")
@@ -117,7 +118,7 @@ _define(
     _integer, MEASURED, "sample_batch_size", None,
     "Images to draw at a time; 16 by default, or all if they are fewer.", 1,
 )  # fmt: skip
-for _name, _leaf in leaves(SamplingConfig).items():
+for _name, _leaf in {**leaves(SamplingConfig), **leaves(Edit)}.items():
     _define_sampling(_name, _leaf)
 _define(
     flags.DEFINE_float, ("sample", "export"), "ema_length", None,
@@ -469,8 +470,7 @@ def with_sampling_flags(config: Config) -> Config:
         if value is not None:
             given[name] = parse(value, leaf.kind, f"--{name}") if isinstance(value, str) else value
     if FLAGS.mask:
-        given.setdefault("sampler", "ancestral")  # whose steps painting goes over again
-        given.setdefault("strength", 1.0)  # what is painted anew begins from pure noise
+        given.setdefault("sampler", "ancestral")  # whose steps inpainting goes over again
     sampling = replace(config.sampling, given)
     _refuse_lonely_flags(sampling.sampler)
     config = config.replace({"sampling": sampling})
@@ -481,12 +481,19 @@ def with_sampling_flags(config: Config) -> Config:
     return config
 
 
+def edit_options() -> dict[str, float]:
+    """Fields of `Edit` that flags set; what is inpainted begins from pure noise, if nothing else is said."""
+    given = {"strength": 1.0} if FLAGS.mask else {}
+    given.update({name: FLAGS[name].value for name in leaves(Edit) if FLAGS[name].value is not None})
+    return given
+
+
 def _refuse_lonely_flags(sampler: str) -> None:
     """Refuses flags that would do nothing, so that nobody thinks they did something."""
     there = {sampler, *(name for name in ("init_image", "mask") if FLAGS[name].value)}
     if FLAGS.mask and not ({"ancestral", "init_image"} <= there):
         raise UserError("--mask needs an --init_image and --sampler=ancestral: give them, or leave it out")
-    for name, leaf in leaves(SamplingConfig).items():
+    for name, leaf in {**leaves(SamplingConfig), **leaves(Edit)}.items():
         of = leaf.rule.of
         if FLAGS[name].value is not None and of and not there & set(of):
             needed = {"init_image": "an --init_image", "mask": "a --mask"}

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Room -> the rooms that it uses: all of them, and no others.
 MAY_USE = {
-    "flags": "pdm_tf.config pdm_tf.errors",
+    "flags": "pdm_tf.config pdm_tf.errors pdm_tf.sampling",
     "pdm_tf": "pdm_tf.stack",
     "pdm_tf.errors": "",
     "pdm_tf.config": "pdm_tf.errors",
@@ -27,13 +27,14 @@ MAY_USE = {
     "pdm_tf.averages": "pdm_tf.config pdm_tf.errors pdm_tf.progress pdm_tf.run pdm_tf.weights",
     "pdm_tf.diffusion": "",
     "pdm_tf.networks": "pdm_tf.errors pdm_tf.patching pdm_tf.stack",
+    "pdm_tf.ledger": "pdm_tf.atomic pdm_tf.errors pdm_tf.paths pdm_tf.progress pdm_tf.weights",
     "pdm_tf.denoiser": "pdm_tf.config pdm_tf.diffusion pdm_tf.networks",
     "pdm_tf.models": "pdm_tf.averages pdm_tf.config pdm_tf.denoiser pdm_tf.errors pdm_tf.run pdm_tf.weights",
     "pdm_tf.devices": "pdm_tf.errors",
     "pdm_tf.describe": "pdm_tf.config pdm_tf.denoiser pdm_tf.networks pdm_tf.sampling",
     "pdm_tf.data": "pdm_tf.atomic pdm_tf.errors pdm_tf.images pdm_tf.paths pdm_tf.stack",
     "pdm_tf.sampling": "pdm_tf.atomic pdm_tf.config pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors pdm_tf.images "
-    "pdm_tf.paths pdm_tf.progress pdm_tf.randomness",
+    "pdm_tf.ledger pdm_tf.paths pdm_tf.progress pdm_tf.randomness",
     "pdm_tf.export": "pdm_tf.atomic pdm_tf.config pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors pdm_tf.models "
     "pdm_tf.paths pdm_tf.run pdm_tf.sampling pdm_tf.weights",
     "pdm_tf.training": "pdm_tf.atomic pdm_tf.averages pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe "
@@ -41,8 +42,8 @@ MAY_USE = {
     "pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack "
     "pdm_tf.weights",
     "pdm_tf.evaluation": "pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors pdm_tf.images "
-    "pdm_tf.models pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.sampling pdm_tf.stack "
-    "pdm_tf.weights",
+    "pdm_tf.ledger pdm_tf.models pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.sampling "
+    "pdm_tf.stack pdm_tf.weights",
     "pdm_tf.plots": "pdm_tf.atomic pdm_tf.run",
     "pdm_tf.analysis": "pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors "
     "pdm_tf.images pdm_tf.models pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.randomness "
@@ -58,8 +59,8 @@ MAY_USE = {
     "pdm_tf.errors pdm_tf.evaluation pdm_tf.models pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
     "pdm_tf.stack pdm_tf.training",
     "main": "flags pdm_tf.analysis pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.describe pdm_tf.devices "
-    "pdm_tf.errors pdm_tf.evaluation pdm_tf.export pdm_tf.images pdm_tf.models pdm_tf.page "
-    "pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.run pdm_tf.sampling pdm_tf.stack "
+    "pdm_tf.errors pdm_tf.evaluation pdm_tf.export pdm_tf.images pdm_tf.ledger pdm_tf.models "
+    "pdm_tf.page pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.run pdm_tf.sampling pdm_tf.stack "
     "pdm_tf.training",
     "examples": "",
 }

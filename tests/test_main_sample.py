@@ -182,7 +182,7 @@ def command(run_dir, out, *more):
 @pytest.mark.slow
 def test_a_killed_process_is_resumed_to_the_same_bytes(runs, tmp_path):
     process = subprocess.Popen(command(runs / "whole", tmp_path / "killed"), stderr=subprocess.PIPE)
-    while len(list(tmp_path.glob("killed/.unfinished-*/batch_*.npy"))) < 3:
+    while len(list(tmp_path.glob("killed/.unfinished-*/batch_*.npz"))) < 3:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)

@@ -9,9 +9,8 @@ import numpy as np
 from pdm_tf import plots
 from pdm_tf.analysis.subject import Findings, Model, Subject
 from pdm_tf.images import from_uint8, to_uint8
-from pdm_tf.progress import bar
-from pdm_tf.sampling.batches import Draw
-from pdm_tf.sampling.sampler import Sampler, cycled_labels
+from pdm_tf.sampling.batches import SampleBatches
+from pdm_tf.sampling.sampler import Sampler
 
 SHOWN = 8
 ZOOM = 24  # pixels of the part that is shown large, or half of an image
@@ -38,18 +37,13 @@ def border_energy(images: np.ndarray, patch_size: int) -> float | None:
     return float(sums[0] / counts[0] / (sums[1] / counts[1]))
 
 
-def draw_of(model: Model, subject: Subject) -> Draw:
-    """`subject.count` samples to be drawn, of the labels asked for, or all, in turn."""
-    denoiser = model.denoiser
-    labels = subject.labels or cycled_labels(denoiser, denoiser.num_classes or 1)
-    sampler = Sampler(denoiser, model.config.sampling)
-    return Draw(sampler, subject.seed, subject.count, subject.batch_size, labels)
-
-
-def samples(draw: Draw, title: str) -> np.ndarray:
-    """The images, float32 (N, H, W, C) in [-1, 1]."""
-    parts = [draw.frames(start, 1)[0] for start in bar(draw.starts, desc=f"draw, {title}", unit="batch")]
-    return np.concatenate(parts)[: draw.count]
+def samples(model: Model, subject: Subject, title: str) -> np.ndarray:
+    """`subject.count` samples, uint8 (N, H, W, C), of the labels asked for, or all, in turn."""
+    sampler = Sampler(model.denoiser, model.config.sampling)
+    batches = SampleBatches(
+        sampler, subject.seed, subject.count, subject.batch_size, subject.labels or (), title=f"draw, {title}"
+    )
+    return np.concatenate(list(batches))
 
 
 def grids(subject: Subject) -> Findings:
@@ -57,9 +51,9 @@ def grids(subject: Subject) -> Findings:
     data, _ = subject.examples()
     shown, values = {DATA: to_uint8(data[:SHOWN])}, {}
     for name, model in subject.titles.items():
-        # Rounded as any picture is: so are the data.
-        images = from_uint8(to_uint8(samples(draw_of(model, subject), name)))
-        shown[name] = to_uint8(images[:SHOWN])
+        drawn = samples(model, subject, name)
+        shown[name] = drawn[:SHOWN]
+        images = from_uint8(drawn)
         values[name] = {
             "patch_size": model.patch_size,
             "samples": border_energy(images, model.patch_size),

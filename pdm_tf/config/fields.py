@@ -186,16 +186,6 @@ class SamplingConfig:
     order: int = setting(
         2, "Order of UniPC's steps.", least=2, most=3, may_change=True, of=("unipc",), modes=DRAWN
     )
-    strength: float = setting(
-        0.5, "How much of an image to change.",
-        least=0, most=1, may_change=True, of=("init_image",), modes=SAMPLE,
-    )  # fmt: skip
-    jump_length: int = setting(
-        10, "Steps to go back at a time in painting.", least=1, may_change=True, of=("mask",), modes=SAMPLE
-    )
-    resamplings: int = setting(
-        10, "Times to go over each step in painting.", least=1, may_change=True, of=("mask",), modes=SAMPLE
-    )
     jit_compile: bool = setting(
         False, "Compile sampling with XLA (for accelerators).", may_change=True, modes=MEASURED
     )

@@ -77,13 +77,13 @@ def setting(default: typing.Any, help: str, **rule) -> typing.Any:
 
 
 def leaves(cls: type) -> dict[str, Leaf]:
-    """All fields of a section class and of the sections in it, by dotted key."""
+    """All settings of a section class and of the sections in it, by dotted key."""
     found, hints = {}, typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
             found.update({f"{field.name}.{inner}": leaf for inner, leaf in leaves(kind).items()})
-        else:
+        elif "rule" in field.metadata:
             found[field.name] = Leaf(kind, field.default, field.metadata["rule"])
     return found
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +14,11 @@ import tensorflow as tf
 from pdm_tf.atomic import remove_tree
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import open_images
+from pdm_tf.ledger import Ledger, note_others
 from pdm_tf.models import Loaded, Run, with_length
 from pdm_tf.paths import as_path, entries
 from pdm_tf.randomness import stream
-from pdm_tf.sampling.batches import Draw
-from pdm_tf.sampling.output import batch_folder
-from pdm_tf.weights import read_arrays, write_arrays
+from pdm_tf.sampling.batches import SampleBatches
 
 
 class Subject(NamedTuple):
@@ -65,7 +63,7 @@ def of_path(
 
 
 def of_draw(
-    detector: Detector, draw: Draw, out: str | os.PathLike, name: str, about: Mapping
+    detector: Detector, draw: SampleBatches, out: str | os.PathLike, name: str, about: Mapping
 ) -> Subject | None:
     """The images of a draw: none of them is kept, but what a killed evaluation needs to go on.
 
@@ -78,18 +76,19 @@ def of_draw(
     Raises:
       UserError: the disk is full, a file there is damaged, or another worker is lost.
     """
-    folder = batch_folder(as_path(out), draw)
-    features = _kept_features(detector, draw, folder)
+    ledger = Ledger(out, draw.identity())
+    note_others(out, [ledger])
+    features = _kept_features(detector, draw, ledger)
     if features is None:
         return None
-    return Subject(name, dict(about), features, draw.shape[1:], draw.images, lambda: remove_tree(folder))
+    return Subject(name, dict(about), features, draw.shape[1:], draw.images, ledger.remove)
 
 
 def of_averages(
     detector: Detector,
     runs: Sequence[Run],
     loaded: Loaded,
-    draw: Draw,
+    draw: SampleBatches,
     lengths: Sequence[float],
     out: str | os.PathLike,
     about: Mapping[str, Any],
@@ -134,7 +133,7 @@ def of_averages(
     return subjects
 
 
-def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features | None:
+def _kept_features(detector: Detector, draw: SampleBatches, ledger: Ledger) -> Features | None:
     """The features of all images of a draw, each chunk of which is kept in a file when it is done.
 
     None in workers after the first: they make their share of the files.
@@ -142,28 +141,26 @@ def _kept_features(detector: Detector, draw: Draw, folder: Path) -> Features | N
     # A chunk fills the detector's batches; so its features are the same, to the bit, whenever it is made.
     batches_each = max(1, -(-detector.batch_size // draw.batch_size))
     chunks = [draw.starts[i : i + batches_each] for i in range(0, len(draw.starts), batches_each)]
-    files = [folder / f"{detector.sha256[:16]}_{chunk[0]:08d}.npz" for chunk in chunks]
-    there, share, seconds = {entry.name for entry in entries(folder)}, draw.share, 0.0
-    if any(file.name in there for file in files):
-        done = sum(file.name in there for file in files)
-        print(f"{done} of {len(files)} parts are done already", flush=True)
-    own = [(chunk, file) for chunk, file in share.own(list(zip(chunks, files))) if file.name not in there]
-    images = draw.batches(folder, starts=[start for chunk, _ in own for start in chunk])
-    for chunk, file in own:
+    names = [f"{detector.sha256[:16]}_{chunk[0]:08d}" for chunk in chunks]
+    there, share, seconds = ledger.names(), draw.share, 0.0
+    if there & set(names):
+        print(f"{len(there & set(names))} of {len(names)} parts are done already", flush=True)
+    own = [(chunk, name) for chunk, name in share.of(list(zip(chunks, names))) if name not in there]
+    images = draw.batches(ledger, starts=[start for chunk, _ in own for start in chunk])
+    for chunk, name in own:
         begin = time.monotonic()
         found = extract(detector, [next(images) for _ in chunk])
-        arrays = {key: value for key, value in found._asdict().items() if value is not None}
-        write_arrays(file, arrays)
+        ledger.write(name, {key: value for key, value in found._asdict().items() if value is not None})
         for start in chunk:
-            draw.file(folder, start).unlink(missing_ok=True)
+            ledger.discard(draw.name(start))
         seconds = time.monotonic() - begin
     for _ in images:  # ends the progress bar
         pass
     if share.number:
         return None
     if share.workers > 1:
-        share.wait(files, seconds)
-    parts = [read_arrays(file) for file in files]
+        share.wait(ledger, names, seconds)
+    parts = [ledger.read(name) for name in names]
     return Features(**{key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
 
 

@@ -41,6 +41,7 @@ from pdm_tf.page.studio import (
     uploaded,
     with_patches,
 )
+from pdm_tf.sampling.edit import Edit
 
 GRID, PICTURE = 640, 384  # about how many pixels wide they are shown
 GUIDANCE = 10.0  # the most that its slider has
@@ -182,7 +183,7 @@ def picture(label: str | None = None, classes: Sequence[str] = (), **how: Any) -
 
 def control(name: str, value: Any, visible: bool = True) -> gr.components.Component:
     """What sets a field of `sampling`, made of what the field says of itself."""
-    leaf = leaves(SamplingConfig)[name]
+    leaf = {**leaves(SamplingConfig), **leaves(Edit)}[name]
     rule, label = leaf.rule, name.replace("_", " ").capitalize()
     about = {"label": label, "info": None if name in BRIEF else rule.help, "visible": visible}
     if rule.choices:
@@ -222,7 +223,7 @@ class Controls:
 
         def place(name):
             visible = seen[name] and (name != "guidance" or bool(shown.classes))
-            return control(name, getattr(sampling, name), visible)
+            return control(name, getattr(Edit if name in leaves(Edit) else sampling, name), visible)
 
         labels, fields = class_choice(shown.classes), {}
         for name in ("guidance", "strength"):
@@ -261,7 +262,7 @@ class Controls:
         classes = bool(shown.classes)
         updates = {self.labels: gr.update(choices=shown.classes, value=[], visible=classes)}
         for name, field in self.fields.items():
-            value = getattr(sampling, name)
+            value = getattr(Edit if name in leaves(Edit) else sampling, name)
             visible = seen[name] and (name != "guidance" or classes)
             value = word(value) if isinstance(value, tuple) else value
             updates[field] = gr.update(value=value, visible=visible)
@@ -284,7 +285,8 @@ class Controls:
 
     def _of_sampler(self, sampler: str) -> dict:
         """Shows the fields that do something with a sampler."""
-        rules = {name: leaf.rule.of for name, leaf in leaves(SamplingConfig).items()}
+        known = {**leaves(SamplingConfig), **leaves(Edit)}
+        rules = {name: leaf.rule.of for name, leaf in known.items()}
         seen = fields_of(self.owner, sampler)
         own = [name for name in self.fields if rules[name] and self.owner not in rules[name]]
         return {self.fields[name]: gr.update(visible=seen[name]) for name in own}

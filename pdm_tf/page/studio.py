@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import math
 import shutil
 import tempfile
@@ -18,15 +17,16 @@ from PIL import Image
 from pdm_tf.analysis.subject import Model
 from pdm_tf.atomic import remove_tree
 from pdm_tf.config.fields import TOGETHER, Config, SamplingConfig, check_sampling
-from pdm_tf.config.words import leaves, parse, replace, require
+from pdm_tf.config.words import check_values, leaves, parse, replace, require
 from pdm_tf.data import DatasetInfo
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, read_fitted
 from pdm_tf.models import Experts
-from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.batches import SampleBatches
+from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.output import GRID_IMAGES, PNGS, write_files
-from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share
+from pdm_tf.sampling.sampler import Sampler, steps_of_share
 
 FRAME_SECONDS = 0.4  # between two pictures of x_theta on its way
 LARGEST_FILE = 100 * 10**6  # pixels of an uploaded picture
@@ -43,9 +43,9 @@ def fields_of(owner: str, sampler: str) -> dict[str, bool]:
     Args:
       owner: "" to draw, "init_image" to edit, "mask" to paint: what some fields belong to.
     """
-    painting, found = owner == "mask", {}
+    painting, found, known = owner == "mask", {}, {**leaves(SamplingConfig), **leaves(Edit)}
     samplers = {"ancestral"} if painting else set(leaves(SamplingConfig)["sampler"].rule.choices)
-    for name, leaf in leaves(SamplingConfig).items():
+    for name, leaf in known.items():
         of, is_own = set(leaf.rule.of), owner in leaf.rule.of
         fixed = name == "jit_compile" or (painting and name in ("sampler", "strength"))
         if "sample" in leaf.rule.modes and not fixed and (not of or is_own or of & samplers):
@@ -93,12 +93,14 @@ class Wanted(NamedTuple):
       labels: classes to draw in turn; all of them if empty.
       seed: of all that is random.
       count: how many pictures.
+      edit: the options of `Edit`, beside image and mask.
     """
 
     sampling: SamplingConfig
     labels: Sequence[int]
     seed: int
     count: int
+    edit: dict[str, Any]
 
 
 class Shot(NamedTuple):
@@ -158,10 +160,9 @@ class Studio:
         Raises:
           UserError: the studio is closed meanwhile.
         """
-        begin, sampler = time.monotonic(), self._sampler(shown, wanted.sampling, image, mask)
-        count, classes = wanted.count, shown.config.data.num_classes or 1
-        labels = wanted.labels or cycled_labels(shown.denoiser, classes)
-        draw = Draw(sampler, wanted.seed, count, min(TOGETHER, count), labels)
+        edit = None if image is None else Edit(from_uint8(image), mask, **wanted.edit)
+        begin, sampler, count = time.monotonic(), self._sampler(shown, wanted.sampling, edit), wanted.count
+        draw = SampleBatches(sampler, wanted.seed, count, min(TOGETHER, count), wanted.labels)
         images = np.full(draw.shape, NOT_BEGUN, np.uint8)
         yield Shot(images.copy(), "getting ready: the first pictures of new settings take longer")
         for start in draw.starts:
@@ -201,32 +202,32 @@ class Studio:
         Raises:
           UserError: something cannot work; names the setting.
         """
-        known, given = leaves(SamplingConfig), {}
+        known, given = {**leaves(SamplingConfig), **leaves(Edit)}, {}
         for name, value in values.items():
             given[name] = parse("" if value is None else str(value), known[name].kind, name)
             require(
                 not isinstance(given[name], float) or math.isfinite(given[name]), f"{name}: give a number"
             )
+        edit = {name: given.pop(name) for name in leaves(Edit) if name in given}
+        check_values(Edit, edit)
         config = shown.config.replace({"sampling": replace(shown.config.sampling, given)})
         check_sampling(config)
         classes = len(shown.classes)
         require(all(label < classes for label in labels), f"there are {classes} classes: choose of these")
         seed, count = _whole(seed, "seed", 0, MOST_SEED), _whole(count, "count", 1, GRID_IMAGES)
-        return Wanted(config.sampling, list(labels), seed, count)
+        return Wanted(config.sampling, list(labels), seed, count, edit)
 
-    def _sampler(self, shown, sampling, image, mask) -> Sampler:
+    def _sampler(self, shown: Shown, sampling: SamplingConfig, edit: Edit | None) -> Sampler:
         """One of these settings: that of an earlier picture, or a new one."""
-        digests = [None if a is None else hashlib.sha256(a.tobytes()).digest() for a in (image, mask)]
-        key = (shown.name, sampling, *digests)
+        key = (shown.name, sampling, edit and str(edit.identity()))
         if key not in self._samplers:
-            x = None if image is None else from_uint8(image)
-            self._samplers[key] = Sampler(shown.denoiser, sampling, image=x, mask=mask)
+            self._samplers[key] = Sampler(shown.denoiser, sampling, edit)
         self._samplers.move_to_end(key)
         while len(self._samplers) > SAMPLERS_KEPT:
             self._samplers.popitem(last=False)
         return self._samplers[key]
 
-    def _files(self, draw: Draw, images: np.ndarray) -> list[Path]:
+    def _files(self, draw: SampleBatches, images: np.ndarray) -> list[Path]:
         """Writes grid.png, pngs.zip and samples.npz, which wait for a while."""
         out = Path(tempfile.mkdtemp(dir=self._drawings.name))
         write_files([images], draw.shape, draw.image_labels, out, save_pngs=True)

@@ -1,4 +1,4 @@
-"""Samples as an iterator of uint8 batches: what files, evaluation, benchmarks and pages eat."""
+"""Samples as an iterator of uint8 batches: what files, previews, evaluation, benchmarks and the page take."""
 
 from __future__ import annotations
 
@@ -6,84 +6,44 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from pdm_tf.atomic import atomic_file
-from pdm_tf.errors import UserError, one_line
 from pdm_tf.images import to_uint8
-from pdm_tf.paths import entries
+from pdm_tf.ledger import Ledger, Share
 from pdm_tf.progress import bar, skip
 from pdm_tf.sampling.sampler import Sampler
 
+ALONE = Share()
+
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """One of several processes, on machines that share a disk, that make the files of one folder.
+class SampleBatches:
+    """Images 0..count-1 of a seed: iterating yields them in order, uint8 (B, H, W, C), as they are drawn.
 
-    Each makes its own and waits for nobody; then worker 0, alone, waits for those of the others.
+    All batches run one graph: the last one is drawn whole, and yielded without the images beyond `count`.
 
     Attributes:
-      number, workers: this one, of how many; alone by default.
-      patience: seconds that worker 0 waits for the next file of the others, beside the time that ten of its
-        own would take.
+      sampler: what draws them.
+      seed: of their noise.
+      count: N, how many.
+      batch_size: images drawn at a time, a multiple of the sampler's replicas.
+      labels: classes that the images take in turn; () for all classes.
+      share: which batches `finish_share` draws.
+      title: of the progress bar.
+      leave_bar: whether that stays when all is drawn.
     """
-
-    number: int = 0
-    workers: int = 1
-    patience: float = 300.0
-
-    def own(self, parts: Sequence[Any]) -> Sequence[Any]:
-        """Every `workers`-th of some parts, from the `number`-th on."""
-        return parts[self.number :: self.workers]
-
-    def wait(self, files: Sequence[Path], seconds_each: float) -> None:
-        """Returns once all files of one folder are there.
-
-        Args:
-          files: in the order that `own` shares them out in.
-          seconds_each: how long one takes.
-        Raises:
-          UserError: no new one came within the patience.
-        """
-        limit, missing = self.patience + 10 * seconds_each, self._missing(files)
-        last_came = time.monotonic()
-        with bar(total=len(files), initial=len(files) - len(missing), unit="part", desc="wait") as shown:
-            while missing:
-                if time.monotonic() - last_came > limit:
-                    numbers = sorted({number % self.workers for number in missing})
-                    raise UserError(
-                        f"{len(missing)} of {len(files)} parts are missing, and for {limit:.0f} s no new one "
-                        f"has come (workers {', '.join(map(str, numbers))} of {self.workers}): run the same "
-                        "command again on all workers, on devices of one kind; what is done is kept"
-                    )
-                time.sleep(0.5)  # at least once, so that who wrote the last one is done with the folder
-                left = self._missing(files)
-                if len(left) < len(missing):
-                    last_came = time.monotonic()
-                shown.update(len(missing) - len(left))
-                missing = left
-
-    @staticmethod
-    def _missing(files: Sequence[Path]) -> list[int]:
-        """The places of the files that are not there."""
-        there = {entry.name for entry in entries(files[0].parent)}
-        return [number for number, file in enumerate(files) if file.name not in there]
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """Which images of a sampler: 0..count-1 of a seed, `batch_size` at a time, of the labels in turn."""
 
     sampler: Sampler
     seed: int
     count: int
     batch_size: int
-    labels: Sequence[int]
-    share: Share = Share()
+    labels: Sequence[int] = ()
+    share: Share = ALONE
+    title: str = "sample"
+    leave_bar: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -100,136 +60,139 @@ class Draw:
         """The images' labels, int32 (N,); None of a model without classes."""
         return self._labels_of(np.arange(self.count)) if self.sampler.denoiser.conditional else None
 
-    def frames(
-        self, start: int, frames: int, report: Callable[[int], None] = lambda moves: None
-    ) -> np.ndarray:
-        """x_theta on the way to a whole batch of images, the last one beyond `count` too, so that all batches
-        run one and the same graph: float32 (frames, batch_size, H, W, C). `report` as of `trajectory`."""
-        indices = np.arange(start, start + self.batch_size)
-        return self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames, report)
-
-    def sharpening(self, start: int, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-        """As `Sampler.sharpening`, of a batch: moves done and x_theta, uint8 (B, H, W, C), without the images
-        beyond `count`."""
-        indices = np.arange(start, start + self.batch_size)
-        for moves, x in self.sampler.sharpening(self.seed, indices, self._labels_of(indices), seconds):
-            yield moves, to_uint8(x[: self.count - start])
-
-    def images(self, indices: Sequence[int]) -> np.ndarray:
-        """Some of the images, uint8 (N, H, W, C), in batches of the same size, so of the same pixels."""
-        size = self.batch_size
-        # Images beyond those that were asked for fill the last batch.
-        padded = np.resize(np.asarray(indices, np.int64), -(-len(indices) // size) * size)
-        parts = np.split(padded, len(padded) // size)
-        drawn = [self.sampler(self.seed, part, self._labels_of(part)) for part in parts]
-        return to_uint8(np.concatenate(drawn)[: len(indices)])
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.batches()
 
     def batches(
-        self, folder: Path | None = None, starts: Sequence[int] | None = None
+        self,
+        ledger: Ledger | None = None,
+        starts: Sequence[int] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[np.ndarray]:
-        """The images in order, uint8 (B, H, W, C), with a progress bar; the last batch may be smaller.
+        """The images in order, uint8 (B, H, W, C), with a progress bar.
 
         Args:
-          folder: keeps finished batches, so that what is drawn there already is read and not drawn again.
+          ledger: keeps finished batches: those in it are read and not drawn again.
           starts: the indices of the first images of the batches that are wanted; all by default.
+          check: called after each step; what it raises ends the drawing.
         Raises:
           UserError: the disk is full, or a finished batch is damaged.
         """
         starts = self.starts if starts is None else starts
-        done = self.finished(folder) & set(starts)
+        finished = ledger.names() if ledger else set()
+        done = sum(self.name(start) in finished for start in starts)
         if done:
-            print(f"{len(done)} of {len(starts)} batches are done already", flush=True)
+            print(f"{done} of {len(starts)} batches are done already", flush=True)
         elsewhere = self.count - sum(min(self.batch_size, self.count - start) for start in starts)
-        title = f"sample, {self.sampler.moves} steps"
-        with bar(total=self.count, initial=elsewhere, unit="image", desc=title) as shown:
+        title = f"{self.title}, {self.sampler.moves} steps"
+        with bar(
+            total=self.count, initial=elsewhere, unit="image", desc=title, leave=self.leave_bar
+        ) as shown:
             for start in starts:
-                file, ready = self.file(folder, start) if folder else None, start in done
-                batch = (
-                    self._read(file) if ready else self._draw(start, file, step_shown(shown, self.sampler))
-                )
-                batch = batch[: self.count - start]
-                if ready:
-                    skip(shown, len(batch))
+                size = min(self.batch_size, self.count - start)
+                if self.name(start) in finished:
+                    batch = ledger.read(self.name(start))["images"]
+                    skip(shown, size)
                 else:
-                    shown.update(len(batch))
-                yield batch
+                    check()
+                    batch = to_uint8(self._trajectory(start, 1, _step_report(shown, self.sampler, check))[0])
+                    if ledger:
+                        ledger.write(self.name(start), {"images": batch})
+                    shown.update(size)
+                yield batch[:size]
 
-    def finish_share(self, folder: Path) -> None:
-        """Draws the batches of this process' share into the folder; worker 0 then waits for all others.
+    def finish_share(self, ledger: Ledger) -> None:
+        """Draws the batches of this process' share into the ledger; worker 0 then waits for all others.
 
         Raises:
           UserError: the disk is full, or another worker draws no more.
         """
-        own = self.share.own(self.starts)
-        missing = sorted(set(own) - self.finished(folder))
-        if len(missing) < len(own):
-            print(f"{len(own) - len(missing)} of {len(own)} batches are done already", flush=True)
-        seconds, begin = 0.0, time.monotonic()
-        for _ in self.batches(folder, missing):
-            seconds, begin = time.monotonic() - begin, time.monotonic()  # the first one traces a graph
+        finished = ledger.names()
+        missing = [start for start in self.share.of(self.starts) if self.name(start) not in finished]
+        seconds = 0.0
+        begin = time.monotonic()
+        for _ in self.batches(ledger, missing):
+            seconds = time.monotonic() - begin  # of the last one: the first one traces a graph
+            begin = time.monotonic()
         if not self.share.number:
-            self.share.wait([self.file(folder, start) for start in self.starts], seconds)
+            self.share.wait(ledger, [self.name(start) for start in self.starts], seconds)
 
-    def finished(self, folder: Path | None) -> set[int]:
-        """The starts of the batches that a folder holds."""
-        there = {entry.name for entry in entries(folder)} if folder else set()
-        return {start for start in self.starts if self.file(Path(), start).name in there}
+    def images(self, indices: Sequence[int]) -> np.ndarray:
+        """Some of the images, uint8 (N, H, W, C), in batches of the same size, so of the same pixels."""
+        batches = -(-len(indices) // self.batch_size)
+        # Images beyond those that were asked for fill the last batch.
+        padded = np.resize(np.asarray(indices), batches * self.batch_size).reshape(batches, -1)
+        drawn = [self.sampler(self.seed, part, self._labels_of(part)) for part in padded]
+        return to_uint8(np.concatenate(drawn)[: len(indices)])
+
+    def trajectory(self, frames: int) -> np.ndarray:
+        """x_theta on the way to the first batch of images, uint8 (frames, B, H, W, C)."""
+        return to_uint8(self._trajectory(0, frames)[:, : self.count])
+
+    def sharpening(self, start: int, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
+        """As `Sampler.sharpening`, of a batch: moves done and x_theta, uint8 (B, H, W, C)."""
+        indices = self._indices(start)
+        for moves, x in self.sampler.sharpening(self.seed, indices, self._labels_of(indices), seconds):
+            yield moves, to_uint8(x[: self.count - start])
 
     @staticmethod
-    def file(folder: Path, start: int) -> Path:
-        """Where `batches` keeps the batch whose first image is `start`."""
-        return folder / f"batch_{start:08d}.npy"
+    def name(start: int) -> str:
+        """The name in a ledger of the batch whose first image is `start`."""
+        return f"batch_{start:08d}"
 
     def identity(self) -> dict[str, Any]:
         """All that decides the pixels of image i, whatever the number of images, as JSON values."""
         sampler, weights = self.sampler, 0
         for variable in sampler.denoiser.variables:
             weights = zlib.crc32(np.ascontiguousarray(variable.numpy()), weights)
-        arrays = [sampler.image, sampler.mask, sampler.schedule.alpha]
         return {
-            **dataclasses.asdict(sampler.settings),
+            "sampling": dataclasses.asdict(sampler.settings),
+            "edit": sampler.edit and sampler.edit.identity(),
             "timesteps": sampler.schedule.timesteps.tolist(),
+            "alpha_crc32": zlib.crc32(sampler.schedule.alpha.tobytes()),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "replicas": sampler.replicas,
-            "labels": np.asarray(self.labels).tolist(),
+            "labels": self._labels_in_turn().tolist(),
             "weights_crc32": weights,
-            "image_mask_alpha_crc32": [
-                None if a is None else zlib.crc32(np.asarray(a).tobytes()) for a in arrays
-            ],
         }
 
+    def _trajectory(
+        self, start: int, frames: int, report: Callable[[int], None] = lambda moves: None
+    ) -> np.ndarray:
+        """x_theta on the way to a whole batch of images, float32 (frames, batch_size, H, W, C)."""
+        indices = self._indices(start)
+        return self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames, report)
+
+    def _indices(self, start: int) -> np.ndarray:
+        """Those of a whole batch, beyond `count` too: a command for more images goes on from it."""
+        return np.arange(start, start + self.batch_size)
+
+    def _labels_in_turn(self) -> np.ndarray:
+        denoiser = self.sampler.denoiser
+        return np.asarray(self.labels if len(self.labels) else all_classes(denoiser), np.int32)
+
     def _labels_of(self, indices: np.ndarray) -> np.ndarray:
-        return np.asarray(self.labels, np.int32)[indices % len(self.labels)]
-
-    def _draw(self, start: int, file: Path | None, report: Callable[[int], None]) -> np.ndarray:
-        images = to_uint8(self.frames(start, 1, report)[0])
-        if file is not None:
-            with atomic_file(file) as partial, open(partial, "wb") as opened:
-                np.save(opened, images, allow_pickle=False)
-        return images
-
-    @staticmethod
-    def _read(file: Path) -> np.ndarray:
-        try:
-            with file.open("rb") as opened:
-                return np.load(opened, allow_pickle=False)
-        except Exception as error:  # NumPy raises all kinds, as damage has it
-            raise UserError(
-                f"{file} is damaged ({one_line(error)}): delete it and run the command again"
-            ) from error
+        labels = self._labels_in_turn()
+        return labels[indices % len(labels)]
 
 
-def step_shown(bar: tqdm, sampler: Sampler) -> Callable[[int], None]:
-    """A `report` that shows in a bar of images at which step a batch is, as often as the bar is drawn."""
-    shown = time.monotonic()
+def all_classes(denoiser) -> range:
+    """The labels of all classes; 0 alone without class conditioning."""
+    return range(denoiser.num_classes if denoiser.conditional else 1)
 
-    def report(moves: int) -> None:
-        nonlocal shown
-        done = moves == sampler.moves
-        bar.set_postfix_str("" if done else f"step {moves}/{sampler.moves}", refresh=False)
-        if not done and time.monotonic() - shown >= bar.mininterval:
-            shown = time.monotonic()
-            bar.refresh()
+
+def _step_report(shown: tqdm, sampler: Sampler, check: Callable[[], None]) -> Callable[[int], None]:
+    """A function of the steps done that shows them in a bar of images, as often as the bar is drawn."""
+    drawn = time.monotonic()
+
+    def report(steps: int) -> None:
+        nonlocal drawn
+        check()
+        done = steps == sampler.moves
+        shown.set_postfix_str("" if done else f"step {steps}/{sampler.moves}", refresh=False)
+        if not done and time.monotonic() - drawn >= shown.mininterval:
+            drawn = time.monotonic()
+            shown.refresh()
 
     return report

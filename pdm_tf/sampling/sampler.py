@@ -18,6 +18,7 @@ from pdm_tf.randomness import normal_of_seeds
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.ddim import ddim
 from pdm_tf.sampling.dpm_solver import dpm_solver
+from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.ipndm import ipndm
 from pdm_tf.sampling.loop import Walk, descend
@@ -52,34 +53,28 @@ class Sampler:
         self,
         denoiser: Denoiser,
         settings: SamplingConfig,
-        *,
-        image: np.ndarray | None = None,
-        mask: np.ndarray | None = None,
+        edit: Edit | None = None,
         guidance: tf.Tensor | None = None,
     ):
         """Fixes everything but the noise and the labels.
 
         Args:
           denoiser: what to sample from. One that answers for a part of the process only is run on that part:
-            from `image` diffused to its noisiest t if it cannot begin from pure noise, and up to x_theta of
-            its cleanest.
-          settings: how. `strength` is how much of the process to run on `image`: sampling starts at the last
-            kept t <= strength * (T - 1), from the image diffused to it (SDEdit, Meng et al., 2022); with a
-            mask at 1 from pure noise.
-          image: float32 (H, W, C) in [-1, 1], what to edit; or (N, H, W, C), one for each index.
-          mask: bool (H, W), True where to paint anew; the rest of `image` stays as it is.
+            from the edit's image diffused to its noisiest t if it cannot begin from pure noise, and up to
+            x_theta of its cleanest.
+          settings: how.
+          edit: an image to begin from, instead of pure noise.
           guidance: float32 () or (B,), known in the graph only, instead of that of the settings.
         Raises:
           UserError: settings that are not allowed, or do not go together.
         """
         check(settings, "sampling.")
-        if mask is not None and (settings.sampler != "ancestral" or image is None):
-            raise UserError(
-                "a mask needs an image to paint in, and the ancestral sampler, whose steps it repeats"
-            )
-        self.denoiser, self.settings = denoiser, settings
+        if edit and edit.mask is not None and settings.sampler != "ancestral":
+            raise UserError("a mask needs the ancestral sampler, whose steps inpainting repeats")
+        self.denoiser, self.settings, self.edit = denoiser, settings, edit
         self.guidance = settings.guidance if guidance is None else guidance
-        strength = 1.0 if image is None else settings.strength
+        image, mask = (edit.image, edit.mask) if edit else (None, None)
+        strength = edit.strength if edit else 1.0
         self.schedule = kept_steps(denoiser, settings, strength)
         self.from_noise = denoiser.t_stop == len(denoiser.schedule) and (
             image is None or (mask is not None and strength == 1.0)
@@ -105,7 +100,7 @@ class Sampler:
         steps = len(self.schedule)
         if self.mask is None:
             return steps
-        return len(resampling_walk(steps, self.settings.jump_length, self.settings.resamplings)) - 1
+        return len(resampling_walk(steps, self.edit.jump_length, self.edit.resamplings)) - 1
 
     def __call__(
         self,
@@ -235,7 +230,7 @@ class Sampler:
         z = normal_of_seeds(seeds, "sampling prior", indices, shape)
         image = self.image
         if image is not None and image.shape.rank == 4:
-            image = tf.gather(image, indices)
+            image = tf.gather(image, indices % image.shape[0])
         if not self.from_noise:
             z = diffuse(image, z, self.schedule.at(len(self.schedule) - 1))
 
@@ -245,7 +240,8 @@ class Sampler:
         if self.mask is not None:
             return repaint(
                 denoise, self.schedule, z, noise, image, tf.constant(self.mask[..., None]),
-                variance=settings.variance, **options_of(settings, "mask"),
+                variance=settings.variance, jump_length=self.edit.jump_length,
+                resamplings=self.edit.resamplings,
             )  # fmt: skip
         sampler = SAMPLERS[settings.sampler]
         steps = sampler(denoise, self.schedule, **options_of(settings, settings.sampler))
@@ -277,8 +273,3 @@ def steps_of_share(steps: Sequence[int], denoiser: Denoiser) -> tuple[int, ...]:
     """Steps of the whole process -> those for a denoiser of a part of it, at least one a section."""
     share = (denoiser.t_stop - denoiser.t_start) / len(denoiser.schedule)
     return tuple(max(1, round(share * count)) for count in steps)
-
-
-def cycled_labels(denoiser: Denoiser, count: int) -> np.ndarray:
-    """Labels 0, 1, 2, ... around all classes, int32 (count,); zeros without class conditioning."""
-    return np.arange(count, dtype=np.int32) % (denoiser.num_classes if denoiser.conditional else 1)

@@ -13,7 +13,9 @@ from pdm_tf.config.fields import Config, DiffusionConfig, SamplingConfig
 from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.networks.patched import AUGMENTATION_LABELS, PatchedNetwork
 from pdm_tf.randomness import stream
-from pdm_tf.sampling.sampler import Sampler, cycled_labels
+from pdm_tf.sampling.batches import all_classes
+from pdm_tf.sampling.edit import Edit
+from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.stack import keras
 from pdm_tf.training.augmentation import apply_changes, draw_changes
 from pdm_tf.training.gradients import BadSteps, mean_gradients
@@ -124,6 +126,7 @@ class PatchedDiffusion(keras.Model):
         labels: Sequence[int] | None = None,
         seed: int = 0,
         init_image: np.ndarray | None = None,
+        strength: float = 1.0,
         **settings,
     ) -> np.ndarray:
         """Draws images, float32 (num_images, H, W, C) in [-1, 1].
@@ -133,14 +136,17 @@ class PatchedDiffusion(keras.Model):
           labels: int (num_images,); by default all classes in turn.
           init_image: float32 (H, W, C) or (num_images, H, W, C), diffused to begin from; needed by a model
             with `t_stop` < `num_timesteps`, which cannot begin from pure noise.
-          **settings: other fields of `SamplingConfig`; of a given `init_image` all is changed by default.
+          strength: how much of `init_image` to change.
+          **settings: other fields of `SamplingConfig`.
         """
         if labels is None:
-            labels = cycled_labels(self.denoiser, num_images)
+            labels = np.resize(all_classes(self.denoiser), num_images)
         whole = self.denoiser.t_stop - self.denoiser.t_start
         steps = (min(steps, whole),) if isinstance(steps, int) else tuple(steps)
-        how = SamplingConfig(**{"strength": 1.0, **settings, "steps": steps})
-        return Sampler(self.denoiser, how, image=init_image)(seed, range(num_images), labels)
+        edit = None if init_image is None else Edit(init_image, strength=strength)
+        return Sampler(self.denoiser, SamplingConfig(**settings, steps=steps), edit)(
+            seed, range(num_images), labels
+        )
 
     def _examples(
         self,

@@ -14,11 +14,11 @@ from absl import logging
 
 from pdm_tf import data
 from pdm_tf.config.fields import Config, SamplingConfig
-from pdm_tf.images import image_grid, to_uint8
-from pdm_tf.progress import bar
+from pdm_tf.images import image_grid
 from pdm_tf.run import RunFolder, training_seconds
-from pdm_tf.sampling.batches import step_shown
-from pdm_tf.sampling.sampler import Sampler, cycled_labels, steps_of_share
+from pdm_tf.sampling.batches import SampleBatches
+from pdm_tf.sampling.edit import Edit
+from pdm_tf.sampling.sampler import Sampler, steps_of_share
 from pdm_tf.stack import keras
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.metrics import MetricsLog, measured
@@ -297,38 +297,24 @@ class Preview:
         self._need_sampler()
         # Whole batches of one size, so that all run one graph.
         batch = min(-(-count // self.replicas) * self.replicas, self.most_at_once)
-        title = f"{what}, {self.sampler.moves} steps"
-        with bar(total=count, unit="image", desc=title, leave=False) as shown:
-            show = step_shown(shown, self.sampler)
-
-            def report(moves: int) -> None:
-                check()
-                show(moves)
-
-            for start in range(0, count, batch):
-                indices = np.arange(start, start + batch) % max(len(labels), batch)
-                check()
-                images = self.sampler(
-                    self.config.seed, indices, np.resize(labels, count + batch)[indices], report
-                )
-                shown.update(min(batch, count - start))
-                yield to_uint8(images[: count - start])
+        seed = self.config.seed
+        samples = SampleBatches(self.sampler, seed, count, batch, labels, title=what, leave_bar=False)
+        return samples.batches(check=check)
 
     def _need_sampler(self) -> None:
         if self.sampler is None:
             self._make_sampler()
 
     def _make_sampler(self) -> None:
-        """Sets `sampler` and `labels`, for so many images that the replicas have equal shares."""
+        """Sets `sampler` and `labels`."""
         denoiser = self.denoiser
-        count, begin = -(-self.count // self.replicas) * self.replicas, None
-        self.labels = cycled_labels(denoiser, count)
+        edit, self.labels = None, ()
         if denoiser.t_stop < len(denoiser.schedule):
-            begin, self.labels = self._first_images(count)
+            begin, self.labels = self._first_images(self.count)
+            edit = Edit(begin, strength=1.0)
         steps = steps_of_share(self.sampling.steps, denoiser)
         with self.strategy.scope():
-            sampling = dataclasses.replace(self.sampling, steps=steps, strength=1.0)
-            self.sampler = Sampler(denoiser, sampling, image=begin)
+            self.sampler = Sampler(denoiser, dataclasses.replace(self.sampling, steps=steps), edit)
 
     def _first_images(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The held-out split's first images, float32 (count, H, W, C) in [-1, 1], and labels, (count,)."""

@@ -170,7 +170,6 @@ IMPOSSIBLE = [
     ("sampling.order=4", "use a number from 2 to 3"),
     ("network.kind=mlp", "use one of unet, vit"),
     ("training.batch_size=0", "use a number above 0"),
-    ("sampling.jump_length=0", "use 1 or more"),
     ("training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
     ("training.eval_every=1020", "not a multiple of training.log_every"),
     ("training.grad_accum=5", "does not divide by training.grad_accum=5"),

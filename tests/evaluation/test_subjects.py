@@ -9,7 +9,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.evaluation.features import Detector, extract
 from pdm_tf.evaluation.subjects import of_draw, of_path, shared_labels, take
 from pdm_tf.images import write_samples
-from pdm_tf.sampling.batches import Share
+from pdm_tf.ledger import Share
 from tests.sampling.mortal import Killed, draw_of
 
 

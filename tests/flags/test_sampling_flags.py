@@ -27,6 +27,11 @@ def settings(config=CONFIG, **flags) -> SamplingConfig:
         return definitions.with_sampling_flags(config).sampling
 
 
+def edit(**flags):
+    with flagsaver.flagsaver(**flags):
+        return definitions.edit_options()
+
+
 def refusal(function, *args, **flags):
     with pytest.raises(UserError) as caught, flagsaver.flagsaver(**flags):
         function(*args)
@@ -47,12 +52,12 @@ def test_flags_override_what_the_run_has_and_nothing_else():
 
 
 def test_editing_changes_half_of_an_image_by_default_and_all_of_what_is_masked():
-    assert settings(init_image="a.png").strength == 0.5
-    assert settings(init_image="a.png", strength=0.0).strength == 0.0
-    paint = {"init_image": "a.png", "mask": "b.png"}
-    assert (settings(**paint).strength, settings(**paint).sampler) == (1.0, "ancestral")
-    asked = settings(**paint, strength=0.7, jump_length=5, resamplings=3)
-    assert (asked.strength, asked.jump_length, asked.resamplings) == (0.7, 5, 3)
+    assert edit(init_image="a.png") == {}
+    assert edit(init_image="a.png", strength=0.0) == {"strength": 0.0}
+    inpaint = {"init_image": "a.png", "mask": "b.png"}
+    assert edit(**inpaint) == {"strength": 1.0} and settings(**inpaint).sampler == "ancestral"
+    asked = {"strength": 0.7, "jump_length": 5, "resamplings": 3}
+    assert edit(**inpaint, **asked) == asked
 
 
 @pytest.mark.parametrize(

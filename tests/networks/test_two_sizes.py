@@ -14,6 +14,7 @@ from pdm_tf.evaluation.likelihood import Likelihood
 from pdm_tf.networks import patched, vit
 from pdm_tf.networks.patched import LARGE
 from pdm_tf.networks.warm_start import with_large_patches
+from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import assign_arrays, variable_names
 from tests.tiny_runs import VIT, arrays_of, random_arrays, randomized, tiny_config, tiny_denoiser
@@ -99,21 +100,18 @@ IMAGE = np.random.default_rng(5).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
 MASK = np.arange(16)[:, None] < np.full(16, 7)
 
 
-@pytest.mark.parametrize(("settings", "given"), [
-    ({"sampler": "ancestral", "guidance": 1.5}, {}),
-    pytest.param({"sampler": "dpm_solver", "spacing": "logsnr"}, {}, marks=pytest.mark.slow),
-    pytest.param({"strength": 0.7}, {"image": IMAGE}, marks=pytest.mark.slow),
-    pytest.param(
-        {"strength": 1.0, "resamplings": 2, "jump_length": 2}, {"image": IMAGE, "mask": MASK},
-        marks=pytest.mark.slow,
-    ),
+@pytest.mark.parametrize(("settings", "edit"), [
+    ({"sampler": "ancestral", "guidance": 1.5}, None),
+    pytest.param({"sampler": "dpm_solver", "spacing": "logsnr"}, None, marks=pytest.mark.slow),
+    pytest.param({}, Edit(IMAGE, strength=0.7), marks=pytest.mark.slow),
+    pytest.param({}, Edit(IMAGE, MASK, 1.0, 2, 2), marks=pytest.mark.slow),
 ], ids=["guided", "solver", "SDEdit", "RePaint"])  # fmt: skip
-def test_it_is_sampled_as_two_experts_are(two_ways, settings, given):
+def test_it_is_sampled_as_two_experts_are(two_ways, settings, edit):
     settings = SamplingConfig(**{"steps": (6,), **settings})
-    images = [Sampler(one, settings, **given)(3, [0, 1], [0, 2]) for one in two_ways]
+    images = [Sampler(one, settings, edit)(3, [0, 1], [0, 2]) for one in two_ways]
     np.testing.assert_allclose(*images, atol=1e-4)
     assert images[0].std() > 0.1
-    if "mask" in given:
+    if edit and edit.mask is not None:
         np.testing.assert_array_equal(images[0][:, 7:], np.broadcast_to(IMAGE[7:], images[0][:, 7:].shape))
 
 

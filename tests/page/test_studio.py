@@ -10,9 +10,10 @@ import tensorflow as tf
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import leaves
 from pdm_tf.errors import UserError
-from pdm_tf.images import write_png
+from pdm_tf.images import from_uint8, write_png
 from pdm_tf.page import studio as studio_module
 from pdm_tf.page.studio import Shown, enlarged, fields_of, mask_of, with_patches
+from pdm_tf.sampling.edit import Edit
 from tests.fakes import FakeDenoiser
 from tests.in_process import run_mode
 from tests.page.studios import shown, studio_of, write_runs
@@ -196,7 +197,7 @@ def test_names_stay_apart(tmp_path):
         ("whole", {"steps": "1001"}, [], 0, 1, "sampling.steps=1001: the process has 1000 steps"),
         ("whole", {"steps": "3,3", "spacing": "logsnr"}, [], 0, 1, "sampling.spacing=logsnr takes one"),
         ("whole", {"sampler": "euler"}, [], 0, 1, "sampling.sampler=euler: use one of ancestral"),
-        ("whole", {"strength": 1.5}, [], 0, 1, "sampling.strength=1.5: use a number from 0 to 1"),
+        ("whole", {"strength": 1.5}, [], 0, 1, "strength=1.5: use a number from 0 to 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is(
@@ -221,7 +222,8 @@ def test_too_little_strength_says_what_helps(studio):
 
 def test_every_setting_is_on_some_tab_and_none_where_it_does_nothing():
     tabs = {owner: fields_of(owner, "dpm_solver") for owner in ("", "init_image", "mask")}
-    known = {name for name, leaf in leaves(SamplingConfig).items() if "sample" in leaf.rule.modes}
+    every = {**leaves(SamplingConfig), **leaves(Edit)}
+    known = {name for name, leaf in every.items() if "sample" in leaf.rule.modes}
     assert set().union(*tabs.values()) == known - {"jit_compile"}
     assert set(tabs["init_image"]) == {*tabs[""], "strength"}
     assert {"sampler", "strength", "eta", "order"}.isdisjoint(tabs["mask"]) and tabs["mask"]["resamplings"]
@@ -234,17 +236,17 @@ def test_graphs_and_files_are_kept_for_a_while(studio, monkeypatch):
     for seed in (0, 0, 1, 2):
         shot = last(studio.draw(one, studio.wanted(one, {"steps": 1}, [], seed, 1)))
         kept.append(shot.files[0])
-    samplers = [studio._sampler(one, one.config.sampling, None, None) for _ in range(2)]
+    samplers = [studio._sampler(one, one.config.sampling, None) for _ in range(2)]
     assert samplers[0] is samplers[1]
     assert [path.exists() for path in kept] == [False, False, True, True]
     for steps in range(1, 20):
         wanted = studio.wanted(one, {"steps": steps}, [], 0, 1)
-        studio._sampler(one, wanted.sampling, None, None)
+        studio._sampler(one, wanted.sampling, None)
     assert len(studio._samplers) == studio_module.SAMPLERS_KEPT
-    assert studio._sampler(one, one.config.sampling, None, None) is not samplers[0]
-    assert studio._sampler(one, wanted.sampling, IMAGE, None) is not studio._sampler(
-        one, wanted.sampling, 255 - IMAGE, None
-    )
+    assert studio._sampler(one, one.config.sampling, None) is not samplers[0]
+    edits = [Edit(from_uint8(image)) for image in (IMAGE, 255 - IMAGE)]
+    first, second = (studio._sampler(one, wanted.sampling, edit) for edit in edits)
+    assert first is not second
 
 
 # --- Pictures in and out ---------------------------------------------------------------------------

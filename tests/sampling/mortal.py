@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pdm_tf.config.fields import SamplingConfig
-from pdm_tf.sampling.batches import Draw
+from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 from tests.sampling.test_sampler import easy_denoiser
 
@@ -15,9 +15,9 @@ class Killed(Exception):
 class Mortal(Sampler):
     """Dies in the place of its `dies_at`-th batch, and notes the indices of each that it draws."""
 
-    def __init__(self, dies_at=None, image=None, mask=None, denoiser=None, **settings):
+    def __init__(self, dies_at=None, denoiser=None, edit=None, **settings):
         settings = SamplingConfig(**{"steps": (3,), **settings})
-        super().__init__(denoiser or easy_denoiser(), settings, image=image, mask=mask)
+        super().__init__(denoiser or easy_denoiser(), settings, edit)
         self.drawn, self.dies_at = [], dies_at
 
     def trajectory(self, seed, indices, labels, frames, *report):
@@ -29,4 +29,4 @@ class Mortal(Sampler):
 
 def draw_of(dies_at=None, seed=3, count=11, batch_size=4, labels=(0, 2), **settings):
     """11 images in batches of 4 of `Mortal`."""
-    return Draw(Mortal(dies_at, **settings), seed, count, batch_size, list(labels))
+    return SampleBatches(Mortal(dies_at, **settings), seed, count, batch_size, list(labels))

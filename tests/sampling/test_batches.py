@@ -14,8 +14,9 @@ from pdm_tf.config.words import leaves
 from pdm_tf.diffusion.schedules import cosine
 from pdm_tf.errors import UserError
 from pdm_tf.images import to_uint8
+from pdm_tf.ledger import Ledger, Share
 from pdm_tf.paths import files_below
-from pdm_tf.sampling.batches import Share
+from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.output import write_images
 from tests.fakes import FakeDenoiser
 from tests.sampling.mortal import Killed, draw_of
@@ -54,6 +55,10 @@ def shared(number, workers=2, patience=60.0, dies_at=None):
     return dataclasses.replace(draw_of(dies_at), share=Share(number, workers, patience))
 
 
+def ledger_of(folder, **settings):
+    return Ledger(folder, draw_of(**settings).identity())
+
+
 def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files_below(folder)}
 
@@ -65,7 +70,7 @@ def test_workers_draw_each_batch_once_and_write_what_one_process_writes(tmp_path
     draws = [shared(number, workers) for number in range(workers)]
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         first = thread.submit(write_images, draws[0], tmp_path / "together", save_pngs=True)
-        while not list(tmp_path.glob("together/.unfinished-*/command.json")):
+        while not list(tmp_path.glob("together/.unfinished-*/identity.json")):
             time.sleep(0.01)
         for draw in draws[1:]:
             assert not first.done()
@@ -96,25 +101,25 @@ def test_a_lost_worker_s_share_is_finished_by_the_same_commands_again(tmp_path, 
 @pytest.mark.parametrize("dies_at", [1, 2])
 def test_after_a_kill_finished_batches_are_read_and_give_the_same_bytes(tmp_path, capsys, dies_at):
     with pytest.raises(Killed):
-        list(draw_of(dies_at).batches(tmp_path))
+        list(draw_of(dies_at).batches(ledger_of(tmp_path)))
     capsys.readouterr()
     again = draw_of()
-    images = np.concatenate(list(again.batches(tmp_path)))
+    images = np.concatenate(list(again.batches(ledger_of(tmp_path))))
     np.testing.assert_array_equal(images, np.concatenate(list(draw_of().batches())))
     assert [indices[0] for indices in again.sampler.drawn] == [0, 4, 8][dies_at:]
     assert f"{dies_at} of 3 batches are done already" in capsys.readouterr().out
     # And once all are there, nothing is drawn at all.
     last = draw_of(0)
-    np.testing.assert_array_equal(np.concatenate(list(last.batches(tmp_path))), images)
+    np.testing.assert_array_equal(np.concatenate(list(last.batches(ledger_of(tmp_path)))), images)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"no array" + b])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:300] + b"?" + b[301:]])
 def test_a_damaged_batch_is_one_line_that_names_the_file(tmp_path, damage):
-    list(draw_of().batches(tmp_path))
-    file = tmp_path / "batch_00000004.npy"
+    list(draw_of().batches(ledger_of(tmp_path)))
+    file = ledger_of(tmp_path).folder / "batch_00000004.npz"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(UserError, match=r"damaged .*: delete it and run the command again") as error:
-        list(draw_of(0).batches(tmp_path))
+    with pytest.raises(UserError, match=r"damaged .*: restore it or delete it") as error:
+        list(draw_of(0).batches(ledger_of(tmp_path)))
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -122,14 +127,13 @@ IMAGE = np.zeros((16, 16, 3), np.float32)
 # A value of each field that is not that of `draw_of`.
 OTHER = {
     "sampler": "ddim", "steps": (4,), "spacing": "logsnr", "guidance": 2.0, "variance": "small", "eta": 0.5,
-    "order": 3, "strength": 0.25, "jump_length": 5, "resamplings": 5, "jit_compile": True,
+    "order": 3, "jit_compile": True,
 }  # fmt: skip
 
 
 def test_the_identity_is_json_and_the_same_for_any_number_of_images():
     identity = draw_of().identity()
     assert json.loads(json.dumps(identity)) == json.loads(json.dumps(draw_of(count=99).identity()))
-    assert all(identity[field.name] is not None for field in dataclasses.fields(SamplingConfig))
 
 
 @pytest.mark.parametrize("key", leaves(SamplingConfig))
@@ -145,10 +149,13 @@ def test_so_is_all_else_that_decides_the_pixels():
         {"seed": 4},
         {"batch_size": 3},
         {"labels": [1]},
-        {"image": IMAGE},
-        {"image": IMAGE + 0.01},
-        {"image": IMAGE, "mask": np.ones((16, 16), bool)},
-        {"image": IMAGE, "mask": np.eye(16) > 0},
+        {"edit": Edit(IMAGE)},
+        {"edit": Edit(IMAGE + 0.01)},
+        {"edit": Edit(IMAGE, np.ones((16, 16), bool))},
+        {"edit": Edit(IMAGE, np.eye(16) > 0)},
+        {"edit": Edit(IMAGE, strength=0.25)},
+        {"edit": Edit(IMAGE, jump_length=5)},
+        {"edit": Edit(IMAGE, resamplings=5)},
         *({"denoiser": FakeDenoiser(z_only, variables=values)} for values in weights),
         {"denoiser": FakeDenoiser(z_only, cosine(1000))},
     ]

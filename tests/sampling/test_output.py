@@ -7,6 +7,7 @@ from PIL import Image
 from pdm_tf.errors import UserError
 from pdm_tf.images import names_in, read_folder, to_uint8
 from pdm_tf.sampling import output
+from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.output import write_images, write_trajectory
 from tests.sampling.mortal import Killed, draw_of
 from tests.sampling.test_sampler import easy_denoiser
@@ -103,7 +104,7 @@ def test_more_images_of_the_same_command_go_on_too(tmp_path, whole):
         {"batch_size": 3},
         {"guidance": 2.0},
         {"sampler": "ddim"},
-        {"image": np.zeros((16, 16, 3), np.float32)},
+        {"edit": Edit(np.zeros((16, 16, 3), np.float32))},
     ],
 )
 def test_another_command_never_mixes_in(tmp_path, capsys, other):
@@ -113,16 +114,16 @@ def test_another_command_never_mixes_in(tmp_path, capsys, other):
     with pytest.raises(Killed):
         write_images(others, tmp_path)
     assert len(others.sampler.drawn) == 1
-    assert "holds 2 batches of another, unfinished command" in capsys.readouterr().out
-    assert len(list(tmp_path.glob(".unfinished-*/command.json"))) == 2
+    assert "holds 2 finished parts of another, unfinished command" in capsys.readouterr().out
+    assert len(list(tmp_path.glob(".unfinished-*/identity.json"))) == 2
 
 
 def test_a_damaged_batch_is_named(tmp_path):
     with pytest.raises(Killed):
         write_images(draw_of(2), tmp_path)
-    (damaged,) = tmp_path.glob(".unfinished-*/batch_00000004.npy")
+    (damaged,) = tmp_path.glob(".unfinished-*/batch_00000004.npz")
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"batch_00000004.npy is damaged .*: delete it and run the command"):
+    with pytest.raises(UserError, match=r"batch_00000004.npz is damaged .*: restore it or delete it"):
         write_images(draw_of(), tmp_path)
     damaged.unlink()
     write_images(draw_of(), tmp_path)

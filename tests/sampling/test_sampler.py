@@ -13,10 +13,11 @@ from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
 from pdm_tf.models import Experts
 from pdm_tf.randomness import normal_each, stream
+from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.loop import descend
 from pdm_tf.sampling.repaint import repaint
-from pdm_tf.sampling.sampler import SAMPLERS, Sampler, cycled_labels, steps_of_share
+from pdm_tf.sampling.sampler import SAMPLERS, Sampler, steps_of_share
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, tiny_denoiser
 
@@ -35,9 +36,10 @@ def easy_denoiser(t_start=0, t_stop=1000):
     return FakeDenoiser(answer, schedule, t_start=t_start, t_stop=t_stop)
 
 
-def sampler_of(denoiser, image=None, mask=None, strength=1.0, **settings):
+def sampler_of(denoiser, image=None, mask=None, strength=1.0, jump_length=10, resamplings=10, **settings):
     """Of a whole process, unless `strength` says how much of one to run on an image."""
-    return Sampler(denoiser, SamplingConfig(strength=strength, **settings), image=image, mask=mask)
+    edit = None if image is None else Edit(image, mask, strength, jump_length, resamplings)
+    return Sampler(denoiser, SamplingConfig(**settings), edit)
 
 
 @pytest.fixture
@@ -165,9 +167,8 @@ def test_strength_cuts_the_schedule(easy):
 
 def test_a_mask_without_what_it_needs_is_refused(easy):
     mask, image = np.ones((16, 16), bool), np.zeros((16, 16, 3), np.float32)
-    for settings in ({"mask": mask}, {"mask": mask, "image": image, "sampler": "ddim"}):
-        with pytest.raises(UserError, match="a mask needs an image to paint in, and the ancestral sampler"):
-            sampler_of(easy, **settings)
+    with pytest.raises(UserError, match="a mask needs the ancestral sampler"):
+        sampler_of(easy, sampler="ddim", image=image, mask=mask)
 
 
 @pytest.mark.parametrize(
@@ -253,10 +254,6 @@ def ddim_step_to_0(z, pred_x, schedule):
 def test_steps_of_a_part_are_its_share_and_at_least_one():
     assert steps_of_share((250,), easy_denoiser(0, 400)) == (100,)
     assert steps_of_share((90, 2), easy_denoiser(0, 100)) == (9, 1)
-
-
-def test_labels_are_cycled(easy):
-    np.testing.assert_array_equal(cycled_labels(easy, 5), [0, 1, 2, 0, 1])
 
 
 IMAGE = np.random.default_rng(1).uniform(-1, 1, (16, 16, 3)).astype(np.float32)

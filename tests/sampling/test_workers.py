@@ -30,7 +30,7 @@ def test_two_workers_write_what_one_writes_and_a_killed_one_goes_on(tmp_path):
 
     run_all(worker(0, "alone.log", None, "alone"))
     first, second = worker(0, "0.log"), worker(1, "1.log")
-    odd = [f"both/.unfinished-*/batch_{start:08d}.npy" for start in range(4, 40, 8)]
+    odd = [f"both/.unfinished-*/batch_{start:08d}.npz" for start in range(4, 40, 8)]
     while sum(bool(list(tmp_path.glob(name))) for name in odd) < 2:
         assert second.poll() is None, (tmp_path / "1.log").read_text()
         time.sleep(0.01)

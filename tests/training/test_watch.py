@@ -185,11 +185,10 @@ def preview_of(denoiser, *settings):
 def test_a_preview_is_drawn_as_the_config_says():
     settings = (
         "sampling.sampler=ddim", "sampling.eta=0.5", "sampling.spacing=even", "sampling.steps=8,4",
-        "sampling.strength=0.1",
     )  # fmt: skip
     preview = preview_of(scale(0, 1000), *settings)
     grid = preview.draw()
-    assert preview.sampler.settings == dataclasses.replace(config(*settings).sampling, strength=1.0)
+    assert preview.sampler.settings == config(*settings).sampling
     assert len(preview.sampler.schedule) == 12 and preview.sampler.from_noise
     images = preview.sampler(0, range(3), [0, 1, 2])
     np.testing.assert_array_equal(grid, image_grid(to_uint8(images)))
