@@ -1,8 +1,8 @@
-"""Files and folders that are either whole or not there, who may write them, and the hashes that tell.
+"""Files and folders that are whole or not there, locks on folders, and hashes of files.
 
-On this machine they are made beside their place and renamed. In a bucket, which renames file by file, they
+On this machine files are made beside their place and renamed. In a bucket, which renames file by file, they
 are made in a temporary folder of this machine: a file is there once its upload is done, and a folder counts
-once the file is there that is uploaded last.
+once the file is there that is uploaded last. What differs between the two is decided here, for all others.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import functools
 import hashlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from etils.epath import Path
 
 from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import PATTERN, as_path, files_below, is_remote
@@ -32,16 +33,23 @@ from pdm_tf.paths import PATTERN, as_path, files_below, is_remote
 NO_LOCKS = "PDM_TF_NO_LOCKS"
 # What file systems answer that cannot lock or sync at all.
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOLCK}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FORBIDDEN = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 HOST = re.sub(r"[^\w.-]", "", socket.gethostname())
 
 
+# --- writing -------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write to; on success it takes `path`'s place in one step.
+def atomic_file(path: str | os.PathLike, beside: Path | None = None) -> Iterator[pathlib.Path]:
+    """Yields a temporary path of this machine to write to; on success it takes `path`'s place in one step.
 
     If the block fails, `path` is as it was and the temporary file is gone; that of a process that was killed
     in its block is removed by the next process that writes to the folder.
 
+    Args:
+      beside: the folder for the temporary file, on the same disk; that of `path` by default.
     Raises:
       UserError: the disk is full.
     """
@@ -52,7 +60,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             _upload(folder / "file", path)
         return
     with disk_errors(path):
-        partial = _partial(path)
+        partial = _partial(path.name, beside or path.parent)
         try:
             yield partial
             sync(partial)
@@ -74,8 +82,8 @@ def atomic_json(path: str | os.PathLike, values: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike, last: str = "") -> Iterator[Path]:
-    """Yields a new temporary folder beside `path` to fill; on success it becomes `path` in one step.
+def atomic_folder(path: str | os.PathLike, last: str = "") -> Iterator[pathlib.Path]:
+    """Yields a new temporary folder of this machine to fill; on success it becomes `path` in one step.
 
     As with `atomic_file`, nothing temporary stays. `path` must not exist, or be an empty folder.
 
@@ -92,7 +100,7 @@ def atomic_folder(path: str | os.PathLike, last: str = "") -> Iterator[Path]:
             upload_folder(folder, path, last)
         return
     with disk_errors(path):
-        partial = _partial(path)
+        partial = _partial(path.name, path.parent)
         partial.mkdir()
         try:
             yield partial
@@ -104,41 +112,57 @@ def atomic_folder(path: str | os.PathLike, last: str = "") -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def upload_folder(folder: Path, path: Path, last: str) -> None:
+def upload_folder(folder: os.PathLike, path: Path, last: str) -> None:
     """Copies a folder's files into a bucket, `last` after all others.
 
     Raises:
       UserError: the bucket does not take one; then nothing of them stays.
     """
+    folder = as_path(folder)
     files = sorted(files_below(folder), key=lambda file: file == folder / last)
     try:
         for file in files:
-            _upload(file, path.joinpath(*file.relative_to(folder).parts))
+            _upload(file, path / file.relative_to(folder))
     except BaseException:
         with contextlib.suppress(tf.errors.OpError):
             remove_tree(path)
         raise
 
 
-def _upload(file: Path, path: Path) -> None:
+def _upload(file: os.PathLike, path: Path) -> None:
     with disk_errors(path):
-        tf.io.gfile.copy(str(file), os.fspath(path), overwrite=True)
+        tf.io.gfile.copy(os.fspath(file), os.fspath(path), overwrite=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds text to a file; in a bucket the whole file is written again."""
+    with disk_errors(path), path.open("a") as file:
+        file.write(text)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    with contextlib.suppress(OSError):
+        as_path(path).rmtree(missing_ok=True)
+
+
+# --- temporary files and folders -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[pathlib.Path]:
     """Yields a folder of this machine, which goes after the block.
 
     Raises:
       UserError: its disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="pdm_tf_") as folder:
-        with disk_errors(Path(folder)):
-            yield Path(folder)
+        with disk_errors(folder):
+            yield pathlib.Path(folder)
 
 
 @contextlib.contextmanager
-def for_tensorflow(folder: Path) -> Iterator[str]:
+def for_tensorflow(folder: os.PathLike) -> Iterator[str]:
     """Yields a name for a folder by which TensorFlow finds its checkpoints.
 
     It takes a checkpoint's path for a pattern: under a folder such as `lr[3e-4]` it finds none. So the name
@@ -147,48 +171,34 @@ def for_tensorflow(folder: Path) -> Iterator[str]:
     Raises:
       UserError: there is no space for a copy.
     """
-    if not is_remote(folder) and not PATTERN.search(str(folder)):
-        yield str(folder)
+    if not is_remote(folder) and not PATTERN.search(os.fspath(folder)):
+        yield os.fspath(folder)
         return
     with temporary_folder() as temporary:
         plain = temporary / "folder"
         if is_remote(folder):
             for file in files_below(folder):
-                copy = plain.joinpath(*file.relative_to(folder).parts)
+                copy = plain / file.relative_to(folder)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                tf.io.gfile.copy(os.fspath(file), str(copy))
+                tf.io.gfile.copy(os.fspath(file), os.fspath(copy))
         else:
-            plain.symlink_to(folder.absolute(), target_is_directory=True)
+            plain.symlink_to(os.path.abspath(folder), target_is_directory=True)
         yield str(plain)
 
 
-def append_text(path: Path, text: str) -> None:
-    """Adds to a file; in a bucket the whole file is written anew."""
-    with disk_errors(path), path.open("a") as file:
-        file.write(text)
-
-
-def remove_tree(path: Path) -> None:
-    """Removes a folder with all that is in it, if it is there."""
-    if not is_remote(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(tf.errors.NotFoundError):
-        tf.io.gfile.rmtree(os.fspath(path))
-
-
-def _partial(path: Path) -> Path:
-    """This process' temporary name for `path`, in a folder that is there and has no leftovers.
+def _partial(name: str, folder: os.PathLike) -> pathlib.Path:
+    """This process' temporary name for `name`, in a folder that is there and has no leftovers.
 
     It carries the machine's name, because others may share the disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent.resolve())
-    return path.with_name(f".{path.name}.partial-{HOST}-{os.getpid()}")
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder.resolve())
+    return folder / f".{name}.partial-{HOST}-{os.getpid()}"
 
 
 @functools.cache
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: pathlib.Path) -> None:
     """Removes temporary files and folders of this machine's killed processes; once for each folder."""
     for entry in folder.iterdir():
         leftover = re.fullmatch(rf"\..+\.partial-{re.escape(HOST)}-(\d+)", entry.name)
@@ -212,15 +222,18 @@ def _other_runs(process: int) -> bool:
     return process != os.getpid()
 
 
+# --- locks, errors, hashes -----------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
     """Holds a folder's lock, which the system lets go of when the process ends, however it ends.
 
-    Buckets have no locks: there this says so, and nothing keeps a second process away.
+    Buckets have no locks: a note says that nothing keeps a second process away.
 
     Args:
       folder: made if it is not there; gets a file .lock.
-      busy: what to say if another process holds the lock.
+      busy: the error's text if another process holds the lock.
     Raises:
       UserError: `busy`, or the folder cannot be written, or its disk has no locks (`NO_LOCKS` lets it).
     """
@@ -243,22 +256,22 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
                     f"the file system of {folder} has no locks ({error.strerror}) against a second process: "
                     f"choose another disk, or see to it yourself and set {NO_LOCKS}=1"
                 ) from error
-            _tell(f"{folder} is not locked ({error.strerror}): start nothing else that writes there")
+            _note(f"{folder} is not locked", error, "start nothing else that writes there")
         yield
 
 
 @contextlib.contextmanager
-def disk_errors(path: os.PathLike) -> Iterator[None]:
+def disk_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turns the refusals to write `path` of system and TensorFlow into a UserError that says what to do."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
         number = getattr(error, "errno", None)
-        if isinstance(error, tf.errors.ResourceExhaustedError) or number in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, tf.errors.ResourceExhaustedError) or number in FULL:
             raise UserError(
                 f"no space left on the disk of {path}: free some and run the command again"
             ) from error
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if number in FORBIDDEN:
             raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
         if is_remote(path):
             raise UserError(
@@ -277,7 +290,7 @@ def sha256(path: str | os.PathLike, report: Callable[[int], None] = lambda size:
     return digest.hexdigest()
 
 
-def sync(path: Path) -> None:
+def sync(path: os.PathLike) -> None:
     """Waits until a file's data, or a folder's entries, are on the disk, if its file system can do that.
 
     A bucket's are when they are written.
@@ -290,17 +303,16 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        _tell(f"the disk of {path} does not tell when data are safe ({error.strerror}): beware of power cuts")
+        _note(f"the disk of {path} does not tell when data are safe", error, "beware of power cuts")
     finally:
         os.close(descriptor)
 
 
-_told: set[str] = set()
+_noted: set[str] = set()
 
 
-def _tell(note: str) -> None:
-    """Says something on stderr, once for each kind and process."""
-    kind = note.partition("(")[2]
-    if kind not in _told:
-        _told.add(kind)
-        print(f"note: {note}", file=sys.stderr)
+def _note(fact: str, error: OSError, advice: str) -> None:
+    """Prints a note on stderr, once for each advice and process."""
+    if advice not in _noted:
+        _noted.add(advice)
+        print(f"note: {fact} ({error.strerror}): {advice}", file=sys.stderr)

@@ -1,17 +1,17 @@
-"""Users' text -> paths: on this machine pathlib's, in a bucket those of etils.epath; made nowhere else."""
+"""Paths on this machine and in buckets: `etils.epath.Path`, made of users' text here and nowhere else."""
 
 from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import re
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow as tf
-from etils import epath
+from etils.epath import Path
 
 from pdm_tf.errors import UserError, one_line
 
@@ -19,23 +19,26 @@ from pdm_tf.errors import UserError, one_line
 PATTERN = re.compile(r"[][*?\\]")
 ANSWER_SECONDS = 60  # for a bucket; usually it takes one
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)([^/]*)")
+_LIKE_A_BUCKET = re.compile(r"^/+(?=(gs|s3|az|hf)(/|$))")
 
 
 def as_path(text: str | os.PathLike) -> Path:
-    """What a user calls a file or folder -> its path; paths go through as they are.
+    """Path of a file or folder as a user writes it; paths are kept.
 
     A leading `~` is home, `file://` this machine, and `gs://bucket/name` (of the services that TensorFlow
-    opens here) a path in a bucket: an `epath.Path`, which has the methods of pathlib's that we use. All other
-    names are taken as they are; `./gs:/x` is a folder `gs:`.
+    opens here) a path in a bucket. All other names are taken as they are; `./gs:/x` is a folder `gs:`.
+    Do not call `stat()` of the result: it fails for a user without a name, as in containers (see `size_of`).
 
     Raises:
       UserError: an address of no service that TensorFlow opens here, or a bucket that cannot be reached.
     """
-    if not isinstance(text, str):
-        return text if is_remote(text) else Path(text)
+    if isinstance(text, Path):
+        return text
+    if isinstance(text, os.PathLike):
+        return _local(os.fspath(text))
     address = _ADDRESS.match(text)
     if not address:
-        return _local(text)
+        return _local(_expanded(text))
     scheme, second_slash, bucket = address.groups()
     if scheme == "file" and second_slash and not bucket:
         return _local(text[len("file://") :])
@@ -43,11 +46,11 @@ def as_path(text: str | os.PathLike) -> Path:
         known = " or ".join(f"{name}://BUCKET/NAME" for name in _services())
         raise UserError(f"{text} is no address that can be opened here: write {known}, or a local path")
     _check_bucket(f"{scheme}://{bucket}")
-    return epath.Path(text)
+    return Path(text)
 
 
-def local_path(text: str | os.PathLike) -> Path:
-    """As `as_path`, for what must lie on this machine.
+def local_path(text: str | os.PathLike) -> pathlib.Path:
+    """Path of a file or folder that must lie on this machine.
 
     Raises:
       UserError: it is in a bucket.
@@ -55,12 +58,12 @@ def local_path(text: str | os.PathLike) -> Path:
     path = as_path(text)
     if is_remote(path):
         raise UserError(f"{text} is in a bucket, where it cannot be read from: copy it to this machine first")
-    return path
+    return pathlib.Path(path)
 
 
 def is_remote(path: os.PathLike) -> bool:
     """Whether a path is in a bucket."""
-    return not isinstance(path, Path) and "://" in os.fspath(path)
+    return "://" in os.fspath(path)
 
 
 def size_of(path: Path) -> int:
@@ -69,16 +72,13 @@ def size_of(path: Path) -> int:
     Raises:
       FileNotFoundError: there is none.
     """
-    if not is_remote(path):
-        return path.stat().st_size
-    try:
-        return tf.io.gfile.stat(os.fspath(path)).length
-    except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(2, "No such file or directory", os.fspath(path)) from error
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        return file.tell()
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; nothing if there is none."""
+    """Files and folders in a folder, by name; none if there is no such folder."""
     try:
         return sorted(folder.iterdir()) if folder.is_dir() else []
     except (tf.errors.NotFoundError, FileNotFoundError):  # TensorFlow remembers buckets' folders for seconds
@@ -92,10 +92,15 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _local(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{text}: no such user's home is known: write the path in full") from error
+    """Path on this machine; `/gs/x` as `//gs/x`, the same folder, since epath takes the former for gs://x."""
+    return Path(_LIKE_A_BUCKET.sub("//", text))
+
+
+def _expanded(text: str) -> str:
+    home = os.path.expanduser(text)
+    if text.startswith("~") and home == text:
+        raise UserError(f"{text}: no such user's home is known: write the path in full")
+    return home
 
 
 @functools.cache
@@ -104,7 +109,7 @@ def _services() -> list[str]:
     known = []
     for scheme in sorted(map(tf.compat.as_str, tf.io.gfile.get_registered_schemes())):
         try:
-            epath.Path(f"{scheme}://bucket/name")
+            Path(f"{scheme}://bucket/name")
         except KeyError:
             continue
         known += [scheme] if scheme not in ("", "file") else []
