@@ -190,7 +190,7 @@ def measure(size: int, encoding: str, seconds: float, repeats: int, workers: int
     with tempfile.TemporaryDirectory(prefix="data_pipeline_") as folder:
         paths, output = make_fixtures(Path(folder), size, encoding)
         info = describe_directory(output)
-        kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
+        kilobytes = sum(os.path.getsize(path) for path in paths) / len(paths) / 1e3
         with naming_shards():
             for repeat in range(repeats):
                 batches = load_batches(

@@ -108,7 +108,7 @@ def test_a_manifest_tells_data_apart_where_there_is_one(dataset):
 
 
 def damage_a_byte(path):
-    flip_byte(path, path.stat().st_size // 2)
+    flip_byte(path, os.path.getsize(path) // 2)
 
 
 def cut(path):
@@ -160,7 +160,7 @@ def test_the_embedded_data_set_s_reference_is_kept_outside_of_the_program(tmp_pa
 
 def test_a_damaged_data_set_leaves_no_reference(dataset):
     shard = dataset.splits["train"].shards[1]
-    flip_byte(shard, shard.stat().st_size // 2)
+    flip_byte(shard, os.path.getsize(shard) // 2)
     with pytest.raises(UserError, match="record"):
         references.of_split(detector(), dataset, "train")
     assert not (dataset.directory / "references").exists()
