@@ -89,6 +89,25 @@ def test_a_full_disk_in_a_power_average_leaves_the_checkpoint_before_as_it_was(r
     assert run.files() == before and restored(run.folder) == (10, 10.0, 10.5)
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "desktop.ini", "Thumbs.db", ".nfs00000001"])
+def test_files_of_a_desktop_beside_ours_do_no_harm(run, monkeypatch, name):
+    state = run.checkpoints.state
+
+    def write(prefix):
+        Path(prefix).with_name(name).write_bytes(b"theirs")
+        state.write(prefix)
+
+    monkeypatch.setattr(run.checkpoints, "state", SimpleNamespace(write=write))
+    run.save(10, 20)
+    (run.folder / "checkpoints/step_00000010" / name).unlink()
+    (run.folder / "checkpoints/step_00000020" / name).write_bytes(b"theirs now")
+    for place in ("", "checkpoints", "ema", "checkpoints/step_00000020"):
+        (run.folder / place / f"{name}2").write_bytes(b"")
+    assert restored(run.folder) == (20, 20.0, 20.5)
+    cut(run.folder / "checkpoints/step_00000020/state.index")
+    assert restored(run.folder) == (10, 10.0, 10.5)
+
+
 def test_nothing_to_restore_is_not_an_error(run):
     assert run.checkpoints.restore_newest() is None
 
