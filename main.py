@@ -94,7 +94,7 @@ def sampling_place():
     print(
         f"strategy: worker {number} of {workers} draws one of every {workers} batches, {chosen}", flush=True
     )
-    return chosen, Share(number, workers, strategy.CONNECT_SECONDS)
+    return chosen, Share(number, workers, strategy.connect_seconds())
 
 
 def drawn_for_another(share, out) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import json
 import os
 import re
 import shutil
@@ -13,16 +12,28 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from pdm_tf.errors import UserError, one_line
 
-CONNECT_SECONDS = int(os.environ.get("PDM_TF_CONNECT_SECONDS", "300"))
+CONNECT_SECONDS = "PDM_TF_CONNECT_SECONDS"  # the environment variable
 # What TensorFlow raises when a worker is gone, whatever it was doing just then.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+
+
+def connect_seconds() -> int:
+    """How long to wait for other machines: PDM_TF_CONNECT_SECONDS, 300 where it is not set or empty.
+
+    Raises:
+      UserError: it is no whole number above 0.
+    """
+    text = os.environ.get(CONNECT_SECONDS, "").strip() or "300"
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
+        raise UserError(f"{CONNECT_SECONDS}={text!r} in the environment: write whole seconds, such as 300")
+    return int(text)
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -34,7 +45,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     Raises:
       UserError: there is no such device, or the cluster is not described or cannot be reached.
     """
-    tf.get_logger().setLevel("ERROR")  # it tells of every collective that it traces
+    tf.get_logger().setLevel("ERROR")  # it logs every collective that it traces
     if name == "cpu":
         tf.config.set_visible_devices([], "GPU")
         return tf.distribute.get_strategy()
@@ -67,7 +78,7 @@ def choose(name: str) -> tuple[str, str]:
         return name, "as asked for"
     if os.environ.get("TPU_NAME"):
         return "tpu", f"TPU_NAME={os.environ['TPU_NAME']}"
-    cluster = _cluster(os.environ.get("TF_CONFIG", ""))
+    cluster = find_cluster()
     if cluster and cluster.others:
         return "multi_worker", f"TF_CONFIG names {len(cluster.others) + 1} machines"
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -103,7 +114,7 @@ def _remedy() -> str:
 
 
 def place_in_cluster() -> tuple[int, int]:
-    """This process' number among those of TF_CONFIG's cluster, the chief's being 0, and how many they are.
+    """The number of this process among those of TF_CONFIG's cluster, 0 being the chief's, and their count.
 
     Nobody is waited for: it is for work that each does alone.
 
@@ -111,7 +122,7 @@ def place_in_cluster() -> tuple[int, int]:
       UserError: the cluster is not described.
     """
     cluster = _needed_cluster()
-    return cluster.everyone.index(cluster.own), len(cluster.everyone)
+    return cluster.everyone.index(cluster.address), len(cluster.everyone)
 
 
 def of_this_machine() -> str:
@@ -119,14 +130,81 @@ def of_this_machine() -> str:
     return "mirrored" if tf.config.list_physical_devices("GPU") else "cpu"
 
 
+class Cluster(NamedTuple):
+    """The machines that train together.
+
+    Attributes:
+      jobs: "chief" or "worker" -> addresses "host:port".
+      job, index, address: those of this process.
+    """
+
+    jobs: dict[str, list[str]]
+    job: str
+    index: int
+    address: str
+
+    @property
+    def everyone(self) -> list[str]:
+        """All addresses, the chief's first."""
+        return [address for job in sorted(self.jobs) for address in self.jobs[job]]
+
+    @property
+    def others(self) -> list[str]:
+        """The addresses of the other processes."""
+        return [address for address in self.everyone if address != self.address]
+
+
+def find_cluster() -> Cluster | None:
+    """The cluster of TF_CONFIG; None where it names none, as in cloud environments of one machine.
+
+    An evaluator among the jobs does not count: training measures itself.
+
+    Raises:
+      UserError: TF_CONFIG cannot be understood.
+    """
+    if not os.environ.get("TF_CONFIG"):
+        return None
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        spec = resolver.cluster_spec()
+        if not spec or not spec.jobs:
+            return None
+        job, index = resolver.task_type, resolver.task_id or 0
+        address = spec.task_address(job, index)
+    except Exception as error:  # whatever its JSON reader and its own checks happen to raise
+        raise _wrong_cluster(one_line(error)) from error
+    jobs = {name: addresses for name, addresses in spec.as_dict().items() if name != "evaluator"}
+    cluster = Cluster(jobs, job, index, address)
+    if job not in jobs or set(jobs) - {"chief", "worker"}:
+        raise _wrong_cluster("a chief and workers can train, no other jobs")
+    for one in cluster.everyone:
+        if not re.fullmatch(r".+:\d{1,5}", one, re.ASCII) or cluster.everyone.count(one) > 1:
+            raise _wrong_cluster(f"{one!r} is no host:port, or is named twice")
+    return cluster
+
+
+def _needed_cluster() -> Cluster:
+    cluster = find_cluster()
+    if cluster is None:
+        raise _wrong_cluster("no cluster is named")
+    return cluster
+
+
+def _wrong_cluster(problem: str) -> UserError:
+    return UserError(
+        f"TF_CONFIG: {problem}: for several machines set TF_CONFIG on every worker to "
+        '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}; '
+        f"it is {os.environ.get('TF_CONFIG', '') or 'not set'!r}"
+    )
+
+
 def _multi_worker() -> tf.distribute.Strategy:
-    cluster = _needed_cluster()
-    _meet(cluster.own, cluster.others)
+    cluster, seconds = _needed_cluster(), connect_seconds()
+    _meet(cluster.address, cluster.others, seconds)
     # TensorFlow waits without a limit, and with Python's lock held: only this ends it. All workers were
     # there a moment ago, so it is for one that dies just now.
-    faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
-        # It is told what was understood here: of TF_CONFIG itself it takes less, and takes some otherwise.
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(cluster.jobs), task_type=cluster.job, task_id=cluster.index, rpc_layer="grpc"
         )
@@ -135,118 +213,29 @@ def _multi_worker() -> tf.distribute.Strategy:
         faulthandler.cancel_dump_traceback_later()
 
 
-class Cluster(NamedTuple):
-    """The machines that train together: job -> addresses "host:port", and which of them this is."""
-
-    jobs: dict[str, list[str]]
-    job: str
-    index: int
-
-    @property
-    def own(self) -> str:
-        """This worker's address."""
-        return self.jobs[self.job][self.index]
-
-    @property
-    def everyone(self) -> list[str]:
-        """All workers' addresses, the chief's first."""
-        return [address for job in sorted(self.jobs) for address in self.jobs[job]]
-
-    @property
-    def others(self) -> list[str]:
-        """Those of the others."""
-        return [address for address in self.everyone if address != self.own]
-
-
-def _needed_cluster() -> Cluster:
-    """TF_CONFIG's; raises UserError if it names none."""
-    text = os.environ.get("TF_CONFIG", "")
-    cluster = _cluster(text)
-    if cluster is None:
-        raise _wrong("no cluster is named", text)
-    return cluster
-
-
-def _cluster(text: str) -> Cluster | None:
-    """What TF_CONFIG says; None where it names no cluster, as cloud environments that start one machine.
-
-    An evaluator among the jobs does not count: training measures itself.
-
-    Raises:
-      UserError: what is wrong with it.
-    """
+def _meet(own: str, others: Sequence[str], seconds: float) -> None:
+    """Waits until all other workers listen, listening too meanwhile; whoever has seen all goes on."""
     try:
-        described = json.loads(text or "{}")
-        cluster, task = described.get("cluster") or {}, described.get("task") or {}
-        jobs = {job: list(addresses) for job, addresses in cluster.items() if job != "evaluator"}
-        job, index = task.get("type"), task.get("index", 0)
-    except (ValueError, RecursionError) as error:
-        raise _wrong(f"it is no JSON ({one_line(error)})", text) from error
-    except (AttributeError, TypeError) as error:
-        raise _wrong("it is of another form", text) from error
-    if not cluster:
-        return None
-    for problem in _problems(jobs, job, index):
-        raise _wrong(problem, text)
-    return Cluster(jobs, job, int(index))
-
-
-def _problems(jobs: dict[str, list], job: Any, index: Any) -> Iterator[str]:
-    """What is wrong with a cluster's jobs and this task of it, in words."""
-    yield from (
-        f"job {one!r} cannot train, a chief and workers can" for one in set(jobs) - {"chief", "worker"}
-    )
-    addresses = [address for one in sorted(jobs) for address in jobs[one]]
-    yield from (f"{address!r} is no host:port" for address in addresses if not _is_address(address))
-    yield from (f"{address} is named twice" for address in addresses if addresses.count(address) > 1)
-    if job == "evaluator":
-        yield "this is the evaluator, and training evaluates by itself: do not start it"
-    elif job not in jobs:
-        yield f"this task's type is {job!r}, no job of the cluster"
-    elif isinstance(index, bool) or not re.fullmatch(r"\d{1,9}", str(index), re.ASCII):
-        yield f"this task's index is {index!r}, no number from 0 on"
-    elif int(index) >= len(jobs[job]):
-        yield f"this task is {job} {index} of {len(jobs[job])}, which are numbered from 0 on"
-
-
-def _wrong(problem: str, text: str) -> UserError:
-    return UserError(
-        f"TF_CONFIG: {problem}: for several machines set TF_CONFIG on every worker to "
-        '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}; '
-        f"it is {text or 'not set'!r}"
-    )
-
-
-def _is_address(address: Any) -> bool:
-    found = isinstance(address, str) and re.fullmatch(
-        r"(\[[^\[\]\s]+\]|[^:\s]+):(\d{1,5})", address, re.ASCII
-    )
-    return bool(found) and 0 < int(found[2]) < 65536
+        listener = _listener(_host_and_port(own)[1])
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"strategy multi_worker: cannot listen at {own} ({one_line(error)}): give this worker another "
+            "port in TF_CONFIG on all workers, or end the process that has it"
+        ) from error
+    missing, begin = list(others), time.monotonic()
+    with listener:
+        while missing := [address for address in missing if not _listens(address)]:
+            if time.monotonic() - begin > seconds:
+                raise UserError(
+                    f"strategy multi_worker: {own} waited {seconds} s for {', '.join(missing)}: start all "
+                    "workers together, each reachable at its address in TF_CONFIG"
+                )
+            time.sleep(0.2)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _meet(own: str, others: list[str]) -> None:
-    """Waits until all other workers listen, listening too meanwhile; whoever has seen all goes on."""
-    try:
-        listener = _listener(_host_and_port(own)[1])
-    except OSError as error:
-        raise UserError(
-            f"strategy multi_worker: cannot listen at {own} ({error.strerror}): give this worker another "
-            "port in TF_CONFIG on all workers, or end the process that has it"
-        ) from error
-    missing, begin = others, time.monotonic()
-    with listener:
-        while missing := [address for address in missing if not _listens(address)]:
-            if time.monotonic() - begin > CONNECT_SECONDS:
-                raise UserError(
-                    f"strategy multi_worker: {own} waited {CONNECT_SECONDS} s for {', '.join(missing)}: "
-                    "start all workers together, each reachable at its address in TF_CONFIG"
-                )
-            time.sleep(0.2)
 
 
 def _listener(port: int) -> socket.socket:
@@ -269,10 +258,13 @@ def _listens(address: str) -> bool:
 
 
 def _tpu() -> tf.distribute.Strategy:
-    name = os.environ.get("TPU_NAME", "")
-    late = f"strategy tpu: TPU {name!r} did not answer within {CONNECT_SECONDS} s: check that it is running"
+    name, seconds = os.environ.get("TPU_NAME", ""), connect_seconds()
+    late = (
+        f"strategy tpu: TPU {name!r} did not answer within {seconds} s: check that it is running and "
+        "reachable, then start again"
+    )
     try:
-        with _time_limit(f"{late} and reachable, then start again"):
+        with _time_limit(seconds, late):
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
             tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
@@ -284,9 +276,9 @@ def _tpu() -> tf.distribute.Strategy:
 
 
 @contextlib.contextmanager
-def _time_limit(message: str) -> Iterator[None]:
+def _time_limit(seconds: float, message: str) -> Iterator[None]:
     """Ends the process with one line if the block hangs: TensorFlow's own waits cannot be interrupted."""
-    timer = threading.Timer(CONNECT_SECONDS, _end_now, [message])
+    timer = threading.Timer(seconds, _end_now, [message])
     timer.daemon = True
     timer.start()
     try:
@@ -322,9 +314,9 @@ class Workers:
         """Whether all workers have the same numbers."""
         if self.alone:
             return True
-        own = tf.constant(numbers, tf.int64)
-        # If each worker's own, times their number, is the sum of all, they are all equal.
-        return bool(tf.reduce_all(self._sum(own) == own * self.replicas))
+        here = tf.constant(numbers, tf.int64)
+        # If each worker's numbers, times the replicas, are the sum over all, they are all equal.
+        return bool(tf.reduce_all(self._sum(here) == here * self.replicas))
 
     def wait(self) -> None:
         """Returns once all workers have come here."""
