@@ -56,13 +56,13 @@ def sample():
 
     chosen, share = sampling_place()
     # All that can be refused is looked at before any network is made.
-    runs, out = trained_runs(), out_dir()
-    config = definitions.with_sampling_flags(runs[0].config)
+    model, out = trained_model(), out_dir()
+    config = model.config
     labels, shape = definitions.sampling_labels(config), config.data.image_shape
     image = images.from_uint8(images.read_image(FLAGS.init_image, shape)) if FLAGS.init_image else None
     mask = images.read_mask(FLAGS.mask, shape) if FLAGS.mask else None
     with strategy.make_strategy(chosen).scope():
-        denoiser = loaded_model(runs).denoiser
+        denoiser = loaded(model).denoiser
         edit = None if image is None else Edit(image, mask, **definitions.edit_options())
         sampler = Sampler(denoiser, config.sampling, edit)
     count = definitions.num_samples()
@@ -125,18 +125,17 @@ def evaluate():
     lengths = definitions.ema_lengths()
     detector, out = load_detector(FLAGS.detector, FLAGS.inception), out_dir()
     models = [] if FLAGS.samples and not FLAGS.run_dir else trained_models(lengths)
-    configs = [definitions.with_sampling_flags(runs[0].config) for runs in models]
-    for config in configs:
-        definitions.sampling_labels(config)
+    for model in models:
+        definitions.sampling_labels(model.config)
     place = sampling_place() if models else None
-    reference, held_out = reference_of(detector, configs[0].data if configs else None)
+    reference, held_out = reference_of(detector, models[0].config.data if models else None)
     rows = []
     for path in FLAGS.samples:
         with looking_at(path) as bar:
             rows.append(subjects.of_path(detector, path, bar.update))
     several = len(models) > 1 or len(lengths) > 1
-    for runs, config in zip(models, configs):
-        rows += drawn_rows(detector, reference, runs, lengths, config, out, several, place)
+    for model in models:
+        rows += drawn_rows(detector, reference, model, lengths, out, several, place)
     if place and drawn_for_another(place[1], out):
         return
     report.report(detector, reference, rows, out, stack.versions(), held_out)
@@ -150,10 +149,9 @@ def likelihood():
     from pdm_tf import devices as strategy
     from pdm_tf.atomic import remove_tree
     from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, report_bits, ways_from
-    from pdm_tf.models import load
 
-    runs = trained_runs()
-    config = definitions.with_sampling_flags(runs[0].config)
+    model = trained_model()
+    config = model.config
     info = trained_data(config.data)
     split = data.held_out_split(info)
     if split is None:
@@ -161,12 +159,11 @@ def likelihood():
     count = min(FLAGS.num_samples or info.num_examples[split], info.num_examples[split])
     out, seed, chosen, size = out_dir(), FLAGS.seed or 0, one_machine(), definitions.sample_batch_size(count)
     with strategy.make_strategy(chosen).scope():
-        loaded = load(runs)
-        measure = Likelihood(loaded.denoiser, ways_from(config.sampling.variance))
+        measure = Likelihood(model.denoiser, ways_from(config.sampling.variance))
     batches = held_out_batches(info, split, config.data.image_shape, size, count)
     kept = out / ".unfinished-likelihood"
     bits = measure(batches, seed=seed, strata=FLAGS.strata, count=count, folder=kept)
-    origin = {"origin": loaded.origin, "strategy": chosen, "stack": stack.versions()}
+    origin = {"origin": model.origin, "digest": model.digest, "strategy": chosen, "stack": stack.versions()}
     about = {"split": split, "seed": seed, **origin}
     report_bits(bits, out, about)
     remove_tree(kept)
@@ -211,18 +208,18 @@ def trained_data(data):
     return info
 
 
-def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, place):
+def drawn_rows(detector, reference, model, lengths, out, several: bool, place):
     """The table's row of a model's own samples, or one for each of the lengths of its averages."""
     from pdm_tf import devices as strategy
     from pdm_tf.evaluation import subjects
-    from pdm_tf.models import load
     from pdm_tf.sampling.batches import SampleBatches
     from pdm_tf.sampling.sampler import Sampler
 
     (chosen, share), seed, count = place, FLAGS.seed or 0, definitions.num_samples()
+    config = model.config
+    model.use_ema_length(next(iter(lengths), None))
     with strategy.make_strategy(chosen).scope():
-        loaded = load(runs, next(iter(lengths), None))
-        sampler = Sampler(loaded.denoiser, config.sampling)
+        sampler = Sampler(model.denoiser, config.sampling)
     how, labels = "in turn", definitions.sampling_labels(config)
     if not labels:
         counts = [] if FLAGS.equal_shares else reference.what.get("label_counts", [])
@@ -231,26 +228,23 @@ def drawn_rows(detector, reference, runs, lengths, config, out, several: bool, p
     batch_size = definitions.sample_batch_size(count, sampler.replicas)
     draw = SampleBatches(sampler, seed, count, batch_size, labels, share)
     about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": chosen}
-    return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
+    return subjects.of_averages(detector, model, draw, lengths, out, about, several)
 
 
 def analyze():
     """--mode=analyze: a table or figure of the paper, of runs and the data that they learnt from."""
     from pdm_tf.analysis.kinds import report
-    from pdm_tf.analysis.subject import Model, Subject
+    from pdm_tf.analysis.subject import Subject
     from pdm_tf.run import RunFolder
 
     definitions.check_analysis()
-    models, first = [], RunFolder(asked_folders()[0])
-    for runs in trained_models(()):
-        config = definitions.with_sampling_flags(runs[0].config)
-        # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
-        places = [folder.path / "evaluation" for folder in (runs[0].folder, first)]
-        models.append(Model(runs, config, places))
+    models = trained_models(())
+    # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
+    places = [RunFolder(asked_folders()[0]).evaluation]
     labels = definitions.sampling_labels(models[0].config)
     info, count = trained_data(models[0].config.data), definitions.num_samples()
     how_much = (FLAGS.seed or 0, count, definitions.sample_batch_size(count), labels, FLAGS.memory_gib)
-    subject = Subject(models, info, *how_much)
+    subject = Subject(models, info, *how_much, places)
     report(FLAGS.what, subject, out_dir())
 
 
@@ -266,26 +260,24 @@ def export():
     a run's weights for other frameworks."""
     from pdm_tf.export import check_free, export_saved_model, export_weights
 
-    runs, out = trained_runs(), out_dir()
+    model, out = trained_model(), out_dir()
     check_free(out)
-    config = definitions.with_sampling_flags(runs[0].config)
     if FLAGS.format == "safetensors":
-        print(f"weights: {export_weights(runs, config, FLAGS.ema_length, out)}")
+        print(f"weights: {export_weights(model, FLAGS.ema_length, out)}")
         print(f"their names and shapes: {out}/README.md")
         return
-    export_saved_model(loaded_model(runs)._replace(config=config), out)
+    export_saved_model(loaded(model), out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")
 
 
 def page():
     """--mode=page: a page in the browser, to draw, edit and paint with models, and to look inside."""
-    from pdm_tf.analysis.subject import Model
-    from pdm_tf.models import read_models
+    from pdm_tf.models import models_from_folders
     from pdm_tf.page import layout
     from pdm_tf.page.studio import Studio
 
-    models = [Model(runs, runs[0].config, ()) for runs in read_models(*trained_folders())]
+    models = models_from_folders(*trained_folders())
     infos = [data_at_hand(model.config.data) for model in models]
     layout.serve(Studio(models, infos), FLAGS.host, FLAGS.port)
 
@@ -358,24 +350,25 @@ def one_machine() -> str:
     return chosen
 
 
-def trained_runs():
-    """The run, or experts, to draw from."""
-    from pdm_tf.models import read_runs
+def trained_model():
+    """The run, or experts, to draw from, sampled as the flags say."""
+    from pdm_tf.models import Model
 
-    return read_runs(*trained_folders())
+    model = Model.from_folders(*trained_folders())
+    model.config = definitions.with_sampling_flags(model.config)
+    return model
 
 
 def trained_models(lengths):
-    """The models to evaluate, each a list of runs; refuses lengths that averages of them cannot have."""
-    from pdm_tf.models import check_lengths, read_models
+    """The models to evaluate; refuses lengths that averages of them cannot have."""
+    from pdm_tf.models import models_from_folders
 
-    models = read_models(*trained_folders())
-    for runs in models:
-        check_lengths(runs, lengths)
-        if any(key.startswith("data.") for key in changes(runs[0].config, models[0][0].config)):
-            raise UserError(
-                f"{runs[0].folder} and {models[0][0].folder} are of different data: evaluate one at a time"
-            )
+    models = models_from_folders(*trained_folders())
+    for model in models:
+        model.check_ema_lengths(lengths)
+        if any(key.startswith("data.") for key in changes(model.config, models[0].config)):
+            raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
+        model.config = definitions.with_sampling_flags(model.config)
     return models
 
 
@@ -399,14 +392,14 @@ def asked_folders():
     return definitions.run_dirs(lambda text: RunFolder(text).has_config())
 
 
-def loaded_model(runs):
-    """The runs' model with the averaged weights that were asked for; says what they are if they are made."""
-    from pdm_tf.models import load
+def loaded(model):
+    """The model with the averaged weights that were asked for; says what they are if they are made."""
+    from pdm_tf.models import origin_text
 
-    loaded = load(runs, FLAGS.ema_length)
-    for origin in loaded.origin if FLAGS.ema_length else ():
-        print(origin["weights"], flush=True)
-    return loaded
+    model.use_ema_length(FLAGS.ema_length)
+    for origin in model.origin if FLAGS.ema_length else ():
+        print(origin_text(origin), flush=True)
+    return model
 
 
 def one_mode():

@@ -27,7 +27,7 @@ from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
-from pdm_tf.models import load, read_runs
+from pdm_tf.models import Model
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 
@@ -73,13 +73,11 @@ def measure(
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Prints the table, a line as soon as it is measured, and writes each as JSON to --out."""
-    runs = read_runs(*arguments.run_dir.split(","))
+    model = Model.from_folders(*arguments.run_dir.split(","))
     rows = itertools.product(arguments.samplers.split(","), map(int, arguments.steps.split(",")))
     # All that can be refused is looked at before anything is measured.
-    rows = [
-        (name, steps, settings_of(name, steps, arguments.guidance, runs[0].config)) for name, steps in rows
-    ]
-    denoiser, config, _ = load(runs)
+    rows = [(name, steps, settings_of(name, steps, arguments.guidance, model.config)) for name, steps in rows]
+    denoiser, config = model.denoiser, model.config
     detector, info = load_detector(), data.find_dataset(config.data.dataset, arguments.data_dir)
     train, held_out = (
         references.of_split(detector, info, split, config.data.image_shape)

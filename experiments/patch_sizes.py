@@ -45,7 +45,7 @@ from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches
 from pdm_tf.evaluation.report import Comparison
 from pdm_tf.evaluation.subjects import shared_labels
-from pdm_tf.models import Loaded, load, read_runs
+from pdm_tf.models import Model
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
@@ -128,7 +128,7 @@ class Measure:
         self.comparison = Comparison(detector, train)
         self.labels = shared_labels(train.what["label_counts"] or [1], count, 0)
 
-    def __call__(self, loaded: Loaded) -> dict[str, float]:
+    def __call__(self, loaded: Model) -> dict[str, float]:
         """The distances by their names, and bits_per_dim."""
         sampler = Sampler(loaded.denoiser, loaded.config.sampling)
         images = SampleBatches(sampler, 0, self.count, self.batch_size, self.labels).batches()
@@ -169,10 +169,10 @@ def in_turns(doing: dict[str, Callable[[], None]], turns: int) -> dict[str, list
     return seconds
 
 
-def sampling_seconds(loaded: dict[str, Loaded], batch_size: int, turns: int) -> dict[str, list[float]]:
+def sampling_seconds(loaded: dict[str, Model], batch_size: int, turns: int) -> dict[str, list[float]]:
     """Seconds an image takes to be sampled, by model and turn."""
 
-    def drawing(one: Loaded) -> Callable[[], None]:
+    def drawing(one: Model) -> Callable[[], None]:
         sampler, labels = Sampler(one.denoiser, one.config.sampling), np.zeros(batch_size, np.int32)
         return lambda: sampler(0, range(batch_size), labels)
 
@@ -296,14 +296,14 @@ def benchmark(arguments: argparse.Namespace) -> None:
             measure = measure or Measure(
                 configs[0], info, arguments.num_images, arguments.held_out, arguments.batch_size
             )
-            found = measure(load(read_runs(*folders)))
+            found = measure(Model.from_folders(*folders))
             results["measured"][name][str(seed)] = found
             keep()
             said = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
             print(f"{name}, seed {seed}: {said}", flush=True)
             keras.backend.clear_session()
     if "sampling_seconds" not in results:
-        loaded = {n: load(read_runs(*folders_of(out, n, 0, len(c)))) for n, c in models.items()}
+        loaded = {n: Model.from_folders(*folders_of(out, n, 0, len(c))) for n, c in models.items()}
         results["sampling_seconds"] = sampling_seconds(loaded, arguments.batch_size, arguments.turns)
         results["training_seconds"] = training_seconds(models, arguments.turns)
         results["costs"] = costs_of(models)

@@ -23,7 +23,7 @@ from pdm_tf.config.words import require, word
 from pdm_tf.errors import UserError
 from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
-from pdm_tf.weights import read_arrays
+from pdm_tf.weights import check_finite, read_arrays
 
 # Of an average, what may come from other steps than it should before it is not called an average any more.
 TOO_MUCH = 0.25
@@ -163,6 +163,7 @@ def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
     total: dict[str, np.ndarray] = {}
     for part, path in bar(files, desc=title, unit="snapshot"):
         arrays = read_arrays(path)
+        check_finite(arrays, path)
         total = total or {name: np.zeros(array.shape) for name, array in arrays.items()}
         if {name: array.shape for name, array in total.items()} != {n: a.shape for n, a in arrays.items()}:
             raise UserError(f"{path} holds the weights of another network than {files[0][1]}: restore it")

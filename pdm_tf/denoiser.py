@@ -1,10 +1,10 @@
-"""The contract of a denoiser, (z_t, t, labels) -> predicted x and u, and that of one network."""
+"""The contract of a denoiser, (z_t, t, labels) -> predicted x and u, and that of networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -16,18 +16,17 @@ from pdm_tf.networks.patched import PatchedNetwork
 
 
 class Denoiser(Protocol):
-    """What samplers, losses and exports ask: one network, several experts, or the exact x* of a data set.
-
-    Those that learn are told of changes to images, too: see `NetworkDenoiser`.
+    """The function of samplers, losses, likelihood and exports: networks, or the exact x* of a data set.
 
     Attributes:
       image_shape: (H, W, C).
       num_classes: of the data; 0 without labels.
-      conditional: whether labels change the answer.
-      null_label: the label that stands for none.
-      t_start, t_stop: it answers for t_start <= t < t_stop, which for most is the whole process.
+      conditional: whether labels change the result.
+      null_label: the label for "no class".
+      t_start, t_stop: it is defined for t_start <= t < t_stop, mostly the whole process.
       schedule: the whole process.
-      variables: the weights that it answers with.
+      variables: all its weights.
+      parts: the intervals of t on which one network works at one patch size, ascending, without gaps.
     """
 
     image_shape: tuple[int, int, int]
@@ -38,22 +37,52 @@ class Denoiser(Protocol):
     t_stop: int
     schedule: NoiseSchedule
     variables: Sequence[tf.Variable]
+    parts: Sequence[Part]
 
     def __call__(
-        self, z: tf.Tensor, t: tf.Tensor, labels: tf.Tensor | None, dropout_key: tf.Tensor | None = None
+        self,
+        z: tf.Tensor,
+        t: tf.Tensor,
+        labels: tf.Tensor | None,
+        dropout_key: tf.Tensor | None = None,
+        augmentation: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Predicts x, and u, the variance's place between b_tilde (1) and beta (0).
+        """Predicts x, and u, the reverse variance's position between b_tilde (1) and beta (0).
 
         Args:
-          z: float32 (B, H, W, C).  t: int32 (B,).  labels: int32 (B,), ignored unless `conditional`.
+          z: float32 (B, H, W, C).
+          t: int32 (B,).
+          labels: int32 (B,), ignored unless `conditional`.
           dropout_key: int32 (2,) makes dropout active.
+          augmentation: float32 (B, 9), the augmentation labels of z's images (`training.augmentation`), for
+            networks that have such an input; None: the images are not augmented.
         Returns:
           x_theta and u, float32 (B, H, W, C).
         """
 
 
+class Part(NamedTuple):
+    """A denoiser's interval t_start <= t < t_stop, on which one network works at one patch size.
+
+    Attributes:
+      t_start, t_stop: the interval.
+      patch_size: the side P of a patch; 1 for a denoiser that knows no patches.
+      denoiser: defined on this interval alone.
+    """
+
+    t_start: int
+    t_stop: int
+    patch_size: int
+    denoiser: Denoiser
+
+    @property
+    def title(self) -> str:
+        """Short text for tables and pictures."""
+        return f"P={self.patch_size}, t {self.t_start}..{self.t_stop - 1}"
+
+
 class NetworkDenoiser:
-    """The `Denoiser` of one network, whatever it predicts, at one of its patch sizes."""
+    """The `Denoiser` of one network at one of its patch sizes, whatever the network predicts."""
 
     def __init__(
         self,
@@ -76,55 +105,62 @@ class NetworkDenoiser:
         self.null_label = network.null_label
         self.variables = network.trainable_variables
 
+    @property
+    def parts(self) -> list[Part]:
+        """One part."""
+        patch_size = self.network.patch_size * (2 if self.large else 1)
+        return [Part(self.t_start, self.t_stop, patch_size, self)]
+
     def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
-        """As `Denoiser.__call__`; `augmentation` as `PatchedNetwork.call`."""
+        """As `Denoiser.__call__`."""
         output, u = self.network(z, t, labels, dropout_key, self.large, augmentation)
         return predicted_x(self.prediction, output, z, self.schedule.at(t, z.dtype)), u
 
 
-class Experts:
-    """Denoisers of neighbouring intervals of t, used as one `Denoiser` ("model splitting").
+class SplitDenoiser:
+    """Denoisers of neighbouring intervals of t as one `Denoiser` ("model splitting", Section 4.1).
 
-    They are networks of their own, or one network at its two patch sizes.
+    They are networks with weights of their own (experts), or one network at its two patch sizes.
 
-    An expert runs if any t of the batch lies in its interval, then on the whole batch, and each image takes
-    the answer of its own expert. So a batch at one t, as in sampling, costs one network, and a batch of
-    mixed t costs every network whose interval occurs in it. All shapes are static, as XLA needs.
+    A part runs if any t of the batch lies in its interval, then on the whole batch, and each image takes the
+    result of its own part. So a batch at one t, as in sampling, costs one network, and a batch of mixed t
+    costs every network whose interval occurs in it. All shapes are static, as XLA needs.
     """
 
-    def __init__(self, experts: Sequence[Denoiser]):
-        """`experts` from the least noise to the most, each beginning where the one before it stops.
+    def __init__(self, denoisers: Sequence[Denoiser]):
+        """`denoisers` from the least noise to the most, each beginning where the one before it stops.
 
         Raises:
           ValueError: they leave a gap, or overlap.
         """
-        if any(one.t_stop != following.t_start for one, following in zip(experts, experts[1:])):
-            raise ValueError(f"intervals that do not meet: {[(e.t_start, e.t_stop) for e in experts]}")
-        first = experts[0]
-        self.experts = list(experts)
-        self.t_start, self.t_stop = first.t_start, experts[-1].t_stop
+        if any(one.t_stop != following.t_start for one, following in zip(denoisers, denoisers[1:])):
+            raise ValueError(f"intervals that do not meet: {[(d.t_start, d.t_stop) for d in denoisers]}")
+        first = denoisers[0]
+        self.parts = [part for denoiser in denoisers for part in denoiser.parts]
+        self.t_start = first.t_start
+        self.t_stop = denoisers[-1].t_stop
         self.schedule = first.schedule
         self.image_shape = first.image_shape
         self.num_classes = first.num_classes
         self.conditional = first.conditional
         self.null_label = first.null_label
-        # Two patch sizes of one network have the same.
-        own = {id(variable): variable for expert in experts for variable in expert.variables}
-        self.variables = list(own.values())
+        # Two patch sizes of one network have the same variables.
+        variables = {id(variable): variable for one in denoisers for variable in one.variables}
+        self.variables = list(variables.values())
 
     def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
-        """As `Denoiser.__call__`; `augmentation` as `PatchedNetwork.call`."""
-        told = {} if augmentation is None else {"augmentation": augmentation}
+        """As `Denoiser.__call__`."""
         pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
-        for expert in self.experts:
-            own = (t >= expert.t_start) & (t < expert.t_stop)
-            answer = tf.cond(
-                tf.reduce_any(own),
-                lambda expert=expert: expert(z, t, labels, dropout_key, **told),
-                lambda before=(pred_x, u): before,
+        for part in self.parts:
+            inside = (t >= part.t_start) & (t < part.t_stop)
+            part_x, part_u = tf.cond(
+                tf.reduce_any(inside),
+                lambda part=part: part.denoiser(z, t, labels, dropout_key, augmentation),
+                lambda pred_x=pred_x, u=u: (pred_x, u),
             )
-            own = own[:, None, None, None]
-            pred_x, u = tf.where(own, answer[0], pred_x), tf.where(own, answer[1], u)
+            inside = inside[:, None, None, None]
+            pred_x = tf.where(inside, part_x, pred_x)
+            u = tf.where(inside, part_u, u)
         return pred_x, u
 
 
@@ -142,15 +178,19 @@ def build_network(
     )
 
 
-def build_denoiser(diffusion: DiffusionConfig, network: PatchedNetwork) -> NetworkDenoiser | Experts:
+def build_denoiser(diffusion: DiffusionConfig, network: PatchedNetwork) -> NetworkDenoiser | SplitDenoiser:
     """The denoiser of a network in the process that it was, or is to be, trained on.
 
-    A network of two patch sizes is two experts with one trunk.
+    A network of two patch sizes is split at `patch_switch_t`.
     """
-    d = diffusion
-    schedule = SCHEDULES[d.schedule](d, max(network.image_shape[:2]))
-    denoiser = partial(NetworkDenoiser, network, schedule, d.prediction)
-    boundary = network.patch_switch_t
-    if not boundary:
-        return denoiser(d.t_start, d.t_stop)
-    return Experts([denoiser(d.t_start, boundary), denoiser(boundary, d.t_stop, large=True)])
+    schedule = SCHEDULES[diffusion.schedule](diffusion, max(network.image_shape[:2]))
+    denoiser = partial(NetworkDenoiser, network, schedule, diffusion.prediction)
+    switch_t = network.patch_switch_t
+    if not switch_t:
+        return denoiser(diffusion.t_start, diffusion.t_stop)
+    return SplitDenoiser(
+        [
+            denoiser(diffusion.t_start, switch_t),
+            denoiser(switch_t, diffusion.t_stop, large=True),
+        ]
+    )

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from pdm_tf.config.fields import Config
-from pdm_tf.denoiser import Experts, build_denoiser, build_network
+from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.sampling.sampler import kept_steps
 
@@ -58,8 +58,7 @@ def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
     denoiser = build_denoiser(config.diffusion, network)
     kept = kept_steps(denoiser, config.sampling).timesteps
     each = 1 if config.sampling.guidance == 1.0 else 2
-    sizes = denoiser.experts if isinstance(denoiser, Experts) else [denoiser]
-    return [each * int(np.sum((kept >= size.t_start) & (kept < size.t_stop))) for size in sizes]
+    return [each * int(np.sum((kept >= part.t_start) & (kept < part.t_stop))) for part in denoiser.parts]
 
 
 def count_parameters(network: PatchedNetwork) -> int:

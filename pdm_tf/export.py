@@ -6,19 +6,19 @@ import dataclasses
 import json
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from pdm_tf.atomic import atomic_folder, atomic_text
-from pdm_tf.config.fields import Config, SamplingConfig
+from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.errors import UserError
-from pdm_tf.models import Loaded, Run, read_weights
+from pdm_tf.models import Model, origin_text, read_weights
 from pdm_tf.paths import PATTERN, as_path, entries
 from pdm_tf.run import SAFETENSORS, RunFolder
 from pdm_tf.sampling.sampler import Sampler
@@ -37,8 +37,8 @@ class TracedOnce:
         self._denoiser = denoiser
         self._call = tf.function(lambda z, t, labels: denoiser(z, t, labels), [z, numbers, numbers])
 
-    def __call__(self, z, t, labels, dropout_key=None):
-        """As `Denoiser.__call__`, without dropout."""
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
+        """As `Denoiser.__call__`, without dropout and augmentation."""
         return self._call(z, t, labels)
 
     def __getattr__(self, name):
@@ -203,17 +203,17 @@ def check_free(out: str | os.PathLike) -> None:
         raise UserError(f"{out} exists: delete it, or name another folder")
 
 
-def export_saved_model(loaded: Loaded, out: str | os.PathLike) -> None:
+def export_saved_model(model: Model, out: str | os.PathLike) -> None:
     """Writes the SavedModel, with how to call it in its README.md and in `METADATA`; whole or not at all.
 
     Args:
-      loaded: the model; its config says how to sample.
+      model: its config says how to sample.
       out: the folder to make.
     Raises:
       UserError: `out` exists, or cannot be written.
     """
     check_free(out)
-    module, metadata = servable(loaded.denoiser, loaded.config.sampling), describe(loaded)
+    module, metadata = servable(model.denoiser, model.config.sampling), describe(model)
     with atomic_folder(out, last="saved_model.pb") as partial:
         # With the gradients of its custom-gradient operations (+10% of the graph): without them every load
         # warns, and `denoise` could not be differentiated.
@@ -228,7 +228,7 @@ def export_saved_model(loaded: Loaded, out: str | os.PathLike) -> None:
             },
         )
         (partial / METADATA).parent.mkdir()
-        write_warm_up(loaded.denoiser, partial / WARM_UP, as_path(out).name)
+        write_warm_up(model.denoiser, partial / WARM_UP, as_path(out).name)
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
         (partial / "README.md").write_text(readme(metadata))
 
@@ -281,16 +281,13 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number * 8 + 2]) + length + bytes([size]) + content
 
 
-def export_weights(
-    runs: Sequence[Run], config: Config, ema_length: float | None, out: str | os.PathLike
-) -> Path:
+def export_weights(model: Model, ema_length: float | None, out: str | os.PathLike) -> Path:
     """Writes a run folder that holds nothing but config.json and averaged weights as .safetensors, with their
     names and shapes in its README.md: for other frameworks, and for all that takes a run's folder here.
 
     Args:
-      runs: from `pdm_tf.models.read_runs`; one.
-      config: what to write as config.json.
-      ema_length: as for `pdm_tf.models.load`.
+      model: of one run; its config is written as config.json.
+      ema_length: as `Model.use_ema_length` takes it.
       out: the folder to make.
     Returns:
       the file of the weights, each array bit for bit the run's.
@@ -298,21 +295,21 @@ def export_weights(
       UserError: several runs; or no weights, or damaged ones; `out` exists, or cannot be written.
     """
     check_free(out)
-    if len(runs) > 1:
-        raise UserError(f"weights are exported one network at a time, not {len(runs)}: name one run")
-    arrays, origin = read_weights(runs[0], ema_length)
-    step = origin["step"] if "step" in origin else int(Path(origin["weights"]).stem.removeprefix("step_"))
+    if len(model.runs) > 1:
+        raise UserError(f"weights are exported one network at a time, not {len(model.runs)}: name one run")
+    arrays, origin = read_weights(model.runs[0], ema_length)
+    step = origin["step"]
     with atomic_folder(out, last="config.json") as partial:
         folder = RunFolder(partial)
         file = folder.weights(step, SAFETENSORS)
         file.parent.mkdir()
         write_arrays(file, arrays)
         text = WEIGHTS_README.format(
-            source=origin["weights"], file=file.relative_to(partial), table=table_of(arrays),
+            source=origin_text(origin), file=file.relative_to(partial), table=table_of(arrays),
             total=sum(array.size for array in arrays.values()),
         )  # fmt: skip
         atomic_text(partial / "README.md", text)  # whose names may be of any letters
-        folder.write_config(config)
+        folder.write_config(model.config)
     return RunFolder(out).weights(step, SAFETENSORS)
 
 
@@ -342,17 +339,18 @@ def table_of(arrays: Mapping[str, np.ndarray]) -> str:
     return "\n".join(["| name | shape | type |", "|---|---|---|", *rows])
 
 
-def describe(loaded: Loaded) -> dict[str, typing.Any]:
+def describe(model: Model) -> dict[str, typing.Any]:
     """What a caller needs to know of an export, as JSON values."""
-    denoiser, sampling = loaded.denoiser, loaded.config.sampling
+    denoiser, sampling = model.denoiser, model.config.sampling
     classes = denoiser.num_classes if denoiser.conditional else 0
     timesteps = Sampler(denoiser, sampling).schedule.timesteps
     image, batch = list(denoiser.image_shape), ["batch"]
     numbers, weights, images = ["int32", batch], ["float32", batch], ["float32", batch + image]
     default = default_inputs(denoiser, sampling)
     return {
-        "label_names": list(loaded.config.data.label_names),
-        "experts": loaded.origin,
+        "label_names": list(model.config.data.label_names),
+        "experts": model.origin,
+        "digest": model.digest,
         "image_shape": image,
         "num_classes": classes,
         "null_label": denoiser.null_label if classes else None,
@@ -423,7 +421,8 @@ def readme(metadata: dict[str, typing.Any]) -> str:
         classes=f"{listed}; {null} is no class" if classes else "none (labels only say how many images)",
         sampling=f"{sampling.sampler}{options}, {steps} steps, {sampling.spacing}",
         source="; ".join(
-            "{weights} (P = {patch_size}{large}) for {t_start} <= t < {t_stop}".format(
+            "{text} (P = {patch_size}{large}) for {t_start} <= t < {t_stop}".format(
+                text=origin_text(run),
                 large=f", {2 * run['patch_size']} from t = {run['patch_switch_t']} on"
                 if "patch_switch_t" in run
                 else "",

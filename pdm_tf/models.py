@@ -1,7 +1,10 @@
-"""Run folders -> one denoiser with its origin: one network's, or several experts' (Section 4.1)."""
+"""`Model`: run folders -> one denoiser, that of a single run or of several experts (Section 4.1)."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -10,11 +13,24 @@ import numpy as np
 
 from pdm_tf.averages import plan, reconstruct
 from pdm_tf.config.fields import Config, changes
-from pdm_tf.config.words import leaves
-from pdm_tf.denoiser import Denoiser, Experts, build_denoiser, build_network
+from pdm_tf.config.words import get, leaves
+from pdm_tf.denoiser import Denoiser, Part, SplitDenoiser, build_denoiser, build_network
 from pdm_tf.errors import UserError
-from pdm_tf.run import RunFolder
-from pdm_tf.weights import assign_arrays, read_arrays
+from pdm_tf.run import RunFolder, step_of
+from pdm_tf.weights import assign_arrays, check_finite, read_arrays, variable_names
+
+# The fields that decide, with the weights, what a denoiser predicts; and all of the network's.
+PROCESS = (
+    "data.image_shape",
+    "data.num_classes",
+    "diffusion.num_timesteps",
+    "diffusion.schedule",
+    "diffusion.beta_start",
+    "diffusion.beta_end",
+    "diffusion.prediction",
+    "diffusion.t_start",
+    "diffusion.t_stop",
+)
 
 
 class Run(NamedTuple):
@@ -24,117 +40,186 @@ class Run(NamedTuple):
     config: Config
 
 
-class Loaded(NamedTuple):
-    """A model from run folders.
+class Weights(NamedTuple):
+    """Averaged weights of a run.
 
     Attributes:
-      denoiser: with averaged weights.
-      config: that of the run with the least noise.
-      origin: JSON values for each network: the file of its weights, t_start, t_stop, patch_size, prediction,
-        and patch_switch_t if it has two sizes; of averages of a length that was asked for, what they are in
-        place of a file, ema_length and step.
+      arrays: by variable name.
+      origin: JSON values: the run, the step, of power-function averages the length and the misplaced part
+        (`pdm_tf.averages`), and the network's t_start, t_stop, patch_size, patch_switch_t and prediction.
     """
 
-    denoiser: Denoiser
-    config: Config
-    origin: list[dict[str, Any]]
+    arrays: dict[str, np.ndarray]
+    origin: dict[str, Any]
 
 
-def read_runs(*run_dirs: str | os.PathLike) -> list[Run]:
-    """The run that does a whole process alone, or the experts that make one up, from the least noise on.
+class Model:
+    """The model of one run of the whole process, or of experts for neighbouring intervals of t.
 
-    Their intervals of t come from their own configs; they may be named in any order.
+    The networks are built and the weights read on the first use of `denoiser`, in the scope of the strategy
+    that is active then.
+
+    Attributes:
+      runs: from the least noise on.
+      config: that of the run with the least noise; its `sampling` may be replaced.
+      title: the folders' names.
+      ema_length: that of the averages in use; None: those of `training.ema_decay`.
+    """
+
+    def __init__(self, runs: Sequence[Run], ema_length: float | None = None):
+        self.runs = tuple(runs)
+        self.config = self.runs[0].config
+        self.title = " + ".join(run.folder.path.absolute().name for run in self.runs)
+        self.ema_length = ema_length
+        self._origin: list[dict[str, Any]] = []
+
+    @classmethod
+    def from_folders(cls, *run_dirs: str | os.PathLike, ema_length: float | None = None) -> Model:
+        """The model of one run, or of experts, in any order; their configs are read and compared.
+
+        Args:
+          ema_length: sigma_rel of the averages to make from the runs' snapshots; None takes the averages of
+            `training.ema_decay`.
+        Raises:
+          UserError: no run, or runs that do not make up one whole process.
+        """
+        runs = [Run(folder, folder.config()) for folder in map(RunFolder, run_dirs)]
+        runs.sort(key=lambda run: run.config.diffusion.t_start)
+        _check_alike(runs)
+        _check_whole(runs)
+        return cls(runs, ema_length)
+
+    def __str__(self) -> str:
+        return ",".join(str(run.folder) for run in self.runs)
+
+    @functools.cached_property
+    def denoisers(self) -> list[Denoiser]:
+        """The denoiser of each run.
+
+        Raises:
+          UserError: a run has no weights or damaged ones, or too few snapshots for `ema_length`.
+        """
+        weights = [read_weights(run, self.ema_length) for run in self.runs]
+        denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in self.runs]
+        self._assign(denoisers, weights)
+        return denoisers
+
+    @functools.cached_property
+    def denoiser(self) -> Denoiser:
+        """The whole process's. Errors as of `denoisers`."""
+        return self.denoisers[0] if len(self.runs) == 1 else SplitDenoiser(self.denoisers)
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The denoiser's parts."""
+        return self.denoiser.parts
+
+    @property
+    def origin(self) -> list[dict[str, Any]]:
+        """Where the weights of each run are from, `Weights.origin`."""
+        _ = self.denoiser
+        return self._origin
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of weights and process: the identity of what is sampled and measured, wherever it lies."""
+        digest = hashlib.sha256(json.dumps([_decisive(run.config) for run in self.runs]).encode())
+        variables = self.denoiser.variables
+        for name, variable in sorted(zip(variable_names(variables), variables), key=lambda item: item[0]):
+            digest.update(f"{name} {tuple(variable.shape)}".encode())
+            digest.update(np.ascontiguousarray(variable.numpy(), np.float32))
+        return digest.hexdigest()
+
+    def use_ema_length(self, ema_length: float | None) -> None:
+        """Loads averages of another length into the same variables: no new network, no new graph.
+
+        Raises:
+          UserError: as `denoisers`, before a variable changes.
+        """
+        if "denoisers" in self.__dict__ and ema_length != self.ema_length:
+            self._assign(self.denoisers, [read_weights(run, ema_length) for run in self.runs])
+        self.ema_length = ema_length
+
+    def check_ema_lengths(self, ema_lengths: Iterable[float]) -> None:
+        """Raises UserError if averages of these lengths cannot be made of the snapshots; reads none."""
+        for run in self.runs:
+            for length in ema_lengths:
+                plan(run.folder, length)
+
+    def _assign(self, denoisers: Sequence[Denoiser], weights: Sequence[Weights]) -> None:
+        for run, denoiser, (arrays, _) in zip(self.runs, denoisers, weights):
+            assign_arrays(denoiser.variables, arrays, run.folder)
+        self._origin = [one.origin for one in weights]
+
+
+def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
+    """The models of several runs: each run of the whole process is one, all others are experts of one more.
 
     Raises:
-      UserError: no run, or runs that do not make up one whole process.
+      UserError: as `Model.from_folders`.
     """
-    runs = [Run(folder, folder.config()) for folder in map(RunFolder, run_dirs)]
-    runs.sort(key=lambda run: run.config.diffusion.t_start)
-    _check_alike(runs)
-    _check_whole(runs)
-    return runs
-
-
-def read_models(*run_dirs: str | os.PathLike) -> list[list[Run]]:
-    """The models of several runs: each that does a whole process alone is one, the others are experts of one.
-
-    Raises:
-      UserError: as `read_runs`.
-    """
-    whole, parts = [], []
+    whole, experts = [], []
     for run_dir in run_dirs:
         diffusion = RunFolder(run_dir).config().diffusion
         alone = (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps)
-        (whole if alone else parts).append(run_dir)
-    return [*(read_runs(run_dir) for run_dir in whole), *([read_runs(*parts)] if parts else [])]
+        (whole if alone else experts).append(run_dir)
+    models = [Model.from_folders(run_dir) for run_dir in whole]
+    if experts:
+        models.append(Model.from_folders(*experts))
+    titles = [model.title for model in models]
+    for number, model in enumerate(models, 1):
+        if titles.count(model.title) > 1:
+            model.title = f"{model} ({number})"
+    return models
 
 
-def load(runs: Sequence[Run], ema_length: float | None = None) -> Loaded:
-    """The model of `read_runs`' runs.
-
-    Args:
-      runs: from `read_runs`.
-      ema_length: None takes the averages of `training.ema_decay`; a number makes those of that length, the
-        part of the run that they go over (`pdm_tf.averages`), from the runs' snapshots.
-    Raises:
-      UserError: a run has no weights, or damaged ones; or no snapshots, or too few for the length.
-    """
-    weights = [read_weights(run, ema_length) for run in runs]
-    denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in runs]
-    for denoiser, (arrays, origin) in zip(denoisers, weights):
-        assign_arrays(denoiser.variables, arrays, origin["weights"])
-    denoiser = denoisers[0] if len(denoisers) == 1 else Experts(denoisers)
-    return Loaded(denoiser, runs[0].config, [origin for _, origin in weights])
-
-
-def check_lengths(runs: Sequence[Run], ema_lengths: Iterable[float]) -> None:
-    """Raises UserError if averages of these lengths cannot be made of the runs' snapshots; reads none."""
-    for run in runs:
-        for length in ema_lengths:
-            plan(run.folder, length)
-
-
-def with_length(loaded: Loaded, runs: Sequence[Run], ema_length: float | None) -> Loaded:
-    """`loaded` with the averages of another length, put into its own variables: no new network, no new graph.
-
-    Args:
-      loaded: from `load` of the same runs; its variables change, and so does every sampler that uses them.
-      runs, ema_length: as for `load`.
-    Raises:
-      UserError: as `load`; what is missing or damaged is noticed before a variable changes.
-    """
-    parts = loaded.denoiser.experts if len(runs) > 1 else [loaded.denoiser]
-    weights = [read_weights(run, ema_length) for run in runs]
-    for denoiser, (arrays, origin) in zip(parts, weights):
-        assign_arrays(denoiser.variables, arrays, origin["weights"])
-    return loaded._replace(origin=[origin for _, origin in weights])
-
-
-def read_weights(run: Run, ema_length: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A run's averaged weights by variable name, and their origin, an item of `Loaded.origin`; no network
-    is made. `ema_length` and errors as of `load`."""
-    origin = {
-        "t_start": run.config.diffusion.t_start,
-        "t_stop": run.config.diffusion.t_stop,
-        "patch_size": run.config.network.patch_size,
-        "prediction": run.config.diffusion.prediction,
+def read_weights(run: Run, ema_length: float | None = None) -> Weights:
+    """A run's averaged weights; no network is made. Arguments and errors as of `Model`."""
+    config = run.config
+    network = {
+        "t_start": config.diffusion.t_start,
+        "t_stop": config.diffusion.t_stop,
+        "patch_size": config.network.patch_size,
+        "prediction": config.diffusion.prediction,
     }
-    if run.config.network.patch_switch_t:
-        origin["patch_switch_t"] = run.config.network.patch_switch_t
-    if ema_length is None:
-        weights = run.folder.newest_weights()
-        return read_arrays(weights), {"weights": str(weights), **origin}
-    average = reconstruct(run.folder, ema_length)
-    text = (
-        f"{run.folder}: average of length {ema_length:g} at step {average.step:,}, from {average.snapshots} "
-        f"snapshots ({average.misplaced:.1%} misplaced)"
-    )
-    return average.arrays, {"weights": text, "ema_length": ema_length, "step": average.step, **origin}
+    if config.network.patch_switch_t:
+        network["patch_switch_t"] = config.network.patch_switch_t
+    if ema_length is not None:
+        average = reconstruct(run.folder, ema_length)
+        origin = {
+            "run": str(run.folder),
+            "step": average.step,
+            "ema_length": ema_length,
+            "misplaced": average.misplaced,
+        }
+        return Weights(average.arrays, {**origin, **network})
+    file = run.folder.newest_weights()
+    arrays = read_arrays(file)
+    check_finite(arrays, file)
+    return Weights(arrays, {"run": str(run.folder), "step": step_of(file), **network})
+
+
+def origin_text(origin: dict[str, Any]) -> str:
+    """One line of text of a `Weights.origin`."""
+    text = f"{origin['run']}, step {origin['step']:,}"
+    if "ema_length" in origin:
+        text += f", average of length {origin['ema_length']:g} ({origin['misplaced']:.1%} misplaced)"
+    return text
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    """The fields that decide what a network of given weights predicts, where they are not the defaults."""
+    known = leaves(Config)
+    keys = [key for key in known if key in PROCESS or key.startswith("network.")]
+    used = [key for key in keys if not known[key].rule.of or config.network.kind in known[key].rule.of]
+    values = {key: get(config, key) for key in sorted(used)}
+    return {key: value for key, value in values.items() if value != known[key].default}
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
     """Raises UserError if runs differ in what experts of one model share."""
-    first, shared = runs[0], [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
+    first = runs[0]
+    shared = [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
     for run in runs[1:]:
         changed = changes(first.config, run.config)
         problems = ["{} is {} and {}".format(key, *changed[key]) for key in shared if key in changed]
@@ -145,25 +230,20 @@ def _check_alike(runs: Sequence[Run]) -> None:
 
 
 def _check_whole(runs: Sequence[Run]) -> None:
-    """Raises UserError if runs, ordered by t_start, leave a gap in t, or overlap."""
-    covered, before = 0, None
-    for run in runs:
-        start = run.config.diffusion.t_start
-        if start > covered:
-            raise UserError(_missing(runs, covered, start))
-        if start < covered:
+    """Raises UserError if the intervals of runs, ordered by t_start, leave a gap, or overlap."""
+    num_timesteps = runs[0].config.diffusion.num_timesteps
+    starts = [run.config.diffusion.t_start for run in runs] + [num_timesteps]
+    stops = [0] + [run.config.diffusion.t_stop for run in runs]
+    names = [str(run.folder) for run in runs]
+    for number, (stop, start) in enumerate(zip(stops, starts)):
+        if start > stop:
+            were = "was" if len(runs) == 1 else "were"
             raise UserError(
-                f"{before} and {run.folder} were both trained on t = {start}: name runs whose intervals of t "
-                "meet without overlapping"
+                f"{' and '.join(names)} {were} not trained on {stop} <= t < {start}: name the run of that "
+                f"interval too, as in {','.join(names)},RUN"
             )
-        covered, before = run.config.diffusion.t_stop, run.folder
-    if covered < runs[0].config.diffusion.num_timesteps:
-        raise UserError(_missing(runs, covered, runs[0].config.diffusion.num_timesteps))
-
-
-def _missing(runs: Sequence[Run], start: int, stop: int) -> str:
-    names, was = [str(run.folder) for run in runs], "was" if len(runs) == 1 else "were"
-    return (
-        f"{' and '.join(names)} {was} not trained on {start} <= t < {stop}: name the run of that interval "
-        f"too, as in {','.join(names)},RUN"
-    )
+        if start < stop:
+            raise UserError(
+                f"{names[number - 1]} and {names[number]} were both trained on t = {start}: name runs whose "
+                "intervals of t meet without overlapping"
+            )

@@ -89,6 +89,11 @@ class RunFolder:
         """The steps with a snapshot of that length's average, ascending."""
         return _steps(self._snapshots(length), r"step_(\d+)\.npz")
 
+    @property
+    def evaluation(self) -> Path:
+        """Where an evaluation of the run lies, if it is not told otherwise."""
+        return self.path / "evaluation"
+
     def preview(self, step: int) -> Path:
         """The grid of samples that training draws at a step."""
         return self.path / "previews" / f"{_name(step)}.png"
@@ -175,6 +180,11 @@ def _scalars(line: bytes) -> dict[str, float]:
         return {name: float(value) for name, value in values.items() if type(value) in (int, float)}
     except (ValueError, AttributeError, OverflowError, RecursionError):
         return {}
+
+
+def step_of(file: Path) -> int:
+    """The step of a file of `RunFolder.weights` or `RunFolder.snapshot`."""
+    return int(file.stem.removeprefix("step_"))
 
 
 def _name(step: int) -> str:

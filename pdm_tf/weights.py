@@ -76,6 +76,13 @@ def _crc32(arrays: Mapping[str, np.ndarray]) -> str:
     return f"{checksum:08x}"
 
 
+def check_finite(arrays: Mapping[str, np.ndarray], where: str | os.PathLike) -> None:
+    """Raises UserError, which names the file `where`, if a weight is NaN or infinite."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{where}: {name} has values that are not finite: restore it or delete it")
+
+
 def assign_arrays(
     variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from pdm_tf.denoiser import Part
 from pdm_tf.diffusion.schedules import NoiseSchedule, linear
 
 
@@ -36,7 +37,11 @@ class FakeDenoiser:
         self.t_stop = len(self.schedule) if t_stop is None else t_stop
         self.variables = variables
 
-    def __call__(self, z, t, labels, dropout_key=None):
+    @property
+    def parts(self) -> list[Part]:
+        return [Part(self.t_start, self.t_stop, 1, self)]
+
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
         """As `Denoiser.__call__`."""
         self.rows.append(z.shape[0])
         answer = self.answer(z, t, labels)

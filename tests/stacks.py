@@ -51,10 +51,10 @@ def denoise(out: str) -> None:
     """x_theta and u of the weights that ship, at levels from the least noise to the most."""
     import tensorflow as tf
 
-    from pdm_tf.models import load, read_runs
+    from pdm_tf.models import Model
     from pdm_tf.run import PRETRAINED
 
-    denoiser = load(read_runs(PRETRAINED / "emoji64")).denoiser
+    denoiser = Model.from_folders(PRETRAINED / "emoji64").denoiser
     t = tf.constant([0, 10, 100, 250, 500, 750, 900, 999])
     z = np.random.default_rng(0).standard_normal((8, *denoiser.image_shape)).astype(np.float32)
     x, u = denoiser(tf.constant(z), t, tf.range(8))

@@ -18,11 +18,12 @@ from safetensors.numpy import load_file, save_file
 from tensorflow.core.protobuf import saved_model_pb2
 
 from pdm_tf.config.fields import Config, SamplingConfig
+from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.errors import UserError
 from pdm_tf.export import METADATA, WARM_UP, export_saved_model, servable
 from pdm_tf.images import to_uint8
-from pdm_tf.models import Experts, Loaded
+from pdm_tf.models import Model, Run
 from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays, write_arrays
@@ -46,9 +47,9 @@ def denoisers(name):
     if name == "experts":
         low = tiny_denoiser(tiny_config(diffusion__t_stop=396))
         settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 396, **VIT}
-        return Experts([low, tiny_denoiser(tiny_config(**settings), seed=1)])
+        return SplitDenoiser([low, tiny_denoiser(tiny_config(**settings), seed=1)])
     if name == "two_sizes":
-        settings = {"network__patch_size": 2, "network__patch_boundary": 396}
+        settings = {"network__patch_size": 2, "network__patch_switch_t": 396}
         return tiny_denoiser(tiny_config(**settings, network__channel_multipliers=(2, 1)))
     if name == "unconditional":
         settings = {"network__class_conditioning": "none", "data__num_classes": 0, "data__label_names": ()}
@@ -56,11 +57,13 @@ def denoisers(name):
     return tiny_denoiser()
 
 
-def loaded(name, sampling, **settings) -> Loaded:
-    origin = {"weights": "ema/step_1.npz", "t_start": 0, "t_stop": 1000, "patch_size": 4}
+def model_of(name, sampling, **settings) -> Model:
     config = Config(sampling=SAMPLINGS[sampling])
     config = config.replace({key.replace("__", "."): value for key, value in settings.items()})
-    return Loaded(denoisers(name), config, [origin])
+    model = Model([Run(RunFolder("run"), config)])
+    model.denoiser = denoisers(name)
+    model._origin = [{"run": "run", "step": 1, "t_start": 0, "t_stop": 1000, "patch_size": 4}]
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def exported(tmp_path_factory):
     def export(name, sampling="ancestral"):
         folder = tmp_path_factory.mktemp("exports") / f"{name}_{sampling}"
         names = CLASSES if name != "unconditional" else ()
-        export_saved_model(loaded(name, sampling, data__label_names=names), folder)
+        export_saved_model(model_of(name, sampling, data__label_names=names), folder)
         return folder
 
     return export
@@ -416,10 +419,10 @@ def test_an_export_of_another_length_says_so(tmp_path, capsys):
         capsys, mode="export", run_dir=str(run), out=f"{tmp_path}/model", ema_length=0.1, steps="2"
     )
     assert status == 0, output
-    said = f"{run}: average of length 0.1 at step 300, from 12 snapshots (0.0% misplaced)"
+    said = f"{run}, step 300, average of length 0.1 (0.0% misplaced)"
     assert output.startswith(said + "\n")
     (origin,) = json.loads((tmp_path / "model" / METADATA).read_text())["experts"]
-    assert (origin["ema_length"], origin["step"], origin["weights"]) == (0.1, 300, said)
+    assert (origin["run"], origin["ema_length"], origin["step"]) == (str(run), 0.1, 300)
     assert f"Made from: {said} (P = 4)" in (tmp_path / "model" / "README.md").read_text()
     weights = tf.saved_model.load(str(tmp_path / "model")).weights
     average = read_arrays(run.snapshot(0.1, 300))
@@ -566,5 +569,5 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, error):
     monkeypatch.setattr(tf.saved_model, "save", fail)
     kind = UserError if isinstance(error, tf.errors.OpError) else type(error)
     with pytest.raises(kind):
-        export_saved_model(loaded("single", "ddim"), tmp_path / "out")
+        export_saved_model(model_of("single", "ddim"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -24,12 +24,14 @@ import tensorflow as tf
 
 from benchmarks.serving import post, ray, triton
 from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.export import METADATA, export_saved_model
-from pdm_tf.models import Experts, Loaded
+from pdm_tf.models import Model, Run
+from pdm_tf.run import RunFolder
 from tests.tiny_runs import tiny_config, tiny_denoiser
 
 ROOT = Path(__file__).parent.parent
-ORIGIN = {"weights": "none", "t_start": 0, "t_stop": 1000, "patch_size": 4, "prediction": "x"}
+ORIGIN = {"run": "run", "step": 1, "t_start": 0, "t_stop": 1000, "patch_size": 4, "prediction": "x"}
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +55,15 @@ def model_folder(tmp_path_factory):
     """An export of two experts of different patch sizes."""
     low = tiny_denoiser(tiny_config(diffusion__t_stop=396))
     high = tiny_denoiser(tiny_config(network__patch_size=8, diffusion__t_start=396), seed=1)
-    experts = Experts([low, high])
-    return export(experts, 2, tmp_path_factory.mktemp("exports") / "tiny")
+    experts = SplitDenoiser([low, high])
+    return export(experts, tmp_path_factory.mktemp("exports") / "tiny")
 
 
-def export(denoiser, experts, folder):
+def export(denoiser, folder):
     config = dataclasses.replace(tiny_config(), sampling=SamplingConfig(steps=(5,)))
-    export_saved_model(Loaded(denoiser, config, [ORIGIN] * experts), folder)
+    model = Model([Run(RunFolder(folder.parent / "run"), config)])
+    model.denoiser, model._origin = denoiser, [ORIGIN] * len(denoiser.parts)
+    export_saved_model(model, folder)
     return folder
 
 
@@ -164,7 +168,7 @@ def test_answers_are_those_that_tensorflow_serving_documents(tmp_path, monkeypat
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     monkeypatch.setattr(example.Model, "warm_up", lambda *_: None)  # the slow test's, which has the package
-    model_folder = export(tiny_denoiser(), 1, tmp_path / "tiny")
+    model_folder = export(tiny_denoiser(), tmp_path / "tiny")
     model = example.Model(str(model_folder))
 
     def call(method, path, body):
@@ -365,7 +369,7 @@ def test_onnx_of_experts_is_refused(serve_python, model_folder, tmp_path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("patch_size", [1, 4])
 def test_onnx_denoises_as_the_saved_model(serve_python, tmp_path, patch_size):
-    folder = export(tiny_denoiser(tiny_config(network__patch_size=patch_size)), 1, tmp_path / "model")
+    folder = export(tiny_denoiser(tiny_config(network__patch_size=patch_size)), tmp_path / "model")
     output = tmp_path / "tiny.onnx"
     assert convert(serve_python, folder, output) == (0, f"ONNX model: {output}")
     model = tf.saved_model.load(str(folder))

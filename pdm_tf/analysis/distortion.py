@@ -73,7 +73,7 @@ def _of_split(squared: dict[str, np.ndarray], subject: Subject) -> dict:
 
 def smallest(subject: Subject) -> str:
     """The group of the smallest P."""
-    return min(subject.groups, key=lambda name: subject.groups[name][0].patch_size)
+    return min(subject.groups, key=lambda name: subject.groups[name][0].config.network.patch_size)
 
 
 def _over_seeds(above: np.ndarray, below: np.ndarray | None) -> tuple[list, list]:

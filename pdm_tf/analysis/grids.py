@@ -7,8 +7,9 @@ import os
 import numpy as np
 
 from pdm_tf import plots
-from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.images import from_uint8, to_uint8
+from pdm_tf.models import Model
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 
@@ -55,9 +56,9 @@ def grids(subject: Subject) -> Findings:
         shown[name] = drawn[:SHOWN]
         images = from_uint8(drawn)
         values[name] = {
-            "patch_size": model.patch_size,
-            "samples": border_energy(images, model.patch_size),
-            "data": border_energy(data, model.patch_size),
+            "patch_size": model.config.network.patch_size,
+            "samples": border_energy(images, model.config.network.patch_size),
+            "data": border_energy(data, model.config.network.patch_size),
         }
     said = [
         f"{value['samples']:.2f} of {name} (data: {value['data']:.2f})"

@@ -8,8 +8,9 @@ import os
 import numpy as np
 
 from pdm_tf import plots
-from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.errors import UserError
+from pdm_tf.models import Model
 from pdm_tf.training.metrics import QUARTERS
 
 SMOOTHING = 10  # log lines of a running mean
@@ -40,7 +41,7 @@ def losses(subject: Subject) -> Findings:
 def _log_of(model: Model) -> dict[str, np.ndarray]:
     """ "mse" and "simple_loss" of a run, each (n, 2) of step and smoothed value."""
     if len(model.runs) > 1:
-        raise UserError(f"{model.name}: experts have a loss each: name one run a curve")
+        raise UserError(f"{model}: experts have a loss each: name one run a curve")
     folder = model.runs[0].folder
     metrics = folder.metrics()
     quarters = [metrics.get(f"mse_quarter{quarter + 1}") for quarter in range(QUARTERS)]

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.data import DatasetInfo, load_batches, naming_shards
+from pdm_tf.denoiser import Part
 from pdm_tf.diffusion.schedules import NoiseSchedule
 from pdm_tf.errors import UserError
 
@@ -48,7 +49,12 @@ class Optimum:
         self.t_start, self.t_stop = 0, len(schedule)
         self.variables = []
 
-    def __call__(self, z, t, labels, dropout_key=None):
+    @property
+    def parts(self) -> list[Part]:
+        """One part, which knows no patches."""
+        return [Part(self.t_start, self.t_stop, 1, self)]
+
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
         """As `Denoiser.__call__`; of a class without images NaN."""
         mean, _ = self.posterior(z, t, labels)
         return mean, tf.zeros_like(mean)

@@ -18,7 +18,7 @@ from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.errors import UserError
-from pdm_tf.models import Loaded, Run, load
+from pdm_tf.models import Model
 from pdm_tf.randomness import normal_each, stream
 
 
@@ -37,41 +37,6 @@ class Findings(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """One model: its run, or experts, whose networks are made when they are first asked for.
-
-    Attributes:
-      runs: from `read_runs`.
-      config: of the run with the least noise, sampled as is asked for.
-      evaluations: folders where an evaluation of it may lie; they need not be there.
-    """
-
-    runs: Sequence[Run]
-    config: Config
-    evaluations: Sequence[Path]
-
-    @property
-    def name(self) -> str:
-        """The run folders."""
-        return ",".join(str(run.folder) for run in self.runs)
-
-    @property
-    def patch_size(self) -> int:
-        """P, of experts that of the least noise."""
-        return self.config.network.patch_size
-
-    @functools.cached_property
-    def loaded(self) -> Loaded:
-        """With averaged weights."""
-        return load(self.runs)
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """Its networks."""
-        return self.loaded.denoiser
-
-
-@dataclasses.dataclass(frozen=True)
 class Subject:
     """Models and their data set.
 
@@ -83,6 +48,7 @@ class Subject:
       batch_size: images at a time.
       labels: the classes asked for, or None.
       memory_gib: the limit that batches are to train within.
+      evaluations: folders beside those in the run folders where evaluations of the models may lie.
     """
 
     models: Sequence[Model]
@@ -92,6 +58,7 @@ class Subject:
     batch_size: int
     labels: Sequence[int] | None = None
     memory_gib: float = 2.0
+    evaluations: Sequence[Path] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -116,7 +83,8 @@ class Subject:
         return dict(zip(titles, alike.values()))
 
     def _titled(self, models: Sequence[Model]) -> dict[str, Model]:
-        short = [f"{model.config.diffusion.prediction}, P={model.patch_size}" for model in models]
+        configs = [model.config for model in models]
+        short = [f"{c.diffusion.prediction}, P={c.network.patch_size}" for c in configs]
         return {
             title
             if short.count(title) == 1

@@ -6,15 +6,16 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pdm_tf import plots
 from pdm_tf.analysis.grids import draw_of, samples
-from pdm_tf.analysis.subject import Findings, Model, Subject
+from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.errors import UserError
+from pdm_tf.models import Model
 from pdm_tf.run import training_seconds
 
 ERROR = " error"
@@ -22,25 +23,22 @@ ERRORS = (ERROR, " spread")
 SECONDS_A_DAY = 86400
 
 
-def evaluated(model: Model) -> dict[str, Any] | None:
-    """What an evaluation.json says of the model as its weights are now, or None if none does.
+def evaluated(model: Model, folders: Sequence[Path] = ()) -> dict[str, Any] | None:
+    """The row of an evaluation.json that has the model's digest, or None if there is none.
 
-    One that lies in a run's own folder is of that run, wherever the folder was when it was evaluated.
-
+    Args:
+      folders: where to look beside the evaluation/ of each run folder.
     Raises:
       UserError: a file is no evaluation.
     """
-    files = [run.folder.newest_weights() for run in model.runs]
-    own = model.runs[0].folder.path / "evaluation" if len(files) == 1 else None
-    for file in (folder / "evaluation.json" for folder in model.evaluations):
+    for folder in (*(run.folder.evaluation for run in model.runs), *folders):
+        file = folder / "evaluation.json"
         if not file.exists():
             continue
-        in_short = PurePath if file.parent != own else lambda path: PurePath(path).name
-        weights = {in_short(path) for path in files}
         try:
             found = json.loads(file.read_bytes())
             for row in found["results"]:
-                if {in_short(origin["weights"]) for origin in row.get("origin", ())} == weights:
+                if row.get("digest") == model.digest:
                     return {**row, "detector": found["detector"]["name"]}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -85,7 +83,7 @@ def patch_sizes(subject: Subject) -> Findings:
     Several seeds of a model are one row; its first is what is timed.
     """
     rows = {}
-    for name, models in sorted(subject.groups.items(), key=lambda item: item[1][0].patch_size):
+    for name, models in sorted(subject.groups.items(), key=lambda item: item[1][0].config.network.patch_size):
         model = models[0]
         draw = draw_of(model, subject)
         samples(draw, f"{name}, first")  # compiles, which is not what is timed
@@ -93,12 +91,12 @@ def patch_sizes(subject: Subject) -> Findings:
         samples(draw, name)
         seconds = time.monotonic() - begun
         rows[name] = {
-            "patch_size": model.patch_size,
+            "patch_size": model.config.network.patch_size,
             "parameters": parameters(model),
             "seeds": len(models),
             "steps": model.config.sampling.steps,
             "images_per_second": len(draw.starts) * draw.batch_size / seconds,
-            **over_seeds([evaluated(one) for one in models]),
+            **over_seeds([evaluated(one, subject.evaluations) for one in models]),
         }
     first, *others = rows
     speed = rows[first]["images_per_second"]
@@ -125,8 +123,8 @@ def measures(subject: Subject) -> Findings:
     """
     rows, left = {}, []
     for name, models in subject.groups.items():
-        found = [evaluated(model) for model in models]
-        left += [model.name for model, row in zip(models, found) if row is None]
+        found = [evaluated(model, subject.evaluations) for model in models]
+        left += [str(model) for model, row in zip(models, found) if row is None]
         if None not in found:
             days = [device_days(model) for model in models]
             rows[name] = {
@@ -138,7 +136,7 @@ def measures(subject: Subject) -> Findings:
     if not rows:
         raise UserError(
             f"{' and '.join(left)} has not been evaluated with the weights that it has (in "
-            f"{subject.models[0].evaluations[-1]}): evaluate it first"
+            f"{(*subject.evaluations, subject.models[0].runs[0].folder.evaluation)[0]}): evaluate it first"
         )
     said = []
     for name, row in rows.items():

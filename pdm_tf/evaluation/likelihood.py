@@ -32,7 +32,6 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
 from pdm_tf.errors import UserError
-from pdm_tf.models import Experts
 from pdm_tf.paths import as_path
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
@@ -138,7 +137,7 @@ class Bits(NamedTuple):
 
 
 class Likelihood:
-    """The bound of one network or `Experts`, compiled once; weights may change between calls.
+    """The bound of a model, compiled once; weights may change between calls.
 
     One made inside a strategy's scope shares each batch among the replicas.
     """
@@ -333,8 +332,8 @@ class Likelihood:
         """(name, t_start, t_stop) of the intervals to report on."""
         d = self.denoiser
         parts = [("decoder", 0, 1)] if d.t_start == 0 else []
-        if isinstance(d, Experts):
-            parts += [(f"expert {k + 1}", one.t_start, one.t_stop) for k, one in enumerate(d.experts)]
+        if len(d.parts) > 1:
+            parts += [(f"expert {k + 1}", one.t_start, one.t_stop) for k, one in enumerate(d.parts)]
         edges = np.linspace(0, len(d.schedule), TENTHS + 1).astype(int).tolist()
         tenths = [(max(first, d.t_start), min(stop, d.t_stop)) for first, stop in zip(edges, edges[1:])]
         return parts + [("t", first, stop) for first, stop in tenths if first < stop]

@@ -15,7 +15,7 @@ from pdm_tf.atomic import remove_tree
 from pdm_tf.evaluation.features import Detector, Features, extract
 from pdm_tf.evaluation.references import open_images
 from pdm_tf.ledger import Ledger, note_others
-from pdm_tf.models import Loaded, Run, with_length
+from pdm_tf.models import Model
 from pdm_tf.paths import as_path, entries
 from pdm_tf.randomness import stream
 from pdm_tf.sampling.batches import SampleBatches
@@ -86,8 +86,7 @@ def of_draw(
 
 def of_averages(
     detector: Detector,
-    runs: Sequence[Run],
-    loaded: Loaded,
+    model: Model,
     draw: SampleBatches,
     lengths: Sequence[float],
     out: str | os.PathLike,
@@ -97,20 +96,19 @@ def of_averages(
     """`of_draw` for each of some lengths of a model's averages, or for its own average if there are none.
 
     Args:
-      detector, draw, out: as in `of_draw`; the draw's denoiser is that of `loaded`.
-      runs, loaded: the model, with the first length's averages.
-      lengths: as in `experts.load`.
+      detector, draw, out: as in `of_draw`; the draw's denoiser is the model's.
+      lengths: as `Model.use_ema_length` takes them.
       about: how all of them were made.
       several: whether there are other subjects whose work is kept in `out`.
     """
     subjects = []
-    for number, length in enumerate(lengths or [None]):
-        if number:
-            loaded = with_length(loaded, runs, length)
-        name = ",".join(str(run.folder) for run in runs) + ("" if length is None else f", length {length}")
+    for length in lengths or [None]:
+        model.use_ema_length(length)
+        name = str(model) + ("" if length is None else f", length {length}")
         labels = draw.image_labels
         own = {
-            "origin": loaded.origin, **about, "seed": draw.seed, "precision": "float32",
+            "origin": model.origin, "digest": model.digest, **about,
+            "seed": draw.seed, "precision": "float32",
             "label_counts": [] if labels is None else np.bincount(labels).tolist(),
         }  # fmt: skip
         # A folder for each, so that another's parts are not taken for another command's.
@@ -120,8 +118,8 @@ def of_averages(
         if subject is None:
             continue
 
-        def look(places, loaded=loaded, length=length, subject=subject) -> np.ndarray:
-            with_length(loaded, runs, length)  # another may have been drawn since
+        def look(places, length=length, subject=subject) -> np.ndarray:
+            model.use_ema_length(length)  # another may have been drawn since
             return subject.take(places)
 
         def finish(folder=folder, subject=subject) -> None:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pdm_tf.analysis.subject import Model
 from pdm_tf.atomic import remove_tree
 from pdm_tf.config.fields import TOGETHER, Config, SamplingConfig, check_sampling
 from pdm_tf.config.words import check_values, leaves, parse, replace, require
@@ -22,7 +21,7 @@ from pdm_tf.data import DatasetInfo
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, read_fitted
-from pdm_tf.models import Experts
+from pdm_tf.models import Model
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.output import GRID_IMAGES, PNGS, write_files
@@ -81,8 +80,7 @@ class Shown(NamedTuple):
 
     def patch_size(self, t: int) -> int:
         """P of the network that answers at t."""
-        runs = self.model.runs
-        return next(r.config.network.patch_size for r in runs if t < r.config.diffusion.t_stop)
+        return next(part.patch_size for part in self.denoiser.parts if t < part.t_stop)
 
 
 class Wanted(NamedTuple):
@@ -134,8 +132,8 @@ class Studio:
           UserError: there are no weights, or damaged ones.
         """
         self.models, self.sights = [], []
-        for model, name, info in zip(models, _names(models), infos):
-            whole = Shown(name, model, model.denoiser, model.config, info)
+        for model, info in zip(models, infos):
+            whole = Shown(model.title, model, model.denoiser, model.config, info)
             self.models.append(whole)
             self.sights += [whole, *_alone(whole)]
         self._samplers = collections.OrderedDict()
@@ -239,20 +237,11 @@ class Studio:
         return [out / "grid.png", Path(pngs), out / "samples.npz"]
 
 
-def _names(models: Sequence[Model]) -> list[str]:
-    """Short names of models: their folders' own, or whole paths where these are alike."""
-    short = [" + ".join(run.folder.path.absolute().name for run in model.runs) for model in models]
-    return [
-        name if short.count(name) == 1 else f"{model.name} ({number})"
-        for number, (name, model) in enumerate(zip(short, models), 1)
-    ]
-
-
 def _alone(whole: Shown) -> list[Shown]:
     """The expert that can begin from pure noise: it draws as far as it has learnt to."""
-    if not isinstance(whole.denoiser, Experts):
+    if len(whole.model.runs) == 1:
         return []
-    run, denoiser = whole.model.runs[-1], whole.denoiser.experts[-1]
+    run, denoiser = whole.model.runs[-1], whole.model.denoisers[-1]
     steps = steps_of_share(whole.config.sampling.steps, denoiser)
     config = run.config.replace({"sampling": replace(whole.config.sampling, {"steps": steps})})
     name = f"{run.folder.path.absolute().name} alone, to t = {denoiser.t_start}"

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.config.fields import DiffusionConfig
-from pdm_tf.denoiser import Denoiser, Experts
+from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.losses import simple_loss, vlb_loss
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS, timestep_drawer
@@ -47,7 +47,7 @@ class Objective:
     def __init__(self, denoiser: Denoiser, diffusion: DiffusionConfig):
         """Of `diffusion` the weights, the law of t and the share are read; the process is the denoiser's."""
         self.denoiser, self.diffusion = denoiser, diffusion
-        self.sizes = denoiser.experts if isinstance(denoiser, Experts) else [denoiser]
+        self.sizes = [part.denoiser for part in denoiser.parts]
         mass = T_DISTRIBUTIONS[diffusion.t_distribution](
             diffusion, denoiser.schedule, max(denoiser.image_shape[:2])
         )
@@ -86,8 +86,7 @@ class Objective:
     def _losses(self, denoiser: Denoiser, batch: Examples, dropout_key) -> dict[str, tf.Tensor]:
         level = denoiser.schedule.at(batch.t, batch.x.dtype)
         z = diffuse(batch.x, batch.eps, level)
-        told = {} if batch.augmentation is None else {"augmentation": batch.augmentation}
-        pred_x, u = denoiser(z, batch.t, batch.labels, dropout_key, **told)
+        pred_x, u = denoiser(z, batch.t, batch.labels, dropout_key, batch.augmentation)
         d = self.diffusion
         simple = simple_loss(batch.x, pred_x, level, d.loss_weighting, d.loss_bias)
         vlb = vlb_loss(batch.x, z, pred_x, u, level)

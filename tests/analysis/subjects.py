@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdm_tf.analysis.subject import Model, Subject
-from pdm_tf.models import Loaded, Run
+from pdm_tf.analysis.subject import Subject
+from pdm_tf.models import Model, Run
 from pdm_tf.run import RunFolder
 from tests.data import fixtures
 from tests.tiny_runs import tiny_config
@@ -23,8 +23,8 @@ def small_data(folder: Path):
 def model_of(denoiser, folder: Path, **settings) -> Model:
     """A model whose answers are a denoiser's."""
     config = tiny_config(**{"data__num_classes": 2, "data__label_names": ("a", "b"), **settings})
-    model = Model([Run(RunFolder(folder), config)], config, [folder / "evaluation"])
-    model.__dict__["loaded"] = Loaded(denoiser, config, [])  # in place of what `load` would read
+    model = Model([Run(RunFolder(folder), config)])
+    model.denoiser = denoiser  # in place of networks with the run's weights
     return model
 
 

@@ -1,6 +1,5 @@
 """Tables from what evaluation and training have left in run folders."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +8,6 @@ import tensorflow as tf
 
 from pdm_tf.analysis import tables
 from pdm_tf.errors import UserError
-from pdm_tf.weights import write_arrays
 from tests.analysis.subjects import model_of, small_data, subject_of
 from tests.fakes import FakeDenoiser
 
@@ -19,17 +17,17 @@ def models(tmp_path):
     made = []
     for patch_size in (8, 2):
         network = FakeDenoiser(
-            lambda z, t, labels: 0.5 * z, num_classes=2, variables=[tf.Variable(tf.zeros((3, patch_size)))]
+            lambda z, t, labels: 0.5 * z,
+            num_classes=2,
+            variables=[tf.Variable(tf.zeros((3, patch_size)))],
         )
         settings = {"network__patch_size": patch_size, "sampling__steps": (2,), "sampling__sampler": "ddim"}
         made.append(model_of(network, tmp_path / f"P{patch_size}", **settings))
-        write_arrays(made[-1].runs[0].folder.weights(5), {"a": np.zeros(1)})
     return made
 
 
 def write_evaluation(model, folder, **values):
-    weights = str(model.runs[0].folder.newest_weights())
-    row = {"name": "n", "images": 500, "seed": 0, "origin": [{"weights": weights}], "notes": [], **values}
+    row = {"name": "n", "images": 500, "seed": 0, "digest": model.digest, "notes": [], **values}
     held_out = {"name": "held out", "images": 95, "FID": 1.0}
     folder.mkdir(parents=True, exist_ok=True)
     results = {"results": [row, held_out], "detector": {"name": "inception"}}
@@ -38,7 +36,7 @@ def write_evaluation(model, folder, **values):
 
 def test_table_1_orders_by_patch_size_and_says_what_is_not_known(models, tmp_path):
     subject = subject_of(small_data(tmp_path / "data"), *models, count=5)
-    write_evaluation(models[1], models[1].evaluations[0], **{"FID": 5.7, "FID error": 0.1})
+    write_evaluation(models[1], models[1].runs[0].folder.evaluation, **{"FID": 5.7, "FID error": 0.1})
     found = tables.patch_sizes(subject)
     rows = found.numbers["rows"]
     assert list(rows) == ["x, P=2", "x, P=8"] and [row["parameters"] for row in rows.values()] == [6, 24]
@@ -54,7 +52,7 @@ def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path)
     subject = subject_of(small_data(tmp_path / "data"), *models)
     with pytest.raises(UserError, match="evaluate it first"):
         tables.measures(subject)
-    write_evaluation(first, first.evaluations[0], IS=142.2, FID=8.57, recall=0.47)
+    write_evaluation(first, first.runs[0].folder.evaluation, IS=142.2, FID=8.57, recall=0.47)
     log = first.runs[0].folder.metrics_file
     log.parent.mkdir()
     # 100 steps of four images, the first half at 2 images a second, the second at 4
@@ -67,37 +65,31 @@ def test_table_2_is_of_the_newest_weights_and_adds_up_the_time(models, tmp_path)
     assert "FID 8.57" in found.sentence and "P2 has not been evaluated" in found.sentence
     tables.draw_table(found, tmp_path / "2.png")
     # The evaluation was of other weights than the run has now.
-    write_arrays(first.runs[0].folder.weights(9), {"a": np.zeros(1)})
+    first.denoiser.variables[0].assign_add(tf.ones((3, 8)))
     assert tables.evaluated(first) is None
-    (first.evaluations[0] / "evaluation.json").write_text("{")
+    (first.runs[0].folder.evaluation / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match="is no evaluation"):
         tables.evaluated(first)
 
 
-def test_an_evaluation_in_a_run_s_own_folder_is_of_it_wherever_the_folder_was(models, tmp_path):
-    model = models[0]
-    for place, known in ((model.evaluations[0], True), (tmp_path / "elsewhere", False)):
-        write_evaluation(model, place, FID=7.0)
-        file = place / "evaluation.json"
-        file.write_text(file.read_text().replace(str(model.runs[0].folder.path), "/where/it/was"))
-        model = dataclasses.replace(model, evaluations=[place])
-        assert bool(tables.evaluated(model)) == known
-    write_evaluation(model, models[0].evaluations[0], FID=7.0)
-    write_arrays(model.runs[0].folder.weights(9), {"a": np.zeros(1)})  # newer weights than those
-    assert tables.evaluated(models[0]) is None
+def test_an_evaluation_is_of_the_weights_that_it_names_wherever_it_lies(models, tmp_path):
+    model, other = models
+    write_evaluation(model, tmp_path / "together", FID=7.0)
+    assert tables.evaluated(model) is None
+    assert tables.evaluated(model, [tmp_path / "together"])["FID"] == 7.0
+    assert tables.evaluated(other, [tmp_path / "together"]) is None
 
 
 def test_seeds_of_a_model_are_one_row_of_means_and_deviations(models, tmp_path):
     settings = {"network__patch_size": 8, "sampling__steps": (2,), "sampling__sampler": "ddim"}
     # Another length of training is no other way to train; neither are more steps of sampling.
     again = model_of(models[0].denoiser, tmp_path / "again", seed=1, training__steps=7, **settings)
-    write_arrays(again.runs[0].folder.weights(5), {"a": np.zeros(1)})
     subject = subject_of(small_data(tmp_path / "data"), *models, again)
-    write_evaluation(models[0], models[0].evaluations[0], **{"FID": 20.0, "FID error": 9.0})
-    write_evaluation(models[1], models[1].evaluations[0], **{"FID": 5.0, "FID error": 0.1})
+    write_evaluation(models[0], models[0].runs[0].folder.evaluation, **{"FID": 20.0, "FID error": 9.0})
+    write_evaluation(models[1], models[1].runs[0].folder.evaluation, **{"FID": 5.0, "FID error": 0.1})
     with_missing = tables.measures(subject)
     assert list(with_missing.numbers["rows"]) == ["x, P=2"] and "again has not been" in with_missing.sentence
-    write_evaluation(again, again.evaluations[0], **{"FID": 24.0, "FID error": 9.0})
+    write_evaluation(again, again.runs[0].folder.evaluation, **{"FID": 24.0, "FID error": 9.0})
     for found in (tables.patch_sizes(subject), tables.measures(subject)):
         rows = found.numbers["rows"]
         assert [(rows[name]["FID"], rows[name]["seeds"]) for name in ("x, P=2", "x, P=8")] == [

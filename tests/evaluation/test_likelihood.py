@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.likelihood import Likelihood, Way, ways_from, write_terms
-from pdm_tf.models import Experts
 from tests.evaluation.test_report import evaluate
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, write_run
@@ -83,7 +83,7 @@ def test_the_exact_x_of_a_small_data_set_costs_the_bits_of_saying_which_image_it
 
 
 def test_experts_measure_what_one_network_does(whole):
-    experts = Experts([denoiser_of(0, 396), denoiser_of(396, 1000)])
+    experts = SplitDenoiser([denoiser_of(0, 396), denoiser_of(396, 1000)])
     split = Likelihood(experts, [UNCLIPPED])(batches_of(8, 3), progress=False)[0]
     np.testing.assert_allclose(split.terms, whole.terms, rtol=1e-5, atol=1e-9)
     intervals = [(part.t_start, part.t_stop) for part in split.parts if part.name.startswith("expert")]

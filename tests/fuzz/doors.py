@@ -180,9 +180,9 @@ def configs(folder: Path) -> Case:
         run.config_file.write_bytes(damaged_json(text, chance))
         config = run.config()
         assert Config.from_json(config.to_json()) == config
-        from pdm_tf.models import read_runs
+        from pdm_tf.models import Model
 
-        read_runs(folder)
+        Model.from_folders(folder)
 
     return case
 

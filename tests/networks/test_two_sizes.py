@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.config.fields import SamplingConfig
-from pdm_tf.denoiser import Experts, build_denoiser, build_network
+from pdm_tf.denoiser import SplitDenoiser, build_denoiser, build_network
 from pdm_tf.describe import describe_network, forward_flops, passes_of_sampling
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.likelihood import Likelihood
@@ -19,7 +19,7 @@ from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import assign_arrays, variable_names
 from tests.tiny_runs import VIT, arrays_of, random_arrays, randomized, tiny_config, tiny_denoiser
 
-TWO = {"network__patch_size": 2, "network__patch_boundary": 400}
+TWO = {"network__patch_size": 2, "network__patch_switch_t": 400}
 KINDS = {"unet": {**TWO, "network__channel_multipliers": (2, 2)}, "vit": {**TWO, **VIT}}
 
 
@@ -36,14 +36,14 @@ def inputs(t):
 def test_below_the_boundary_it_is_the_network_of_the_small_patches(config):
     denoiser = tiny_denoiser(config)
     one = build_network(config.replace({"network.patch_switch_t": 0}))
-    two = arrays_of(denoiser.experts[0].network)
+    two = arrays_of(denoiser.parts[0].denoiser.network)
     assert [n for n in two if LARGE not in n] == variable_names(one.trainable_variables)
     assign_arrays(one.trainable_variables, {n: v for n, v in two.items() if LARGE not in n}, "two")
     alone = build_denoiser(config.diffusion, one)
     small, large = inputs([0, 399]), inputs([400, 999])
     for answer, expected in zip(denoiser(*small), alone(*small)):
         np.testing.assert_array_equal(answer, expected)
-    for answer, expected in zip(denoiser(*large), denoiser.experts[0].network(*large, large=True)):
+    for answer, expected in zip(denoiser(*large), denoiser.parts[0].denoiser.network(*large, large=True)):
         np.testing.assert_array_equal(answer, expected)
     assert np.abs(denoiser(*large)[0] - alone(*large)[0]).max() > 0.1
 
@@ -61,7 +61,7 @@ def separate(config, arrays):
         networks.append(one)
     d, boundary = config.diffusion, config.network.patch_switch_t
     parts = [(0, boundary), (boundary, d.num_timesteps)]
-    return Experts([
+    return SplitDenoiser([
         build_denoiser(dataclasses.replace(d, t_start=start, t_stop=stop), network)
         for network, (start, stop) in zip(networks, parts)
     ])  # fmt: skip
@@ -72,7 +72,7 @@ def two_ways():
     """A ViT of two sizes, and two ViTs with its weights; rotary positions differ, and are left out."""
     config = tiny_config(**KINDS["vit"], network__rope=False)
     denoiser = tiny_denoiser(config)
-    arrays = arrays_of(denoiser.experts[0].network)
+    arrays = arrays_of(denoiser.parts[0].denoiser.network)
     level = next(n for n in arrays if f"/{LARGE}level/" in n)
     arrays[level] = np.zeros_like(arrays[level])
     assign_arrays(denoiser.variables, arrays, "no level")
@@ -87,7 +87,7 @@ def test_each_side_is_a_network_of_its_own_size(two_ways):
 
 def test_the_level_tells_a_trunk_which_size_it_sees(two_ways):
     denoiser, _ = two_ways
-    level = denoiser.experts[0].network.large_level.embeddings
+    level = denoiser.parts[0].denoiser.network.large_level.embeddings
     before = [denoiser(*inputs([t]))[0] for t in (399, 400)]
     level.assign_add(tf.ones_like(level))
     after = [denoiser(*inputs([t]))[0] for t in (399, 400)]
@@ -128,13 +128,14 @@ def test_its_likelihood_is_that_of_two_experts(two_ways):
 class Counted:
     """A denoiser that counts the images that it is run on."""
 
-    def __init__(self, denoiser):
-        self.denoiser, self.images = denoiser, tf.Variable(0)
+    def __init__(self, part):
+        self.denoiser, self.images = part.denoiser, tf.Variable(0)
+        self.parts = [part._replace(denoiser=self)]
 
     def __getattr__(self, name):
         return getattr(self.denoiser, name)
 
-    def __call__(self, z, t, labels, dropout_key=None):
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
         with tf.control_dependencies([self.images.assign_add(tf.shape(z)[0])]):
             return self.denoiser(tf.identity(z), t, labels, dropout_key)
 
@@ -144,10 +145,10 @@ class Counted:
 ])  # fmt: skip
 def test_a_step_runs_one_size_and_describe_counts_the_passes(two_ways, sampling):
     denoiser, _ = two_ways
-    counted = [Counted(one) for one in denoiser.experts]
-    Sampler(Experts(counted), sampling)(0, [0], [1])
+    counted = [Counted(part) for part in denoiser.parts]
+    Sampler(SplitDenoiser(counted), sampling)(0, [0], [1])
     config = dataclasses.replace(tiny_config(**KINDS["vit"], network__rope=False), sampling=sampling)
-    passes = passes_of_sampling(config, denoiser.experts[0].network)
+    passes = passes_of_sampling(config, denoiser.parts[0].denoiser.network)
     assert [int(one.images) for one in counted] == passes and min(passes) > 1
 
 
@@ -167,8 +168,8 @@ def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"network__patch_boundary": 1000}, "network.patch_switch_t=1000 is not within 0 < t < 1000"),
-    ({"network__patch_boundary": 300, "diffusion__t_start": 300}, "is not within 300 < t < 1000"),
+    ({"network__patch_switch_t": 1000}, "network.patch_switch_t=1000 is not within 0 < t < 1000"),
+    ({"network__patch_switch_t": 300, "diffusion__t_start": 300}, "is not within 300 < t < 1000"),
     ({"network__patch_size": 16, **VIT}, r"image height 16 does not divide by 2 \* patch_size"),
     ({"network__channel_multipliers": (1,)}, "has one: use two or more"),
     ({"training__batch_size": 4, "training__grad_accum": 4}, "needs two images or more"),
@@ -180,7 +181,7 @@ def test_what_cannot_have_two_sizes_is_refused(changes, said):
 
 def test_large_patches_pass_a_unet_s_first_level_by_its_shortcuts():
     denoiser = tiny_denoiser(tiny_config(**KINDS["unet"]))
-    trunk = denoiser.experts[0].network.trunk
+    trunk = denoiser.parts[0].denoiser.network.trunk
     layers = {layer.name: layer for layer in trunk.layers}
     x, t, label = (tf.random.stateless_normal(shape, [1, 2]) for shape in ((2, 4, 4, 32), (2, 64), (2, 32)))
 
@@ -206,9 +207,9 @@ def test_ends_learn_from_their_own_interval_alone_and_the_trunk_from_both(config
     denoiser = tiny_denoiser(config)
     variables, names = denoiser.variables, variable_names(denoiser.variables)
     reached = []
-    for size, t in zip(denoiser.experts, ([0, 399], [400, 999])):
+    for part, t in zip(denoiser.parts, ([0, 399], [400, 999])):
         with tf.GradientTape() as tape:
-            loss = sum(tf.reduce_sum(tf.square(a)) for a in size(*inputs(t)))
+            loss = sum(tf.reduce_sum(tf.square(a)) for a in part.denoiser(*inputs(t)))
         gradients = tape.gradient(loss, variables)
         reached.append({n for n, g in zip(names, gradients) if g is not None})
     small, large = reached

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdm_tf.analysis.subject import Model
 from pdm_tf.data import DatasetInfo
-from pdm_tf.models import read_models
+from pdm_tf.models import models_from_folders
 from pdm_tf.page.studio import Shown, Studio
 from tests.tiny_runs import tiny_config, write_run
 
@@ -23,7 +22,7 @@ def write_runs(folder: Path, **settings) -> Path:
 
 def studio_of(*run_dirs: Path, info: DatasetInfo | None = None) -> Studio:
     """As --mode=page makes it."""
-    models = [Model(runs, runs[0].config, ()) for runs in read_models(*run_dirs)]
+    models = models_from_folders(*run_dirs)
     return Studio(models, [info] * len(models))
 
 

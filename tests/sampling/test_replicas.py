@@ -17,7 +17,7 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.errors import UserError
-from pdm_tf.models import load, read_runs
+from pdm_tf.models import Model
 from pdm_tf.images import to_uint8
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.output import write_images
@@ -25,11 +25,11 @@ from pdm_tf.sampling.sampler import Sampler
 from tests.tiny_runs import write_run
 from pathlib import Path
 
-runs = read_runs(write_run(Path(sys.argv[1]) / "run"))
+run = write_run(Path(sys.argv[1]) / "run")
 settings = SamplingConfig(steps=(3,), guidance=2.0)
 with strategy.scope():
-    shared = Sampler(load(runs).denoiser, settings)
-single = Sampler(load(runs).denoiser, settings)
+    shared = Sampler(Model.from_folders(run).denoiser, settings)
+single = Sampler(Model.from_folders(run).denoiser, settings)
 assert (shared.replicas, single.replicas) == (2, 1)
 
 frames = shared.trajectory(5, [0, 1, 2, 3], [0, 1, 2, 0], 2)

@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import leaves
+from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
-from pdm_tf.models import Experts
 from pdm_tf.randomness import normal_each, stream
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.guidance import guided
@@ -227,7 +227,7 @@ def test_little_strength_changes_an_image_less_than_much(easy):
 
 
 def test_experts_of_one_network_draw_what_that_network_draws(easy):
-    experts = Experts([easy_denoiser(0, 500), easy_denoiser(500, 1000)])
+    experts = SplitDenoiser([easy_denoiser(0, 500), easy_denoiser(500, 1000)])
     for settings in ({"sampler": "dpm_solver"}, {"guidance": 2.0}):
         single, split = (sampler_of(d, steps=(4,), **settings)(5, [0, 1], [0, 1]) for d in (easy, experts))
         np.testing.assert_allclose(split, single, atol=1e-5)
@@ -237,7 +237,7 @@ def test_experts_of_different_patch_sizes_draw_together():
     fine = tiny_denoiser(tiny_config(diffusion__t_stop=500))
     settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 500}
     coarse = tiny_denoiser(tiny_config(**settings), 1)
-    sampler = sampler_of(Experts([fine, coarse]), steps=(2,), sampler="dpm_solver")
+    sampler = sampler_of(SplitDenoiser([fine, coarse]), steps=(2,), sampler="dpm_solver")
     first, last = sampler.trajectory(5, [0, 1], [0, 1], 2)
     z = normal_each(stream(5, "sampling prior"), tf.constant([0, 1]), (16, 16, 3))
     for frame, expert, t in ((first, coarse, 999), (last, fine, 0)):

@@ -22,7 +22,7 @@ from pdm_tf.config.presets import preset
 from pdm_tf.config.words import get, leaves
 from pdm_tf.devices import Workers
 from pdm_tf.errors import Stopped, UserError
-from pdm_tf.models import load, read_runs
+from pdm_tf.models import Model
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
 from pdm_tf.training.checkpoints import Checkpoints
@@ -97,8 +97,9 @@ def test_log_holds_losses_rates_and_the_held_out_split(whole):
 
 
 def test_run_folder_is_all_that_sampling_needs(whole):
-    denoiser, loaded, _ = load(read_runs(whole))
-    assert loaded == config() and denoiser.image_shape == (64, 64, 3)
+    model = Model.from_folders(whole)
+    denoiser = model.denoiser
+    assert model.config == config() and denoiser.image_shape == (64, 64, 3)
     arrays = read_arrays(whole / "ema/step_00000012.npz")
     for variable in denoiser.network.trainable_variables:
         np.testing.assert_array_equal(variable, arrays[variable.name.split(":")[0]])
@@ -416,10 +417,10 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_before_the_folder_is_touch
 
 def test_missing_weights_and_missing_runs_say_what_to_do(whole, tmp_path):
     with pytest.raises(UserError, match=r"holds no run \(no config.json\): train one there"):
-        load(read_runs(tmp_path))
+        _ = Model.from_folders(tmp_path).denoiser
     (tmp_path / "config.json").write_text((whole / "config.json").read_text())
     with pytest.raises(UserError, match="holds no weights yet"):
-        load(read_runs(tmp_path))
+        _ = Model.from_folders(tmp_path).denoiser
 
 
 def test_gradients_that_stay_infinite_stop_the_run_at_a_good_checkpoint(tmp_path):

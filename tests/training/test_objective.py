@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.config.fields import DiffusionConfig
+from pdm_tf.denoiser import Part
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
@@ -17,7 +18,11 @@ class Zero:
     image_shape, num_classes, conditional, null_label = (8, 8, 1), 0, False, 0
     schedule, t_start, t_stop = linear(20, 0.01, 0.4), 3, 18
 
-    def __call__(self, z, t, labels, dropout_key=None):
+    @property
+    def parts(self):
+        return [Part(self.t_start, self.t_stop, 1, self)]
+
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
         return tf.zeros_like(z), tf.zeros_like(z)
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.config.fields import DiffusionConfig
-from pdm_tf.denoiser import Experts
+from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
@@ -30,7 +30,7 @@ SCHEDULE, BOUNDARY = linear(20, 0.01, 0.4), 7
 
 def halves(small=0.0, large=0.0):
     """Two denoisers that answer one number each."""
-    return Experts([
+    return SplitDenoiser([
         FakeDenoiser(lambda z, t, labels, x=x: tf.fill(tf.shape(z), x), SCHEDULE, (4, 4, 1), 0, start, stop)
         for x, start, stop in ((small, 0, BOUNDARY), (large, BOUNDARY, 20))
     ])  # fmt: skip
@@ -149,7 +149,7 @@ def test_batches_that_cannot_be_shared_out_are_refused(two_sizes, images, batch,
 
 
 def test_replicas_that_would_get_one_image_each_are_refused():
-    config = tiny_config(**VIT, network__patch_boundary=396, training__batch_size=4)
+    config = tiny_config(**VIT, network__patch_switch_t=396, training__batch_size=4)
     loop.check_batch(config, 2)
     with pytest.raises(UserError, match="need two: use 8"):
         loop.check_batch(config, 4)
