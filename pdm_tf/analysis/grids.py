@@ -38,13 +38,12 @@ def border_energy(images: np.ndarray, patch_size: int) -> float | None:
     return float(sums[0] / counts[0] / (sums[1] / counts[1]))
 
 
-def samples(model: Model, subject: Subject, title: str) -> np.ndarray:
-    """`subject.count` samples, uint8 (N, H, W, C), of the labels asked for, or all, in turn."""
+def batches_of(model: Model, subject: Subject, title: str) -> SampleBatches:
+    """`subject.count` samples of the labels asked for, or all, in turn."""
     sampler = Sampler(model.denoiser, model.config.sampling)
-    batches = SampleBatches(
+    return SampleBatches(
         sampler, subject.seed, subject.count, subject.batch_size, subject.labels or (), title=f"draw, {title}"
     )
-    return np.concatenate(list(batches))
 
 
 def grids(subject: Subject) -> Findings:
@@ -52,7 +51,7 @@ def grids(subject: Subject) -> Findings:
     data, _ = subject.examples()
     shown, values = {DATA: to_uint8(data[:SHOWN])}, {}
     for name, model in subject.titles.items():
-        drawn = samples(model, subject, name)
+        drawn = np.concatenate(list(batches_of(model, subject, name)))
         shown[name] = drawn[:SHOWN]
         images = from_uint8(drawn)
         values[name] = {

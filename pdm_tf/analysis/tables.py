@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pdm_tf import plots
-from pdm_tf.analysis.grids import draw_of, samples
+from pdm_tf.analysis.grids import batches_of
 from pdm_tf.analysis.subject import Findings, Subject
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model
@@ -85,17 +85,17 @@ def patch_sizes(subject: Subject) -> Findings:
     rows = {}
     for name, models in sorted(subject.groups.items(), key=lambda item: item[1][0].config.network.patch_size):
         model = models[0]
-        draw = draw_of(model, subject)
-        samples(draw, f"{name}, first")  # compiles, which is not what is timed
+        batches = batches_of(model, subject, name)
+        list(batches)  # traces the graph, which is not timed
         begun = time.monotonic()
-        samples(draw, name)
+        list(batches)
         seconds = time.monotonic() - begun
         rows[name] = {
             "patch_size": model.config.network.patch_size,
             "parameters": parameters(model),
             "seeds": len(models),
             "steps": model.config.sampling.steps,
-            "images_per_second": len(draw.starts) * draw.batch_size / seconds,
+            "images_per_second": len(batches.starts) * batches.batch_size / seconds,
             **over_seeds([evaluated(one, subject.evaluations) for one in models]),
         }
     first, *others = rows
