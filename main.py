@@ -1,7 +1,11 @@
-"""Patched Diffusion Models: python main.py --mode=train|sample|evaluate|analyze|export|page|describe."""
+"""Patched Diffusion Models: python main.py --mode=train|sample|evaluate|analyze|export|page|describe.
 
-import dataclasses
+A mode is a file with its options, each of them a flag, and `run(options)`.
+"""
+
+import importlib
 import sys
+from typing import Any
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
     sys.exit(
@@ -10,41 +14,48 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 13):
         "`pyenv install 3.13`, then run `make setup PYTHON=/path/to/python3.13`."
     )
 
-from absl import app, logging
-from absl import flags as absl_flags
+from absl import logging
 
-from flags import definitions
-from flags.definitions import FLAGS
-from pdm_tf.config.fields import changes
-from pdm_tf.config.words import to_lines
-from pdm_tf.errors import EXIT_USER_ERROR, UserError, one_line, run
+from flags.options import HELP, help_text, parse_mode, parse_options
+from pdm_tf import errors
 
-absl_flags.adopt_module_key_flags(definitions)  # --help lists those of the program's own file
+COMMANDS = {
+    "train": "pdm_tf.commands.train",
+    "sample": "pdm_tf.commands.sample",
+    "evaluate": "pdm_tf.commands.evaluate",
+    "analyze": "pdm_tf.commands.analyze",
+    "export": "pdm_tf.commands.export",
+    "page": "pdm_tf.commands.page",
+    "describe": "pdm_tf.commands.describe",
+}
+MODES = tuple(COMMANDS)
 
 
-def train():
-    """--mode=train: trains in the run folder, or goes on from its newest checkpoint."""
-    info = dataset_info()
-    config, folder, size = training_config(info)
-    from pdm_tf import devices as strategy
-    from pdm_tf import plots
-    from pdm_tf.progress import peak_resident
-    from pdm_tf.training import loop
+def options_of(mode: str) -> type:
+    """The dataclass of a mode's options; imports the mode's file, and no other's."""
+    return importlib.import_module(COMMANDS[mode]).Options
 
-    where = strategy.make_strategy(choose_strategy())
-    print(to_lines(config) + size, end="", flush=True)
-    step = loop.train(config, folder, info, where)
-    if not strategy.is_chief(where):
+
+def parse(arguments: list[str]) -> tuple[str, Any]:
+    """The mode of a command line, and its options."""
+    mode = parse_mode(arguments, MODES)
+    return mode, parse_options(arguments, mode, MODES, options_of)
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the mode of a command line, or prints the flags of that mode, or of all."""
+    if HELP & set(arguments):
+        mode = parse_mode(arguments, ("", *MODES))
+        shown = [mode] if mode else MODES
+        print(__doc__.strip(), *(help_text(mode, options_of(mode)) for mode in shown), sep="\n\n")
         return
-    plots.loss_curve(folder)
-    print(f"peak memory: {peak_resident() / 2**10:.2f} GiB")
-    print(f"run folder: {folder}")
-    print(f"loss curve: {folder.loss_curve}")
-    print(f"samples: {folder.preview(step)}")
-    if step < config.training.steps:
-        print(f"step {step:,} of {config.training.steps:,}, all saved: run the same command to go on")
+    mode, options = parse(arguments)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)  # TFDS and TensorFlow report each file that they open otherwise
+    importlib.import_module(COMMANDS[mode]).run(options)
 
 
+<<<<<<< HEAD
 def sample():
     """--mode=sample: draws or edits images with the averaged weights of a run, or of several experts."""
     from pdm_tf import devices as strategy
@@ -430,7 +441,12 @@ def parse_flags(arguments):
             file=sys.stderr,
         )
         sys.exit(EXIT_USER_ERROR)
+=======
+def main(arguments: list[str]) -> int:
+    """Runs a command line and returns its exit status."""
+    return errors.run(lambda: run(arguments))
+>>>>>>> ec91190 (A command is one file: options and run; flags are their fields; a training config is resolved in one function)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main(sys.argv[1:]))

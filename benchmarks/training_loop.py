@@ -53,7 +53,7 @@ def loop_rate(config: Config, info: data.DatasetInfo) -> float:
     strategy = tf.distribute.get_strategy()
     with tempfile.TemporaryDirectory(prefix="training_loop_") as folder:
         run = RunFolder(folder)
-        resolved = loop.resolve(config, run, "float32")
+        resolved = config.replace({"training.precision": "float32"})
         with contextlib.redirect_stderr(io.StringIO()):
             loop.train(resolved, run, info, strategy)
         steps, rates = run.metrics()["images_per_second"].T

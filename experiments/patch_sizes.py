@@ -30,10 +30,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from flags.definitions import is_named
 from pdm_tf import data
 from pdm_tf.config.fields import Config, DataConfig, parse_settings, validate
-from pdm_tf.config.presets import fitted_to_length, network_settings, preset, sized_preset
+from pdm_tf.config.presets import fitted_to_length, is_named, network_settings, preset, sized_preset
 from pdm_tf.data import DatasetInfo
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops, passes_of_sampling
@@ -111,7 +110,7 @@ def train(configs: list[Config], folders: list[Path], seed: int, info: DatasetIn
         folder = RunFolder(folder)
         if config.training.steps in folder.checkpoint_steps():
             continue
-        resolved = loop.resolve(config.replace({"seed": seed}), folder, "float32")
+        resolved = config.replace({"seed": seed, "training.precision": "float32"})
         loop.train(resolved, folder, info, tf.distribute.get_strategy())
         keras.backend.clear_session()
 
@@ -267,7 +266,7 @@ def config_of(arguments: argparse.Namespace, info: DatasetInfo, given: dict) -> 
     """The config of P everywhere, not fitted to its length yet: the preset of the data, with what is set."""
     dataset, known = arguments.dataset, {"data.label_names": info.label_names, "data.sha256": info.sha256}
     if is_named(dataset):
-        config = preset(dataset, given={**known, **given})
+        config = preset(dataset, given.get("network.patch_size")).replace({**known, **given})
     else:
         own = DataConfig(dataset, info.image_shape, info.num_classes, info.label_names, sha256=info.sha256)
         config = sized_preset("tiny", own, given)

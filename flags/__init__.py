@@ -1,1 +1,1 @@
-"""What a user may say: flags, presets and the config they make. Knows no TensorFlow."""
+"""The command line: frozen dataclasses of options <-> absl flags."""

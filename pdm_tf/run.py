@@ -12,7 +12,8 @@ import numpy as np
 
 from pdm_tf.atomic import atomic_text, sole_writer
 from pdm_tf.config.fields import Config
-from pdm_tf.errors import UserError
+from pdm_tf.config.resolve import Given
+from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import as_path, entries
 
 # Run folders that ship with the project, by data set: what is sampled before anything has been trained.
@@ -43,6 +44,11 @@ class RunFolder:
     def config_file(self) -> Path:
         """All that is needed to rebuild the run's networks, and how its owner likes them sampled."""
         return self.path / "config.json"
+
+    @property
+    def given_file(self) -> Path:
+        """What the command that began the run said of its config."""
+        return self.path / "given.json"
 
     @property
     def logs(self) -> Path:
@@ -138,6 +144,23 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Writes config.json."""
         atomic_text(self.config_file, config.to_json())
+
+    def given(self) -> Given | None:
+        """What the command that began the run said of it; None where that is not known.
+
+        Raises:
+          UserError: given.json is damaged.
+        """
+        if not self.given_file.exists():
+            return None
+        try:
+            return Given.from_json(self.given_file.read_bytes())
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.given_file} is damaged: remove it ({one_line(error)})") from error
+
+    def write_given(self, given: Given) -> None:
+        """Writes given.json."""
+        atomic_text(self.given_file, given.to_json())
 
     def metrics(self) -> dict[str, np.ndarray]:
         """The scalars so far: name -> (n, 2) float64 of step and value, ascending by step.

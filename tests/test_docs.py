@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import flagsaver
 from PIL import Image
 
 import main
-from flags import definitions
-from flags.definitions import FLAGS
 from pdm_tf import devices as strategy
+from pdm_tf.commands import describe
+from pdm_tf.commands.labels import class_numbers
+from pdm_tf.commands.options import sampled_as_asked
+from pdm_tf.commands.train import plan
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.presets import DEFAULT_DATASET, preset
 from pdm_tf.config.words import leaves
@@ -52,6 +53,7 @@ from tests.documents import (
 from tests.evaluation.inception_graph import write_graph
 from tests.tiny_runs import tiny_config, write_run, write_snapshots
 
+FLAGS = {"mode"} | {name for mode in main.MODES for name in leaves(main.options_of(mode))}
 ITEMS = [item for page in PAGES for item in items(page)]
 COMMANDS = [item for item in ITEMS if item.words]
 BLOCKS = [item for item in ITEMS if item.python]
@@ -262,9 +264,8 @@ def test_a_command_passes_all_checks_before_compute(item, beside, monkeypatch):
 def check_help():
     command = [sys.executable, "main.py", "--help"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    for mode in definitions.MODES:
-        for name in definitions.flags_of(mode):
-            assert re.search(rf"--(\[no\])?{name}:", said), f"--help says nothing of --{name}"
+    for name in FLAGS:
+        assert re.search(rf"--(\[no\])?{name}:", said), f"--help says nothing of --{name}"
 
 
 class Parsed(Exception):
@@ -287,22 +288,15 @@ def check_module(arguments, monkeypatch):
 
 def check_main(arguments):
     """All that the mode refuses before it computes."""
-    with flagsaver.flagsaver():
-        main.parse_flags(["main.py", *arguments])
-        definitions.check_mode()
-        if "TF_CONFIG" in os.environ:
-            assert strategy._cluster(os.environ["TF_CONFIG"]) and strategy.choose("auto")[0] == "multi_worker"
-        if FLAGS.mode in ("train", "describe"):
-            definitions.training_config(main.dataset_info(needed=False))
-            return
-        definitions.check_likelihood()
-        if FLAGS.mode == "analyze":
-            definitions.check_analysis()
-        definitions.ema_lengths()
+    mode, options = main.parse(arguments)
+    if "TF_CONFIG" in os.environ:
+        assert strategy._cluster(os.environ["TF_CONFIG"]) and strategy.choose("auto")[0] == "multi_worker"
+    if mode in ("train", "describe"):
+        plan(options, describe.dataset_at_hand(options))
+    elif mode != "page":
         names = find_dataset(DEFAULT_DATASET, "").label_names
         run = preset(DEFAULT_DATASET).replace({"data.label_names": names})
-        definitions.sampling_labels(definitions.with_sampling_flags(run))
-        assert FLAGS.out or definitions.default_out(["runs/a"])
+        class_numbers(getattr(options, "labels", ()), sampled_as_asked(run, options))
 
 
 # --- Commands and Python, run ----------------------------------------------------------------------
@@ -310,25 +304,22 @@ def check_main(arguments):
 
 def run_main(arguments: list[str]) -> None:
     """One command line, in this process."""
-    with flagsaver.flagsaver():
-        main.parse_flags(["main.py", *arguments])
-        main.one_mode()
+    main.run(arguments)
 
 
 def small(arguments: list[str]) -> list[str]:
     """The same command for two cores; where it needs another machine or an archive, it is described."""
-    with flagsaver.flagsaver():
-        main.parse_flags(["main.py", *arguments])
-        if FLAGS.mode == "page":
-            pytest.skip(ELSEWHERE[PAGE])
-        elsewhere = FLAGS.strategy in ("tpu", "multi_worker")
-        if FLAGS.mode == "train" and (elsewhere or FLAGS.dataset in SOURCES):
-            return [*arguments, "--mode=describe"]
-        if elsewhere:
-            pytest.skip(f"needs --strategy={FLAGS.strategy}")
-        own = FLAGS.mode == "train" and FLAGS.dataset and not FLAGS.warm_start
-        network = SMALL_NETWORK if own else []
-        return [*arguments, *SMALL_MODES[FLAGS.mode], *network]
+    mode, options = main.parse(arguments)
+    if mode == "page":
+        pytest.skip(ELSEWHERE[PAGE])
+    elsewhere = getattr(options, "strategy", "") in ("tpu", "multi_worker")
+    if mode == "train" and (elsewhere or options.dataset in SOURCES):
+        return [*arguments, "--mode=describe"]
+    if elsewhere:
+        pytest.skip(f"needs --strategy={options.strategy}")
+    own = mode == "train" and options.dataset and not options.warm_start
+    network = SMALL_NETWORK if own else []
+    return [*arguments, *SMALL_MODES[mode], *network]
 
 
 @pytest.mark.heavy
@@ -408,8 +399,7 @@ def options_of_tools() -> set[str]:
 
 
 def test_flags_and_settings_that_pages_name_exist():
-    known = {name for mode in definitions.MODES for name in definitions.flags_of(mode)}
-    known |= options_of_tools() | {"help", "logdir"}
+    known = FLAGS | options_of_tools() | {"help", "logdir"}
     sections = "|".join(sorted({key.partition(".")[0] for key in leaves(Config) if "." in key}))
     for page in PAGES:
         for name in re.findall(r"(?<![\w-])--(\w+)", page.read_text()):
@@ -428,8 +418,7 @@ def test_every_flag_is_documented():
         for path in (ROOT / "data_tools").glob("*.py")
         for name in re.findall(r"\badd(?:_argument)?\(\s*\"--(\w+)\"", path.read_text())
     }
-    main_s = {name for mode in definitions.MODES for name in definitions.flags_of(mode)}
-    missing = [name for name in sorted(tools | main_s) if not re.search(rf"--{name}\b", text)]
+    missing = [name for name in sorted(tools | FLAGS) if not re.search(rf"--{name}\b", text)]
     assert not missing, f"no page says what these are: {missing}"
 
 

@@ -115,7 +115,7 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
 
 def test_each_data_set_has_its_own_weights_that_ship(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pdm_tf.run.PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr("pdm_tf.commands.options.PRETRAINED", tmp_path / "pretrained")
     write_run(tmp_path / "pretrained" / "avatars32", seed=1)
     status, said = sample(capsys, dataset="avatars32", out=tmp_path / "shipped")
     assert status == 0 and "no run in runs/avatars32: using the weights that ship" in said

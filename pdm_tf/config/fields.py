@@ -16,8 +16,6 @@ from pdm_tf.config import words
 from pdm_tf.config.words import require, setting
 
 TOGETHER = 16  # images to draw at a time, where nothing else is said
-SAMPLE, MEASURED = ("sample",), ("sample", "evaluate", "analyze")
-DRAWN = (*MEASURED, "export")
 ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memory", "grids")
 EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots can be told apart by
 
@@ -163,32 +161,24 @@ class SamplingConfig:
 
     sampler: str = setting(
         "ancestral", "How a step goes.",
-        choices=("ancestral", "ddim", "dpm_solver", "unipc", "ipndm"), may_change=True, modes=DRAWN,
+        choices=("ancestral", "ddim", "dpm_solver", "unipc", "ipndm"), may_change=True,
     )  # fmt: skip
     steps: tuple[int, ...] = setting(
         (250,), "Kept steps; or one count a section, from the least noise to the most: 90,60,60,20,20.",
-        above=0, may_change=True, modes=DRAWN,
+        above=0, may_change=True,
     )  # fmt: skip
     spacing: str = setting(
         "even", "Space them evenly in t or in log-SNR.",
-        choices=("even", "logsnr"), may_change=True, modes=DRAWN,
+        choices=("even", "logsnr"), may_change=True,
     )  # fmt: skip
-    guidance: float = setting(
-        1.0, "Weight w of classifier-free guidance; 1 is without.", may_change=True, modes=MEASURED
-    )
+    guidance: float = setting(1.0, "Weight w of classifier-free guidance; 1 is without.", may_change=True)
     variance: str = setting(
         "learned", "Variance of ancestral steps.",
-        choices=("learned", "small", "large"), may_change=True, of=("ancestral",), modes=DRAWN,
+        choices=("learned", "small", "large"), may_change=True, of=("ancestral",),
     )  # fmt: skip
-    eta: float = setting(
-        0.0, "Noise of DDIM's steps.", least=0, most=1, may_change=True, of=("ddim",), modes=DRAWN
-    )
-    order: int = setting(
-        2, "Order of UniPC's steps.", least=2, most=3, may_change=True, of=("unipc",), modes=DRAWN
-    )
-    jit_compile: bool = setting(
-        False, "Compile sampling with XLA (for accelerators).", may_change=True, modes=MEASURED
-    )
+    eta: float = setting(0.0, "Noise of DDIM's steps.", least=0, most=1, may_change=True, of=("ddim",))
+    order: int = setting(2, "Order of UniPC's steps.", least=2, most=3, may_change=True, of=("unipc",))
+    jit_compile: bool = setting(False, "Compile sampling with XLA (for accelerators).", may_change=True)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pdm_tf.config.fields import (
     SamplingConfig,
     TrainingConfig,
 )
-from pdm_tf.config.words import leaves, replace, require
+from pdm_tf.config.words import replace, require
 from pdm_tf.errors import UserError
 
 DEFAULT_DATASET = DataConfig().dataset  # every mode's
@@ -137,20 +137,19 @@ _EXTRA = {
 # fmt: on
 
 
-def preset(
-    dataset: str,
-    patch_size: int | None = None,
-    split: str | None = None,
-    given: Mapping[str, typing.Any] = MappingProxyType({}),
-) -> Config:
+def is_named(dataset: str) -> bool:
+    """Whether a data set has a preset; others say themselves what their images are."""
+    return not dataset.startswith(("tfds:", "folder:"))
+
+
+def preset(dataset: str, patch_size: int | None = None, split: str | None = None) -> Config:
     """The experiment of a named data set.
 
     Args:
       dataset: a named one, such as "emoji64" or "lsun_church".
-      patch_size: chooses between lsun_church's networks of 2, 4 (the default) and 8; elsewhere it replaces
-        the preset's own.
+      patch_size: chooses between lsun_church's networks of 2, 4 (the default) and 8; any other replaces the
+        preset's.
       split: "low" (the default) or "high" noise expert of imagenet256; None elsewhere.
-      given: settings by dotted key; a patch size among them chooses as `patch_size` does, if it can.
     Raises:
       UserError: an unknown data set, or a split where there is none.
     """
@@ -158,15 +157,10 @@ def preset(
         raise UserError(f"--dataset={dataset}: use {', '.join(_DATA)}, tfds:NAME or folder:PATH")
     refuse_split(dataset, split)
     rows = {row.variant: row for row in _ROWS if row.dataset == dataset}
-    variant = {"lsun_church": f"P={patch_size or 4}", "imagenet256": split or "low"}.get(dataset)
-    if patch_size is None and f"P={given.get('network.patch_size')}" in rows:
-        variant = f"P={given['network.patch_size']}"
-    if variant not in rows:
-        raise UserError(f"{dataset} has no preset for {variant}: the paper's are {', '.join(rows)}")
-    extra = dict(_EXTRA.get(dataset, {}))
-    if patch_size is not None:
-        extra["network.patch_size"] = patch_size
-    return _from_row(rows[variant], _DATA[dataset]).replace(extra).replace(given)
+    default = {"lsun_church": "P=4", "imagenet256": split or "low"}.get(dataset)
+    config = _from_row(rows.get(f"P={patch_size}") or rows[default], _DATA[dataset])
+    config = config.replace(_EXTRA.get(dataset, {}))
+    return config.replace({"network.patch_size": patch_size}) if patch_size else config
 
 
 def refuse_split(dataset: str, split: str | None) -> None:
@@ -329,12 +323,6 @@ def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
     if t.score_every:
         derived["training.score_every"] = period(max(length / 6, 1000), t.score_every)
     return config.replace({k: v for k, v in derived.items() if k not in given})
-
-
-# What may not change when a run goes on, and yet was derived: from its size, and from its length.
-NETWORK = tuple(key for key in leaves(Config) if key.startswith("network."))
-DERIVED_FROM_SIZE = (*NETWORK, "training.batch_size", "optimizer.learning_rate")
-DERIVED_FROM_LENGTH = ("optimizer.warmup_steps", "training.ema_every")
 
 
 def _from_row(row: _Row, data: DataConfig) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import operator
 import shlex
 import typing
@@ -28,7 +29,6 @@ class Rule:
       may_change: it may differ between the parts of one run, because no train step depends on it.
       shared: experts of one model must have the same.
       of: the samplers, kinds of network or edits that read it; (): all do.
-      modes: the modes with a flag of its name; (): it is set as --set=KEY=VALUE alone.
     """
 
     help: str
@@ -40,18 +40,24 @@ class Rule:
     may_change: bool = False
     shared: bool = False
     of: tuple[str, ...] = ()
-    modes: tuple[str, ...] = ()
 
     def problem(self, value: typing.Any) -> str:
         """What to use instead of `value`, or "" if it will do."""
         if self.choices:
             allowed = ", ".join(map(str, self.choices))
             return "" if value in self.choices else f"use one of {allowed}"
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+            return "use a finite number"
         limits = ((operator.ge, self.least), (operator.le, self.most))
         limits += ((operator.gt, self.above), (operator.lt, self.below))
-        values = value if isinstance(value, tuple) else (value,)
         within = all(limit is None or within(v, limit) for within, limit in limits for v in values)
         return "" if within else f"use {self.range}"
+
+    @property
+    def is_ranged(self) -> bool:
+        """Whether it has a range."""
+        return any(limit is not None for limit in (self.least, self.most, self.above, self.below))
 
     @property
     def range(self) -> str:
@@ -80,12 +86,18 @@ def leaves(cls: type) -> dict[str, Leaf]:
     """All settings of a section class and of the sections in it, by dotted key."""
     found, hints = {}, typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        kind = hints[field.name]
+        kind = _without_none(hints[field.name])
         if dataclasses.is_dataclass(kind):
             found.update({f"{field.name}.{inner}": leaf for inner, leaf in leaves(kind).items()})
         elif "rule" in field.metadata:
             found[field.name] = Leaf(kind, field.default, field.metadata["rule"])
     return found
+
+
+def _without_none(kind: typing.Any) -> typing.Any:
+    """The type T of Optional[T]; another as it is."""
+    kinds = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+    return kinds[0] if typing.get_origin(kind) is typing.Union and len(kinds) == 1 else kind
 
 
 def get(section: typing.Any, key: str) -> typing.Any:

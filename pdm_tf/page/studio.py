@@ -47,7 +47,7 @@ def fields_of(owner: str, sampler: str) -> dict[str, bool]:
     for name, leaf in known.items():
         of, is_own = set(leaf.rule.of), owner in leaf.rule.of
         fixed = name == "jit_compile" or (painting and name in ("sampler", "strength"))
-        if "sample" in leaf.rule.modes and not fixed and (not of or is_own or of & samplers):
+        if not fixed and (not of or is_own or of & samplers):
             found[name] = not of or is_own or sampler in of
     return found
 

@@ -26,14 +26,14 @@ class Edit:
     image: np.ndarray
     mask: Optional[np.ndarray] = None  # noqa: UP045 (its type is read in Python 3.9)
     strength: float = setting(
-        0.5, "How much of an image to change.", least=0, most=1, of=("init_image",), modes=("sample",)
+        0.5,
+        "How much of an image to change; of what is masked all, if nothing else is said.",
+        least=0,
+        most=1,
+        of=("init_image",),
     )
-    jump_length: int = setting(
-        10, "Steps to go back at a time in inpainting.", least=1, of=("mask",), modes=("sample",)
-    )
-    resamplings: int = setting(
-        10, "Times to go over each step in inpainting.", least=1, of=("mask",), modes=("sample",)
-    )
+    jump_length: int = setting(10, "Steps to go back at a time in inpainting.", least=1, of=("mask",))
+    resamplings: int = setting(10, "Times to go over each step in inpainting.", least=1, of=("mask",))
 
     def __post_init__(self):
         check(self)

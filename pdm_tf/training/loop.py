@@ -16,8 +16,8 @@ from absl import logging
 from tqdm import tqdm
 
 from pdm_tf import data, stack
-from pdm_tf.config.fields import Config, changes
-from pdm_tf.config.words import leaves, word
+from pdm_tf.config.fields import Config
+from pdm_tf.config.words import word
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.devices import Workers, is_chief
 from pdm_tf.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
@@ -32,36 +32,6 @@ from pdm_tf.training.model import PatchedDiffusion, build_model
 from pdm_tf.training.scoring import HeldOutBits, Scoring
 from pdm_tf.training.watch import Allowance, Evaluation, Interrupted, Preview, Watch, steps_of
 from pdm_tf.weights import variable_names
-
-
-def resolve(config: Config, run: RunFolder, precision: str) -> Config:
-    """The config that a run in a folder trains with: precision decided, and equal to an earlier part's.
-
-    Args:
-      config: what was asked for.
-      run: where; it may hold an earlier part of the run, whose precision "auto" then keeps.
-      precision: what "auto" is in a new run.
-    Raises:
-      UserError: the folder holds a run with other settings; or there are no weights to start a new one from.
-    """
-    if config.training.precision == "auto":
-        kept = run.config().training.precision if run.has_config() else precision
-        config = config.replace({"training.precision": kept})
-    if run.has_config():
-        if not config.training.warm_start:  # the run has begun, and keeps the record of how
-            kept = run.config().training.warm_start
-            config = config.replace({"training.warm_start": kept})
-        known = leaves(Config)
-        changed = changes(run.config(), config).items()
-        fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed if not known[k].rule.may_change]
-        if fixed:
-            raise UserError(
-                f"{run} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume "
-                "it, or another folder"
-            )
-    if config.training.warm_start and not run.checkpoint_steps():
-        RunFolder(config.training.warm_start).newest_weights()
-    return config
 
 
 def check_batch(config: Config, replicas: int) -> None:

@@ -237,8 +237,6 @@ def test_unknown_presets_are_refused():
         UserError, match=r"use emoji64, avatars32, .*, lsun_church, .*, ffhq1024, tfds:NAME or folder:PATH"
     ):
         preset("cifar")
-    with pytest.raises(UserError, match="the paper's are P=2, P=4, P=8"):
-        preset("lsun_church", patch_size=16)
     with pytest.raises(UserError, match="--split=low is for imagenet256"):
         preset("ffhq1024", split="low")
 

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from flags.definitions import FLAGS, training_config
-from pdm_tf.config.fields import Config, DataConfig, parse_settings, validate
+from pdm_tf.config.fields import DataConfig, validate
 from pdm_tf.config.presets import MOST_ATTENTION, SIZES, fitted_to_length, preset, sized_preset
 from pdm_tf.config.words import differences
 from pdm_tf.errors import UserError
@@ -108,7 +107,7 @@ def test_warm_up_averages_and_periods_fit_the_length(config, steps, together):
 def test_the_length_is_that_of_the_minutes_where_they_are_less():
     def fitted(**given):
         given = {f"training.{key}": value for key, value in given.items()}
-        return fitted_to_length(preset("emoji64", given=given), given)
+        return fitted_to_length(preset("emoji64").replace(given), given)
 
     short, long = fitted(minutes=5.0), fitted(steps=300)
     assert set(differences(short, long)) == {"training.steps", "training.minutes"}
@@ -118,95 +117,3 @@ def test_the_length_is_that_of_the_minutes_where_they_are_less():
     assert validate(fitted(steps=300, eval_every=77)).training.log_every == 1
     assert validate(fitted(steps=300, log_every=30)).training.eval_every % 30 == 0
     assert fitted() == preset("emoji64")
-
-
-# --- the command line -----------------------------------------------------------------------------
-
-
-class Info:
-    """A data set of labelled images."""
-
-    sha256: str = ""
-
-    def __init__(self, shape=(64, 64, 3)):
-        self.image_shape, self.num_classes, self.label_names = shape, 2, ("cat", "dog")
-
-
-def asked(*arguments, info=None, **situation) -> Config:
-    """The config of a command line."""
-    FLAGS.unparse_flags()
-    FLAGS(["main.py", *arguments])
-    try:
-        return training_config(info or Info(), **situation)
-    finally:
-        FLAGS.unparse_flags()
-        FLAGS(["main.py"])
-
-
-OTHER = "--dataset=folder:x"
-
-
-@pytest.mark.parametrize(
-    ("dataset", "patch_size"),
-    [(OTHER, 1), (OTHER, 8), ("--dataset=lsun_church", 8), ("--dataset=emoji64", 8)],
-)
-def test_the_flag_and_the_setting_of_the_patch_size_give_the_same_network(dataset, patch_size):
-    flag, setting = (
-        asked(dataset, f"--{how}={patch_size}") for how in ("patch_size", "set=network.patch_size")
-    )
-    assert flag == setting and flag.network.patch_size == patch_size
-
-
-def test_the_default_size_follows_from_the_accelerator():
-    assert asked(OTHER) == asked(OTHER, "--size=tiny") != asked(OTHER, "--size=small")
-    assert asked(OTHER, accelerator=True) == asked(OTHER, "--size=base")
-    with pytest.raises(
-        UserError, match="--size=tiny is for tfds: and folder: data, and avatars64 has a network"
-    ):
-        asked("--size=tiny")
-    with pytest.raises(UserError, match="--split=low is for imagenet256"):
-        asked(OTHER, "--split=low")
-
-
-def test_a_run_goes_on_with_what_it_derived_elsewhere():
-    """On another machine, and for longer; what is said anew still counts."""
-    first = asked(OTHER, "--train_steps=300", accelerator=True)
-    longer = asked(OTHER, "--train_steps=9000", earlier=first)
-    changed = {key for key in differences(first, longer) if not key.startswith("training.")}
-    assert not changed and longer.training.ema_every == first.training.ema_every
-    assert longer.training.steps == 9000 and longer.training.batch_size == first.training.batch_size
-    smaller = asked(OTHER, "--train_steps=9000", "--size=tiny", earlier=first)
-    assert smaller.network == asked(OTHER).network
-    short = asked("--train_steps=100")
-    assert asked("--train_steps=30000", earlier=short).optimizer == short.optimizer
-    assert asked("--dataset=ffhq1024", earlier=short) == asked("--dataset=ffhq1024")
-
-
-def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():
-    parent = asked(OTHER, "--size=small", "--train_steps=300", "--patch_size=4")
-    child = asked(OTHER, parent=parent)
-    assert child.network == parent.network and child.optimizer == asked(OTHER).optimizer
-    assert asked(OTHER, "--size=base", parent=parent) == asked(OTHER, "--size=base")
-    assert asked(parent=parent) == asked()  # a data set with a network of its own
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("data.image_shape=0,0,3", "use a number above 0"), ("network.patch_size=0", "use a number above 0"),
-        ("training.log_every=0", "use a number above 0"), ("training.batch_size=-1", "use a number above 0"),
-        ("training.steps_per_execution=0", "use a number above 0"),
-        ("network.channel_multipliers=", "is empty"),
-    ],
-)  # fmt: skip
-def test_values_that_nothing_can_be_derived_from_are_refused(setting, message):
-    for dataset in (OTHER, "--dataset=emoji64", "--dataset=lsun_church"):
-        with pytest.raises(UserError, match=message):
-            asked(dataset, f"--set={setting}")
-
-
-def test_settings_of_the_command_line_are_those_of_the_config():
-    config = asked("--seed=3", "--batch_size=8", "--set=training.batch_size=16", "--prediction=v")
-    settings = parse_settings(["seed=3", "training.batch_size=16", "diffusion.prediction=v"])
-    assert asked("--set=sampling.steps=4").sampling.steps == (4,)
-    assert set(differences(config, asked())) == set(settings)

@@ -27,7 +27,7 @@ GIVEN = {"training.steps": 500, "network.base_channels": 32, "network.head_chann
 
 @pytest.fixture(scope="module", params=["unet", "vit"])
 def models(request):
-    config = preset("emoji64", given=GIVEN)
+    config = preset("emoji64").replace(GIVEN)
     config = config.replace({**network_settings(request.param, config), **GIVEN})
     return models_of(config, 396, GIVEN)
 
@@ -38,7 +38,7 @@ def test_a_named_data_set_has_its_own_network_and_other_data_one_that_fits():
         known = {"data.label_names": info.label_names, "data.sha256": info.sha256}
         arguments = argparse.Namespace(dataset=dataset, network="unet")
         named = config_of(arguments, info, GIVEN)
-        assert named == preset(dataset, given={**GIVEN, **known})
+        assert named == preset(dataset).replace({**GIVEN, **known})
         arguments.dataset = f"folder:{info.directory}"
         own = dataclasses.replace(named.data, dataset=arguments.dataset)
         assert config_of(arguments, info, GIVEN) == sized_preset("tiny", own, GIVEN)

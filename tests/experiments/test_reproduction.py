@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import main
 from experiments import journal, reproduction
@@ -247,12 +246,7 @@ def test_a_figure_from_nothing_with_the_real_program(options, tmp_path):
     records = [fixtures.example(fixtures.encode(fixtures.natural_image(n, 32, 32)), n % 2) for n in range(32)]
     fixtures.write_shards(tmp_path / "avatars32", [records], shape=(32, 32, 3), classes=2)
 
-    def by_main(arguments):
-        with flagsaver.flagsaver():
-            main.parse_flags(["main.py", *arguments])
-            main.one_mode()
-
     options.only, options.steps = ["fig4"], 4
-    Reproduction(options, by_main).make()
+    Reproduction(options, main.run).make()
     assert "gradient energy over that of x*" in options.page.read_text()
     assert (tmp_path / "docs/reproduction/fig4.png").read_bytes()[:4] == b"\x89PNG"

@@ -282,8 +282,8 @@ NAMES = (
 
 def command_lines(folder: Path) -> Case:
     """Flags with odd values, in all modes, through the parser and all that is checked before any compute."""
+
     import main
-    from flags.definitions import FLAGS, MODES, flags_of
     from pdm_tf.config.fields import Config
     from pdm_tf.config.words import leaves
     from tests.tiny_runs import write_run
@@ -293,26 +293,31 @@ def command_lines(folder: Path) -> Case:
     _converted(folder)
     (folder / "image.png").write_bytes(fixtures.encode(fixtures.natural_image(0, 16, 16)))
     images.write_samples("samples.npz", [np.zeros((3, 16, 16, 3), np.uint8)], (3, 16, 16, 3), None)
-    _stop_before_compute(main)
-    FLAGS.mark_as_parsed()
+    _stop_before_compute()
+    flags = {mode: leaves(main.options_of(mode)) for mode in main.MODES}
+    flags_of_all = {name: leaf for own in flags.values() for name, leaf in own.items()}
 
     def case(chance: random.Random) -> None:
-        mode = chance.choice(MODES)
-        line = ["main.py", f"--mode={mode}" if chance.random() < 0.97 else f"--mode={chance.choice(ODD)}"]
+        mode = chance.choice(main.MODES)
+        line = [f"--mode={mode}" if chance.random() < 0.97 else f"--mode={chance.choice(ODD)}"]
         if mode not in ("train", "describe") and chance.random() < 0.8:
             line.append("--run_dir=run")
         for _ in range(chance.randint(1, 3)):
-            name = chance.choice(flags_of(mode) if chance.random() < 0.97 else list(FLAGS))
-            value = _word(FLAGS[name].flag_type(), getattr(FLAGS[name].parser, "enum_values", ()), chance)
+            known = flags[mode] if chance.random() < 0.97 else flags_of_all
+            name = chance.choice(list(known))
+            value = _word(_kind_name(known[name]), known[name].rule.choices, chance)
             if name == "set":
                 key, leaf = chance.choice(list(leaves(Config).items()))
-                kind = getattr(leaf.kind, "__name__", "tuple")
-                value = f"{key}={_word(kind, leaf.rule.choices or (), chance)}"
+                value = f"{key}={_word(_kind_name(leaf), leaf.rule.choices, chance)}"
             line.append(f"--{name}={value}" if chance.random() < 0.98 else chance.choice(ODD))
         os.environ["TF_CONFIG"] = chance.choice(ODD) if chance.random() < 0.1 else ""
-        _one_command(main, FLAGS, line)
+        _one_command(main, line)
 
     return case
+
+
+def _kind_name(leaf) -> str:
+    return getattr(leaf.kind, "__name__", "tuple")
 
 
 def _word(kind: str, choices: Sequence[str], chance: random.Random) -> str:
@@ -330,20 +335,17 @@ class Reached(BaseException):
     """All was checked: what comes now is computed."""
 
 
-def _stop_before_compute(main) -> None:
-    """Everything that computes says that it has been reached."""
-    from pdm_tf import describe, experts, export
-    from pdm_tf import devices as strategy
-    from pdm_tf.analysis import kinds
-    from pdm_tf.evaluation import features
+def _stop_before_compute() -> None:
+    """Everything that computes raises `Reached` instead."""
+    from pdm_tf import devices
+    from pdm_tf.commands import analyze, describe, evaluate, export, page
 
     def reached(*_, **__):
         raise Reached
 
-    strategy.make_strategy = experts.load = describe.describe_network = reached
-    export.export_saved_model = export.export_weights = reached
-    references.of_split = references.of_path = kinds.report = reached
-    load, loaded = features.load_detector, []
+    devices.make_strategy = describe.describe_network = analyze.report = page.Studio = reached
+    export.load = export.export_weights = references.of_split = references.of_path = reached
+    load, loaded = evaluate.load_detector, []
 
     def load_once(name, inception):
         if (name, inception) != ("efficientnet_lite0", None):
@@ -351,34 +353,30 @@ def _stop_before_compute(main) -> None:
         loaded[:] = loaded or [load(name, inception)]
         return loaded[0]
 
-    features.load_detector = load_once
+    evaluate.load_detector = load_once
 
 
-def _one_command(main, flags, line: list[str]) -> None:
+def _one_command(main, line: list[str]) -> None:
     """Raises UserError with the line that the program ends with, if it ends with status 2."""
     import contextlib
 
-    from absl.testing import flagsaver
-
-    err, saved = io.StringIO(), flagsaver.save_flag_values()
+    err = io.StringIO()
     try:
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-            main.main(main.parse_flags(line))
+            status = main.main(line)
     except Reached:
         return
-    except SystemExit as ended:
+    except Exception as error:
+        error.args = (f"{line}: {error}",)
+        raise
+    if status:
         lines = err.getvalue().splitlines()
-        assert ended.code == 2 and lines, (line, ended.code)
+        assert status == 2 and lines, (line, status)
         assert lines[-1].startswith("error: ") and sum(text.startswith("error:") for text in lines) == 1, (
             line,
             lines,
         )
-        raise UserError(lines[-1]) from ended
-    except Exception as error:
-        error.args = (f"{line}: {error}",)
-        raise
-    finally:
-        flagsaver.restore_flag_values(saved)
+        raise UserError(lines[-1])
 
 
 DOORS = {

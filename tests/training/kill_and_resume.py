@@ -41,15 +41,16 @@ def train_on_two_logical_cpus(arguments: list) -> None:
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    from flags import definitions
+    import main
     from pdm_tf import data
-    from pdm_tf.run import RunFolder
+    from pdm_tf.commands.train import plan
     from pdm_tf.training import loop
 
-    definitions.FLAGS(["main.py", *arguments])
+    _, options = main.parse(arguments)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    info, run = data.find_dataset(definitions.dataset_name(), ""), RunFolder(definitions.run_dir())
-    loop.train(loop.resolve(definitions.training_config(info), run, "float32"), run, info, strategy)
+    info = data.find_dataset(options.dataset_name, "")
+    config, run, _ = plan(options, info)
+    loop.train(config, run, info, strategy)
 
 
 def last_step(run_dir: Path) -> int:

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import typing
 
 import numpy as np
 import pytest
@@ -17,9 +16,8 @@ from PIL import Image
 
 from pdm_tf import data
 from pdm_tf.averages import reconstruct
-from pdm_tf.config.fields import Config, parse_settings, validate
+from pdm_tf.config.fields import parse_settings, validate
 from pdm_tf.config.presets import preset
-from pdm_tf.config.words import get, leaves
 from pdm_tf.devices import Workers
 from pdm_tf.errors import Stopped, UserError
 from pdm_tf.models import Model
@@ -53,7 +51,7 @@ def config(*settings):
 
 def train(folder, *settings):
     run = RunFolder(folder)
-    loop.train(loop.resolve(config(*settings), run, "float32"), run, INFO, CPU)
+    loop.train(config(*settings), run, INFO, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -309,67 +307,6 @@ def test_a_run_of_larger_images_and_patches_begins_with_a_smaller_ones_weights(w
         np.testing.assert_array_equal(averages[name], before[name])
 
 
-def test_other_settings_are_refused_but_a_longer_run_is_not(whole):
-    run = RunFolder(whole)
-    with pytest.raises(UserError, match=r"optimizer.beta_2 \(0.99 there, 0.9 now\): give the same ones"):
-        loop.resolve(config("optimizer.beta_2=0.9"), run, "float32")
-    assert loop.resolve(config("training.steps=99"), run, "float32").training.steps == 99
-
-
-def test_a_warm_start_counts_until_there_is_a_checkpoint_and_its_record_stays(tmp_path):
-    run, asked = RunFolder(tmp_path), f"training.warm_start={tmp_path}/other"
-    run.write_config(config(asked))
-    for settings in ((), (asked,)):
-        with pytest.raises(UserError, match=r"other/ema holds no weights yet"):
-            loop.resolve(config(*settings), run, "float32")
-    run.checkpoint(1).mkdir(parents=True)
-    for settings in ((), (asked,)):
-        assert loop.resolve(config(*settings), run, "float32") == config(asked)
-
-
-def another(leaf, value):
-    """A value that the leaf's rule allows, other than `value`; of a lone choice, one that is yet to come."""
-    rule, parts = leaf.rule, typing.get_args(leaf.kind)
-    if rule.choices == (value,):
-        return f"another {value}"
-    if rule.choices:
-        # Not auto: it is not a precision of its own.
-        others = [choice for choice in rule.choices if choice != "auto"]
-    elif leaf.kind is bool:
-        others = [not value]
-    elif leaf.kind is str:
-        others = [value + "x"]
-    elif leaf.kind in (int, float):
-        others = [value + 1, value - 1, (value + 1) / 2 if leaf.kind is float else value // 2]
-    else:
-        others = [(*value, parts[0](1)), value[:-1]] if Ellipsis in parts else [value[::-1]]
-    return next(other for other in others if other != value and not rule.problem(other))
-
-
-@pytest.mark.parametrize("key", leaves(Config))
-def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it(whole, key):
-    leaf, run, own = leaves(Config)[key], RunFolder(whole), config()
-    changed = own.replace({key: another(leaf, get(own, key))})
-    assert Config.from_json(changed.to_json()) == changed
-    if leaf.rule.may_change:
-        assert loop.resolve(changed, run, "float32") == changed
-    else:
-        with pytest.raises(UserError, match=rf"holds a run with other settings: {key} \(") as error:
-            loop.resolve(changed, run, "float32")
-        assert "\n" not in str(error.value)
-
-
-def test_auto_is_the_precision_of_the_machine_and_a_run_keeps_its_own(whole):
-    automatic = config("training.precision=auto")
-    for machine in ("mixed_bfloat16", "float32"):
-        assert loop.resolve(automatic, RunFolder("nowhere"), machine).training.precision == machine
-        # A run that began on another machine goes on as it began.
-        assert loop.resolve(automatic, RunFolder(whole), machine) == config()
-    asked = config("training.precision=mixed_bfloat16")
-    with pytest.raises(UserError, match=r"training.precision \(float32 there, mixed_bfloat16 now\)"):
-        loop.resolve(asked, RunFolder(whole), "float32")
-
-
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
     with open(tmp_path / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -398,7 +335,7 @@ def test_splits_without_labels_are_found_at_the_start_and_measured_with_the_null
     loop.check_labels(config(), info, told.append)
     assert told == ["the split test of made is unlabelled: it is measured with the null label"]
     run = RunFolder(tmp_path / "run")
-    loop.train(loop.resolve(config("training.steps=6"), run, "float32"), run, info, CPU)
+    loop.train(config("training.steps=6"), run, info, CPU)
     assert np.isfinite(run.metrics()["validation/loss"]).all()
     with pytest.raises(UserError, match=r"train of made is unlabelled: set network.class_conditioning=none"):
         loop.check_labels(config(), sets["test"], told.append)
@@ -507,7 +444,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(whole, tmp_path
 @pytest.mark.slow
 def test_when_the_minutes_are_over_all_is_saved_and_shown_and_the_run_goes_on(whole, tmp_path):
     run = RunFolder(tmp_path)
-    late = loop.resolve(config("training.minutes=1e-9"), run, "float32")
+    late = config("training.minutes=1e-9")
     assert [loop.train(late, run, INFO, CPU) for _ in range(2)] == [1, 2]
     assert run.checkpoint_steps() == [1, 2] and run.preview(1).exists() and run.preview(2).exists()
     train(tmp_path)
@@ -537,7 +474,7 @@ def test_an_average_that_is_mostly_the_first_weights_is_told_of_once(tmp_path, c
 @pytest.mark.slow
 def test_a_run_bound_by_minutes_tells_of_what_is_left_of_them(tmp_path, capfd):
     run = RunFolder(tmp_path)
-    loop.train(loop.resolve(config("training.minutes=60"), run, "float32"), run, INFO, CPU)
+    loop.train(config("training.minutes=60"), run, INFO, CPU)
     out, err = capfd.readouterr()
     assert "train, 1:00:00 left: 0step" not in err and re.search(
         r"train, (1:00:00|5\d:\d\d) left: 12step", err

@@ -1,0 +1,59 @@
+"""--mode=analyze: a table or figure of the paper, of runs and the data that they learnt from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from pdm_tf.analysis.kinds import report
+from pdm_tf.analysis.subject import Model, Subject
+from pdm_tf.commands.labels import class_numbers
+from pdm_tf.commands.options import (
+    DataOptions,
+    DrawingOptions,
+    OutputOptions,
+    RunOptions,
+    output_folder,
+    run_dirs,
+    sampled_as_asked,
+    trained_data,
+    trained_models,
+)
+from pdm_tf.config.fields import ANALYSES
+from pdm_tf.config.words import setting
+from pdm_tf.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Options(DrawingOptions, OutputOptions, DataOptions, RunOptions):
+    """Make a table or figure of the paper."""
+
+    what: str = setting(
+        ANALYSES[0], "The table or figure of the paper to make of the runs.", choices=ANALYSES
+    )
+    memory_gib: float = setting(
+        2.0,
+        "GiB that a process may have in which the largest batch is looked for (--what=memory).",
+        least=0.1,
+    )
+
+
+def run(options: Options) -> None:
+    """Measures and draws."""
+    first = RunFolder(run_dirs(options)[0])
+    models = []
+    for runs in trained_models(options):
+        config = sampled_as_asked(runs[0].config, options)
+        # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
+        places = [folder.path / "evaluation" for folder in (runs[0].folder, first)]
+        models.append(Model(runs, config, places))
+    subject = Subject(
+        models,
+        trained_data(options, models[0].config.data),
+        options.seed,
+        options.num_samples,
+        options.batch_size(options.num_samples),
+        class_numbers(options.labels, models[0].config),
+        options.memory_gib,
+    )
+    report(options.what, subject, output_folder(options, os.path.join(run_dirs(options)[0], "analysis")))

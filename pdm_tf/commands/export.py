@@ -1,0 +1,62 @@
+"""--mode=export: a SavedModel of a model and a sampler, or a run's weights for other frameworks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pdm_tf.commands.options import (
+    AverageOptions,
+    OutputOptions,
+    RunOptions,
+    last_part,
+    output_folder,
+    overrides,
+    run_dirs,
+    sampled_as_asked,
+    trained_runs,
+)
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.config.words import setting
+from pdm_tf.export import check_free, export_saved_model, export_weights
+from pdm_tf.models import load
+
+FORMATS = ("saved_model", "safetensors")
+
+
+# Each call of an export gives it guidance.
+SamplingInAnExport = overrides(SamplingConfig, without=("guidance", "jit_compile"))
+
+
+@dataclass(frozen=True)
+class Options(AverageOptions, SamplingInAnExport, OutputOptions, RunOptions):
+    """Export a model with its sampler for TensorFlow, or its weights for other frameworks."""
+
+    format: str = setting(
+        FORMATS[0],
+        "A model with its sampler for TensorFlow, or one network's weights alone for other frameworks.",
+        choices=FORMATS,
+    )
+
+    @property
+    def default_out(self) -> str:
+        """exports/<the run's name>."""
+        name = "_".join(map(last_part, run_dirs(self))) + ("_weights" if self.format == "safetensors" else "")
+        return "exports/" + re.sub(r"[][*?\\]", "_", name)  # TensorFlow loads from no folder with these
+
+
+def run(options: Options) -> None:
+    """Writes the export, and prints where it lies."""
+    runs, out = trained_runs(options), output_folder(options, options.default_out)
+    check_free(out)
+    config = sampled_as_asked(runs[0].config, options)
+    if options.format == "safetensors":
+        print(f"weights: {export_weights(runs, config, options.ema_length, out)}")
+        print(f"their names and shapes: {out}/README.md")
+        return
+    model = load(runs, options.ema_length)
+    for origin in model.origin if options.ema_length else ():
+        print(origin["weights"], flush=True)
+    export_saved_model(model._replace(config=config), out)
+    print(f"SavedModel: {out}")
+    print(f"how to call it: {out}/README.md")

@@ -1,0 +1,286 @@
+"""Options that several modes have, and what they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional
+
+from pdm_tf import devices
+from pdm_tf.config.fields import (
+    EMA_LENGTHS,
+    TOGETHER,
+    Config,
+    DataConfig,
+    SamplingConfig,
+    changes,
+    check_sampling,
+)
+from pdm_tf.config.presets import DEFAULT_DATASET, is_named
+from pdm_tf.config.words import leaves, replace, setting
+from pdm_tf.data import DatasetInfo, find_dataset
+from pdm_tf.errors import UserError
+from pdm_tf.ledger import Share
+from pdm_tf.models import Run, check_lengths, read_models, read_runs
+from pdm_tf.paths import as_path
+from pdm_tf.run import PRETRAINED, RunFolder
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run, or runs."""
+
+    dataset: Optional[str] = setting(
+        None,
+        f"The data set, which also picks the preset: {DEFAULT_DATASET} (the default), avatars32, avatars256, "
+        "avatars1024, emoji64, lsun_church, imagenet256, ffhq1024, tfds:NAME, or folder:PATH for a data set "
+        "made by data_tools.",
+    )
+    run_dir: tuple[str, ...] = setting(
+        (),
+        "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate, analyze, export or "
+        "show, also several (the flag repeated, or commas between): the experts of one model; to evaluate, "
+        "analyze or show, models to compare, too.",
+    )
+    split: Optional[str] = setting(
+        None, "Which of imagenet256's two networks; low by default.", choices=("low", "high")
+    )
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set that is asked for, or the default."""
+        return self.dataset or DEFAULT_DATASET
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where data sets lie."""
+
+    data_dir: str = setting("data", "Where named data sets lie; here or gs://.")
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where to compute."""
+
+    strategy: str = setting(
+        "auto", "Where to compute.", choices=("auto", "cpu", "mirrored", "multi_worker", "tpu")
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where to write."""
+
+    out: Optional[str] = setting(
+        None,
+        "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation "
+        "(evaluations/<name> of --samples), <run_dir>/analysis, exports/<the run's name>, or "
+        "exports/<the run's name>_weights.",
+    )
+
+
+@dataclass(frozen=True)
+class AverageOptions:
+    """Which average of the weights."""
+
+    ema_length: Optional[float] = setting(
+        None,
+        "Average the weights over this part of the run, from its snapshots (training.ema_lengths); by "
+        "default training.ema_decay's average.",
+        least=EMA_LENGTHS[0],
+        most=EMA_LENGTHS[1],
+    )
+
+
+def overrides(section: type, default: str = "as the run has it", without: Collection[str] = ()) -> type:
+    """A dataclass of a section's fields, each None where it is not given; `default` is what that means."""
+    fields = []
+    for name, leaf in leaves(section).items():
+        note = f"By default {default or leaf.default}."
+        rule = dataclasses.replace(leaf.rule, help=f"{leaf.rule.help} {note}")
+        if name not in without:
+            field = dataclasses.field(default=None, metadata={"rule": rule})
+            fields.append((name, Optional[leaf.kind], field))
+    return dataclasses.make_dataclass(f"{section.__name__}Overrides", fields, frozen=True)
+
+
+@dataclass(frozen=True)
+class SamplingOptions(overrides(SamplingConfig)):
+    """How to sample, over the run's own settings."""
+
+
+@dataclass(frozen=True)
+class DrawingOptions(SamplingOptions):
+    """What to draw, and how."""
+
+    seed: int = setting(0, "Of everything random.", least=0, below=2**31)
+    num_samples: Optional[int] = setting(16, "Images to draw.", above=0)
+    sample_batch_size: Optional[int] = setting(
+        None, f"Images to draw at a time; {TOGETHER} by default, or all if they are fewer.", above=0
+    )
+    labels: tuple[str, ...] = setting(
+        (),
+        "Labels to draw in turn, numbers or names, with commas between; repeatable, for names with commas. "
+        "By default all, and to evaluate as many of each class as its share of the reference says.",
+    )
+
+    def batch_size(self, count: int, replicas: int = 1) -> int:
+        """How many of `count` images to draw at a time; by default no more than the replicas share."""
+        return self.sample_batch_size or min(TOGETHER, -(-count // replicas) * replicas)
+
+
+def given_fields(section: type, options: Any) -> dict[str, Any]:
+    """The fields of a section among the options that are given."""
+    values = {name: getattr(options, name, None) for name in leaves(section)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def sampled_as_asked(config: Config, options: Any, **defaults: Any) -> Config:
+    """A run's config with the sampling options that are given; `defaults` go before the run's own values.
+
+    Raises:
+      UserError: an option of another sampler, or steps or a weight that cannot work.
+    """
+    given = given_fields(SamplingConfig, options)
+    config = config.replace({"sampling": replace(config.sampling, {**defaults, **given})})
+    sampler = config.sampling.sampler
+    for name in given:
+        owners = leaves(SamplingConfig)[name].rule.of
+        if owners and sampler not in owners:
+            raise UserError(f"--{name} does nothing for --sampler={sampler}: it is for {' or '.join(owners)}")
+    try:
+        check_sampling(config)
+    except UserError as error:  # it names settings, and the user wrote flags
+        raise UserError(str(error).replace("sampling.", "--")) from error
+    return config
+
+
+# --- run folders ----------------------------------------------------------------------------------
+
+
+def default_run_dir(dataset: str, *kinds: Optional[str]) -> str:
+    """runs/<dataset>, and the network and split that were asked for."""
+    name = dataset
+    if dataset.startswith("tfds:"):
+        name = dataset.split(":")[1].replace("/", "-")  # tfds:NAME/CONFIG:VERSION
+    elif dataset.startswith("folder:"):
+        name = last_part(dataset.partition(":")[2])
+    return "_".join([f"runs/{name}", *filter(None, kinds)])
+
+
+def last_part(path: str) -> str:
+    """A folder's own name, also of `.`."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(path)))
+
+
+def run_dirs(options: RunOptions) -> list[str]:
+    """The folders of --run_dir, or the default one; text with commas is several only if it is itself no run.
+
+    Raises:
+      UserError: --run_dir names none.
+    """
+    folders = []
+    for text in options.run_dir:
+        folders += [text] if "," not in text or RunFolder(text).has_config() else text.split(",")
+    folders = [folder for folder in folders if folder]
+    if options.run_dir and not folders:
+        raise UserError(f"--run_dir={','.join(options.run_dir)} names no folder: give a run's")
+    return folders or [default_run_dir(options.dataset_name, options.split)]
+
+
+def trained_dirs(options: RunOptions) -> list[str]:
+    """`run_dirs`; before there is a default one, the folder that ships for its data set, which is said."""
+    folders, dataset = run_dirs(options), options.dataset_name
+    shipped = PRETRAINED / dataset
+    if options.run_dir or not is_named(dataset) or RunFolder(folders[0]).has_config():
+        return folders
+    if not RunFolder(shipped).has_config():
+        return folders
+    print(f"no run in {folders[0]}: using the weights that ship with the project, {shipped}", flush=True)
+    return [str(shipped)]
+
+
+def trained_runs(options: RunOptions) -> list[Run]:
+    """The run, or experts, to draw from."""
+    return read_runs(*trained_dirs(options))
+
+
+def trained_models(options: RunOptions, ema_lengths: Collection[float] = ()) -> list[list[Run]]:
+    """The models to compare, each a list of runs.
+
+    Raises:
+      UserError: they are of different data, or averages of these lengths cannot be made of them.
+    """
+    models = read_models(*trained_dirs(options))
+    for runs in models:
+        check_lengths(runs, ema_lengths)
+        if any(key.startswith("data.") for key in changes(runs[0].config, models[0][0].config)):
+            raise UserError(
+                f"{runs[0].folder} and {models[0][0].folder} are of different data: evaluate one at a time"
+            )
+    return models
+
+
+def output_folder(options: OutputOptions, default: str):
+    """--out, or the mode's default, as a path."""
+    return as_path(options.out or default)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def trained_data(options: RunOptions, data: Optional[DataConfig]) -> DatasetInfo:
+    """The data set that a model learnt from, wherever --dataset says that it lies now; None: --dataset's.
+
+    Raises:
+      UserError: it is not there, or other data are.
+    """
+    name = options.dataset_name if options.dataset or not data else data.dataset
+    info = find_dataset(name, options.data_dir)
+    if data and data.sha256 and data.sha256 != info.sha256:
+        raise UserError(
+            f"{info.directory} holds other data than {data.dataset}, which the model has learnt from: name "
+            "the place where that lies now with --dataset"
+        )
+    return info
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where to draw: a strategy's name, and the share of the batches that this process draws."""
+
+    strategy: str
+    share: Share = Share()
+
+    def is_helper(self, out) -> bool:
+        """Whether worker 0 writes the results and this process has only drawn its share, which is said."""
+        if self.share.number:
+            name = f"worker {self.share.number} of {self.share.workers}"
+            print(f"{name}: its share is drawn; worker 0 writes {out}")
+        return self.share.number > 0
+
+
+def chosen_strategy(options: DeviceOptions) -> str:
+    """--strategy; what "auto" is here is printed."""
+    chosen, reason = devices.choose(options.strategy)
+    if chosen != options.strategy:
+        print(f"strategy: {chosen} ({reason})", flush=True)
+    return chosen
+
+
+def place_to_draw(options: DeviceOptions) -> Place:
+    """The place to draw at; of a cluster's workers each draws its share, alone."""
+    chosen = chosen_strategy(options)
+    if chosen != "multi_worker":
+        return Place(chosen)
+    number, workers = devices.place_in_cluster()
+    chosen = devices.of_this_machine()
+    print(
+        f"strategy: worker {number} of {workers} draws one of every {workers} batches, {chosen}", flush=True
+    )
+    return Place(chosen, Share(number, workers, devices.connect_seconds()))

@@ -1,0 +1,42 @@
+"""--mode=page: a page in the browser, to draw, edit and inpaint with models, and to look inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from pdm_tf.analysis.subject import Model
+from pdm_tf.commands.options import DataOptions, RunOptions, trained_data, trained_dirs
+from pdm_tf.config.words import setting
+from pdm_tf.data import DatasetInfo
+from pdm_tf.errors import UserError
+from pdm_tf.models import read_models
+from pdm_tf.page.studio import Studio
+
+
+@dataclass(frozen=True)
+class Options(RunOptions, DataOptions):
+    """Serve a page in the browser to draw and edit with models."""
+
+    host: str = setting(
+        "127.0.0.1", "The address to serve the page at; by default this machine alone can open it."
+    )
+    port: int = setting(7860, "The port to serve the page at.", least=1, below=2**16)
+
+
+def run(options: Options) -> None:
+    """Serves the page until it is stopped."""
+    from pdm_tf.page import layout  # which alone needs gradio; the flags are listed without it
+
+    models = [Model(runs, runs[0].config, ()) for runs in read_models(*trained_dirs(options))]
+    infos = [data_at_hand(options, model) for model in models]
+    layout.serve(Studio(models, infos), options.host, options.port)
+
+
+def data_at_hand(options: Options, model: Model) -> Optional[DatasetInfo]:
+    """The data that a model learnt from; None, and a note of it, where they are missing."""
+    try:
+        return trained_data(options, model.config.data)
+    except UserError as error:
+        print(f"note: no x* and no pictures of the data: {error}", flush=True)
+        return None

@@ -1,0 +1,87 @@
+"""--mode=sample: draw or edit images with the averaged weights of a run, or of several experts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Optional
+
+from pdm_tf import devices, images
+from pdm_tf.commands.labels import class_numbers
+from pdm_tf.commands.options import (
+    AverageOptions,
+    DeviceOptions,
+    DrawingOptions,
+    OutputOptions,
+    RunOptions,
+    given_fields,
+    output_folder,
+    overrides,
+    place_to_draw,
+    run_dirs,
+    sampled_as_asked,
+    trained_runs,
+)
+from pdm_tf.config.words import require, setting
+from pdm_tf.models import load
+from pdm_tf.sampling import output
+from pdm_tf.sampling.batches import SampleBatches
+from pdm_tf.sampling.edit import Edit
+from pdm_tf.sampling.sampler import Sampler
+
+EditOptions = overrides(Edit, default="")
+
+
+@dataclass(frozen=True)
+class Options(EditOptions, AverageOptions, DrawingOptions, OutputOptions, DeviceOptions, RunOptions):
+    """Draw or edit images."""
+
+    init_image: Optional[str] = setting(None, "An image file to edit.")
+    mask: Optional[str] = setting(None, "A mask file: white where --init_image is to be inpainted.")
+    trajectory: Optional[int] = setting(None, "Also draw x_theta at this many of the steps.", above=0)
+    save_pngs: bool = setting(False, "Write one PNG for each sample too, into the folder pngs of --out.")
+
+
+def run(options: Options) -> None:
+    """Draws, and prints where the files lie; what can be refused is refused before a network is made."""
+    place = place_to_draw(options)
+    runs = trained_runs(options)
+    out = output_folder(options, os.path.join(run_dirs(options)[0], "samples"))
+    config = sampled_as_asked(runs[0].config, options, **({"sampler": "ancestral"} if options.mask else {}))
+    labels = class_numbers(options.labels, config)
+    edit = edit_of(options, config.data.image_shape)
+    with devices.make_strategy(place.strategy).scope():
+        model = load(runs, options.ema_length)
+        sampler = Sampler(model.denoiser, config.sampling, edit)
+    for origin in model.origin if options.ema_length else ():
+        print(origin["weights"], flush=True)
+    count = options.num_samples
+    batch_size = options.batch_size(count, sampler.replicas)
+    draw = SampleBatches(sampler, options.seed, count, batch_size, labels or (), place.share)
+    if options.trajectory and not place.share.number:
+        output.write_trajectory(draw, out, options.trajectory)
+    output.write_images(draw, out, options.save_pngs)
+    if place.is_helper(out):
+        return
+    if options.trajectory:
+        print(f"trajectory: {out}/trajectory.png and {out}/trajectory.gif")
+    print(f"grid: {out}/grid.png")
+    if options.save_pngs:
+        print(f"PNGs: {out}/{output.PNGS}")
+    print(f"samples: {out}/samples.npz")
+
+
+def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:
+    """The image to edit, and how; what is masked begins from pure noise, if nothing else is said.
+
+    Raises:
+      UserError: an option of edits without an image, or a file that does not fit.
+    """
+    given = given_fields(Edit, options)
+    if not options.init_image:
+        require(not options.mask and not given, f"--{next(iter(given), 'mask')} needs an --init_image")
+        return None
+    image = images.from_uint8(images.read_image(options.init_image, shape))
+    if not options.mask:
+        return Edit(image, **given)
+    return Edit(image, images.read_mask(options.mask, shape), **{"strength": 1.0, **given})

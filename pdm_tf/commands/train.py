@@ -1,0 +1,140 @@
+"""--mode=train: train in the run folder, or go on from its newest checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional
+
+from pdm_tf import devices, plots
+from pdm_tf.commands.options import DataOptions, DeviceOptions, RunOptions, chosen_strategy, default_run_dir
+from pdm_tf.config.fields import Config, parse_settings
+from pdm_tf.config.presets import NETWORKS, SIZES, is_named
+from pdm_tf.config.resolve import Given, refuse_other_settings, resolve
+from pdm_tf.config.words import setting, to_lines
+from pdm_tf.data import DatasetInfo, find_dataset
+from pdm_tf.errors import UserError
+from pdm_tf.progress import peak_resident
+from pdm_tf.run import RunFolder
+from pdm_tf.training import loop
+
+# An option that is a setting -> its key.
+SETTINGS = {
+    "seed": "seed",
+    "patch_size": "network.patch_size",
+    "prediction": "diffusion.prediction",
+    "train_steps": "training.steps",
+    "batch_size": "training.batch_size",
+    "grad_accum": "training.grad_accum",
+    "warm_start": "training.warm_start",
+}
+
+
+@dataclass(frozen=True)
+class Options(DeviceOptions, DataOptions, RunOptions):
+    """Train in the run folder, or go on from its newest checkpoint."""
+
+    seed: Optional[int] = setting(None, "Of everything random; 0 by default.", least=0, below=2**31)
+    size: Optional[str] = setting(
+        None,
+        "How large a network for tfds: and folder: data; by default base with an accelerator, else tiny.",
+        choices=SIZES,
+    )
+    network: Optional[str] = setting(
+        None,
+        "The data set's U-Net (the default), a ViT of about its cost, or, for lsun_church, the one of the "
+        "paper's Appendix D.",
+        choices=NETWORKS,
+    )
+    patch_size: Optional[int] = setting(None, "P; picks the preset for lsun_church (2, 4 or 8).", above=0)
+    prediction: Optional[str] = setting(None, "What the network predicts.", choices=("x", "eps", "v"))
+    train_steps: Optional[int] = setting(None, "Steps to train, in all.", above=0)
+    batch_size: Optional[int] = setting(None, "Images a step, over all replicas.", above=0)
+    grad_accum: Optional[int] = setting(None, "Parts that a replica's batch is worked off in.", above=0)
+    warm_start: Optional[str] = setting(None, "Run folder whose averaged weights a new run starts from.")
+    set: tuple[str, ...] = setting((), "Any field of the config, as key=value.")
+
+    @property
+    def given(self) -> Given:
+        """All that is asked of the config."""
+        settings: dict[str, Any] = {key: getattr(self, name) for name, key in SETTINGS.items()}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        settings.update(parse_settings(self.set))
+        return Given(self.dataset_name, self.network, self.size, self.split, settings)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder.
+
+        Raises:
+          UserError: --run_dir names none, or several.
+        """
+        network = self.network if self.network != "unet" else None
+        folders = self.run_dir or (default_run_dir(self.dataset_name, network, self.split),)
+        if len(folders) > 1:
+            raise UserError(f"--run_dir is given {len(folders)} times: a run is trained in one folder")
+        if not folders[0]:
+            raise UserError("--run_dir= names no folder: give a run's")
+        return RunFolder(folders[0])
+
+
+class Plan(NamedTuple):
+    """What to train, where, and a line on why the network is as large as it is, or ""."""
+
+    config: Config
+    run: RunFolder
+    size: str
+
+
+def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
+    """The config that a run trains with on this machine.
+
+    Raises:
+      UserError: something cannot work, or the folder holds a run with other settings.
+    """
+    given, run = options.given, options.folder
+    strategy = devices.choose(options.strategy)[0]
+    earlier = run.config() if run.has_config() else None
+    warm_start = given.settings.get("training.warm_start")
+    parent = RunFolder(warm_start).config() if warm_start and not earlier else None
+    default_size = "base" if devices.has_accelerator(strategy) else "tiny"
+    config = resolve(
+        given,
+        info,
+        default_size,
+        devices.fitting_precision(strategy),
+        earlier=earlier,
+        begun_with=run.given(),
+        parent=parent,
+    )
+    if earlier:
+        refuse_other_settings(earlier, config, run)
+    if is_named(given.dataset):
+        return Plan(config, run, "")
+    if given.size:
+        reason = f"{given.size} (as asked for)"
+    elif earlier or parent:
+        reason = f"as {'the run' if earlier else 'the one that it starts from'} has it"
+    else:
+        devices_text = "an accelerator" if default_size == "base" else "no accelerator"
+        reason = f"{default_size} (there is {devices_text}; --size={'|'.join(SIZES)} chooses)"
+    return Plan(config, run, f"size: {reason}\n")
+
+
+def run(options: Options) -> None:
+    """Trains, and prints where the results lie."""
+    info = find_dataset(options.dataset_name, options.data_dir)
+    config, folder, size = plan(options, info)
+    strategy = devices.make_strategy(chosen_strategy(options))
+    print(to_lines(config) + size, end="", flush=True)
+    if devices.is_chief(strategy) and not folder.has_config():
+        folder.write_given(options.given)
+    step = loop.train(config, folder, info, strategy)
+    if not devices.is_chief(strategy):
+        return
+    plots.loss_curve(folder)
+    print(f"peak memory: {peak_resident() / 2**10:.2f} GiB")
+    print(f"run folder: {folder}")
+    print(f"loss curve: {folder.loss_curve}")
+    print(f"samples: {folder.preview(step)}")
+    if step < config.training.steps:
+        print(f"step {step:,} of {config.training.steps:,}, all saved: run the same command to go on")

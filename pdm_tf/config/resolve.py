@@ -1,0 +1,150 @@
+"""The config that a run trains with: what was given, over all that follows from it, in one function."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pdm_tf.config import presets
+from pdm_tf.config.fields import Config, DataConfig, changes, validate
+from pdm_tf.config.presets import PAPERS, is_named
+from pdm_tf.config.words import check_values, get, leaves
+from pdm_tf.errors import UserError
+
+
+class DataInfo(typing.Protocol):
+    """What the config takes from a data set."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    label_names: tuple[str, ...]
+    sha256: str
+
+
+class Given(NamedTuple):
+    """What a command says of a run; saved as given.json beside config.json, what it was resolved to.
+
+    Attributes:
+      dataset: a named data set, tfds:NAME or folder:PATH.
+      network: one of `presets.NETWORKS`; None: U-Net, or as an earlier part of the run has it.
+      size: one of `presets.SIZES`, for data sets without a preset; None: as fits the machine, or as above.
+      split: "low" or "high" of imagenet256; None: low.
+      settings: values by dotted key of the config.
+    """
+
+    dataset: str
+    network: str | None = None
+    size: str | None = None
+    split: str | None = None
+    settings: Mapping[str, Any] = {}
+
+    def to_json(self) -> str:
+        """The text of given.json."""
+        return json.dumps(self._asdict(), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Given:
+        """Reads `to_json`'s text."""
+        return Given(**json.loads(text))
+
+    def derives_as(self, other: Given) -> bool:
+        """Whether what is chosen here is chosen there too."""
+        pairs = ((self.network, other.network), (self.size, other.size), (self.split, other.split))
+        return all(here in (None, there) for here, there in pairs)
+
+
+def resolve(
+    given: Given,
+    info: DataInfo | None = None,
+    default_size: str = "tiny",
+    precision: str = "float32",
+    *,
+    earlier: Config | None = None,
+    begun_with: Given | None = None,
+    parent: Config | None = None,
+) -> Config:
+    """The validated config that training uses. Each layer goes over those before it:
+
+    1. the fields' defaults;
+    2. the data set's experiment, or for other data a network of a size that fits the images;
+    3. the data's own class names and digest;
+    4. another network than its U-Net, with the process and rate that it is trained with;
+    5. of a new run that starts from another's weights: that run's network, for data without a preset;
+       of a run that goes on: what it derived when it began, on whatever machine and for whatever length;
+    6. what was given;
+    7. periods and warm-up that fit the length, where they are not given, but for the paper's experiments;
+    8. the machine's precision, in place of "auto".
+
+    Args:
+      given: what the command says.
+      info: describes the data set; None for a named one that is not at hand.
+      default_size: the size for data without a preset.
+      precision: what "auto" is on this machine.
+      earlier: the config of the run's earlier part, if there is one.
+      begun_with: what was given for that; None: its folder has no given.json.
+      parent: the config of the run whose weights a new run starts from.
+    Raises:
+      UserError: something cannot work. Whether the earlier part goes on with it: `refuse_other_settings`.
+    """
+    settings = {**given.settings}
+    check_values(Config, settings)
+    if settings.get("training.precision") == "auto":
+        del settings["training.precision"]
+    if earlier is not None:
+        settings = {**_derived(earlier, given, begun_with), **settings}
+    elif parent is not None and _inherits_network(given, parent):
+        network = {key: get(parent, key) for key in leaves(Config) if key.startswith("network.")}
+        settings = {**network, **settings}
+
+    if is_named(given.dataset):
+        if given.size:
+            raise UserError(
+                f"--size={given.size} is for tfds: and folder: data, and {given.dataset} has a network of "
+                "its own: leave it out"
+            )
+        config = presets.preset(given.dataset, settings.get("network.patch_size"), given.split)
+        if info:
+            config = config.replace({"data.label_names": info.label_names, "data.sha256": info.sha256})
+    else:
+        presets.refuse_split(given.dataset, given.split)
+        data = DataConfig(
+            given.dataset, info.image_shape, info.num_classes, info.label_names, sha256=info.sha256
+        )
+        config = presets.sized_preset(given.size or default_size, data, settings)
+    config = config.replace(settings)
+    config = config.replace(presets.network_settings(given.network or "unet", config)).replace(settings)
+    if given.dataset not in PAPERS:
+        config = presets.fitted_to_length(config, settings)
+    if config.training.precision == "auto":
+        config = config.replace({"training.precision": precision})
+    return validate(config)
+
+
+def _derived(earlier: Config, given: Given, begun_with: Given | None) -> dict[str, Any]:
+    """What the earlier part derived and may not change; its data are looked at, and not taken from it."""
+    kept = {"training.warm_start": earlier.training.warm_start}  # the record of how it began
+    begun_with = begun_with or Given(given.dataset)
+    if given.derives_as(begun_with):
+        fixed = [key for key, leaf in leaves(Config).items() if not leaf.rule.may_change]
+        derived = [key for key in fixed if not key.startswith("data.") and key not in begun_with.settings]
+        kept.update({key: get(earlier, key) for key in derived})
+    return kept
+
+
+def _inherits_network(given: Given, parent: Config) -> bool:
+    kind = "vit" if given.network not in (None, "unet") else "unet"
+    return parent.network.kind == kind and not is_named(given.dataset) and not given.size
+
+
+def refuse_other_settings(earlier: Config, config: Config, folder: object) -> None:
+    """Raises UserError if the run in a folder cannot go on with `config`: what may not change has changed."""
+    known = leaves(Config)
+    changed = changes(earlier, config).items()
+    fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed if not known[k].rule.may_change]
+    if fixed:
+        raise UserError(
+            f"{folder} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume "
+            "it, or another folder"
+        )

@@ -1,0 +1,196 @@
+"""The config that a run trains with: what was given, what follows from it, what a run that goes on keeps."""
+
+import typing
+
+import pytest
+
+from pdm_tf.config.fields import Config, parse_settings
+from pdm_tf.config.presets import PAPERS
+from pdm_tf.config.resolve import Given, refuse_other_settings, resolve
+from pdm_tf.config.words import differences, get, leaves
+from pdm_tf.errors import UserError
+from pdm_tf.run import RunFolder
+
+
+class Info:
+    """A data set of labelled images."""
+
+    sha256: str = ""
+    num_classes = 2
+    label_names = ("cat", "dog")
+
+    def __init__(self, shape=(64, 64, 3)):
+        self.image_shape = shape
+
+
+OTHER = "folder:x"
+
+
+def given(dataset="avatars64", *settings, **choices) -> Given:
+    return Given(dataset, settings=parse_settings(settings), **choices)
+
+
+def resolved(dataset="avatars64", *settings, size=None, network=None, **situation) -> Config:
+    return resolve(given(dataset, *settings, size=size, network=network), Info(), **situation)
+
+
+def going_on(first: Given, now: Given, **machine) -> Config:
+    """The config of the second part of a run."""
+    earlier = resolve(first, Info(), **machine)
+    config = resolve(now, Info(), earlier=earlier, begun_with=first)
+    refuse_other_settings(earlier, config, "runs/a")
+    return config
+
+
+@pytest.mark.parametrize("dataset, patch_size", [(OTHER, 1), (OTHER, 8), ("emoji64", 8), ("lsun_church", 16)])
+def test_a_patch_size_that_is_given_is_the_network_s(dataset, patch_size):
+    assert resolved(dataset, f"network.patch_size={patch_size}").network.patch_size == patch_size
+
+
+def test_a_patch_size_picks_the_paper_s_network_for_it():
+    assert resolved("lsun_church", "network.patch_size=8").network.channel_multipliers == (1, 1.5, 2)
+
+
+def test_other_data_get_a_network_of_a_size():
+    assert resolved(OTHER) == resolved(OTHER, size="tiny") != resolved(OTHER, size="small")
+    assert resolved(OTHER, default_size="base") == resolved(OTHER, size="base")
+    with pytest.raises(UserError, match="--size=tiny is for tfds: and folder: data, and avatars64 has a"):
+        resolved(size="tiny")
+    with pytest.raises(UserError, match="--split=low is for imagenet256"):
+        resolve(Given(OTHER, split="low"), Info())
+
+
+def test_what_is_given_comes_last_and_the_rest_is_the_preset():
+    config = resolved("avatars64", "seed=3", "training.batch_size=16", "diffusion.prediction=v")
+    assert set(differences(config, resolved())) == {"seed", "training.batch_size", "diffusion.prediction"}
+    vit = resolved("avatars64", "network.depth=3", "network.class_tokens_from=1", network="vit")
+    assert vit.network.kind == "vit" and vit.network.depth == 3
+
+
+def test_names_and_digest_are_those_of_the_data_at_hand():
+    assert resolved("emoji64").data.label_names == ("cat", "dog")
+    assert resolve(Given("ffhq1024")).data.label_names == ()
+
+
+def test_only_the_paper_s_experiments_are_not_fitted_to_their_length():
+    for dataset in ("emoji64", "lsun_church"):
+        warmup = resolved(dataset, "training.steps=100").optimizer.warmup_steps
+        assert (warmup > 10) == (dataset in PAPERS)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("data.image_shape=0,0,3", "above 0"),
+        ("network.patch_size=0", "above 0"),
+        ("training.log_every=0", "above 0"),
+        ("training.steps_per_execution=0", "above 0"),
+        ("network.channel_multipliers=", "is empty"),
+        ("optimizer.learning_rate=inf", "use a finite number"),
+    ],
+)
+@pytest.mark.parametrize("dataset", [OTHER, "emoji64", "lsun_church"])
+def test_values_that_nothing_can_be_derived_from_are_refused(dataset, setting, message):
+    with pytest.raises(UserError, match=message):
+        resolved(dataset, setting)
+
+
+# --- a run that goes on ---------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_what_it_derived_on_another_machine_and_for_another_length():
+    first = given(OTHER, "training.steps=300")
+    began = resolve(first, Info(), default_size="base", precision="mixed_bfloat16")
+    longer = going_on(
+        first, given(OTHER, "training.steps=9000"), default_size="base", precision="mixed_bfloat16"
+    )
+    assert longer.training.steps == 9000
+    changed = set(differences(began, longer))
+    assert changed and all(leaves(Config)[key].rule.may_change for key in changed)
+
+
+@pytest.mark.parametrize("dataset", [OTHER, "emoji64"])
+def test_a_vit_goes_on_by_a_command_that_does_not_name_it(dataset):
+    first = given(dataset, network="vit")
+    assert going_on(first, given(dataset)) == going_on(first, first) == resolve(first, Info())
+
+
+@pytest.mark.parametrize(
+    "first, now, changed",
+    [
+        (given(OTHER, size="base"), given(OTHER, size="tiny"), "network."),
+        (given("emoji64", network="vit"), given("emoji64", network="unet"), "network.kind"),
+        (given("emoji64", "optimizer.beta_2=0.9"), given("emoji64"), r"beta_2 \(0.9 there, 0.99 now\)"),
+        (given("emoji64"), given("emoji64", "optimizer.beta_2=0.9"), r"beta_2 \(0.99 there, 0.9 now\)"),
+        (given("emoji64"), given("avatars64"), "data.dataset"),
+        (given("emoji64"), given("emoji64", "training.precision=mixed_bfloat16"), "training.precision"),
+    ],
+)
+def test_what_contradicts_the_run_is_refused(first, now, changed):
+    with pytest.raises(UserError, match=f"runs/a holds a run with other settings: .*{changed}") as error:
+        going_on(first, now)
+    assert "give the same ones to resume it" in str(error.value)
+
+
+def test_a_folder_without_given_json_goes_on_too():
+    earlier = resolved("emoji64", "training.steps=100", "optimizer.beta_2=0.9", precision="mixed_bfloat16")
+    config = resolve(given("emoji64"), Info(), earlier=earlier)
+    refuse_other_settings(earlier, config, "runs/a")
+    assert config.optimizer.beta_2 == 0.9 and config.training.steps == 30_000
+
+
+def test_the_record_of_a_warm_start_stays():
+    earlier = resolved("emoji64", "training.warm_start=a")
+    for settings in ((), ("training.warm_start=a",)):
+        assert resolve(given("emoji64", *settings), Info(), earlier=earlier).training.warm_start == "a"
+
+
+def test_what_was_given_is_kept_in_the_run_folder(tmp_path):
+    run, first = RunFolder(tmp_path), given("emoji64", "network.channel_multipliers=1,2", network="vit")
+    assert run.given() is None
+    run.write_given(first)
+    assert run.given().derives_as(first) and set(run.given().settings) == {"network.channel_multipliers"}
+    run.given_file.write_text("{")
+    with pytest.raises(UserError, match=r"given.json is damaged"):
+        run.given()
+
+
+def another(leaf, value):
+    """A value that the leaf's rule allows, other than `value`; of a lone choice, one that is yet to come."""
+    rule, parts = leaf.rule, typing.get_args(leaf.kind)
+    if rule.choices == (value,):
+        return f"another {value}"
+    if rule.choices:
+        others = rule.choices
+    elif leaf.kind is bool:
+        others = [not value]
+    elif leaf.kind is str:
+        others = [value + "x"]
+    elif leaf.kind in (int, float):
+        others = [value + 1, value - 1, (value + 1) / 2 if leaf.kind is float else value // 2]
+    else:
+        others = [(*value, parts[0](1)), value[:-1]] if Ellipsis in parts else [value[::-1]]
+    return next(other for other in others if other != value and not rule.problem(other))
+
+
+def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it():
+    config = resolved()
+    for key, leaf in leaves(Config).items():
+        changed = config.replace({key: another(leaf, get(config, key))})
+        assert Config.from_json(changed.to_json()) == changed
+        if leaf.rule.may_change:
+            refuse_other_settings(config, changed, "runs/a")
+        else:
+            with pytest.raises(UserError, match=rf"runs/a holds a run with other settings: {key} \("):
+                refuse_other_settings(config, changed, "runs/a")
+
+
+# --- a run that starts from another's weights -----------------------------------------------------
+
+
+def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():
+    parent = resolved(OTHER, "training.steps=300", "network.patch_size=4", size="small")
+    child = resolved(OTHER, parent=parent)
+    assert child.network == parent.network and child.optimizer == resolved(OTHER).optimizer
+    assert resolved(OTHER, size="base", parent=parent) == resolved(OTHER, size="base")
+    assert resolved(parent=parent) == resolved()  # a data set with a network of its own
