@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from pdm_tf.analysis.kinds import report
-from pdm_tf.analysis.subject import Model, Subject
+from pdm_tf.analysis.subject import Subject
 from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import (
     DataOptions,
@@ -15,7 +15,6 @@ from pdm_tf.commands.options import (
     RunOptions,
     output_folder,
     run_dirs,
-    sampled_as_asked,
     trained_data,
     trained_models,
 )
@@ -40,13 +39,7 @@ class Options(DrawingOptions, OutputOptions, DataOptions, RunOptions):
 
 def run(options: Options) -> None:
     """Measures and draws."""
-    first = RunFolder(run_dirs(options)[0])
-    models = []
-    for runs in trained_models(options):
-        config = sampled_as_asked(runs[0].config, options)
-        # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
-        places = [folder.path / "evaluation" for folder in (runs[0].folder, first)]
-        models.append(Model(runs, config, places))
+    models = trained_models(options)
     subject = Subject(
         models,
         trained_data(options, models[0].config.data),
@@ -55,5 +48,7 @@ def run(options: Options) -> None:
         options.batch_size(options.num_samples),
         class_numbers(options.labels, models[0].config),
         options.memory_gib,
+        # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
+        [RunFolder(run_dirs(options)[0]).evaluation],
     )
     report(options.what, subject, output_folder(options, os.path.join(run_dirs(options)[0], "analysis")))

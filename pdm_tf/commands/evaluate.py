@@ -24,19 +24,18 @@ from pdm_tf.commands.options import (
     output_folder,
     place_to_draw,
     run_dirs,
-    sampled_as_asked,
     trained_data,
+    trained_model,
     trained_models,
-    trained_runs,
 )
-from pdm_tf.config.fields import Config, DataConfig
+from pdm_tf.config.fields import DataConfig
 from pdm_tf.config.words import setting
 from pdm_tf.data import held_out_split, uint8_batches
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references, report, subjects
 from pdm_tf.evaluation.features import Detector, load_detector
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, report_bits, ways_from
-from pdm_tf.models import Run, load
+from pdm_tf.models import Model
 from pdm_tf.paths import as_path
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
@@ -101,19 +100,19 @@ def run(options: Options) -> None:
     lengths = tuple(dict.fromkeys(options.ema))
     detector = load_detector(options.detector, options.inception)
     out = output_folder(options, options.default_out)
-    models = [] if options.samples and not options.run_dir else trained_models(options, lengths)
-    configs = [sampled_as_asked(runs[0].config, options) for runs in models]
-    for config in configs:
-        class_numbers(options.labels, config)
+    models = [] if options.samples and not options.run_dir else trained_models(options)
+    for model in models:
+        model.check_ema_lengths(lengths)
+        class_numbers(options.labels, model.config)
     place = place_to_draw(options) if models else Place("cpu")
-    reference, held_out = reference_of(options, detector, configs[0].data if configs else None)
+    reference, held_out = reference_of(options, detector, models[0].config.data if models else None)
     rows = []
     for path in options.samples:
         with looking_at(path) as bar:
             rows.append(subjects.of_path(detector, path, bar.update))
     several = len(models) > 1 or len(lengths) > 1
-    for runs, config in zip(models, configs):
-        rows += drawn_rows(options, detector, reference, runs, lengths, config, out, several, place)
+    for model in models:
+        rows += drawn_rows(options, detector, reference, model, lengths, out, several, place)
     if place.is_helper(out):
         return
     report.report(detector, reference, rows, out, stack.versions(), held_out)
@@ -123,8 +122,8 @@ def run(options: Options) -> None:
 
 def measure_likelihood(options: Options) -> None:
     """Bits per dimension of a model on its held-out split (Section 4.1)."""
-    runs = trained_runs(options)
-    config = sampled_as_asked(runs[0].config, options)
+    model = trained_model(options)
+    config = model.config
     info = trained_data(options, config.data)
     split = held_out_split(info)
     if split is None:
@@ -136,13 +135,12 @@ def measure_likelihood(options: Options) -> None:
     count = min(options.num_samples or images, images)
     out = output_folder(options, options.default_out)
     with devices.make_strategy(strategy).scope():
-        model = load(runs)
         likelihood = Likelihood(model.denoiser, ways_from(config.sampling.variance))
     batches = held_out_batches(info, split, config.data.image_shape, options.batch_size(count), count)
     kept = out / ".unfinished-likelihood"
     bits = likelihood(batches, seed=options.seed, strata=options.strata, count=count, folder=kept)
-    about = {"split": split, "seed": options.seed, "origin": model.origin, "strategy": strategy}
-    report_bits(bits, out, {**about, "stack": stack.versions()})
+    about = {"split": split, "seed": options.seed, "origin": model.origin, "digest": model.digest}
+    report_bits(bits, out, {**about, "strategy": strategy, "stack": stack.versions()})
     remove_tree(kept)
 
 
@@ -171,17 +169,17 @@ def drawn_rows(
     options: Options,
     detector: Detector,
     reference: Any,
-    runs: Sequence[Run],
+    model: Model,
     lengths: Sequence[float],
-    config: Config,
     out: Path,
     several: bool,
     place: Place,
 ):
     """The table's row of a model's own samples, or one for each of the lengths of its averages."""
+    config = model.config
+    model.use_ema_length(next(iter(lengths), None))
     with devices.make_strategy(place.strategy).scope():
-        loaded = load(runs, next(iter(lengths), None))
-        sampler = Sampler(loaded.denoiser, config.sampling)
+        sampler = Sampler(model.denoiser, config.sampling)
     count = options.num_samples or 500
     how, labels = "in turn", class_numbers(options.labels, config)
     if not labels:
@@ -192,7 +190,7 @@ def drawn_rows(
     batch_size = options.batch_size(count, sampler.replicas)
     draw = SampleBatches(sampler, options.seed, count, batch_size, labels, place.share)
     about = {"sampling": dataclasses.asdict(config.sampling), "labels": how, "strategy": place.strategy}
-    return subjects.of_averages(detector, runs, loaded, draw, lengths, out, about, several)
+    return subjects.of_averages(detector, model, draw, lengths, out, about, several)
 
 
 def looking_at(name: str, count: Optional[int] = None):

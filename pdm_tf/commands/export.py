@@ -13,13 +13,12 @@ from pdm_tf.commands.options import (
     output_folder,
     overrides,
     run_dirs,
-    sampled_as_asked,
-    trained_runs,
+    trained_model,
+    use_asked_average,
 )
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import setting
 from pdm_tf.export import check_free, export_saved_model, export_weights
-from pdm_tf.models import load
 
 FORMATS = ("saved_model", "safetensors")
 
@@ -47,16 +46,13 @@ class Options(AverageOptions, SamplingInAnExport, OutputOptions, RunOptions):
 
 def run(options: Options) -> None:
     """Writes the export, and prints where it lies."""
-    runs, out = trained_runs(options), output_folder(options, options.default_out)
+    model, out = trained_model(options), output_folder(options, options.default_out)
     check_free(out)
-    config = sampled_as_asked(runs[0].config, options)
     if options.format == "safetensors":
-        print(f"weights: {export_weights(runs, config, options.ema_length, out)}")
+        print(f"weights: {export_weights(model, options.ema_length, out)}")
         print(f"their names and shapes: {out}/README.md")
         return
-    model = load(runs, options.ema_length)
-    for origin in model.origin if options.ema_length else ():
-        print(origin["weights"], flush=True)
-    export_saved_model(model._replace(config=config), out)
+    use_asked_average(model, options)
+    export_saved_model(model, out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")

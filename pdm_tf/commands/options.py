@@ -23,7 +23,7 @@ from pdm_tf.config.words import leaves, replace, setting
 from pdm_tf.data import DatasetInfo, find_dataset
 from pdm_tf.errors import UserError
 from pdm_tf.ledger import Share
-from pdm_tf.models import Run, check_lengths, read_models, read_runs
+from pdm_tf.models import Model, models_from_folders, origin_text
 from pdm_tf.paths import as_path
 from pdm_tf.run import PRETRAINED, RunFolder
 
@@ -203,25 +203,32 @@ def trained_dirs(options: RunOptions) -> list[str]:
     return [str(shipped)]
 
 
-def trained_runs(options: RunOptions) -> list[Run]:
-    """The run, or experts, to draw from."""
-    return read_runs(*trained_dirs(options))
+def trained_model(options: RunOptions, **defaults: Any) -> Model:
+    """The model of the run, or experts, to draw from, sampled as asked (`sampled_as_asked`)."""
+    model = Model.from_folders(*trained_dirs(options))
+    model.config = sampled_as_asked(model.config, options, **defaults)
+    return model
 
 
-def trained_models(options: RunOptions, ema_lengths: Collection[float] = ()) -> list[list[Run]]:
-    """The models to compare, each a list of runs.
+def trained_models(options: RunOptions) -> list[Model]:
+    """The models to compare, sampled as asked.
 
     Raises:
-      UserError: they are of different data, or averages of these lengths cannot be made of them.
+      UserError: they are of different data.
     """
-    models = read_models(*trained_dirs(options))
-    for runs in models:
-        check_lengths(runs, ema_lengths)
-        if any(key.startswith("data.") for key in changes(runs[0].config, models[0][0].config)):
-            raise UserError(
-                f"{runs[0].folder} and {models[0][0].folder} are of different data: evaluate one at a time"
-            )
+    models = models_from_folders(*trained_dirs(options))
+    for model in models:
+        if any(key.startswith("data.") for key in changes(model.config, models[0].config)):
+            raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
+        model.config = sampled_as_asked(model.config, options)
     return models
+
+
+def use_asked_average(model: Model, options: AverageOptions) -> None:
+    """Has the model use the average of --ema_length, which is described, if that is given."""
+    model.use_ema_length(options.ema_length)
+    for origin in model.origin if options.ema_length else ():
+        print(origin_text(origin), flush=True)
 
 
 def output_folder(options: OutputOptions, default: str):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from pdm_tf.analysis.subject import Model
 from pdm_tf.commands.options import DataOptions, RunOptions, trained_data, trained_dirs
 from pdm_tf.config.words import setting
 from pdm_tf.data import DatasetInfo
 from pdm_tf.errors import UserError
-from pdm_tf.models import read_models
+from pdm_tf.models import Model, models_from_folders
 from pdm_tf.page.studio import Studio
 
 
@@ -28,7 +27,7 @@ def run(options: Options) -> None:
     """Serves the page until it is stopped."""
     from pdm_tf.page import layout  # which alone needs gradio; the flags are listed without it
 
-    models = [Model(runs, runs[0].config, ()) for runs in read_models(*trained_dirs(options))]
+    models = models_from_folders(*trained_dirs(options))
     infos = [data_at_hand(options, model) for model in models]
     layout.serve(Studio(models, infos), options.host, options.port)
 

@@ -19,11 +19,10 @@ from pdm_tf.commands.options import (
     overrides,
     place_to_draw,
     run_dirs,
-    sampled_as_asked,
-    trained_runs,
+    trained_model,
+    use_asked_average,
 )
 from pdm_tf.config.words import require, setting
-from pdm_tf.models import load
 from pdm_tf.sampling import output
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.edit import Edit
@@ -45,16 +44,13 @@ class Options(EditOptions, AverageOptions, DrawingOptions, OutputOptions, Device
 def run(options: Options) -> None:
     """Draws, and prints where the files lie; what can be refused is refused before a network is made."""
     place = place_to_draw(options)
-    runs = trained_runs(options)
+    model = trained_model(options, **({"sampler": "ancestral"} if options.mask else {}))
     out = output_folder(options, os.path.join(run_dirs(options)[0], "samples"))
-    config = sampled_as_asked(runs[0].config, options, **({"sampler": "ancestral"} if options.mask else {}))
-    labels = class_numbers(options.labels, config)
-    edit = edit_of(options, config.data.image_shape)
+    labels = class_numbers(options.labels, model.config)
+    edit = edit_of(options, model.config.data.image_shape)
     with devices.make_strategy(place.strategy).scope():
-        model = load(runs, options.ema_length)
-        sampler = Sampler(model.denoiser, config.sampling, edit)
-    for origin in model.origin if options.ema_length else ():
-        print(origin["weights"], flush=True)
+        use_asked_average(model, options)
+        sampler = Sampler(model.denoiser, model.config.sampling, edit)
     count = options.num_samples
     batch_size = options.batch_size(count, sampler.replicas)
     draw = SampleBatches(sampler, options.seed, count, batch_size, labels or (), place.share)

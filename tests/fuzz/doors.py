@@ -344,7 +344,7 @@ def _stop_before_compute() -> None:
         raise Reached
 
     devices.make_strategy = describe.describe_network = analyze.report = page.Studio = reached
-    export.load = export.export_weights = references.of_split = references.of_path = reached
+    export.use_asked_average = export.export_weights = references.of_split = references.of_path = reached
     load, loaded = evaluate.load_detector, []
 
     def load_once(name, inception):
