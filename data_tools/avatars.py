@@ -9,7 +9,6 @@ All faces differ, so that none is held out and also learnt from. The output's RE
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import subprocess
@@ -23,12 +22,20 @@ from data_tools.shards import Item
 from pdm_tf.atomic import atomic_folder, atomic_text
 from pdm_tf.errors import UserError, one_line, run
 
-DICEBEAR, RESVG = "9.4.3", "2.6.2"
+DICEBEAR = "9.4.3"
+RESVG = "2.6.2"
 # Of DiceBear's styles those in CC0 or CC BY 4.0 that look like a face at 64 and at 256 pixels.
 STYLES = (
-    "adventurer", "big-ears", "big-smile", "lorelei", "micah", "open-peeps", "personas", "pixel-art",
+    "adventurer",
+    "big-ears",
+    "big-smile",
+    "lorelei",
+    "micah",
+    "open-peeps",
+    "personas",
+    "pixel-art",
     "toon-head",
-)  # fmt: skip
+)
 PACKAGES = {f"@dicebear/{name}": DICEBEAR for name in ("core", *STYLES)} | {"@resvg/resvg-js": RESVG}
 CACHE = Path.home() / ".cache" / "pdm_tf" / f"dicebear-{DICEBEAR}-resvg-{RESVG}"
 SCRIPT = Path(__file__).with_suffix(".mjs")
@@ -175,15 +182,12 @@ pixels. Who passes these images on names the artists of the CC BY styles, as thi
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = convert.tool_parser(
+        __doc__, "--packages", default=CACHE, help="folder for what npm fetches, default in ~/.cache/pdm_tf"
+    )
     parser.add_argument("--size", type=int, default=64, help="pixels of a side, 16 to 2048; default 64")
     parser.add_argument("--count", type=int, default=20_000, help="training images, default 20000")
     parser.add_argument("--held_out", type=int, default=2000, help="images held out, default 2000")
-    parser.add_argument(
-        "--packages", dest="input", default=CACHE,
-        help="folder for what npm fetches, default in ~/.cache/pdm_tf",
-    )  # fmt: skip
-    convert.add_arguments(parser)
     parser.set_defaults(validation_fraction=None, shard_mb=16)
     arguments = parser.parse_args(argv)
     size, count, held_out = arguments.size, arguments.count, arguments.held_out
@@ -193,10 +197,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--size={size}: must be in 16..2048")
     if count < 1 or held_out < 0:
         raise UserError("--count must be at least 1, and --held_out at least 0")
-    here = ("input", "output", "workers")  # what differs from machine to machine, and makes no other data
+    here = ("input", "output", "workers")  # differ from machine to machine, and make no other data
+    first = ("size", "count", "held_out")
     flags = [
         f" --{key} {value}"
-        for key, value in vars(arguments).items()
+        for key, value in sorted(vars(arguments).items(), key=lambda pair: pair[0] not in first)
         if key not in here and value != parser.get_default(key)
     ]
     arguments.validation_fraction = held_out / (count + held_out)
@@ -205,14 +210,11 @@ def main(argv: list[str] | None = None) -> None:
     install(arguments.input)
     items, styles = list_items(arguments.input, count + held_out)
     name = f"avatars{size}"
-    target = convert.Target(
-        name=name,
-        height=size,
-        width=size,
-        label_names=STYLES,
-        description=f"Faces of {len(STYLES)} styles, drawn by DiceBear {DICEBEAR} and resvg {RESVG};"
-        " README.md names their artists.",
+    description = (
+        f"Faces of {len(STYLES)} styles, drawn by DiceBear {DICEBEAR} and resvg {RESVG};"
+        " README.md names their artists."
     )
+    target = convert.Target(name, (size, size, 3), description, STYLES)
     convert.convert(items, functools.partial(load, packages=arguments.input, size=size), target, options)
     atomic_text(options.output / "README.md", card(name, size, count, held_out, "".join(flags), styles))
 

@@ -13,29 +13,30 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import multiprocessing
 import os
+import pathlib
 import random
-import shutil
 import signal
 import sys
+import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection as mp_connection
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils.epath import Path
 from PIL import Image
-from tqdm import tqdm
 
-from data_tools import shards
-from data_tools.shards import Encoder, Item, Task
-from pdm_tf.atomic import atomic_json, atomic_text, remove_tree, sha256, sole_writer
+from data_tools.shards import Encoder, Item, Task, write_shard
+from pdm_tf.atomic import atomic_json, atomic_text, free_bytes, remove_tree, sha256, sole_writer
 from pdm_tf.data import describe_directory
 from pdm_tf.errors import UserError, one_line
-from pdm_tf.images import PILLOW_MODES, ImageError
-from pdm_tf.paths import as_path, is_remote, local_path, size_of
+from pdm_tf.images import ImageError
+from pdm_tf.paths import as_path, local_path, size_of
 from pdm_tf.progress import bar
 
 MANIFEST = "manifest.json"
@@ -48,7 +49,7 @@ SHOWN_CLASSES = 30
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every tool lets its user choose; see `add_arguments`."""
+    """The flags that all the tools share; see `tool_parser`."""
 
     output: Path
     encoding: str
@@ -64,25 +65,27 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The data set to make: TFDS name, image size, class names (None: unlabelled), a line about it."""
+    """The data set to make: TFDS name, image shape (H, W, C), description, class names (None: unlabelled)."""
 
     name: str
-    height: int
-    width: int
-    label_names: Sequence[str] | None
+    image_shape: tuple[int, int, int]
     description: str
-    channels: int = 3
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.height, self.width, self.channels
+    label_names: Sequence[str] | None = None
 
 
 # --- the command line ----------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that all the tools share."""
+def tool_parser(doc: str, flag: str = "--input", **options: Any) -> argparse.ArgumentParser:
+    """Command line of a tool: its input's flag, and those that all the tools share.
+
+    Args:
+      doc: the tool's docstring, whose first line describes it.
+      flag, options: of the input, as `add_argument` takes them.
+    """
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    required = "default" not in options
+    parser.add_argument(flag, dest="input", required=required, **options)
     add = functools.partial(parser.add_argument_group("all the tools").add_argument, metavar="VALUE")
     add("--output", required=True, help="folder of the data set, here or gs://; run again to resume")
     add("--encoding", choices=("png", "jpeg"), default="png", help="png (lossless, default) or jpeg")
@@ -94,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=os.cpu_count(), help="processes, default one a core")
     add("--on_error", choices=("fail", "skip"), default="fail", help="at unreadable images")
     add("--max_megapixels", type=float, default=179, help="size of the largest image to read, default 179")
+    return parser
 
 
 def options_from(arguments: argparse.Namespace) -> Options:
@@ -105,44 +109,36 @@ def options_from(arguments: argparse.Namespace) -> Options:
     arguments.input, arguments.output = local_path(arguments.input), as_path(arguments.output)
     names = [field.name for field in dataclasses.fields(Options)]
     options = Options(**{name: getattr(arguments, name) for name in names})
-    if not 0 <= options.validation_fraction < 1:
-        raise UserError(f"--validation_fraction={options.validation_fraction}: must be in [0, 1)")
-    if not 1 <= options.jpeg_quality <= 100:
-        raise UserError(f"--jpeg_quality={options.jpeg_quality}: must be in 1..100")
-    if options.shard_mb <= 0:
-        raise UserError(f"--shard_mb={options.shard_mb}: must be above 0")
-    if options.max_megapixels <= 0:
-        raise UserError(f"--max_megapixels={options.max_megapixels}: must be above 0")
-    if options.workers < 1:
-        raise UserError(f"--workers={options.workers}: must be at least 1")
+    for name, fits, rule in (
+        ("validation_fraction", 0 <= options.validation_fraction < 1, "in [0, 1)"),
+        ("jpeg_quality", 1 <= options.jpeg_quality <= 100, "in 1..100"),
+        ("shard_mb", 0 < options.shard_mb < math.inf, "above 0"),
+        ("max_megapixels", 0 < options.max_megapixels < math.inf, "above 0"),
+        ("workers", options.workers >= 1, "at least 1"),
+    ):
+        if not fits:
+            raise UserError(f"--{name}={getattr(options, name)}: must be {rule}")
     return options
 
 
-# What the first bytes of a file say that is not what a tool takes -> what to do with it.
-OTHER_KINDS = {
-    b"PK": "is a zip archive: unpack it first",
-    b"\x1f\x8b": "is compressed by gzip: unpack it first",
-    b"BZh": "is compressed by bzip2: unpack it first",
-    b"\xfd7zXZ": "is compressed by xz: unpack it first",
-    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
-    b"7z\xbc\xaf": "is a 7z archive: unpack it first",
-    b"Rar!": "is a rar archive: unpack it first",
-    b"\x89PNG": "is a single image: give the folder that it lies in",
-    b"\xff\xd8": "is a single image: give the folder that it lies in",
-    b"<": "is a web page, such as a server sends in place of a file: fetch it again",
-}
+# First bytes of files that no tool takes -> the kind of file, and the remedy.
+PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
+PICTURES = (b"\x89PNG", b"\xff\xd8")
 
 
-def other_kind(path: Path) -> str | None:
-    """A line of what a file is, and what to do, if its first bytes show that it is not what a tool takes."""
+def other_kind(path: pathlib.Path) -> str | None:
+    """A line on a file and its remedy, if its first bytes show that it is not what a tool takes."""
     with path.open("rb") as file:
         begin = file.read(512)
-    if begin[257:262] == b"ustar":
-        return f"{path} is a tar archive: unpack it first"
     if not begin:
         return f"{path} is empty: fetch it again"
-    found = (f"{path} {what}" for magic, what in OTHER_KINDS.items() if begin.lstrip().startswith(magic))
-    return next(found, None)
+    if begin.startswith(PACKED) or begin[257:262] == b"ustar":
+        return f"{path} is an archive, or compressed: unpack it first"
+    if begin.startswith(PICTURES):
+        return f"{path} is a single image: give the folder that it lies in"
+    if begin.lstrip().startswith(b"<"):
+        return f"{path} is a web page, such as a server sends in place of a file: fetch it again"
+    return None
 
 
 # --- the conversion ------------------------------------------------------------------------------
@@ -155,8 +151,8 @@ def convert(
 
     Args:
       items: all images, in an order that is the same each time.
-      load: item -> image of the target's size and channels; a module's function (or a partial of one) that
-        can be sent to worker processes. Whatever it raises but a UserError counts as an unreadable item.
+      load: item -> image of the target's shape; a module's function (or a partial of one) that can be sent
+        to worker processes. Whatever it raises but a UserError counts as an unreadable item.
       target: the data set to make.
       options: the shared flags.
     Raises:
@@ -167,17 +163,9 @@ def convert(
         raise UserError("there are no images in the input")
     if target.label_names:
         _check_classes(target.label_names)
-        _tell_classes(target.label_names, items)
-    encoder = Encoder(
-        load,
-        (target.width, target.height),
-        PILLOW_MODES[target.channels],
-        options.encoding,
-        options.png_level,
-        options.jpeg_quality,
-        options.on_error,
-        options.max_megapixels,
-    )
+        _print_classes(target.label_names, items)
+    shared = {name: getattr(options, name) for name in Encoder._fields if hasattr(options, name)}
+    encoder = Encoder(load, target.image_shape, **shared)
     work_dir = options.output / WORK_DIR
     with sole_writer(work_dir, busy=f"another conversion is running in {work_dir}"):
         ordered = list(items)
@@ -208,7 +196,7 @@ def _check_classes(names: Sequence[str]) -> None:
             raise UserError(f"two classes are named {name}, in letters that look alike: rename one")
 
 
-def _tell_classes(names: Sequence[str], items: Sequence[Item]) -> None:
+def _print_classes(names: Sequence[str], items: Sequence[Item]) -> None:
     counts = collections.Counter(item.label for item in items)
     shown = ", ".join(f"{i} {name} ({counts[i]})" for i, name in enumerate(names[:SHOWN_CLASSES]))
     more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
@@ -216,7 +204,7 @@ def _tell_classes(names: Sequence[str], items: Sequence[Item]) -> None:
 
 
 def _plan(ordered: list[Item], encoder: Encoder, target: Target, options: Options) -> dict[str, Any]:
-    """What decides every byte of the result; read back when a conversion is resumed.
+    """All that decides the bytes of the result; read back when a conversion is resumed.
 
     Raises:
       UserError: the folder holds the result, or the beginning, of another conversion.
@@ -299,15 +287,16 @@ def _finished(tasks: list[Task], output: Path) -> dict[Path, dict]:
 
 
 def _require_space(todo: list[Task], plan: dict[str, Any], output: Path) -> None:
-    if is_remote(output):  # a bucket has room; this machine holds but the shards that are being written
-        return
     needed = sum(len(task.items) for task in todo) * plan["mean_record_bytes"]
-    free = shutil.disk_usage(output).free
+    free = free_bytes(output)
     if needed > free:
         raise UserError(
             f"{output} needs about {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free there;"
             " make room, or choose another --output or --encoding=jpeg"
         )
+
+
+# --- worker processes ----------------------------------------------------------------------------
 
 
 def _write_shards(todo: list[Task], encoder: Encoder, workers: int, total: int) -> dict[Path, dict]:
@@ -318,65 +307,51 @@ def _write_shards(todo: list[Task], encoder: Encoder, workers: int, total: int) 
     # plain fork it copies no thread of this process in mid-flight.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_tools.convert"])
-    processes = []
-    waiting = iter(todo)
+    counter = context.Value("q", total - sum(len(task.items) for task in todo))
+    workers = min(workers, len(todo))
     outcomes = {}
-    initial = total - sum(len(task.items) for task in todo)
-    try:
-        connections = []
-        for _ in range(min(workers, len(todo))):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, encoder), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            connections.append(ours)
-            ours.send(next(waiting))
-        with bar(total=total, unit="img", initial=initial) as progress:
-            while len(outcomes) < len(todo):
-                for ready in mp_connection.wait(connections):
-                    _receive(ready, waiting, outcomes, progress)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
+    with (
+        futures.ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
+        bar(total=total, unit="img", initial=counter.value) as progress,
+    ):
+        try:
+            running = {pool.submit(_write, task, encoder): task.path for task in todo}
+            while running:
+                done, _ = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
+                progress.update(counter.value - progress.n)
+                outcomes |= {running.pop(future): future.result() for future in done}
+        except BaseException as error:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "a worker process was killed (out of memory?); run the same command again,"
+                    " with fewer --workers: finished shards are kept"
+                ) from error
+            raise
     return outcomes
 
 
-def _work(connection: mp_connection.Connection, encoder: Encoder) -> None:
-    # Ctrl-C reaches the whole process group; the parent answers for it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shards.work(connection, encoder)
+def _start_worker(counter: multiprocessing.Value) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group: the parent answers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _write.counter = counter
 
 
-def _receive(
-    connection: mp_connection.Connection,
-    waiting: Iterator[Task],
-    outcomes: dict[Path, dict],
-    progress: tqdm,
-) -> None:
-    """Takes one message of a worker, and gives it its next shard when it has finished one."""
-    try:
-        kind, *content = connection.recv()
-    except (EOFError, ConnectionResetError) as error:
-        raise UserError(
-            "a worker process was killed (out of memory?); run the same command again,"
-            " with fewer --workers: finished shards are kept"
-        ) from error
-    if kind == "error":
-        raise UserError(content[0])
-    if kind == "crash":
-        raise RuntimeError(f"a worker process failed:\n{content[0]}")
-    if kind == "progress":
-        progress.update(content[0])
-        return
-    path, outcome = content
-    outcomes[path] = outcome
-    done = sum(o["records"] + len(o["skipped"]) for o in outcomes.values())
-    progress.update(max(0, progress.initial + done - progress.n))
-    task = next(waiting, None)
-    if task is not None:
-        connection.send(task)
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _write(task: Task, encoder: Encoder) -> dict:
+    def report(items: int) -> None:
+        with _write.counter:
+            _write.counter.value += items
+
+    return write_shard(task, encoder, report)
+
+
+# --- metadata ------------------------------------------------------------------------------------
 
 
 def _write_metadata(tasks: list[Task], outcomes: dict[Path, dict], target: Target, options: Options) -> None:

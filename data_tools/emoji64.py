@@ -9,7 +9,6 @@ r"""Makes the embedded data set `emoji64` from the npm package `emoji-datasource
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import sys
@@ -65,7 +64,7 @@ def read_package(package: Path) -> dict[str, bytes]:
 
 def load(item: Item, *, package: Path) -> Image.Image:
     """One glyph -> RGB 64 x 64 on white."""
-    return images.to_rgb(images.decode(read_package(package)[item.location]), "white")
+    return images.decode(read_package(package)[item.location], as_stored=True)
 
 
 def list_items(package: Path) -> tuple[list[Item], list[str]]:
@@ -95,19 +94,16 @@ def list_items(package: Path) -> tuple[list[Item], list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="the package's .tgz or unpacked folder")
-    convert.add_arguments(parser)
+    parser = convert.tool_parser(__doc__, help="the package's .tgz or unpacked folder")
     parser.set_defaults(validation_fraction=0.05, png_level=9)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     items, categories = list_items(arguments.input)
     target = convert.Target(
-        name="emoji64",
-        height=64,
-        width=64,
-        label_names=categories,
-        description="Google's Noto emoji, 64 x 64 RGB on white, labelled by category. Apache-2.0.",
+        "emoji64",
+        (64, 64, 3),
+        "Google's Noto emoji, 64 x 64 RGB on white, labelled by category. Apache-2.0.",
+        categories,
     )
     loader = functools.partial(load, package=arguments.input)
     convert.convert(items, loader, target, options)

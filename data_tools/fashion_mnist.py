@@ -9,7 +9,6 @@ Both published parts are taken as one, and a seventh of it is held out, as many 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gzip
 import math
@@ -28,12 +27,21 @@ from pdm_tf.errors import UserError, one_line, run
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where the package puts them
 PARTS = ("train", "t10k")
 CLASSES = (
-    "T-shirt or top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "T-shirt or top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
     "Ankle boot",
-)  # fmt: skip
-SIDE, MARGIN = 28, 2
+)
+SIDE = 28
+MARGIN = 2
 UNSIGNED_BYTES = 0x08  # the IDX format's code for them
-FETCH = "install the Debian package dataset-fashion-mnist anew, or give its folder as --input"
+FETCH = "install the Debian package dataset-fashion-mnist again, or give its folder as --input"
 
 
 @functools.lru_cache(maxsize=4)
@@ -56,9 +64,9 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def file_of(directory: Path, part: str, what: str) -> Path:
+def file_of(directory: Path, part: str, kind: str) -> Path:
     """The images or labels of a part, as the package has them (.gz), or unpacked."""
-    name = f"{part}-{what}-ubyte"
+    name = f"{part}-{kind}-ubyte"
     unpacked = directory / name
     return unpacked if unpacked.exists() else directory / f"{name}.gz"
 
@@ -89,19 +97,15 @@ def load(item: Item) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", default=DEBIAN, help=f"folder of the four files, default {DEBIAN}")
-    convert.add_arguments(parser)
+    parser = convert.tool_parser(__doc__, default=DEBIAN, help=f"folder of the four files, default {DEBIAN}")
     parser.set_defaults(validation_fraction=1 / 7)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     target = convert.Target(
-        name="fashion_mnist32",
-        height=SIDE + 2 * MARGIN,
-        width=SIDE + 2 * MARGIN,
-        label_names=CLASSES,
-        channels=1,
-        description="Fashion-MNIST of Zalando SE, both parts, with a black margin of two pixels. MIT.",
+        "fashion_mnist32",
+        (SIDE + 2 * MARGIN, SIDE + 2 * MARGIN, 1),
+        "Fashion-MNIST of Zalando SE, both parts, with a black margin of two pixels. MIT.",
+        CLASSES,
     )
     convert.convert(list_items(arguments.input), load, target, options)
 

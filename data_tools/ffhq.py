@@ -9,7 +9,6 @@ The tfrecords are uncompressed, with features `shape` (int64 [3]: channels, heig
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import struct
@@ -113,10 +112,8 @@ def _exactly(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="images1024x1024, or ffhq-r10.tfrecords")
+    parser = convert.tool_parser(__doc__, help="images1024x1024, or ffhq-r10.tfrecords")
     parser.add_argument("--resolution", type=int, default=1024, help="that of the input")
-    convert.add_arguments(parser)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     tf.get_logger().setLevel("ERROR")
@@ -128,13 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         loader = functools.partial(load_tfrecord, path=source, resolution=resolution)
     else:
         raise UserError(f"{source} is neither a folder nor a file")
-    target = convert.Target(
-        name=f"ffhq{resolution}",
-        height=resolution,
-        width=resolution,
-        label_names=None,
-        description="FFHQ, pixels as published.",
-    )
+    target = convert.Target(f"ffhq{resolution}", (resolution, resolution, 3), "FFHQ, pixels as published.")
     convert.convert(items, loader, target, options)
 
 

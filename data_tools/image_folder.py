@@ -3,14 +3,14 @@
     python -m data_tools.image_folder --input photos --output data/photos --resolution 128
     python main.py --mode=train --dataset=folder:data/photos
 
-Sub-folders are searched too; with --labels those of the first level are the classes. EXIF rotation
-is applied, transparent parts take the colour --background, grey, palette and CMYK become RGB (--channels
-keeps grey or transparency), and of an animation the first frame is taken.
+Sub-folders are searched too; with --labels those of the first level are the classes, in the order of their
+names, or of their numbers if all are whole numbers. EXIF rotation is applied, colour profiles are converted
+to sRGB, transparent parts take the colour --background, grey, palette and CMYK become RGB (--channels keeps
+grey or transparency), and of an animation the first frame is taken.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import re
@@ -35,8 +35,8 @@ def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | N
       UserError: no such folder, no images, or `labels` with images outside of any sub-folder.
     """
     if not directory.is_dir():
-        what = convert.other_kind(directory) if directory.is_file() else None
-        raise UserError(what or f"{directory} is no folder")
+        problem = convert.other_kind(directory) if directory.is_file() else None
+        raise UserError(problem or f"{directory} is no folder")
     names = images.names_in(directory)
     if not labels:
         return [Item(name, os.path.join(directory, name)) for name in names], None
@@ -45,10 +45,12 @@ def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | N
         raise UserError(
             f"--labels: {outside[0]} lies in no sub-folder of {directory}; move it into its class"
         )
-    classes = sorted({name.split(os.sep)[0] for name in names})
+    class_of = {name: name.split(os.sep)[0] for name in names}
+    classes = sorted(set(class_of.values()))
+    if all(re.fullmatch("[0-9]+", name) for name in classes):
+        classes.sort(key=int)
     index = {name: i for i, name in enumerate(classes)}
-    items = [Item(name, os.path.join(directory, name), index[name.split(os.sep)[0]]) for name in names]
-    return items, classes
+    return [Item(name, os.path.join(directory, name), index[class_of[name]]) for name in names], classes
 
 
 def load(item: Item, *, shape: tuple[int, int, int], crop: str, background: str) -> Image.Image:
@@ -80,28 +82,30 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return height, int(match.group(2) or height)
 
 
-def first_image(items: list[Item], max_megapixels: float) -> Image.Image:
-    """The first image, upright, whose size all must have where no resolution is given.
+def size_of_first(items: list[Item], max_megapixels: float, channels: int) -> tuple[int, int]:
+    """(height, width) of the first image, upright, which all must have where no resolution is given.
 
     Raises:
       UserError: it cannot be read.
     """
     try:
-        with image_limit(max_megapixels), images.reading():
-            return images.upright(images.decode(Path(items[0].location).read_bytes()))
+        with image_limit(max_megapixels):
+            mode, (width, height) = images.read_header(items[0].location)
     except images.ImageError as error:
         raise UserError(f"cannot read {items[0].name} ({error}); mend it, or pass --resolution") from error
+    if channels == 3 and mode in GREY_MODES:
+        print("the first image is grey; if all are, --channels=1 keeps them so", file=sys.stderr)
+    return height, width
 
 
-def dataset_name(directory: Path) -> str:
+def dataset_name(directory: os.PathLike) -> str:
     """A name that TFDS accepts, from the output folder's."""
     name = re.sub(r"\W+", "_", os.path.basename(os.path.abspath(directory)), flags=re.ASCII)
     return name.lower().strip("_") if re.match("[A-Za-z]", name) else f"images_{name.lower()}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="folder of images")
+    parser = convert.tool_parser(__doc__, help="folder of images")
     parser.add_argument("--resolution", help="256 or HEIGHTxWIDTH; default: that of the images")
     parser.add_argument(
         "--crop",
@@ -111,11 +115,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--background", default="white", help="under transparency, e.g. '#808080'")
     parser.add_argument(
-        "--channels", type=int, choices=(1, 3, 4), default=3,
+        "--channels",
+        type=int,
+        choices=(1, 3, 4),
+        default=3,
         help="1: grey; 3: RGB (default); 4: RGB and transparency, which --background is then not under",
-    )  # fmt: skip
+    )
     parser.add_argument("--labels", action="store_true", help="sub-folders are classes")
-    convert.add_arguments(parser)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     try:
@@ -126,19 +132,16 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--channels=4 needs --encoding=png: JPEG has no transparency")
     items, classes = list_items(arguments.input, arguments.labels)
     if arguments.resolution:
-        crop, (height, width) = arguments.crop, parse_resolution(arguments.resolution)
+        crop = arguments.crop
+        height, width = parse_resolution(arguments.resolution)
     else:
-        first = first_image(items, options.max_megapixels)
-        crop, height, width = "exact", first.height, first.width
-        if arguments.channels == 3 and first.mode in GREY_MODES:
-            print("the first image is grey; if all are, --channels=1 keeps them so", file=sys.stderr)
+        crop = "exact"
+        height, width = size_of_first(items, options.max_megapixels, arguments.channels)
     target = convert.Target(
-        name=dataset_name(arguments.output),
-        height=height,
-        width=width,
-        label_names=classes,
-        channels=arguments.channels,
-        description=f"A folder of images; crop: {crop}; background: {arguments.background}.",
+        dataset_name(arguments.output),
+        (height, width, arguments.channels),
+        f"A folder of images; crop: {crop}; background: {arguments.background}.",
+        classes,
     )
     loader = functools.partial(load, shape=target.image_shape, crop=crop, background=arguments.background)
     convert.convert(items, loader, target, options)

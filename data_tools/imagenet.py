@@ -6,12 +6,11 @@ The archive is a tar of one nXXXXXXXX.tar for each class. Nothing is unpacked: a
 headers notes where each image lies, and images are then read from there. A class's label is the
 index of its wnid in sorted order. Images are halved with BOX while their shorter side is at least
 twice the size, resized with BICUBIC, and cropped at the centre, as ImageNet is prepared for the
-paper's base code (which leaves EXIF rotation alone).
+paper's base code (which leaves EXIF rotation and colour profiles alone).
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import re
@@ -74,15 +73,18 @@ def list_items(path: Path, classes: int) -> tuple[list[Item], list[str]]:
     Raises:
       UserError: the archive is cut short, damaged, something else, or has not `classes` classes.
     """
-    try:
-        size = path.stat().st_size
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder: give ILSVRC2012_img_train.tar itself, or convert a folder of classes with"
+            f" python -m data_tools.image_folder --labels --resolution 256 --input {path}"
+        )
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    size = path.stat().st_size
     if not tarfile.is_tarfile(path):
         raise UserError(convert.other_kind(path) or f"{path} is no tar archive, or damaged: fetch it again")
     found: dict[str, list[Item]] = {}
-    with file, bar(total=size, unit="B", unit_scale=True, desc="index") as progress:
+    with path.open("rb") as file, bar(total=size, unit="B", unit_scale=True, desc="index") as progress:
         for class_tar in list(members(file, 0, size, str(path))):
             match = WNID.match(class_tar.name)
             if not match:
@@ -117,24 +119,21 @@ def load(item: Item, *, path: Path, resolution: int) -> Image.Image:
     data = os.pread(open_archive(path), size, offset)
     if len(data) != size:
         raise OSError("the archive is cut short here")
-    return resize_then_crop(images.to_rgb(images.decode(data)), resolution, resolution)
+    return resize_then_crop(images.decode(data, as_stored=True), resolution, resolution)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="ILSVRC2012_img_train.tar")
+    parser = convert.tool_parser(__doc__, help="ILSVRC2012_img_train.tar")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--classes", type=int, default=1000, help="classes that must be there")
-    convert.add_arguments(parser)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     items, wnids = list_items(arguments.input, arguments.classes)
     target = convert.Target(
-        name=f"imagenet{arguments.resolution}",
-        height=arguments.resolution,
-        width=arguments.resolution,
-        label_names=wnids,
-        description="ImageNet ILSVRC2012 train: BOX halving, BICUBIC resize, centre crop.",
+        f"imagenet{arguments.resolution}",
+        (arguments.resolution, arguments.resolution, 3),
+        "ImageNet ILSVRC2012 train: BOX halving, BICUBIC resize, centre crop.",
+        wnids,
     )
     loader = functools.partial(load, path=arguments.input, resolution=arguments.resolution)
     convert.convert(items, loader, target, options)

@@ -8,7 +8,6 @@ JPEG or WebP, depending on the export: their first bytes tell.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import sys
@@ -60,35 +59,28 @@ def list_items(directory: Path) -> list[Item]:
         raise UserError(f"{directory} is damaged ({error}); fetch it again") from error
     if len(keys) != entries:
         raise UserError(f"{directory} is damaged: {len(keys)} of {entries} keys; fetch it again")
-    name = Path(os.path.abspath(directory)).name
+    name = os.path.basename(os.path.abspath(directory))
     return [Item(f"{name}: {key.decode('utf-8', 'replace')}", key) for key in keys]
 
 
 def load(item: Item, *, directory: Path, resolution: int) -> Image.Image:
     """One entry -> RGB `resolution` x `resolution`."""
-    try:
-        with open_lmdb(directory).begin() as transaction:
-            data = transaction.get(item.location)
-    except lmdb.Error as error:
-        raise OSError(str(error)) from error
+    with open_lmdb(directory).begin() as transaction:
+        data = transaction.get(item.location)
     if not data:
         raise OSError("the entry is empty")
-    return square_then_box(images.to_rgb(images.decode(data)), resolution)
+    return square_then_box(images.decode(data, as_stored=True), resolution)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="the folder that holds data.mdb")
+    parser = convert.tool_parser(__doc__, help="the folder that holds data.mdb")
     parser.add_argument("--resolution", type=int, default=256)
-    convert.add_arguments(parser)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)
     target = convert.Target(
-        name="lsun_church",
-        height=arguments.resolution,
-        width=arguments.resolution,
-        label_names=None,
-        description="LSUN church_outdoor: centre crop to a square, BOX resize.",
+        "lsun_church",
+        (arguments.resolution, arguments.resolution, 3),
+        "LSUN church_outdoor: centre crop to a square, BOX resize.",
     )
     loader = functools.partial(load, directory=arguments.input, resolution=arguments.resolution)
     convert.convert(list_items(arguments.input), loader, target, options)

@@ -1,32 +1,25 @@
-"""Writing one shard, and what is recorded of it. Runs in the worker processes."""
+"""Writing one shard, and its outcome. Runs in the worker processes."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import time
-import traceback
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from etils.epath import Path
 from PIL import Image
 
 from pdm_tf.atomic import atomic_file, atomic_json, sha256
 from pdm_tf.errors import UserError, one_line
-from pdm_tf.images import ImageError, TooManyPixelsError, encode, pixel_limit, reading
-from pdm_tf.paths import is_remote
-
-PROGRESS_SECONDS = 0.2
+from pdm_tf.images import PILLOW_MODES, ImageError, TooManyPixelsError, encode, pixel_limit, reading
 
 
 class Item(NamedTuple):
     """One image of a raw archive.
 
     Attributes:
-      name: how messages and reports call it.
+      name: as in messages and reports.
       location: where the tool's loader finds it (a path, a key, an offset and size).
       label: class index; None in an unlabelled set.
     """
@@ -51,19 +44,18 @@ class Task(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """How items become records: `load` gives images of `mode` and `size` (width, height).
+    """Items -> records of images of `image_shape` = (H, W, C); `load` is the tool's loader: item -> image.
 
-    Whatever it raises but a UserError means that the item cannot be read.
+    Whatever `load` raises but a UserError means that the item cannot be read.
     """
 
     load: Callable[[Item], Image.Image]
-    size: tuple[int, int]
-    mode: str
-    encoding: str
-    png_level: int
-    jpeg_quality: int
-    on_error: str
-    max_megapixels: float
+    image_shape: tuple[int, int, int]
+    encoding: str = "png"
+    png_level: int = 6
+    jpeg_quality: int = 95
+    on_error: str = "fail"
+    max_megapixels: float = 179
 
     def record(self, item: Item) -> bytes:
         """Loads one item and makes its record.
@@ -73,10 +65,11 @@ class Encoder(NamedTuple):
         """
         with image_limit(self.max_megapixels), reading():
             image = self.load(item)
-        if image.mode != self.mode or image.size != self.size:
+        height, width, channels = self.image_shape
+        mode = PILLOW_MODES[channels]
+        if image.mode != mode or image.size != (width, height):
             raise ImageError(
-                f"the image is {image.mode} {image.height}x{image.width},"
-                f" not {self.mode} {self.size[1]}x{self.size[0]}"
+                f"the image is {image.mode} {image.height}x{image.width}, not {mode} {height}x{width}"
             )
         data = encode(image, self.encoding, png_level=self.png_level, jpeg_quality=self.jpeg_quality)
         feature = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
@@ -104,39 +97,7 @@ def image_limit(megapixels: float) -> Iterator[None]:
         raise ImageError(f"{error}: let it in with --max_megapixels") from error
 
 
-def work(connection: Connection, encoder: Encoder) -> None:
-    """A worker process: writes the shards it is sent, until it is sent None.
-
-    Sends ("progress", items), ("done", path, outcome) or ("error", line). If the parent dies,
-    sending or receiving fails and the worker ends with it.
-    """
-    try:
-        for task in iter(connection.recv, None):
-            report = _progress_reporter(connection)
-            outcome = write_shard(task, encoder, report)
-            connection.send(("done", task.path, outcome))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except UserError as error:
-        connection.send(("error", str(error)))
-    except Exception:
-        connection.send(("crash", traceback.format_exc()))
-
-
-def _progress_reporter(connection: Connection) -> Callable[[int], None]:
-    last, waiting = time.monotonic(), 0
-
-    def report(items: int) -> None:
-        nonlocal last, waiting
-        waiting += items
-        if time.monotonic() - last > PROGRESS_SECONDS:
-            connection.send(("progress", waiting))
-            last, waiting = time.monotonic(), 0
-
-    return report
-
-
-def write_shard(task: Task, encoder: Encoder, report: Callable[[int], None]) -> dict:
+def write_shard(task: Task, encoder: Encoder, report: Callable[[int], None] = lambda items: None) -> dict:
     """Writes a shard, which exists whole or not at all, and then its outcome.
 
     Returns:
@@ -146,10 +107,9 @@ def write_shard(task: Task, encoder: Encoder, report: Callable[[int], None]) -> 
       UserError: an item is unreadable (with on_error=fail), or the disk does not take it.
     """
     outcome = {"records": 0, "payload_bytes": 0, "skipped": []}
-    # Not beside its place: what kills leave goes when the work folder goes. In a bucket they leave nothing.
-    made = task.path if is_remote(task.path) else task.work_dir / task.path.name
     try:
-        with atomic_file(made) as partial:
+        # What kills leave goes when the work folder goes.
+        with atomic_file(task.path, beside=task.work_dir) as partial:
             with tf.io.TFRecordWriter(str(partial)) as writer:
                 for record in _records(task.items, encoder, outcome["skipped"], report):
                     writer.write(record)
@@ -157,11 +117,7 @@ def write_shard(task: Task, encoder: Encoder, report: Callable[[int], None]) -> 
                     outcome["payload_bytes"] += len(record)
             outcome["bytes"] = partial.stat().st_size
             outcome["sha256"] = sha256(partial)
-        if made != task.path:
-            os.replace(made, task.path)
         atomic_json(task.outcome_path, outcome)
-    except (BrokenPipeError, ConnectionResetError):  # the parent is gone: not the disk's fault
-        raise
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
             f"cannot write {task.path} ({one_line(error)}); make room or mend the disk, then run"

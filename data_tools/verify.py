@@ -79,7 +79,7 @@ def image_checker(info: DatasetInfo) -> Callable[[bytes], None]:
         # What the data set holds has been let in.
         with images.reading(), images.pixel_limit(None):
             features = tf.train.Example.FromString(record).features.feature
-            image = images.decode(b"".join(features[info.image_key].bytes_list.value))
+            image = images.decode(b"".join(features[info.image_key].bytes_list.value), as_stored=True)
         size = (image.height, image.width)
         if None not in info.image_shape and size != tuple(info.image_shape[:2]):
             raise images.ImageError(f"the image is {image.height}x{image.width}")

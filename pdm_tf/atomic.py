@@ -13,6 +13,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -144,6 +145,11 @@ def remove_tree(path: Path) -> None:
     """Removes a folder with all that is in it, if it is there."""
     with contextlib.suppress(OSError):
         as_path(path).rmtree(missing_ok=True)
+
+
+def free_bytes(folder: Path) -> float:
+    """Free space on a folder's disk; a bucket's has no end."""
+    return math.inf if is_remote(folder) else shutil.disk_usage(folder).free
 
 
 # --- temporary files and folders -----------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Images in and out of the program: 8 bits, grids, and the only reader and writer of image files."""
+"""Image files in and out: the one reader, 8-bit levels, folders, .npz files of samples, grids, PNG, GIF."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import io
 import math
 import os
@@ -11,11 +12,10 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from pdm_tf.atomic import atomic_file
 from pdm_tf.errors import UserError, one_line
@@ -23,23 +23,16 @@ from pdm_tf.paths import as_path
 
 # Files that are taken for images by their names.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
-# Folders that systems leave among people's own, some with pictures in them.
+# Folders that systems leave among people's, some with pictures in them.
 SYSTEM = {
-    "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
-}  # fmt: skip
-PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# EXIF's orientation -> what turns the stored pixels upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
 }
-# Those that swap width and height.
-QUARTER_TURNS = {UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # Text beside the picture, such as a workflow that made it: Pillow refuses files with more than 1 MiB of it.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
@@ -73,12 +66,56 @@ def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> 
     rows = math.ceil(count / columns)
     grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        top = gap + i // columns * (height + gap)
+        left = gap + i % columns * (width + gap)
         grid[top : top + height, left : left + width] = image
     return grid
 
 
-# --- files -> images -----------------------------------------------------------------------------
+# --- bytes -> one image --------------------------------------------------------------------------
+
+
+def decode(data: bytes, channels: int = 3, background: str = "white", as_stored: bool = False) -> Image.Image:
+    """Bytes of an image file, of whatever format its first bytes tell -> its first frame, pixels alone.
+
+    Args:
+      channels: 1 to 4 of 8 bits; of 16-bit greyscale the upper 8 bits.
+      background: colour under transparent parts, with 1 or 3 channels.
+      as_stored: levels and orientation as in the file; else the image is turned upright as its EXIF tag says,
+        and converted to sRGB from its colour profile.
+    Raises:
+      ImageError: damaged, no image, or larger than the `pixel_limit`.
+    """
+    with reading():
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        if not as_stored:
+            image = _in_srgb(_upright(image))
+        image = _with_channels(_eight_bits(image), channels, background)
+    image.info = {}  # Pillow would write profiles and comments into each file that it makes of the image
+    return image
+
+
+def read_file(path: str | os.PathLike, channels: int = 3, background: str = "white") -> Image.Image:
+    """An image file, as `decode` has it.
+
+    Raises:
+      ImageError: it is missing, damaged or no image.
+    """
+    with reading():
+        return decode(as_path(path).read_bytes(), channels, background)
+
+
+def read_header(path: str | os.PathLike) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode, and (width, height) when upright, of an image file of which no pixel is decoded.
+
+    Raises:
+      ImageError: it is missing or no image.
+    """
+    with reading():
+        image = Image.open(io.BytesIO(as_path(path).read_bytes()))
+        lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
+        return image.mode, image.size[::-1] if lies_on_its_side else image.size
 
 
 @contextlib.contextmanager
@@ -111,67 +148,26 @@ def pixel_limit(pixels: int | None) -> Iterator[None]:
     None: none are.
     """
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = (
-        None if pixels is None else -(-pixels // 2)
-    )  # Pillow warns at its limit, and refuses at twice that
+    # Pillow warns at its limit, and refuses at twice that.
+    Image.MAX_IMAGE_PIXELS = None if pixels is None else -(-pixels // 2)
     try:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def decode(data: bytes) -> Image.Image:
-    """Bytes of an image file, of whatever format its first bytes tell -> its first frame, loaded.
-
-    Raises:
-      ImageError: damaged, no image, or larger than the `pixel_limit`.
-    """
-    with reading():
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    return image
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF orientation says.
-
-    No other tag is touched: Pillow's `exif_transpose` writes all of them anew, and fails on odd ones.
-    """
-    turn = _turn(image)
-    return image if turn is None else image.transpose(turn)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> int:
     try:
-        with reading():
-            return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-    except ImageError:  # damaged tags beside a good picture
-        return None
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged tags beside a good picture
+        return 1
 
 
-def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Any mode -> RGB: transparent parts on `background`, 16-bit greyscale by its upper 8 bits."""
-    image = _eight_bits(image)
-    if image.has_transparency_data:
-        image = _on_background(image.convert("RGBA"), background)
-    return image.convert("RGB")
-
-
-def to_channels(image: Image.Image, channels: int, background: str = "white") -> Image.Image:
-    """Any mode -> 8 bits of 1 to 4 channels; with 1 or 3 transparent parts lie on `background`."""
-    if channels in (1, 3):
-        return to_rgb(image, background).convert(PILLOW_MODES[channels])
-    return _eight_bits(image).convert("RGBA").convert(PILLOW_MODES[channels])
-
-
-def read_file(path: str | os.PathLike, channels: int = 3, background: str = "white") -> Image.Image:
-    """An image file, upright, as `to_channels` has it.
-
-    Raises:
-      ImageError: it is missing, damaged or no image.
-    """
-    with reading():
-        return to_channels(upright(decode(as_path(path).read_bytes())), channels, background)
+def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) not in range(2, 9):
+        return image
+    image.info.pop("exif", None)  # Pillow would write the other tags again, and fails at odd ones
+    return ImageOps.exif_transpose(image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -190,8 +186,49 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _on_background(image: Image.Image, background: str) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Converts an image with a colour profile to sRGB; one whose profile is broken or does not fit stays."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image
+    image = _eight_bits(image)
+    mode = {"L": "L", "LA": "L", "1": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    try:
+        transform = _srgb_transform(profile, mode)
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return image
+    if transform is None:
+        return image
+    colours = ImageCms.applyTransform(image.convert(mode), transform)
+    if image.has_transparency_data:
+        colours.putalpha(image.convert("RGBA").getchannel("A"))
+    return colours
+
+
+@functools.lru_cache(maxsize=16)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Transform of images of `mode` from a profile to sRGB; None from sRGB itself: it would round levels."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode == "RGB":
+        levels = np.arange(0, 256, 15, np.uint8)
+        colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+        moved = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform), int) - colours
+        if np.abs(moved).max() <= 2:
+            return None
+    return transform
+
+
+def _with_channels(image: Image.Image, channels: int, background: str) -> Image.Image:
+    if channels in (2, 4):
+        return image.convert("RGBA").convert(PILLOW_MODES[channels])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert("RGB").convert(PILLOW_MODES[channels])
+
+
+# --- images and masks to edit --------------------------------------------------------------------
 
 
 def read_image(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
@@ -206,7 +243,7 @@ def read_image(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarra
 
 
 def read_fitted(path: str | os.PathLike, image_shape: Sequence[int], pixels: int) -> np.ndarray:
-    """Reads any image file, upright, as `image_shape` = (H, W, C), uint8: its middle of that shape, resized.
+    """Reads any image file as `image_shape` = (H, W, C), uint8: its middle of that shape, resized.
 
     One of that size comes as it is, with the pixels of `read_image`. Messages have the file's own name alone.
 
@@ -235,37 +272,122 @@ def read_fitted(path: str | os.PathLike, image_shape: Sequence[int], pixels: int
 def read_mask(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
     """Reads a mask of the size of `image_shape` = (H, W, C): bool (H, W), True where the file is light.
 
-    Transparent parts are not painted anew, whatever colour lies under them.
+    Transparent parts are not inpainted, whatever colour lies under them.
 
     Raises:
       UserError: it is missing, no image, of another size, or dark everywhere.
     """
     mask = np.asarray(_read_sized(path, (*image_shape[:2], 1), "black")) >= 128
     if not mask.any():
-        raise UserError(f"{path} is black everywhere: make white what is to be painted anew")
+        raise UserError(f"{path} is black everywhere: make white what is to be inpainted")
     return mask
 
 
 def _read_sized(path: str | os.PathLike, shape: Sequence[int], background: str = "white") -> Image.Image:
     """An image file of `shape` = (H, W, C); no pixel of one of another size is decoded."""
-    wanted = shape[1], shape[0]
+    height, width, channels = shape
     try:
-        with reading(), pixel_limit(None):
-            data = as_path(path).read_bytes()
-            size = _upright_size(Image.open(io.BytesIO(data)))
-            if size == wanted:
-                return to_channels(upright(decode(data)), shape[2], background)
+        with pixel_limit(None):
+            _, size = read_header(path)
+            if size == (width, height):
+                return read_file(path, channels, background)
     except ImageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UserError(f"{path} does not exist") from error
         raise UserError(f"{path} cannot be read as an image ({error})") from error
     raise UserError(
-        "{} is {} pixels wide and {} high: resize it to the model's {} x {}".format(path, *size, *wanted)
+        f"{path} is {size[0]} pixels wide and {size[1]} high: resize it to the model's {width} x {height}"
     )
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    return image.size[::-1] if _turn(image) in QUARTER_TURNS else image.size
+# --- folders of images ---------------------------------------------------------------------------
+
+
+def names_in(folder: str | os.PathLike, extensions: Collection[str] = EXTENSIONS) -> list[str]:
+    """Paths in a folder of the image files in it and below it, sorted; a note tells what is left out.
+
+    Hidden files and folders and those of `SYSTEM` do not count. Links are followed, but each folder counts
+    once: where it lies, or else by the first link to it.
+
+    Args:
+      extensions: the endings, in lower case, of the names that count.
+    Raises:
+      UserError: there are none, or a folder cannot be looked into.
+    """
+    names, left_out, seen = [], collections.Counter(), set()
+    places = [os.fspath(folder)]  # links to folders are added on the way
+    for place in places:
+        for top, folders, files in os.walk(place, onerror=_refuse_folder):
+            real = os.path.realpath(top)
+            if real in seen:
+                left_out["folders met before"] += 1
+                folders.clear()
+                continue
+            seen.add(real)
+            for name in folders[:]:
+                if name.startswith(".") or name in SYSTEM:
+                    left_out["hidden or system"] += 1
+                    folders.remove(name)
+            folders.sort()
+            places += filter(os.path.islink, (os.path.join(top, name) for name in folders))
+            for name in files:
+                kind = _left_out_as(top, name, extensions)
+                if kind:
+                    left_out[kind] += 1
+                else:
+                    names.append(os.path.relpath(os.path.join(top, name), folder))
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+    if not names:
+        also = f"; left out: {counts}" if counts else ""
+        raise UserError(f"there are no images ({', '.join(sorted(extensions))}) in {folder}{also}")
+    if counts:
+        print(f"{folder}: {len(names)} images; left out: {counts}", file=sys.stderr)
+    return sorted(names)
+
+
+def _left_out_as(folder: str, name: str, extensions: Collection[str]) -> str:
+    """The kind of file that is no image, for the note; empty for an image."""
+    extension = os.path.splitext(name)[1].lower()
+    if name.startswith(".") or name in SYSTEM:
+        return "hidden or system"
+    if not os.path.isfile(os.path.join(folder, name)):
+        return "no files"
+    return "" if extension in extensions else extension or "without an ending"
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(
+        f"cannot look into {error.filename} ({error.strerror}): mend that, or move it away"
+    ) from error
+
+
+def read_folder(files: Sequence[os.PathLike], batch_size: int = 64) -> Iterator[np.ndarray]:
+    """Yields uint8 (B, H, W, 3): image files of one size in order, upright, transparent parts white.
+
+    The last batch may be smaller.
+
+    Raises:
+      UserError: a file is no image, or of another size than the first; where it is met.
+    """
+    shape = None
+    for start in range(0, len(files), batch_size):
+        batch = []
+        for path in files[start : start + batch_size]:
+            try:
+                image = np.asarray(read_file(path))
+            except ImageError as error:
+                raise UserError(f"{path} cannot be read as an image ({error})") from error
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise UserError(
+                    f"{path} is {image.shape[1]} pixels wide and {image.shape[0]} high, and {files[0]} is"
+                    f" {shape[1]} x {shape[0]}: keep images of one size in a folder"
+                )
+            batch.append(image)
+        yield np.stack(batch)
+
+
+# --- samples.npz ---------------------------------------------------------------------------------
 
 
 def samples_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
@@ -301,8 +423,8 @@ def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int
             file = zipfile.ZipFile(opened.enter_context(as_path(path).open("rb")))
             member = opened.enter_context(opened.enter_context(file).open("arr_0.npy"))
             version = np.lib.format.read_magic(member)
-            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-            shape, column_major, dtype = read_header(member)
+            read_header_of = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+            shape, column_major, dtype = read_header_of(member)
             if len(shape) != 4 or column_major or dtype != np.uint8:
                 raise ValueError(f"arr_0 is {dtype} {shape}")
             yield member, shape
@@ -314,83 +436,36 @@ def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int
         ) from error
 
 
-def names_in(folder: str | os.PathLike, extensions: Collection[str] = EXTENSIONS) -> list[str]:
-    """The image files in a folder and below it: their paths in it, sorted; says on stderr what is left out.
+def write_samples(
+    path: str | os.PathLike,
+    batches: Iterable[np.ndarray],
+    shape: Sequence[int],
+    labels: np.ndarray | None,
+) -> None:
+    """Writes images and labels as `arr_0` and `arr_1` of an .npz file, in the form of ADM's evaluator.
 
-    Hidden files and folders and those of `SYSTEM` do not count. Links are followed, but each folder counts
-    once: where it lies, or else by the first link to it.
+    The file is that of `np.savez`, but only one batch at a time is in memory.
 
     Args:
-      extensions: the endings, in lower case, of the names that count.
-    Raises:
-      UserError: there are none, or a folder cannot be looked into.
+      batches: uint8 (B, H, W, C), in order; together N images.
+      shape: (N, H, W, C).
+      labels: int32 (N,), or None.
     """
-    names, left_out, seen = [], collections.Counter(), set()
-    folders, links = [""], []
-    while folders or links:
-        inside = folders.pop() if folders else links.pop(0)
-        place = os.path.realpath(os.path.join(folder, inside))
-        if place in seen:
-            left_out["folders met before"] += 1
-            continue
-        seen.add(place)
-        for name in _entries(place):
-            extension, path = os.path.splitext(name)[1].lower(), os.path.join(place, name)
-            if name.startswith(".") or name in SYSTEM:
-                left_out["hidden or system"] += 1
-            elif os.path.isdir(path):
-                (links if os.path.islink(path) else folders).append(os.path.join(inside, name))
-            elif not os.path.isfile(path):
-                left_out["no files"] += 1
-            elif extension in extensions:
-                names.append(os.path.join(inside, name))
-            else:
-                left_out[extension or "without an ending"] += 1
-    counts = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
-    if not names:
-        also = f"; left out: {counts}" if counts else ""
-        raise UserError(f"there are no images ({', '.join(sorted(extensions))}) in {folder}{also}")
-    if counts:
-        print(f"{folder}: {len(names)} images; left out: {counts}", file=sys.stderr)
-    return sorted(names)
+    with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as file:
+        with file.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+            written = 0
+            for batch in batches:
+                member.write(np.ascontiguousarray(batch, np.uint8).data)
+                written += len(batch)
+            assert written == shape[0], f"{written} images came, and {shape[0]} were promised"
+        if labels is not None:
+            with file.open("arr_1.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, labels, allow_pickle=False)
 
 
-def _entries(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError as error:
-        raise UserError(
-            f"cannot look into {folder} ({error.strerror}): mend that, or move it away"
-        ) from error
-
-
-def read_folder(files: Sequence[Path], batch_size: int = 64) -> Iterator[np.ndarray]:
-    """Yields uint8 (B, H, W, 3): image files of one size in order, upright, transparent parts white.
-
-    The last batch may be smaller.
-
-    Raises:
-      UserError: a file is no image, or of another size than the first; where it is met.
-    """
-    shape = None
-    for start in range(0, len(files), batch_size):
-        batch = []
-        for path in files[start : start + batch_size]:
-            try:
-                image = np.asarray(read_file(path))
-            except ImageError as error:
-                raise UserError(f"{path} cannot be read as an image ({error})") from error
-            shape = shape or image.shape
-            if image.shape != shape:
-                raise UserError(
-                    f"{path} is {image.shape[1]} pixels wide and {image.shape[0]} high, and {files[0]} is"
-                    f" {shape[1]} x {shape[0]}: keep images of one size in a folder"
-                )
-            batch.append(image)
-        yield np.stack(batch)
-
-
-# --- images -> files -----------------------------------------------------------------------------
+# --- PNG, JPEG, GIF ------------------------------------------------------------------------------
 
 
 def encode(image: Image.Image, encoding: str, *, png_level: int = 6, jpeg_quality: int = 95) -> bytes:
@@ -425,32 +500,3 @@ def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: fl
 def to_pillow(image: np.ndarray) -> Image.Image:
     """uint8 (H, W, C) with 1 to 4 channels -> Pillow's image."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def write_samples(
-    path: str | os.PathLike,
-    batches: Iterable[np.ndarray],
-    shape: Sequence[int],
-    labels: np.ndarray | None,
-) -> None:
-    """Writes images and labels as `arr_0` and `arr_1` of an .npz file, in the form of ADM's evaluator.
-
-    The file is that of `np.savez`, but only one batch at a time is in memory.
-
-    Args:
-      batches: uint8 (B, H, W, C), in order; together N images.
-      shape: (N, H, W, C).
-      labels: int32 (N,), or None.
-    """
-    with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as file:
-        with file.open("arr_0.npy", "w", force_zip64=True) as member:
-            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
-            np.lib.format.write_array_header_1_0(member, header)
-            written = 0
-            for batch in batches:
-                member.write(np.ascontiguousarray(batch, np.uint8).data)
-                written += len(batch)
-            assert written == shape[0], f"{written} images came, and {shape[0]} were promised"
-        if labels is not None:
-            with file.open("arr_1.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, labels, allow_pickle=False)

@@ -140,7 +140,7 @@ def test_imagenet_given_another_tar(tmp_path, imagenet_tar):
     fixtures.make_imagenet(tmp_path / "x.tar", {"validation": [b"1"]})
     with pytest.raises(UserError, match=r"holds validation.tar, not nXXXXXXXX.tar"):
         imagenet.main(["--input", str(tmp_path / "x.tar"), *common(tmp_path)])
-    with pytest.raises(UserError, match=r"cannot read .*No such file"):
+    with pytest.raises(UserError, match=r"there is no file .*none.tar"):
         imagenet.main(["--input", str(tmp_path / "none.tar"), *common(tmp_path)])
 
 
@@ -309,10 +309,8 @@ def test_any_error_of_one_image_is_refused_or_skipped_by_its_name(tmp_path, monk
         return Image.new("RGB", (4, 4))
 
     items = [Item(str(n), None) for n in range(3)]
-    encoder = Encoder(load, (4, 4), "RGB", "png", 6, 95, "skip", 179)
-    outcome = write_shard(
-        Task("train", tmp_path / "a", tmp_path / "work", items), encoder, lambda count: None
-    )
+    encoder = Encoder(load, (4, 4, 3), on_error="skip")
+    outcome = write_shard(Task("train", tmp_path / "a", tmp_path / "work", items), encoder)
     assert outcome["records"] == 2 and outcome["skipped"] == [["1", "'NoneType' object has no attribute"]]
     with pytest.raises(UserError, match=r"^cannot read 1 \('NoneType' object has no attribute\); mend it"):
         encoder._replace(on_error="fail").refuse_or_skip(*raised_by(encoder, items[1]))
@@ -357,11 +355,11 @@ def test_grey_images_are_told_of_their_flag(tmp_path, capsys):
 def test_a_file_of_another_kind_is_said_to_be_that(tmp_path):
     fixtures.make_imagenet(tmp_path / "tar", {"n00000000": [b"1"]})
     whole = {
-        "zip": (b"PK\x03\x04" + bytes(100), "is a zip archive: unpack it first"),
-        "gzip": (b"\x1f\x8b\x08" + bytes(100), "is compressed by gzip"),
+        "zip": (b"PK\x03\x04" + bytes(100), "is an archive, or compressed: unpack it first"),
+        "gzip": (b"\x1f\x8b\x08" + bytes(100), "is an archive, or compressed"),
         "page": (b"\n<!DOCTYPE html><html>Quota exceeded</html>" * 3, "is a web page"),
         "image": (fixtures.encode(np.zeros((8, 8), np.uint8)), "is a single image: give the folder"),
-        "tar": ((tmp_path / "tar").read_bytes(), "is a tar archive: unpack it first"),
+        "tar": ((tmp_path / "tar").read_bytes(), "is an archive, or compressed: unpack it first"),
         "empty": (b"", "is empty: fetch it again"),
     }
     for name, (data, message) in whole.items():
