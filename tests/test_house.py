@@ -41,9 +41,9 @@ MAY_USE = {
     "pdm_tf.devices pdm_tf.diffusion pdm_tf.errors pdm_tf.evaluation pdm_tf.images pdm_tf.networks "
     "pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.run pdm_tf.sampling pdm_tf.stack "
     "pdm_tf.weights",
-    "pdm_tf.evaluation": "pdm_tf.atomic pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors pdm_tf.images "
-    "pdm_tf.ledger pdm_tf.models pdm_tf.paths pdm_tf.progress pdm_tf.randomness pdm_tf.sampling "
-    "pdm_tf.stack pdm_tf.weights",
+    "pdm_tf.evaluation": "pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.devices pdm_tf.diffusion "
+    "pdm_tf.errors pdm_tf.images pdm_tf.ledger pdm_tf.models pdm_tf.paths pdm_tf.progress "
+    "pdm_tf.randomness pdm_tf.sampling pdm_tf.stack pdm_tf.weights",
     "pdm_tf.plots": "pdm_tf.atomic pdm_tf.run",
     "pdm_tf.analysis": "pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.diffusion pdm_tf.errors "
     "pdm_tf.images pdm_tf.models pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.randomness "
@@ -58,10 +58,9 @@ MAY_USE = {
     "experiments": "pdm_tf.analysis pdm_tf.config pdm_tf.data pdm_tf.denoiser pdm_tf.describe pdm_tf.diffusion "
     "pdm_tf.errors pdm_tf.evaluation pdm_tf.models pdm_tf.randomness pdm_tf.run pdm_tf.sampling "
     "pdm_tf.stack pdm_tf.training",
-    "pdm_tf.commands": "pdm_tf.analysis pdm_tf.atomic pdm_tf.config pdm_tf.data pdm_tf.describe pdm_tf.devices "
-    "pdm_tf.errors pdm_tf.evaluation pdm_tf.export pdm_tf.images pdm_tf.ledger pdm_tf.models "
-    "pdm_tf.page pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.run pdm_tf.sampling pdm_tf.stack "
-    "pdm_tf.training",
+    "pdm_tf.commands": "pdm_tf.analysis pdm_tf.config pdm_tf.data pdm_tf.describe pdm_tf.devices pdm_tf.errors "
+    "pdm_tf.evaluation pdm_tf.export pdm_tf.images pdm_tf.ledger pdm_tf.models pdm_tf.page "
+    "pdm_tf.paths pdm_tf.plots pdm_tf.progress pdm_tf.run pdm_tf.sampling pdm_tf.training",
     "main": "flags pdm_tf.errors",
     "examples": "",
 }
