@@ -93,7 +93,7 @@ def run(options: Options) -> None:
         count=options.num_samples or 500,
         seed=options.seed,
         batch_size=options.sample_batch_size or 0,
-        labels=(models and class_numbers(options.labels, models[0].config)) or (),
+        labels=labels[0] if labels else (),
         equal_shares=options.equal_shares,
         ema_lengths=tuple(dict.fromkeys(options.ema)),
         strategy=place.strategy,

@@ -88,6 +88,9 @@ def compare(
       UserError: as `find_reference`, `image_sets.from_path` and `image_sets.from_model`.
     """
     drawing = drawing or Drawing()
+    # What can be refused is refused before the reference is made.
+    for path in sample_paths:
+        references.open_images(path)
     for model in models:
         model.check_ema_lengths(drawing.ema_lengths)
     image_shape = models[0].config.data.image_shape if models else None
