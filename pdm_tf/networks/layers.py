@@ -1,4 +1,4 @@
-"""The blocks of the U-Net (Appendix C), and what other networks share with it.
+"""The blocks of the U-Net (Appendix C), and the functions that all networks share.
 
 Activations are (B, h, w, C), embeddings float32 (B, C).
 """
@@ -6,7 +6,7 @@ Activations are (B, h, w, C), embeddings float32 (B, C).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -92,6 +92,15 @@ def join_heads(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, positions, heads * channels])
 
 
+def checkpointed(compute: Callable[..., tf.Tensor], active: bool) -> Callable[..., tf.Tensor]:
+    """`compute` with its inputs alone kept for the backward pass, if `active`.
+
+    Its layers must be built: a recomputation must not create weights. What `compute` closes over gets no
+    gradient.
+    """
+    return tf.recompute_grad(compute) if active else compute
+
+
 def fold_in(dropout_key: tf.Tensor | None, block: int) -> tf.Tensor | None:
     """The dropout key of one block, or None if nothing is dropped."""
     return None if dropout_key is None else tf.random.experimental.stateless_fold_in(dropout_key, block)
@@ -109,7 +118,6 @@ def upsample(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [-1, 2 * height, 2 * width, channels])
 
 
-@keras.utils.register_keras_serializable("pdm_tf")
 class ResBlock(keras.layers.Layer):
     """Residual block with a timestep-conditional norm and, when asked, a class gate.
 
@@ -130,9 +138,9 @@ class ResBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.channels = channels
         self.dropout = dropout
-        self.gated = gated
         self.project_shortcut = project_shortcut
-        policy, layers = self.dtype_policy, keras.layers
+        policy = self.dtype_policy
+        layers = keras.layers
         self.norm_in = GroupNorm(32, dtype=policy, name="norm_in")
         self.conv_in = layers.Conv2D(channels, 3, padding="same", dtype=policy, name="conv_in")
         self.norm_out = GroupNorm(32, center=False, scale=False, dtype=policy, name="norm_out")
@@ -171,12 +179,7 @@ class ResBlock(keras.layers.Layer):
             h *= tf.cast(gate, h.dtype)[:, None, None, :]
         return h + (x if self.shortcut is None else self.shortcut(x))
 
-    def get_config(self):
-        own = {k: getattr(self, k) for k in ("channels", "dropout", "gated", "project_shortcut")}
-        return {**super().get_config(), **own}
 
-
-@keras.utils.register_keras_serializable("pdm_tf")
 class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention over all positions, with a GroupNorm before and a residual around it."""
 
@@ -186,7 +189,8 @@ class SelfAttention(keras.layers.Layer):
 
     def build(self, input_shape):
         """Creates the projections for `input_shape`'s channels, which must divide by `head_channels`."""
-        channels, policy = input_shape[-1], self.dtype_policy
+        channels = input_shape[-1]
+        policy = self.dtype_policy
         self.norm = GroupNorm(32, dtype=policy, name="norm")
         self.query_key_value = keras.layers.Dense(3 * channels, dtype=policy, name="query_key_value")
         self.project = keras.layers.Dense(channels, kernel_initializer="zeros", dtype=policy, name="project")
@@ -198,6 +202,3 @@ class SelfAttention(keras.layers.Layer):
         projected = tf.reshape(self.query_key_value(self.norm(x)), [-1, height * width, 3 * channels])
         attended = join_heads(attend(*split_heads(projected, 3, self.head_channels)))
         return x + self.project(tf.reshape(attended, [-1, height, width, channels]))
-
-    def get_config(self):
-        return {**super().get_config(), "head_channels": self.head_channels}

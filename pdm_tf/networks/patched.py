@@ -3,30 +3,32 @@
     z (H, W, C) -> patches (H/P, W/P, C P^2) -> trunk, on that grid -> patches -> image (H, W, C)
 
 Patching moves pixels from space into channels, and leaves the process and the network between as they are. So
-a trunk knows nothing of images, and all that does know of them is here.
+a trunk knows nothing of images, and all that does is here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 import tensorflow as tf
 
+from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.layers import position_encoding, timestep_features, with_blurred
 from pdm_tf.networks.unet import UNet
 from pdm_tf.networks.vit import ViT
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
 
-LARGE = "large_"  # begins the names of what is around the trunk for patches of 2P
-AUGMENTATION_LABELS = 9  # numbers that say how a training image was changed
-EMBED_AUGMENTATION = "embed_augmentation"  # the layer for them
+LARGE = "large_"  # prefix of the names of layers for patches of 2P
+AUGMENTATION_LABELS = 9  # numbers that describe an augmentation
+EMBED_AUGMENTATION = "embed_augmentation"  # the layer that takes them
 
 
 class Head(Protocol):
-    """What turns a trunk's h into patches: zeros, in a new network.
+    """The projection of a trunk's h to patches; it gives zeros in a new network.
 
     Attributes:
       layers: the Keras layers that hold its weights.
@@ -39,19 +41,16 @@ class Head(Protocol):
 
 
 class Trunk(Protocol):
-    """A network on a grid of (h, w) places, which also says how patches come in and go out of it.
+    """A network on a grid of (h, w) positions, with its own kind of stem and head.
 
-    A kind of trunk is called as `kind(grid, base_channels, class_conditioning=, dtype=,
-    gradient_checkpointing=, **its_settings)` and refuses, with a `UserError`, what it cannot work with. Its
-    weights are made by its first call.
+    A kind of trunk is constructed as `kind(grid, config, dtype=, gradient_checkpointing=)`; its options are
+    fields of `NetworkConfig`. Its weights are created by its first call.
 
     Attributes:
       layers: the Keras layers that hold its weights, in the order of the network's variables.
       width: channels of the h that it returns.
-      embedding_width: channels of the timestep embedding that it wants.
-      kernel_size: how many places a layer before or after it sees along each axis.
-
-    What it makes for large patches has names that begin with `prefix`.
+      embedding_width: channels of the timestep embedding.
+      kernel_size: of the convolutions before and after it.
     """
 
     layers: Sequence[keras.layers.Layer]
@@ -60,10 +59,10 @@ class Trunk(Protocol):
     kernel_size: int
 
     def make_stem(self, prefix: str = "") -> Sequence[keras.layers.Layer]:
-        """Layers that, one after another, project patches of any size to `base_channels`."""
+        """Layers, one after another, from patches of any size to `base_channels`; `prefix` of their names."""
 
     def make_head(self, values: int, prefix: str = "") -> Head:
-        """The way from its h to patches of `values` numbers."""
+        """The head for patches of `values` numbers."""
 
     def __call__(
         self,
@@ -76,8 +75,8 @@ class Trunk(Protocol):
 
         Args:
           h: (B, h, w, base_channels) in the compute dtype.
-          embeddings: the timestep's, float32 (B, embedding_width), and where labels come as a gate or as
-            tokens the label's, float32 (B, base_channels) or (B, embedding_width).
+          embeddings: the timestep's, float32 (B, embedding_width), and for labels as a gate or as tokens the
+            label's, float32 (B, base_channels) or (B, embedding_width).
           dropout_key: int32 (2,) makes dropout active.
           large: h is of patches twice as large, so its grid is half the trunk's along each axis.
         Returns:
@@ -85,7 +84,7 @@ class Trunk(Protocol):
         """
 
     def describe(self) -> list[str]:
-        """Its shapes, in lines for a reader."""
+        """Lines of text on its shapes."""
 
 
 NETWORKS: dict[str, Callable[..., Trunk]] = {"unet": UNet, "vit": ViT}
@@ -95,25 +94,19 @@ NETWORKS: dict[str, Callable[..., Trunk]] = {"unet": UNet, "vit": ViT}
 class PatchedNetwork(keras.Model):
     """Predicts x, eps or v, and the position u of the reverse variance between b_tilde and beta.
 
+    With `patch_switch_t` there are two stems and two pairs of heads, for patches of P and of 2P, around one
+    trunk. A call works at one patch size; which one is chosen by the caller (`pdm_tf.denoiser`).
+
     Args:
       image_shape: (height, width, channels); height and width divide by `patch_size`.
-      patch_size: P; the trunk works on a grid of (height / P) x (width / P) patches.
-      patch_switch_t: from this t on patches are of 2P, with a stem and heads of their own around the same
-        trunk; 0: nowhere. Whoever calls says by `large` which are meant: a call is of one size.
-      base_channels: the width that the stem gives a patch.
-      kind: the trunk's, one of `NETWORKS`; also the first part of all variables' names.
-      num_classes: 0 for data without labels.
-      class_conditioning: "none", "gate" (a sigmoid gate on each residual branch, the paper's ImageNet
-        networks), "embedding" (added to the timestep embedding) or "tokens" (added to it, and as tokens among
-        the patches). Label `num_classes` is the null label.
-      blurred_inputs: the network also sees its input blurred by Gaussians of these widths, in pixels.
-      augmented: it can be told how a training image was changed, which a linear layer without bias, zeros at
-        first, adds to the first layer of the timestep's: not told, it takes the image for unchanged.
-      precision: "float32", or "mixed_bfloat16": the trunk in bfloat16, while the first convolution, both
-        output heads, embeddings and norm statistics stay float32.
-      gradient_checkpointing: keep only the inputs of the trunk's blocks for the backward pass, which
-        computes the rest again: less memory, more time, the same gradients.
-      **trunk_settings: of that kind alone.
+      num_classes: 0 for data without labels. Label `num_classes` is the null label.
+      augmented: whether there is an input for the augmentation labels of images: a linear layer without bias,
+        zeros at first, added to the first layer of the timestep's embedding.
+      precision: "float32", or "mixed_bfloat16": the trunk in bfloat16, while the stem, both heads' last
+        layers, embeddings and norm statistics stay float32.
+      gradient_checkpointing: keep only the inputs of the trunk's blocks for the backward pass, which computes
+        the rest again: less memory, more time, the same gradients.
+      **fields: those of `NetworkConfig`: patch size, kind of trunk, widths, conditioning.
     Raises:
       UserError: the image or the grid does not divide.
     """
@@ -122,71 +115,69 @@ class PatchedNetwork(keras.Model):
         self,
         image_shape: Sequence[int],
         *,
-        patch_size: int,
-        patch_switch_t: int = 0,
-        base_channels: int,
-        kind: str = "unet",
         num_classes: int = 0,
-        class_conditioning: str = "none",
-        blurred_inputs: Sequence[float] = (),
         augmented: bool = False,
         precision: str = "float32",
         gradient_checkpointing: bool = False,
-        **trunk_settings,
+        **fields,
     ):
-        own = {k: v for k, v in locals().items() if k not in ("self", "__class__", "trunk_settings")}
-        super().__init__(name=kind, dtype="float32")
-        self._config = {**own, **trunk_settings}
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        config = NetworkConfig(**fields)
+        super().__init__(name=config.kind, dtype="float32")
+        self.config = config
         self.image_shape = tuple(image_shape)
-        self.patch_size = patch_size
-        self.patch_switch_t = patch_switch_t
-        self.grid = grid_of(image_shape, patch_size)
-        self.base_channels = base_channels
-        self.num_classes = self.null_label = num_classes
-        self.class_conditioning = class_conditioning
-        self.conditional = class_conditioning != "none"
-        self.blurred_inputs = tuple(blurred_inputs)
+        self.patch_size = config.patch_size
+        self.patch_switch_t = config.patch_switch_t
+        self.grid = grid_of(image_shape, config.patch_size)
+        self.num_classes = num_classes
+        self.null_label = num_classes
+        self.conditional = config.class_conditioning != "none"
         self.augmented = augmented
+        self.gradient_checkpointing = gradient_checkpointing
         self.policy = keras.mixed_precision.Policy(precision)
-        common = {
-            "class_conditioning": class_conditioning,
-            "dtype": self.policy,
-            "gradient_checkpointing": gradient_checkpointing,
-        }
-        self.trunk = NETWORKS[kind](self.grid, base_channels, **common, **trunk_settings)
+        self.trunk = NETWORKS[config.kind](
+            self.grid, config, dtype=self.policy, gradient_checkpointing=gradient_checkpointing
+        )
         self._make_embeddings()
-        self._make_sides()
+        self._make_inputs_and_outputs()
         # Keras finds layers in lists, and not in a trunk. Last, for the order of `trainable_variables`.
         self._trunk_layers = self.trunk.layers
         self._create_weights()
 
     def _make_embeddings(self):
-        dense, width = keras.layers.Dense, self.trunk.embedding_width
-        self.embed_t_in = dense(4 * self.base_channels, activation="swish", name="embed_t_in")
+        dense = keras.layers.Dense
+        base_channels = self.config.base_channels
+        width = self.trunk.embedding_width
+        self.embed_t_in = dense(4 * base_channels, activation="swish", name="embed_t_in")
         self.embed_t_out = dense(width, activation="swish", name="embed_t_out")
         self.embed_augmentation = None
         if self.augmented:
             self.embed_augmentation = dense(
-                4 * self.base_channels, use_bias=False, kernel_initializer="zeros", name=EMBED_AUGMENTATION
+                4 * base_channels, use_bias=False, kernel_initializer="zeros", name=EMBED_AUGMENTATION
             )
         self.embed_label = None
         if self.conditional:
-            label_width = self.base_channels if self.class_conditioning == "gate" else width
+            label_width = base_channels if self.config.class_conditioning == "gate" else width
             self.embed_label = keras.layers.Embedding(self.null_label + 1, label_width, name="embed_label")
 
-    def _make_sides(self):
-        p, large = self.patch_size, None
-        side = partial(Side, self.trunk, self.base_channels, self.image_shape[-1], self.policy)
-        self.small = small = side(p)
+    def _make_inputs_and_outputs(self):
+        channels = self.image_shape[-1]
+        patch_input = partial(PatchInput, self.trunk, self.config)
+        patch_output = partial(PatchOutput, self.trunk, self.config, channels, self.policy)
+        p = self.patch_size
+        self.patch_input = patch_input(p)
+        self.patch_output = patch_output(p)
+        layers = [*self.patch_input.stem, *self.patch_output.layers]
         if self.patch_switch_t:
             grid_of(self.image_shape, 2 * p)
-            large = side(2 * p, LARGE)
+            self.large_patch_input = patch_input(2 * p, LARGE)
+            self.large_patch_output = patch_output(2 * p, LARGE)
+            layers += [*self.large_patch_input.stem, *self.large_patch_output.layers]
             self.large_level = keras.layers.Embedding(
                 1, self.trunk.embedding_width, embeddings_initializer="zeros", name=f"{LARGE}level"
             )
-        self.large = large
         # Keras finds them, and a checkpoint names them, as the network's own.
-        for layer in (*small.layers, *(large.layers if large else ())):
+        for layer in layers:
             setattr(self, layer.name, layer)
 
     def _create_weights(self):
@@ -211,70 +202,103 @@ class PatchedNetwork(keras.Model):
         large: bool = False,
         augmentation: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Image -> patches -> trunk -> image (Section 3).
+        """Image -> patches -> trunk -> patches -> image (Section 3).
 
         Args:
           z: float32 (B, H, W, C), the latent z_t.
           t: int32 (B,).
           labels: int32 (B,) in 0..num_classes, the last being the null label; unused unless conditional.
           dropout_key: int32 (2,) makes dropout active.
-          large: in patches of 2P, of a network that has them; t does not choose.
-          augmentation: float32 (B, 9), of a network that can be told (`training.augmentation`).
+          large: work on patches of 2P.
+          augmentation: float32 (B, 9), the augmentation labels, for a network that is `augmented`.
         Returns:
           The prediction, float32 (B, H, W, C), and u in [0, 1], float32 (B, H, W, C).
         """
-        embeddings, side = self._embed(t, labels, augmentation), self.large if large else self.small
-        if large:
-            embeddings[0] += self.large_level(tf.zeros_like(t))
-        h = side.to_patches(with_blurred(z, self.blurred_inputs))
-        for layer in side.stem:
-            h = layer(h)
-        # Appendix C: positions are told "once, right after the first input projection".
-        h = features = h + position_encoding(*h.shape[1:3], self.base_channels)
-        h = self.trunk(tf.cast(h, self.policy.compute_dtype), embeddings, dropout_key, large)
-        output, u = side.head(h, embeddings[0]), side.variance_head(features, h, embeddings[0])
-        return side.to_image(output), side.to_image(u)
+        patch_input = self.large_patch_input if large else self.patch_input
+        patch_output = self.large_patch_output if large else self.patch_output
+        embeddings = self._embed(t, labels, augmentation, large)
+        features = patch_input(z)
+        h = self.trunk(tf.cast(features, self.policy.compute_dtype), embeddings, dropout_key, large)
+        return patch_output(features, h, embeddings[0])
 
-    def _embed(self, t, labels, augmentation) -> list[tf.Tensor]:
-        """The embeddings that the trunk is given."""
-        h = self.embed_t_in(timestep_features(t, self.base_channels))
+    def _embed(self, t, labels, augmentation, large) -> list[tf.Tensor]:
+        """The trunk's embeddings: the timestep's, and the label's if it comes as a gate or as tokens."""
+        h = self.embed_t_in(timestep_features(t, self.config.base_channels))
         if augmentation is not None:
             h += self.embed_augmentation(augmentation)
-        t_embedding = self.embed_t_out(h)
-        if self.embed_label is None:
-            return [t_embedding]
-        label_embedding = self.embed_label(labels)
-        if self.class_conditioning == "gate":
-            return [t_embedding, label_embedding]
-        t_embedding += label_embedding
-        return [t_embedding, label_embedding] if self.class_conditioning == "tokens" else [t_embedding]
+        embeddings = [self.embed_t_out(h)]
+        conditioning = self.config.class_conditioning
+        if conditioning != "none":
+            label_embedding = self.embed_label(labels)
+            if conditioning in ("embedding", "tokens"):
+                embeddings[0] += label_embedding
+            if conditioning in ("gate", "tokens"):
+                embeddings.append(label_embedding)
+        if large:
+            embeddings[0] += self.large_level(tf.zeros_like(t))
+        return embeddings
 
     def get_config(self):
-        return dict(self._config)
+        return {
+            "image_shape": self.image_shape,
+            "num_classes": self.num_classes,
+            "augmented": self.augmented,
+            "precision": self.policy.name,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            **dataclasses.asdict(self.config),
+        }
 
 
-class Side:
-    """What is around a trunk for patches of side `patch_size`: image -> patches -> h, and back.
+class PatchInput:
+    """Images (B, H, W, C) -> patches -> features (B, H/P, W/P, base_channels) with position encodings.
 
     Attributes:
-      layers: the Keras layers that hold its weights, whose names begin with `prefix`.
+      stem: the Keras layers that hold its weights.
+    """
+
+    def __init__(self, trunk: Trunk, config: NetworkConfig, patch_size: int, prefix: str = ""):
+        self._blurred_inputs = config.blurred_inputs
+        self.to_patches = ImageToPatches(patch_size, name=f"{prefix}to_patches")
+        self.stem = trunk.make_stem(prefix)
+
+    def __call__(self, z: tf.Tensor) -> tf.Tensor:
+        """float32 (B, H, W, C) -> float32 (B, H/P, W/P, base_channels)."""
+        h = self.to_patches(with_blurred(z, self._blurred_inputs))
+        for layer in self.stem:
+            h = layer(h)
+        # Appendix C: the encoding is added "once, right after the first input projection".
+        return h + position_encoding(*h.shape[1:])
+
+
+class PatchOutput:
+    """The trunk's h -> patches -> the prediction and u, images (B, H, W, C).
+
+    Attributes:
+      layers: the Keras layers that hold its weights.
     """
 
     def __init__(
         self,
         trunk: Trunk,
-        base_channels: int,
+        config: NetworkConfig,
         channels: int,
         policy: keras.mixed_precision.Policy,
         patch_size: int,
         prefix: str = "",
     ):
         values = channels * patch_size**2
-        self.to_patches = ImageToPatches(patch_size, name=f"{prefix}to_patches")
-        self.stem, self.head = trunk.make_stem(prefix), trunk.make_head(values, prefix)
-        self.variance_head = VarianceHead(base_channels, trunk, values, policy, prefix)
+        self.head = trunk.make_head(values, prefix)
+        self.variance_head = VarianceHead(config.base_channels, trunk, values, policy, prefix)
         self.to_image = PatchesToImage(patch_size, name=f"{prefix}to_image")
-        self.layers = [*self.stem, *self.head.layers, *self.variance_head.layers]
+        self.layers = [*self.head.layers, *self.variance_head.layers]
+
+    def __call__(
+        self, features: tf.Tensor, h: tf.Tensor, t_embedding: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(B, H/P, W/P, ..) before and after the trunk, and (B, embedding_width) -> float32 (B, H, W, C)."""
+        prediction = self.head(h, t_embedding)
+        u = self.variance_head(features, h, t_embedding)
+        return self.to_image(prediction), self.to_image(u)
 
 
 class VarianceHead:
@@ -297,9 +321,9 @@ class VarianceHead:
         self._out = conv(values, activation="sigmoid", name=f"{prefix}variance_out")
         self.layers = [self._t, self._conv, self._out]
 
-    def __call__(self, features: tf.Tensor, decoded: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
-        """Two (B, h, w, ..) and the timestep's embedding -> u in [0, 1], float32 (B, h, w, values)."""
-        features, decoded, t_embedding = map(tf.stop_gradient, (features, decoded, t_embedding))
-        h = tf.concat([tf.cast(features, decoded.dtype), decoded], axis=-1)
+    def __call__(self, features: tf.Tensor, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
+        """(B, h, w, ..) before and after the trunk, and (B, ..) -> u in [0, 1], float32 (B, h, w, values)."""
+        features, h, t_embedding = map(tf.stop_gradient, (features, h, t_embedding))
+        h = tf.concat([tf.cast(features, h.dtype), h], axis=-1)
         shift = tf.cast(self._t(tf.nn.swish(t_embedding)), h.dtype)
         return self._out(self._conv(h + shift[:, None, None, :]))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from pdm_tf.errors import UserError
+from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.group_norm import GroupNorm
-from pdm_tf.networks.layers import ResBlock, SelfAttention, fold_in, upsample
+from pdm_tf.networks.layers import ResBlock, SelfAttention, checkpointed, fold_in, upsample
 from pdm_tf.stack import keras
 
 # Also the order of the weights, in optimizers and files; within a kind it is that of the stages.
@@ -19,10 +19,10 @@ KINDS = ("encoder", "down", "middle", "decoder", "up")
 
 
 class Stage(NamedTuple):
-    """One step through the U-Net: a residual block, with attention after it or without, or a convolution.
+    """A residual block, with or without attention after it, or a convolution.
 
-    The kind says the rest: what an "encoder" block or a "down" convolution gives is kept as a skip, a
-    "decoder" block takes the newest skip beside its input, an "up" convolution has its input upsampled.
+    The output of an "encoder" block or a "down" convolution is kept as a skip connection, a "decoder" block
+    takes the newest of these beside its input, an "up" convolution has its input upsampled.
     """
 
     kind: str
@@ -32,21 +32,15 @@ class Stage(NamedTuple):
 
 
 class UNet:
-    """A trunk that works on its grid, and on grids of half that size, of a quarter, and so on.
+    """A `Trunk` that works on its grid, and on grids of half that size, of a quarter, and so on.
 
     Args:
       grid: (height, width), both of which divide by 2^(levels - 1).
-      base_channels: channels of the h that it takes, and the measure of its widths.
-      channel_multipliers: width of each level over `base_channels`.
-      blocks_per_level: residual blocks of each encoder level; a decoder level has one more.
-      attention_resolutions: the grid sizes (of the longer side) with self-attention after each block.
-      head_channels: channels of an attention head.
-      dropout: dropout rate in the residual blocks.
-      class_conditioning: with "gate" each residual branch has a sigmoid gate, by the label's embedding.
+      config: `channel_multipliers` has one number for each level; a decoder level has one block more than the
+        `blocks_per_level` of an encoder level; with class_conditioning "gate" each residual branch has a
+        sigmoid gate, by the label's embedding.
       dtype: policy of convolutions and attention.
       gradient_checkpointing: keep only the inputs of blocks and attention for the backward pass.
-    Raises:
-      UserError: the grid does not divide, or labels are to come as tokens.
     """
 
     kernel_size = 3
@@ -54,35 +48,24 @@ class UNet:
     def __init__(
         self,
         grid: tuple[int, int],
-        base_channels: int,
-        *,
-        channel_multipliers: Sequence[float],
-        blocks_per_level: int,
-        attention_resolutions: Sequence[int],
-        head_channels: int,
-        dropout: float = 0.0,
-        class_conditioning: str = "none",
+        config: NetworkConfig,
         dtype: str | keras.mixed_precision.Policy = "float32",
         gradient_checkpointing: bool = False,
     ):
-        widths = [round(base_channels * multiplier) for multiplier in channel_multipliers]
-        self._base_channels = base_channels
-        self.width, self.embedding_width = widths[0], widths[-1]
-        self._grid, self._gradient_checkpointing = grid, gradient_checkpointing
+        widths = [round(config.base_channels * multiplier) for multiplier in config.channel_multipliers]
         last = len(widths) - 1
-        if any(size % 2**last for size in grid):
-            raise UserError(
-                f"a grid of {grid[0]} x {grid[1]} patches does not divide by 2^(levels - 1) = {2**last}: use "
-                "another patch_size or fewer channel_multipliers"
-            )
-        if class_conditioning == "tokens":
-            raise UserError("a U-Net has no tokens: use class_conditioning gate or embedding")
-        block = partial(ResBlock, dropout=dropout, gated=class_conditioning == "gate", dtype=dtype)
+        self.width = widths[0]
+        self.embedding_width = widths[-1]
+        self._grid = grid
+        self._base_channels = config.base_channels
+        self._gradient_checkpointing = gradient_checkpointing
+        gated = config.class_conditioning == "gate"
+        block = partial(ResBlock, dropout=config.dropout, gated=gated, dtype=dtype)
         conv = partial(keras.layers.Conv2D, kernel_size=3, padding="same", dtype=dtype)
-        attention = partial(SelfAttention, head_channels, dtype=dtype)
+        attention = partial(SelfAttention, config.head_channels, dtype=dtype)
 
         def attention_after(name: str, level: int) -> SelfAttention | None:
-            listed = max(self._grid_of(level)) in attention_resolutions
+            listed = max(self._grid_of(level)) in config.attention_resolutions
             return attention(name=f"{name}_attention") if listed else None
 
         self.stages: list[Stage] = []
@@ -91,7 +74,7 @@ class UNet:
             self.stages.append(Stage(*stage))
 
         for level, width in enumerate(widths):
-            for b in range(blocks_per_level):
+            for b in range(config.blocks_per_level):
                 name = f"encoder{level}_{b}"
                 add("encoder", level, block(width, name=name), attention_after(name, level))
             if level < last:
@@ -99,7 +82,7 @@ class UNet:
         add("middle", last, block(widths[last], name="middle_in"), attention(name="middle_attention"))
         add("middle", last, block(widths[last], name="middle_out"))
         for level, width in reversed(list(enumerate(widths))):
-            for b in range(blocks_per_level + 1):
+            for b in range(config.blocks_per_level + 1):
                 name = f"decoder{level}_{b}"
                 merge = block(width, project_shortcut=True, name=name)
                 add("decoder", level, merge, attention_after(name, level))
@@ -121,7 +104,7 @@ class UNet:
         return [keras.layers.Conv2D(self._base_channels, 3, padding="same", name=f"{prefix}conv_in")]
 
     def make_head(self, values: int, prefix: str = "") -> ConvHead:
-        """See `Trunk`."""
+        """As `Trunk.make_head`."""
         return ConvHead(values, prefix)
 
     def __call__(
@@ -131,13 +114,14 @@ class UNet:
         dropout_key: tf.Tensor | None = None,
         large: bool = False,
     ) -> tf.Tensor:
-        """Walks through the stages; see `Trunk`.
+        """As `Trunk.__call__`.
 
         Large patches are on the second level's grid. Of the first level they pass the shortcuts of the blocks
         alone, and its two convolutions, down and up, which change the width and not the size: no skip is
         missing anywhere.
         """
-        skips, blocks = [h], itertools.count()
+        skips = [h]
+        blocks = itertools.count()
         for stage in self.stages:
             passed = large and stage.level == 0
             if stage.kind == "down":
@@ -158,10 +142,7 @@ class UNet:
             h = stage.layer(h, *embeddings, dropout_key=dropout_key)
             return h if stage.attention is None else stage.attention(h)
 
-        # The first call makes weights, which a recomputation must not. What is no argument of `compute`,
-        # as the key, gets no gradient.
-        gradient_checkpointing = self._gradient_checkpointing and stage.layer.built
-        return (tf.recompute_grad(compute) if gradient_checkpointing else compute)(h, *embeddings)
+        return checkpointed(compute, self._gradient_checkpointing and stage.layer.built)(h, *embeddings)
 
     def describe(self) -> list[str]:
         """One line for each level: height, width, channels, and whether it has attention."""
@@ -174,14 +155,14 @@ class UNet:
 
 
 def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:
-    """What a strided convolution, whose weights are made, gives at every place."""
+    """The result of a strided convolution, whose weights exist, at every position."""
     h = tf.cast(h, conv.compute_dtype)
     h = tf.nn.conv2d(h, tf.cast(conv.kernel, h.dtype), 1, "SAME")
     return tf.nn.bias_add(h, tf.cast(conv.bias, h.dtype))
 
 
 def shortcut(block: ResBlock, h: tf.Tensor) -> tf.Tensor:
-    """What goes around a residual block."""
+    """The shortcut of a residual block alone."""
     return h if block.shortcut is None else block.shortcut(h)
 
 

@@ -46,11 +46,9 @@ class Doubling:
 
     kernel_size = 1
 
-    def __init__(
-        self, grid, base_channels, *, class_conditioning, dtype, gradient_checkpointing, embedding_width
-    ):
-        self.layers, self.base_channels = [], base_channels
-        self.width, self.embedding_width = 2 * base_channels, embedding_width
+    def __init__(self, grid, config, dtype, gradient_checkpointing):
+        self.layers, self.base_channels = [], config.base_channels
+        self.width, self.embedding_width = 2 * config.base_channels, config.depth
 
     def make_stem(self, prefix=""):
         return [keras.layers.Dense(self.base_channels, name=prefix + name) for name in ("first", "second")]
@@ -70,7 +68,7 @@ class Doubling:
 def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     """It gets the projected patches with their positions, and the embeddings in its own width."""
     monkeypatch.setitem(patched.NETWORKS, "doubling", Doubling)
-    settings = {"image_shape": (16, 32, 3), "patch_size": 4, "base_channels": 32, "embedding_width": 12}
+    settings = {"image_shape": (16, 32, 3), "patch_size": 4, "base_channels": 32, "depth": 12}
     network = PatchedNetwork(**settings, kind="doubling", num_classes=2, class_conditioning=conditioning)
     z, t, labels = batch((16, 32, 3))
     output, u = network(z, t, labels, tf.constant([1, 2]))
@@ -78,7 +76,7 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     h, embeddings, key = network.trunk.given
     np.testing.assert_array_equal(key, [1, 2])
     first, second = map(network.get_layer, ("first", "second"))
-    expected = second(first(network.small.to_patches(z))) + position_encoding(4, 8, 32)
+    expected = second(first(network.patch_input.to_patches(z))) + position_encoding(4, 8, 32)
     np.testing.assert_array_equal(h, expected)
     assert [embedding.shape for embedding in embeddings] == [(2, width) for width in widths]
     if conditioning == "none":
@@ -159,7 +157,7 @@ def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close(kind):
     for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
         assert variable.dtype == tf.float32 and variable.name == other.name
     float32 = ["variance_out", "embed_t_in", "embed_t_out", "variance_t"]
-    for layer in (*mixed.small.stem, *mixed.small.head.layers, *map(mixed.get_layer, float32)):
+    for layer in (*mixed.patch_input.stem, *mixed.patch_output.head.layers, *map(mixed.get_layer, float32)):
         assert layer.compute_dtype == "float32", layer.name
     assert {layer.compute_dtype for layer in mixed.trunk.layers} == {"bfloat16"}
     for a, b in zip(exact(*batch()), mixed(*batch())):

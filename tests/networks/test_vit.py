@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.config.fields import DataConfig
+from pdm_tf.config.fields import DataConfig, NetworkConfig
 from pdm_tf.config.presets import network_settings, preset, sized_preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops
@@ -35,8 +35,8 @@ def branch_of(inner, **changes):
 
 
 def trunk_of(grid=(4, 4), **changes):
-    settings = {"depth": 4, "head_channels": 16, **changes}
-    return ViT(grid, 32, **settings)
+    settings = {"kind": "vit", "base_channels": 32, "depth": 4, "head_channels": 16, **changes}
+    return ViT(grid, NetworkConfig(**settings))
 
 
 @pytest.mark.parametrize("centered", [False, True])
@@ -205,7 +205,7 @@ def test_blurred_copies():
 
 def test_the_network_sees_its_blurred_input():
     network = PatchedNetwork(**{**VIT, "bottleneck": 0, "blurred_inputs": (1.0, 2.0, 4.0, 8.0)})
-    assert network.small.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
+    assert network.patch_input.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
 
 
 def heavy(*values):
