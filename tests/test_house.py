@@ -26,7 +26,7 @@ MAY_USE = {
     "pdm_tf.run": "pdm_tf.atomic pdm_tf.config pdm_tf.errors pdm_tf.paths",
     "pdm_tf.averages": "pdm_tf.config pdm_tf.errors pdm_tf.progress pdm_tf.run pdm_tf.weights",
     "pdm_tf.diffusion": "",
-    "pdm_tf.networks": "pdm_tf.errors pdm_tf.patching pdm_tf.stack",
+    "pdm_tf.networks": "pdm_tf.config pdm_tf.patching pdm_tf.stack",
     "pdm_tf.ledger": "pdm_tf.atomic pdm_tf.errors pdm_tf.paths pdm_tf.progress pdm_tf.weights",
     "pdm_tf.denoiser": "pdm_tf.config pdm_tf.diffusion pdm_tf.networks",
     "pdm_tf.models": "pdm_tf.averages pdm_tf.config pdm_tf.denoiser pdm_tf.errors pdm_tf.run pdm_tf.weights",

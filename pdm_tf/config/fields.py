@@ -316,7 +316,7 @@ def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:
 def validate(config: Config) -> Config:
     """Returns `config`, or raises UserError for the first value that cannot work."""
     words.check(config)
-    {"unet": _check_unet, "vit": _check_vit}[config.network.kind](config)
+    check_network(config.network, config.data.image_shape)
     _check_data(config)
     _check_diffusion(config)
     if config.network.patch_switch_t:
@@ -326,8 +326,23 @@ def validate(config: Config) -> Config:
     return config
 
 
-def _check_unet(config: Config) -> None:
-    network, (height, width, _) = config.network, config.data.image_shape
+def check_network(network: NetworkConfig, image_shape: typing.Sequence[int]) -> None:
+    """Raises UserError if such a network cannot be made for images of (height, width, channels)."""
+    if network.kind == "unet":
+        _check_unet(network, image_shape)
+    _check_division(image_shape, network.patch_size, "patch_size", "another network.patch_size")
+    if network.kind == "vit":
+        _check_vit(network)
+    if network.patch_switch_t:
+        _check_division(
+            image_shape,
+            2 * network.patch_size,
+            f"2 * patch_size = 2 * {network.patch_size}",
+            "a smaller network.patch_size",
+        )
+
+
+def _check_unet(network: NetworkConfig, image_shape: typing.Sequence[int]) -> None:
     levels = len(network.channel_multipliers)
     require(
         levels > 0,
@@ -337,12 +352,18 @@ def _check_unet(config: Config) -> None:
         network.class_conditioning != "tokens",
         "network.class_conditioning=tokens is for network.kind=vit: use gate or embedding",
     )
+    require(
+        levels > 1 or not network.patch_switch_t,
+        "network.patch_switch_t: large patches enter a U-Net's second level, and network.channel_multipliers="
+        f"{words.word(network.channel_multipliers)} has one: use two or more",
+    )
     _check_division(
-        config, network.patch_size * 2 ** (levels - 1),
+        image_shape,
+        network.patch_size * 2 ** (levels - 1),
         f"patch_size * 2^(levels - 1) = {network.patch_size} * {2 ** (levels - 1)}",
         "a smaller network.patch_size or fewer network.channel_multipliers",
-    )  # fmt: skip
-    grid = max(height, width) // network.patch_size
+    )
+    grid = max(image_shape[:2]) // network.patch_size
     for level, multiplier in enumerate(network.channel_multipliers):
         width = network.base_channels * multiplier
         require(
@@ -358,9 +379,7 @@ def _check_unet(config: Config) -> None:
         )
 
 
-def _check_vit(config: Config) -> None:
-    network = config.network
-    _check_division(config, network.patch_size, "patch_size", "another network.patch_size")
+def _check_vit(network: NetworkConfig) -> None:
     width, head = network.base_channels, network.head_channels
     require(
         width % head == 0 and head % 4 == 0,
@@ -384,8 +403,8 @@ def _check_vit(config: Config) -> None:
         )
 
 
-def _check_division(config: Config, factor: int, meaning: str, instead: str) -> None:
-    for side, size in zip(("height", "width"), config.data.image_shape):
+def _check_division(image_shape: typing.Sequence[int], factor: int, meaning: str, instead: str) -> None:
+    for side, size in zip(("height", "width"), image_shape):
         nearest = max(factor, round(size / factor) * factor)
         require(
             size % factor == 0,
@@ -427,15 +446,6 @@ def _check_two_sizes(config: Config) -> None:
         d.t_start < network.patch_switch_t < d.t_stop,
         f"network.patch_switch_t={network.patch_switch_t} is not within {d.t_start} < t < {d.t_stop}, what "
         "the network is trained on: use one that is, or 0",
-    )
-    _check_division(
-        config, 2 * network.patch_size, f"2 * patch_size = 2 * {network.patch_size}",
-        "a smaller network.patch_size",
-    )  # fmt: skip
-    require(
-        network.kind != "unet" or len(network.channel_multipliers) > 1,
-        "network.patch_switch_t: large patches enter a U-Net's second level, and network.channel_multipliers="
-        f"{words.word(network.channel_multipliers)} has one: use two or more",
     )
     require(
         training.batch_size >= 2 * training.grad_accum,

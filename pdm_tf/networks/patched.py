@@ -15,7 +15,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from pdm_tf.config.fields import NetworkConfig
+from pdm_tf.config.fields import NetworkConfig, check_network
 from pdm_tf.networks.layers import position_encoding, timestep_features, with_blurred
 from pdm_tf.networks.unet import UNet
 from pdm_tf.networks.vit import ViT
@@ -108,7 +108,7 @@ class PatchedNetwork(keras.Model):
         the rest again: less memory, more time, the same gradients.
       **fields: those of `NetworkConfig`: patch size, kind of trunk, widths, conditioning.
     Raises:
-      UserError: the image or the grid does not divide.
+      UserError: the fields do not fit together, or the image.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class PatchedNetwork(keras.Model):
     ):
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         config = NetworkConfig(**fields)
+        check_network(config, image_shape)
         super().__init__(name=config.kind, dtype="float32")
         self.config = config
         self.image_shape = tuple(image_shape)
@@ -169,7 +170,6 @@ class PatchedNetwork(keras.Model):
         self.patch_output = patch_output(p)
         layers = [*self.patch_input.stem, *self.patch_output.layers]
         if self.patch_switch_t:
-            grid_of(self.image_shape, 2 * p)
             self.large_patch_input = patch_input(2 * p, LARGE)
             self.large_patch_output = patch_output(2 * p, LARGE)
             layers += [*self.large_patch_input.stem, *self.large_patch_output.layers]
