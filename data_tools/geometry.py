@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageOps
-
-# Times longer than the result: an image that covers it and is longer yet is a line, and never made whole.
-LONGEST = 16
+from PIL import Image
 
 
 def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -21,10 +18,7 @@ def square_then_box(image: Image.Image, size: int) -> Image.Image:
 
 
 def resize_then_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Halves with BOX while twice too large, BICUBIC to cover, centre crop: that for ImageNet.
-
-    Of a line, such as one of 1 x 65000 pixels, the middle alone is resized: all would take gigabytes.
-    """
+    """Halves with BOX while twice too large, BICUBIC to cover, centre crop: that for ImageNet."""
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)
@@ -32,6 +26,4 @@ def resize_then_crop(image: Image.Image, height: int, width: int) -> Image.Image
         max(width, round(image.width * scale)),
         max(height, round(image.height * scale)),
     )
-    if max(covering) > LONGEST * max(width, height):
-        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return center_crop(image.resize(covering, Image.Resampling.BICUBIC), height, width)

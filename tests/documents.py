@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "REPRODUCTION.md", *sorted((ROOT / "docs").g
 # What a span of code begins with that is a command, beside the interpreters and pips of some environment.
 PROGRAMS = {"make", "pytest", "uv", "tfds", "tensorboard", "docker", "apt", "npm", "git", "."}
 PROGRAMS |= {"sh", "bash", "curl", "gcloud", "gsutil", "jupyter", "pyenv", "kubectl"}
-LANGUAGES = {"bash", "python", "bibtex"}
+LANGUAGES = {"bash", "python", "bibtex", "text"}
 
 
 class Block(NamedTuple):

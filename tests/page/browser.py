@@ -19,7 +19,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the standard's name
 VISIBLE = "element => element.getClientRects().length > 0"
-ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+ARGUMENTS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+]
 
 
 @contextlib.contextmanager
@@ -132,10 +139,10 @@ class Browser:
             if answer:
                 return answer
             time.sleep(0.1)
-        raise AssertionError(f"waited {seconds} s for {what}; it says {self.texts('.said span')}")
+        raise AssertionError(f"waited {seconds} s for {what}; it says {self.texts('.status span')}")
 
     def screenshot(self, path: Path, height: int | None = None) -> None:
-        """The whole page, or so much of it from the top."""
+        """The whole page, or its upper part."""
         height = height or self.script("return document.documentElement.scrollHeight")
         clip = {"x": 0, "y": 0, "width": self.width, "height": height, "scale": 1}
         data = self.cdp("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from pdm_tf.data import DatasetInfo
-from pdm_tf.models import models_from_folders
-from pdm_tf.page.studio import Shown, Studio
+from pdm_tf.models import Model, models_from_folders
+from pdm_tf.page.studio import Studio
 from tests.tiny_runs import tiny_config, write_run
 
 
 def write_runs(folder: Path, **settings) -> Path:
-    """A whole model, two experts of one, one without classes and a grey one that is not square."""
+    """A whole model, two experts of one, and a grey one without classes that is not square."""
     write_run(folder / "whole", tiny_config(**settings))
     write_run(folder / "low", tiny_config(diffusion__t_stop=400, network__patch_size=2, **settings), 1)
     write_run(folder / "high", tiny_config(diffusion__t_start=400, network__patch_size=8, **settings), 2)
-    write_run(folder / "plain", tiny_config(network__class_conditioning="none", **settings), 3)
-    write_run(folder / "grey", tiny_config(data__image_shape=(16, 24, 1), **settings), 4)
+    grey = {"network__class_conditioning": "none", "data__image_shape": (16, 24, 1)}
+    write_run(folder / "grey", tiny_config(**grey, **settings), 3)
     return folder
 
 
@@ -26,5 +26,5 @@ def studio_of(*run_dirs: Path, info: DatasetInfo | None = None) -> Studio:
     return Studio(models, [info] * len(models))
 
 
-def shown(studio: Studio, name: str) -> Shown:
-    return next(one for one in studio.sights if one.name == name)
+def model_of(studio: Studio, title: str) -> Model:
+    return next(model for model in studio.comparable if model.title == title)
