@@ -15,38 +15,34 @@ from pdm_tf.sampling.sampler import kept_steps
 
 
 def describe_network(config: Config) -> str:
-    """A few lines of text on the config's network."""
+    """Lines of text: shapes, parameters, and GFLOP of a forward pass and of a sample."""
     network = build_network(config)
-    shape, d = network.image_shape, config.diffusion
-    patches = f"image {shape} -> patches {_patches(network)}"
-    lines = [f"network: {type(network.trunk).__name__}, predicts {d.prediction} and u, both {shape}"]
-    lines += [f"  {line}" for line in (patches, *network.trunk.describe())]
-    lines.append(f"trainable parameters: {count_parameters(network):,}")
-    costs = [forward_flops(network)]
-    if not network.patch_switch_t:
-        lines.append(f"forward FLOPs per image: {costs[0]:,}")
-    else:
-        costs.append(forward_flops(network, large=True))
-        boundary, snr = network.patch_switch_t, build_denoiser(d, network).schedule.snr
-        lines += [
-            f"forward FLOPs per image, t < {boundary}: {costs[0]:,}",
-            f"forward FLOPs per image, t >= {boundary} (SNR {snr[boundary]:.3g} and less), patches "
-            f"{_patches(network, large=True)}: {costs[1]:,}",
-        ]
-    if (d.t_start, d.t_stop) == (0, d.num_timesteps):
+    diffusion = config.diffusion
+    denoiser = build_denoiser(diffusion, network)
+    shape = height, width, channels = network.image_shape
+    side = network.patch_size
+    lines = [
+        f"network: {type(network.trunk).__name__}, predicts {diffusion.prediction} and u, both {shape}",
+        f"  image {shape} -> patches {(height // side, width // side, channels * side**2)}",
+        *(f"  {line}" for line in network.trunk.describe()),
+        f"trainable parameters: {count_parameters(network):,}",
+    ]
+    costs = [forward_flops(network, large=part.patch_size > side) for part in denoiser.parts]
+    for part, cost in zip(denoiser.parts, costs):
+        snr = f" (SNR {denoiser.schedule.snr[part.t_start]:.3g} and less)" if part.t_start else ""
+        where = f" at {part.title}{snr}" if len(costs) > 1 else ""
+        lines.append(f"forward{where}: {gflop(cost)} an image")
+    if (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps):
         passes = passes_of_sampling(config, network)
-        sampling = config.sampling
-        lines.append(
-            f"FLOPs per image sampled, {sampling.sampler}, {' + '.join(map(str, passes))} passes: "
-            f"{sum(number * cost for number, cost in zip(passes, costs)):,}"
-        )
+        cost = sum(number * one for number, one in zip(passes, costs))
+        counts = " + ".join(map(str, passes))
+        lines.append(f"sampling: {config.sampling.sampler}, {counts} passes, {gflop(cost)} an image")
     return "\n".join(lines)
 
 
-def _patches(network: PatchedNetwork, large: bool = False) -> tuple[int, int, int]:
-    p = network.patch_size * (2 if large else 1)
-    height, width, channels = network.image_shape
-    return height // p, width // p, channels * p**2
+def gflop(flops: float) -> str:
+    """Floating-point operations in words."""
+    return f"{flops / 1e9:.4g} GFLOP"
 
 
 def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
@@ -67,11 +63,10 @@ def count_parameters(network: PatchedNetwork) -> int:
 
 
 def forward_flops(network: PatchedNetwork, large: bool = False) -> int:
-    """Floating-point operations of one forward pass on one image, a multiply-add being two; `large` as of
-    `PatchedNetwork.call`.
+    """Floating-point operations of a forward pass on one image, a multiply-add being two.
 
     Counted by TensorFlow's profiler on the traced graph; its counts of convolutions and matrix products are
-    exact, and of the elementwise operations it knows some.
+    exact, and of the elementwise operations it knows some. `large` as of `PatchedNetwork.call`.
     """
     number = tf.TensorSpec((1,), tf.int32)
     traced = tf.function(partial(network.__call__, large=large)).get_concrete_function(
@@ -81,9 +76,9 @@ def forward_flops(network: PatchedNetwork, large: bool = False) -> int:
         tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
     )
     options.with_empty_output()
-    said = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # the profiler warns of its own API
     try:
         return tf.compat.v1.profiler.profile(traced.graph, options=options.build()).total_float_ops
     finally:
-        logging.set_verbosity(said)
+        logging.set_verbosity(verbosity)

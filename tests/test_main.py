@@ -1,6 +1,6 @@
 """The command line as a user types it, in processes of its own."""
 
-import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pdm_tf.config.fields import Config, parse_settings
+from pdm_tf.run import RunFolder
 from tests.data.fixtures import encode, example, natural_image, write_shards
 from tests.in_process import run_mode
 
@@ -33,10 +35,10 @@ def test_describe_says_what_matters_and_with_full_the_config(capsys):
     assert status == 0 and "trainable parameters: 5,792,672" in short and "{" not in short
     status, full = run_mode(capsys, **asked, full=True)
     assert status == 0 and full.startswith(short)
-    config = json.loads(full[len(short) :])
-    assert config["network"]["dropout"] == 0.1
+    config = Config().replace(parse_settings(full[len(short) :].splitlines()))
+    assert config.network.dropout == 0.1 and "network.depth" not in full
     # What training decides when it starts is decided here too.
-    assert config["training"]["precision"] == "float32" and len(config["data"]["label_names"]) == 9
+    assert config.training.precision == "float32" and len(config.data.label_names) == 9
 
 
 REFUSED = [
@@ -75,7 +77,8 @@ def test_train_then_sample_and_the_same_seed_gives_the_same_bytes(repository, tm
         "--set=training.sample_images=4",
         "--set=sampling.steps=4", *tiny, cwd=repository,
     )  # fmt: skip
-    assert described.stdout.endswith((tmp_path / "config.json").read_text())
+    settings = [line for line in described.stdout.splitlines() if re.match(r"[a-z_.]+=", line)]
+    assert Config().replace(parse_settings(settings)) == RunFolder(tmp_path).config()
     other = run("--mode=describe", f"--run_dir={tmp_path}", "--seed=1", *tiny, cwd=repository)
     assert other.returncode == 2 and "holds a run with other settings: seed (0 there, 1 now)" in other.stderr
     files = []

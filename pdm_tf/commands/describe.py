@@ -7,7 +7,7 @@ from typing import Optional
 
 from pdm_tf.commands import train
 from pdm_tf.config.presets import is_named
-from pdm_tf.config.words import setting
+from pdm_tf.config.words import get, setting, word
 from pdm_tf.data import DatasetInfo, find_dataset
 from pdm_tf.describe import describe_network
 from pdm_tf.errors import UserError
@@ -21,11 +21,12 @@ class Options(train.Options):
 
 
 def run(options: Options) -> None:
-    """Prints the network, and with `full` the config as config.json has it."""
+    """Prints the network, and with `full` the fields that count for it, as --set takes them."""
     plan = train.plan(options, dataset_at_hand(options))
     print(plan.size + describe_network(plan.config))
     if options.full:
-        print(plan.config.to_json(), end="")
+        for key in plan.config.used_keys:
+            print(f"{key}={word(get(plan.config, key))}")
 
 
 def dataset_at_hand(options: Options) -> Optional[DatasetInfo]:

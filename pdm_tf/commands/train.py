@@ -125,7 +125,7 @@ def run(options: Options) -> None:
     info = find_dataset(options.dataset_name, options.data_dir)
     config, folder, size = plan(options, info)
     strategy = devices.make_strategy(chosen_strategy(options))
-    print(to_lines(config) + size, end="", flush=True)
+    print(to_lines(config, config.used_keys) + size, end="", flush=True)
     if devices.is_chief(strategy) and not folder.has_config():
         folder.write_given(options.given)
     step = loop.train(config, folder, info, strategy)

@@ -10,14 +10,36 @@ from __future__ import annotations
 import math
 import os
 import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pdm_tf.config import words
-from pdm_tf.config.words import require, setting
+from pdm_tf.config.words import setting
+from pdm_tf.errors import UserError
 
 TOGETHER = 16  # images to draw at a time, where nothing else is said
 ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memory", "grids")
+SAMPLERS = ("ancestral", "ddim", "dpm_solver", "unipc", "ipndm")
+LOSS_WEIGHTINGS = (
+    "sqrt_snr",
+    "constant",
+    "snr",
+    "min_snr",
+    "vlb",
+    "snr_plus_one",
+    "truncated_snr",
+    "p2",
+    "sigmoid",
+    "bounded_v",
+)
 EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots can be told apart by
+
+
+# Fields of one trunk, and fields that may differ between the parts of a run.
+_unet = partial(setting, of=("unet",))
+_vit = partial(setting, of=("vit",))
+_free = partial(setting, may_change=True)
 
 
 @dataclass(frozen=True)
@@ -30,10 +52,12 @@ class DataConfig:
     label_names: tuple[str, ...] = setting((), "A name for each class.", shared=True)
     horizontal_flip: bool = setting(False, "Mirror every other image, at random.")
     augmentation: float = setting(
-        0.0, "How often training images are turned, scaled, shifted and so on; the network is told.",
-        least=0, below=1,
-    )  # fmt: skip
-    sha256: str = setting("", "What tells it from other data, wherever it lies; filled in.", may_change=True)
+        0.0,
+        "Share of training images that are turned, scaled, shifted; the network sees how.",
+        least=0,
+        below=1,
+    )
+    sha256: str = _free("", "Digest of the data, wherever they lie; filled in.")
 
 
 @dataclass(frozen=True)
@@ -43,58 +67,49 @@ class NetworkConfig:
     kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet", "vit"))
     patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
     patch_switch_t: int = setting(
-        0, "From this t on patches have side 2P, around the same trunk; 0: nowhere.", least=0
+        0, "From this t on patches of side 2P, around the same trunk; 0: none.", least=0
     )
-    base_channels: int = setting(
-        128, "The width that a patch is projected to; a ViT's from end to end.", above=0
-    )
+    base_channels: int = setting(128, "Width that a patch is projected to; a ViT's from end to end.", above=0)
     dropout: float = setting(0.0, "The rate in the trunk's blocks.", least=0, below=1)
     class_conditioning: str = setting(
-        "none", "How labels reach the trunk; tokens are for a ViT.",
+        "none",
+        "How labels reach the trunk; tokens are for a ViT.",
         choices=("none", "gate", "embedding", "tokens"),
-    )  # fmt: skip
+    )
     blurred_inputs: tuple[float, ...] = setting(
         (), "The network also sees its input blurred by Gaussians of these widths, in pixels.", above=0
     )
-    channel_multipliers: tuple[float, ...] = setting(
-        (1, 2, 2), "Each level's width over base_channels.", above=0, of=("unet",)
+    channel_multipliers: tuple[float, ...] = _unet(
+        (1, 2, 2), "Each level's width over base_channels.", above=0
     )
-    blocks_per_level: int = setting(2, "Residual blocks of an encoder level.", above=0, of=("unet",))
-    attention_resolutions: tuple[int, ...] = setting(
-        (16, 8), "Grid sizes, in patches, with self-attention.", above=0, of=("unet",)
-    )
+    blocks_per_level: int = _unet(2, "Residual blocks of an encoder level.", above=0)
+    attention_resolutions: tuple[int, ...] = _unet((16, 8), "Grid sizes with self-attention.", above=0)
     head_channels: int = setting(64, "Channels of an attention head.", above=0, of=("unet", "vit"))
-    depth: int = setting(12, "Blocks.", above=0, of=("vit",))
-    norm: str = setting(
-        "rms", "RMSNorm, LayerNorm or GroupNorm.", choices=("rms", "layer", "group"), of=("vit",)
+    depth: int = _vit(12, "Blocks.", above=0)
+    norm: str = _vit("rms", "RMSNorm, LayerNorm or GroupNorm.", choices=("rms", "layer", "group"))
+    norm_place: str = _vit(
+        "before", "Norms before or after residual connections.", choices=("before", "after")
     )
-    norm_place: str = setting(
-        "before", "Norms before or after residual connections.", choices=("before", "after"), of=("vit",)
+    t_conditioning: str = _vit(
+        "everywhere",
+        "Norms that the timestep scales and shifts; once: none, it is added to the tokens.",
+        choices=("everywhere", "feed_forward", "once"),
     )
-    t_conditioning: str = setting(
-        "everywhere", "Norms that the timestep scales and shifts; once: none, it is added to the tokens.",
-        choices=("everywhere", "feed_forward", "once"), of=("vit",),
-    )  # fmt: skip
-    t_gates: bool = setting(
-        True, "The timestep also gates those residual branches, from zero (adaLN-Zero).", of=("vit",)
+    t_gates: bool = _vit(True, "The timestep also gates those residual branches, from zero (adaLN-Zero).")
+    residual_scaling: str = _vit(
+        "none",
+        "What of a residual branch is scaled by 1/sqrt(depth).",
+        choices=("none", "initial_weights", "branch"),
     )
-    residual_scaling: str = setting(
-        "none", "What of a residual branch is scaled by 1/sqrt(depth).",
-        choices=("none", "initial_weights", "branch"), of=("vit",),
-    )  # fmt: skip
-    input_injections: tuple[int, ...] = setting(
-        (), "Blocks, from 1, before which a projection of the input is added.", above=0, of=("vit",)
+    input_injections: tuple[int, ...] = _vit(
+        (), "Blocks, from 1, before which a projection of the input is added.", above=0
     )
-    qk_norm: bool = setting(True, "Norms of each head's q and k.", of=("vit",))
-    rope: bool = setting(True, "Rotary positions beside the fixed ones.", of=("vit",))
-    feed_forward: str = setting(
-        "swiglu", "The activation of the feed-forward layers.", choices=("gelu", "swiglu"), of=("vit",)
-    )
-    bottleneck: int = setting(
-        0, "Numbers that a patch is projected to first; 0: no bottleneck.", least=0, of=("vit",)
-    )
-    class_tokens: int = setting(8, "Tokens of the label, if they come as such.", above=0, of=("vit",))
-    class_tokens_from: int = setting(1, "The block, from 1, before which these come.", above=0, of=("vit",))
+    qk_norm: bool = _vit(True, "Norms of each head's q and k.")
+    rope: bool = _vit(True, "Rotary positions beside the fixed ones.")
+    feed_forward: str = _vit("swiglu", "Activation of the feed-forward layers.", choices=("gelu", "swiglu"))
+    bottleneck: int = _vit(0, "Numbers that a patch is projected to first; 0: no bottleneck.", least=0)
+    class_tokens: int = _vit(8, "Tokens of the label, if they come as such.", above=0)
+    class_tokens_from: int = _vit(1, "The block, from 1, before which these come.", above=0)
 
 
 @dataclass(frozen=True)
@@ -103,27 +118,26 @@ class DiffusionConfig:
 
     num_timesteps: int = setting(1000, "T, the steps of the process.", above=0, shared=True)
     schedule: str = setting(
-        "linear", "How the noise grows.", choices=("linear", "cosine", "shifted_linear", "shifted_cosine"),
+        "linear",
+        "How the noise grows.",
+        choices=("linear", "cosine", "shifted_linear", "shifted_cosine"),
         shared=True,
-    )  # fmt: skip
+    )
     beta_start: float = setting(1e-4, "beta of the first step, if linear.", above=0, shared=True)
     beta_end: float = setting(0.02, "beta of the last step, if linear.", below=1, above=0, shared=True)
     prediction: str = setting("x", "What the network predicts.", choices=("x", "eps", "v"))
-    loss_weighting: str = setting(
-        "sqrt_snr", "gamma_t of the loss.",
-        choices=(
-            "sqrt_snr", "constant", "snr", "min_snr", "vlb", "snr_plus_one", "truncated_snr", "p2", "sigmoid",
-            "bounded_v",
-        ),
-    )  # fmt: skip
+    loss_weighting: str = setting("sqrt_snr", "gamma_t of the loss.", choices=LOSS_WEIGHTINGS)
     loss_bias: float = setting(
-        0.0, "b of gamma_t, a log-SNR: of sigmoid where it bends, of bounded_v -2 ln of the noise's scale.",
-        least=-20, most=20,
-    )  # fmt: skip
+        0.0,
+        "b of gamma_t, a log-SNR: of sigmoid where it bends, of bounded_v -2 ln of the noise's scale.",
+        least=-20,
+        most=20,
+    )
     t_distribution: str = setting(
-        "uniform", "How often training sees each t; the loss is a mean under this law.",
+        "uniform",
+        "Distribution of the training timesteps, under which the loss is a mean.",
         choices=("uniform", "logit_normal"),
-    )  # fmt: skip
+    )
     t_mean: float = setting(
         -0.8,
         "If logit_normal: mean of the logit of a straight path's time at 256 pixels.",
@@ -134,9 +148,11 @@ class DiffusionConfig:
     t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
     t_stop: int = setting(1000, "See t_start.", above=0)
     large_share: float = setting(
-        0.5, "With network.patch_switch_t: how much of a batch is trained in patches of 2P.",
-        above=0, below=1,
-    )  # fmt: skip
+        0.5,
+        "With network.patch_switch_t: share of a batch that is trained in patches of 2P.",
+        above=0,
+        below=1,
+    )
     label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
 
 
@@ -149,9 +165,7 @@ class OptimizerConfig:
     beta_2: float = setting(0.99, "Decay of the second moment.", least=0, below=1)
     epsilon: float = setting(1e-7, "Added to the root of the second moment.", above=0)
     warmup_steps: int = setting(5000, "Steps over which the rate grows.", least=0)
-    cooldown_steps: int = setting(
-        0, "The last of training.steps, over which the rate falls; 0: none.", least=0, may_change=True
-    )
+    cooldown_steps: int = _free(0, "The last of training.steps, over which the rate falls; 0: none.", least=0)
     clip_norm: float = setting(0.0, "Largest global gradient norm; 0: no clipping.", least=0)
 
 
@@ -159,26 +173,18 @@ class OptimizerConfig:
 class SamplingConfig:
     """How to sample: what the owner of the weights likes, and a command may override."""
 
-    sampler: str = setting(
-        "ancestral", "How a step goes.",
-        choices=("ancestral", "ddim", "dpm_solver", "unipc", "ipndm"), may_change=True,
-    )  # fmt: skip
-    steps: tuple[int, ...] = setting(
-        (250,), "Kept steps; or one count a section, from the least noise to the most: 90,60,60,20,20.",
-        above=0, may_change=True,
-    )  # fmt: skip
-    spacing: str = setting(
-        "even", "Space them evenly in t or in log-SNR.",
-        choices=("even", "logsnr"), may_change=True,
-    )  # fmt: skip
-    guidance: float = setting(1.0, "Weight w of classifier-free guidance; 1 is without.", may_change=True)
-    variance: str = setting(
-        "learned", "Variance of ancestral steps.",
-        choices=("learned", "small", "large"), may_change=True, of=("ancestral",),
-    )  # fmt: skip
-    eta: float = setting(0.0, "Noise of DDIM's steps.", least=0, most=1, may_change=True, of=("ddim",))
-    order: int = setting(2, "Order of UniPC's steps.", least=2, most=3, may_change=True, of=("unipc",))
-    jit_compile: bool = setting(False, "Compile sampling with XLA (for accelerators).", may_change=True)
+    sampler: str = _free("ancestral", "How a step goes.", choices=SAMPLERS)
+    steps: tuple[int, ...] = _free(
+        (250,), "Steps; or one count a section, from the least noise to the most: 90,60,60,20,20.", above=0
+    )
+    spacing: str = _free("even", "Space them evenly in t or in log-SNR.", choices=("even", "logsnr"))
+    guidance: float = _free(1.0, "Weight w of classifier-free guidance; 1 is without.")
+    variance: str = _free(
+        "learned", "Variance of ancestral steps.", choices=("learned", "small", "large"), of=("ancestral",)
+    )
+    eta: float = _free(0.0, "Noise of DDIM's steps.", least=0, most=1, of=("ddim",))
+    order: int = _free(2, "Order of UniPC's steps.", least=2, most=3, of=("unipc",))
+    jit_compile: bool = _free(False, "Compile sampling with XLA (for accelerators).")
 
 
 @dataclass(frozen=True)
@@ -186,60 +192,48 @@ class TrainingConfig:
     """The training loop. All periods are in optimizer steps."""
 
     batch_size: int = setting(64, "Images a step, over all replicas.", above=0)
-    steps: int = setting(100_000, "Steps to train, in all.", above=0, may_change=True)
-    minutes: float = setting(
-        0.0, "Stop after so many minutes, all saved, to go on by the same command; 0: no limit.",
-        least=0, may_change=True,
-    )  # fmt: skip
-    precision: str = setting(
-        "auto", "auto: mixed_bfloat16 on TPU and on GPUs from compute capability 8.0 on, float32 elsewhere.",
-        choices=("auto", "float32", "mixed_bfloat16"),
-    )  # fmt: skip
-    grad_accum: int = setting(1, "Parts that a replica's batch is worked off in, to save memory.", above=0)
-    gradient_checkpointing: bool = setting(
-        False, "Compute activations again in the backward pass, to save memory."
+    steps: int = _free(100_000, "Steps to train, in all.", above=0)
+    minutes: float = _free(
+        0.0, "Stop after this time, all saved, to go on by the same command; 0: never.", least=0
     )
+    precision: str = setting(
+        "auto",
+        "auto: mixed_bfloat16 on TPU and on GPUs from compute capability 8.0 on, float32 elsewhere.",
+        choices=("auto", "float32", "mixed_bfloat16"),
+    )
+    grad_accum: int = setting(1, "Parts that a replica's batch is worked off in, to save memory.", above=0)
+    gradient_checkpointing: bool = setting(False, "Compute activations again backwards, to save memory.")
     jit_compile: bool = setting(False, "Compile the train step with XLA.")
     steps_per_execution: int = setting(1, "Train steps for each call from the host.", above=0)
-    ema_decay: float = setting(0.99, "Of the averaged weights.", least=0, below=1)
-    ema_every: int = setting(100, "Steps between two updates of them.", above=0)
+    ema_decay: float = setting(0.99, "Decay of the averaged weights.", least=0, below=1)
+    ema_every: int = setting(100, "Steps between two updates of these.", above=0)
     ema_warmup: bool = setting(False, "Start from a decay of 0.1 that grows to ema_decay.")
     ema_lengths: tuple[float, ...] = setting(
-        (), "Also keep averages over these parts of the run, to make any length from; empty: none.",
-        least=EMA_LENGTHS[0], most=EMA_LENGTHS[1],
-    )  # fmt: skip
-    ema_snapshots: int = setting(
-        32, "How often in the run these are written for good.", above=0, may_change=True
+        (),
+        "Also keep averages over these parts of the run, to make any length from; empty: none.",
+        least=EMA_LENGTHS[0],
+        most=EMA_LENGTHS[1],
     )
-    log_every: int = setting(50, "Steps between two lines of metrics.", above=0, may_change=True)
-    max_bad_steps: int = setting(
-        20, "Stop after so many steps in a row whose gradient is not finite.", above=0, may_change=True
+    ema_snapshots: int = _free(32, "How often in the run these are written for good.", above=0)
+    log_every: int = _free(50, "Steps between two lines of metrics.", above=0)
+    max_bad_steps: int = _free(20, "Stop after this many steps in a row with a gradient not finite.", above=0)
+    eval_every: int = _free(5000, "Steps between two evaluations; a multiple of log_every.", above=0)
+    eval_batches: int = _free(4, "Batches of the held-out split, with fixed noise.", above=0)
+    sample_every: int = _free(5000, "Steps between two previews.", above=0)
+    sample_images: int = _free(64, "Images of a preview, at most.", above=0)
+    sample_steps: int = _free(
+        20, "Most steps of a preview; DPM-Solver++ draws it where sampling takes more.", above=0
     )
-    eval_every: int = setting(
-        5000, "Steps between two evaluations; a multiple of log_every.", above=0, may_change=True
+    score_every: int = _free(
+        0, "Steps between two scores, distances of samples to the training images; 0: none.", least=0
     )
-    eval_batches: int = setting(
-        4, "Batches of the held-out split, with fixed noise.", above=0, may_change=True
-    )
-    sample_every: int = setting(5000, "Steps between two previews.", above=0, may_change=True)
-    sample_images: int = setting(64, "Images of a preview, at most.", above=0, may_change=True)
-    sample_steps: int = setting(
-        20, "Most steps of a preview; where sampling takes more, DPM-Solver++ draws it in so many.",
-        above=0, may_change=True,
-    )  # fmt: skip
-    score_every: int = setting(
-        0, "Steps between two scores, distances of samples to the training images; 0: none.",
-        least=0, may_change=True,
-    )  # fmt: skip
-    score_images: int = setting(256, "Images of a score.", least=8, may_change=True)
-    keep_best: bool = setting(False, "Keep the averages of the best score (ema/best.npz).", may_change=True)
-    checkpoint_every: int = setting(5000, "Steps between two checkpoints.", above=0, may_change=True)
-    keep_checkpoints: int = setting(2, "How many of the newest stay.", above=0, may_change=True)
-    keep_every: int = setting(0, "And those of every such step, for good; 0: none.", least=0, may_change=True)
-    warm_start: str = setting("", "Run folder whose averaged weights a new run starts from.", may_change=True)
-    warm_start_partly: bool = setting(
-        False, "Take of them what fits this network, and tell what does not.", may_change=True
-    )
+    score_images: int = _free(256, "Images of a score.", least=8)
+    keep_best: bool = _free(False, "Keep the averages of the best score (ema/best.npz).")
+    checkpoint_every: int = _free(5000, "Steps between two checkpoints.", above=0)
+    keep_checkpoints: int = _free(2, "How many of the newest stay.", above=0)
+    keep_every: int = _free(0, "And those of every such step, for good; 0: none.", least=0)
+    warm_start: str = _free("", "Run folder whose averaged weights a new run starts from.")
+    warm_start_partly: bool = _free(False, "Take of them what fits this network, and tell what does not.")
 
 
 @dataclass(frozen=True)
@@ -272,8 +266,16 @@ class Config:
         return words.replace(self, settings)
 
     @property
+    def used_keys(self) -> list[str]:
+        """The keys of the fields that count for its kind of network and its sampler."""
+        users = {self.network.kind, self.sampling.sampler}
+        return [
+            key for key, leaf in words.leaves(Config).items() if not leaf.rule.of or users & set(leaf.rule.of)
+        ]
+
+    @property
     def conditional(self) -> bool:
-        """Whether the network is told labels."""
+        """Whether the network sees labels."""
         return self.network.class_conditioning != "none"
 
 
@@ -304,7 +306,7 @@ def _place(dataset: str) -> str:
     return kind + colon + path
 
 
-def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:
+def parse_settings(assignments: Sequence[str]) -> dict[str, typing.Any]:
     """Reads `--set` arguments such as "network.dropout=0.1" as typed values by dotted key.
 
     Raises:
@@ -316,195 +318,186 @@ def parse_settings(assignments: typing.Sequence[str]) -> dict[str, typing.Any]:
 def validate(config: Config) -> Config:
     """Returns `config`, or raises UserError for the first value that cannot work."""
     words.check(config)
-    check_network(config.network, config.data.image_shape)
-    _check_data(config)
-    _check_diffusion(config)
-    if config.network.patch_switch_t:
-        _check_two_sizes(config)
-    _check_training(config)
+    for problem in _problems(config):
+        raise UserError(problem)
     check_sampling(config)
     return config
 
 
-def check_network(network: NetworkConfig, image_shape: typing.Sequence[int]) -> None:
+def check_network(network: NetworkConfig, image_shape: Sequence[int]) -> None:
     """Raises UserError if such a network cannot be made for images of (height, width, channels)."""
+    for problem in _network_problems(network, image_shape):
+        raise UserError(problem)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """What fields do not satisfy together, and what to use instead."""
+    yield from _network_problems(config.network, config.data.image_shape)
+    yield from _data_problems(config)
+    yield from _diffusion_problems(config.diffusion)
+    if config.network.patch_switch_t:
+        yield from _two_sizes_problems(config)
+    yield from _training_problems(config)
+
+
+def _network_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Iterator[str]:
     if network.kind == "unet":
-        _check_unet(network, image_shape)
-    _check_division(image_shape, network.patch_size, "patch_size", "another network.patch_size")
+        yield from _unet_problems(network, image_shape)
+    size = network.patch_size
+    yield from _division_problems(image_shape, size, "patch_size", "another network.patch_size")
     if network.kind == "vit":
-        _check_vit(network)
+        yield from _vit_problems(network)
     if network.patch_switch_t:
-        _check_division(
-            image_shape,
-            2 * network.patch_size,
-            f"2 * patch_size = 2 * {network.patch_size}",
-            "a smaller network.patch_size",
+        yield from _division_problems(
+            image_shape, 2 * size, f"2 * patch_size = 2 * {size}", "a smaller network.patch_size"
         )
 
 
-def _check_unet(network: NetworkConfig, image_shape: typing.Sequence[int]) -> None:
+def _unet_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Iterator[str]:
     levels = len(network.channel_multipliers)
-    require(
-        levels > 0,
-        "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2",
-    )
-    require(
-        network.class_conditioning != "tokens",
-        "network.class_conditioning=tokens is for network.kind=vit: use gate or embedding",
-    )
-    require(
-        levels > 1 or not network.patch_switch_t,
-        "network.patch_switch_t: large patches enter a U-Net's second level, and network.channel_multipliers="
-        f"{words.word(network.channel_multipliers)} has one: use two or more",
-    )
-    _check_division(
+    if not levels:
+        yield "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2"
+    if network.class_conditioning == "tokens":
+        yield "network.class_conditioning=tokens is for network.kind=vit: use gate or embedding"
+    if network.patch_switch_t and levels == 1:
+        yield "network.patch_switch_t: large patches enter a U-Net's second level; use two or more levels"
+    halvings = 2 ** (levels - 1)
+    yield from _division_problems(
         image_shape,
-        network.patch_size * 2 ** (levels - 1),
-        f"patch_size * 2^(levels - 1) = {network.patch_size} * {2 ** (levels - 1)}",
+        network.patch_size * halvings,
+        f"patch_size * 2^(levels - 1) = {network.patch_size} * {halvings}",
         "a smaller network.patch_size or fewer network.channel_multipliers",
     )
     grid = max(image_shape[:2]) // network.patch_size
     for level, multiplier in enumerate(network.channel_multipliers):
         width = network.base_channels * multiplier
-        require(
-            width % 32 == 0,
-            f"network.base_channels * multiplier = {network.base_channels} * {multiplier:g} = {width:g}: "
-            "every level's width must divide by 32, the number of normalization groups",
-        )
+        if width % 32:
+            yield (
+                f"network.base_channels * multiplier = {network.base_channels} * {multiplier:g} = {width:g}: "
+                "every level's width must divide by 32, the number of normalization groups"
+            )
         attends = level == levels - 1 or grid // 2**level in network.attention_resolutions
-        require(
-            not attends or width % network.head_channels == 0,
-            f"level {level} has {width:g} channels and attention, which must divide by "
-            f"network.head_channels={network.head_channels}",
-        )
+        if attends and width % network.head_channels:
+            yield (
+                f"level {level} has {width:g} channels and attention, which must divide by "
+                f"network.head_channels={network.head_channels}"
+            )
 
 
-def _check_vit(network: NetworkConfig) -> None:
+def _vit_problems(network: NetworkConfig) -> Iterator[str]:
     width, head = network.base_channels, network.head_channels
-    require(
-        width % head == 0 and head % 4 == 0,
-        f"network.base_channels={width} must divide by network.head_channels={head}, and those by 4",
-    )
-    require(
-        network.norm != "group" or width % 32 == 0,
-        f"network.base_channels={width} must divide by 32, the number of normalization groups",
-    )
-    require(
-        not network.t_gates or network.t_conditioning != "once",
-        "network.t_gates=True needs norms that the timestep conditions, and network.t_conditioning=once has "
-        "none: use network.t_gates=false",
-    )
-    for name in ("input_injections", "class_tokens_from"):
-        value = getattr(network, name)
-        blocks = value if isinstance(value, tuple) else (value,)
-        require(
-            all(block <= network.depth for block in blocks),
-            f"network.{name}={words.word(value)}: there are network.depth={network.depth} blocks",
+    if width % head or head % 4:
+        yield f"network.base_channels={width} must divide by network.head_channels={head}, and those by 4"
+    if network.norm == "group" and width % 32:
+        yield f"network.base_channels={width} must divide by 32, the number of normalization groups"
+    if network.t_gates and network.t_conditioning == "once":
+        yield (
+            "network.t_gates=True needs norms that the timestep conditions, and network.t_conditioning=once "
+            "has none: use network.t_gates=false"
+        )
+    last = max((network.class_tokens_from, *network.input_injections))
+    if last > network.depth:
+        yield (
+            f"network.input_injections and network.class_tokens_from name block {last}: there are "
+            f"network.depth={network.depth} blocks"
         )
 
 
-def _check_division(image_shape: typing.Sequence[int], factor: int, meaning: str, instead: str) -> None:
+def _division_problems(image_shape: Sequence[int], factor: int, meaning: str, instead: str) -> Iterator[str]:
     for side, size in zip(("height", "width"), image_shape):
         nearest = max(factor, round(size / factor) * factor)
-        require(
-            size % factor == 0,
-            f"image {side} {size} does not divide by {meaning} = {factor}: resize to {nearest}, or use "
-            f"{instead}",
+        if size % factor:
+            yield (
+                f"image {side} {size} does not divide by {meaning} = {factor}: resize to {nearest}, or use "
+                f"{instead}"
+            )
+
+
+def _data_problems(config: Config) -> Iterator[str]:
+    if config.data.augmentation and config.data.horizontal_flip:
+        yield (
+            "data.augmentation mirrors every other image and tells the network, which data.horizontal_flip "
+            "does not: use data.horizontal_flip=false"
+        )
+    if config.conditional and not config.data.num_classes:
+        yield (
+            f"network.class_conditioning={config.network.class_conditioning} needs labels, and "
+            f"{config.data.dataset} has none: use network.class_conditioning=none"
         )
 
 
-def _check_data(config: Config) -> None:
-    require(
-        not (config.data.augmentation and config.data.horizontal_flip),
-        "data.augmentation mirrors every other image and tells the network, which data.horizontal_flip does "
-        "not: use data.horizontal_flip=false",
-    )
-    require(
-        not config.conditional or config.data.num_classes > 0,
-        f"network.class_conditioning={config.network.class_conditioning} needs labels, and "
-        f"{config.data.dataset} has none: use network.class_conditioning=none",
-    )
+def _diffusion_problems(diffusion: DiffusionConfig) -> Iterator[str]:
+    d = diffusion
+    if d.beta_start >= d.beta_end:
+        yield (
+            f"diffusion.beta_start={d.beta_start}, diffusion.beta_end={d.beta_end}: they must satisfy "
+            "0 < beta_start < beta_end < 1"
+        )
+    if not d.t_start < d.t_stop <= d.num_timesteps:
+        yield (
+            f"diffusion.t_start={d.t_start}, diffusion.t_stop={d.t_stop}: they must satisfy "
+            f"0 <= t_start < t_stop <= num_timesteps = {d.num_timesteps}"
+        )
 
 
-def _check_diffusion(config: Config) -> None:
-    d = config.diffusion
-    require(
-        d.beta_start < d.beta_end,
-        f"diffusion.beta_start={d.beta_start}, diffusion.beta_end={d.beta_end}: they must satisfy "
-        "0 < beta_start < beta_end < 1",
-    )
-    require(
-        d.t_start < d.t_stop <= d.num_timesteps,
-        f"diffusion.t_start={d.t_start}, diffusion.t_stop={d.t_stop}: they must satisfy "
-        f"0 <= t_start < t_stop <= num_timesteps = {d.num_timesteps}",
-    )
-
-
-def _check_two_sizes(config: Config) -> None:
+def _two_sizes_problems(config: Config) -> Iterator[str]:
     network, d, training = config.network, config.diffusion, config.training
-    require(
-        d.t_start < network.patch_switch_t < d.t_stop,
-        f"network.patch_switch_t={network.patch_switch_t} is not within {d.t_start} < t < {d.t_stop}, what "
-        "the network is trained on: use one that is, or 0",
-    )
-    require(
-        training.batch_size >= 2 * training.grad_accum,
-        f"training.batch_size={training.batch_size} with training.grad_accum={training.grad_accum}: each "
-        "part of a batch needs two images or more for two patch sizes (network.patch_switch_t)",
-    )
+    if not d.t_start < network.patch_switch_t < d.t_stop:
+        yield (
+            f"network.patch_switch_t={network.patch_switch_t} is not within {d.t_start} < t < {d.t_stop}, "
+            "what the network is trained on: use one that is, or 0"
+        )
+    if training.batch_size < 2 * training.grad_accum:
+        yield (
+            f"training.batch_size={training.batch_size} with training.grad_accum={training.grad_accum}: each "
+            "part of a batch needs two images or more for two patch sizes (network.patch_switch_t)"
+        )
 
 
-def _check_training(config: Config) -> None:
+def _training_problems(config: Config) -> Iterator[str]:
     training = config.training
     together = training.steps_per_execution
     for name in ("steps", "log_every", "sample_every", "score_every", "checkpoint_every", "ema_every"):
         value = getattr(training, name)
-        require(
-            value % together == 0,
-            f"training.{name}={value} is not a multiple of training.steps_per_execution={together}: "
-            f"use {math.ceil(value / together) * together}",
+        if value % together:
+            yield (
+                f"training.{name}={value} is not a multiple of training.steps_per_execution={together}: "
+                f"use {math.ceil(value / together) * together}"
+            )
+    if config.optimizer.cooldown_steps > training.steps:
+        yield (
+            f"optimizer.cooldown_steps={config.optimizer.cooldown_steps} is more than "
+            f"training.steps={training.steps}: the rate falls over the last of these"
         )
-    require(
-        config.optimizer.cooldown_steps <= training.steps,
-        f"optimizer.cooldown_steps={config.optimizer.cooldown_steps} is more than "
-        f"training.steps={training.steps}: the rate falls over the last of these",
-    )
-    require(
-        training.eval_every % training.log_every == 0,
-        f"training.eval_every={training.eval_every} is not a multiple of "
-        f"training.log_every={training.log_every}",
-    )
-    require(
-        training.score_every > 0 or not training.keep_best,
-        "training.keep_best keeps the weights of the best score: say how often to score, as in "
-        "training.score_every=5000",
-    )
-    require(
-        training.batch_size % training.grad_accum == 0,
-        f"training.batch_size={training.batch_size} does not divide by "
-        f"training.grad_accum={training.grad_accum}",
-    )
+    if training.eval_every % training.log_every:
+        yield (
+            f"training.eval_every={training.eval_every} is not a multiple of "
+            f"training.log_every={training.log_every}"
+        )
+    if training.keep_best and not training.score_every:
+        yield "training.keep_best keeps the weights of the best score: set training.score_every, such as 5000"
+    if training.batch_size % training.grad_accum:
+        yield (
+            f"training.batch_size={training.batch_size} does not divide by "
+            f"training.grad_accum={training.grad_accum}"
+        )
 
 
 def check_sampling(config: Config) -> None:
     """Raises UserError if the config's model cannot be sampled as its `sampling` says."""
     words.check(config.sampling, "sampling.")
-    steps, spacing = config.sampling.steps, config.sampling.spacing
+    steps, spacing, guidance = config.sampling.steps, config.sampling.spacing, config.sampling.guidance
     text = words.word(steps)
-    require(
-        len(steps) > 0, "sampling.steps is empty: write a number, or one for each section: 90,60,60,20,20"
-    )
-    require(
-        spacing == "even" or len(steps) == 1,
-        f"sampling.steps={text}: sampling.spacing={spacing} takes one number of steps",
-    )
+    if not steps:
+        raise UserError("sampling.steps is empty: write a number, or one for each section: 90,60,60,20,20")
+    if spacing != "even" and len(steps) > 1:
+        raise UserError(f"sampling.steps={text}: sampling.spacing={spacing} takes one number of steps")
     largest = config.diffusion.num_timesteps // len(steps)
-    require(
-        max(steps) <= largest,
-        f"sampling.steps={text}: the process has {config.diffusion.num_timesteps} steps, so use 1 to "
-        f"{largest} in each of {len(steps)} section{'s' if len(steps) > 1 else ''}",
-    )
-    require(
-        config.sampling.guidance == 1.0 or config.conditional,
-        f"sampling.guidance={config.sampling.guidance:g}: this model has no classes to guide with",
-    )
+    if max(steps) > largest:
+        sections = f"each of {len(steps)} sections" if len(steps) > 1 else "all"
+        raise UserError(
+            f"sampling.steps={text}: the process has {config.diffusion.num_timesteps} steps, so use 1 to "
+            f"{largest} in {sections}"
+        )
+    if guidance != 1.0 and not config.conditional:
+        raise UserError(f"sampling.guidance={guidance:g}: this model has no classes to guide with")

@@ -164,10 +164,10 @@ def to_json(section: typing.Any) -> str:
     return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
 
 
-def to_lines(section: typing.Any) -> str:
-    """A section in the words of a command line: one line for each section that it holds."""
+def to_lines(section: typing.Any, keys: Sequence[str]) -> str:
+    """Some fields of a section in the words of a command line: one line for each section that it holds."""
     lines: dict[str, list[str]] = {}
-    for key in leaves(type(section)):
+    for key in keys:
         name, _, rest = key.rpartition(".")
         lines.setdefault(name, []).append(shlex.quote(f"{rest}={word(get(section, key))}"))
     return "".join(f"{name + ': ' if name else ''}{' '.join(words)}\n" for name, words in lines.items())

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.denoiser import SplitDenoiser, build_denoiser, build_network
-from pdm_tf.describe import describe_network, forward_flops, passes_of_sampling
+from pdm_tf.describe import describe_network, forward_flops, gflop, passes_of_sampling
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.likelihood import Likelihood
 from pdm_tf.networks import patched, vit
@@ -159,19 +159,21 @@ def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
     network = build_network(config)
     small, large = forward_flops(network), forward_flops(network, large=True)
     assert large < 0.7 * small
-    assert f"t < 400: {small:,}\n" in text and f"{large:,}\n" in text
-    assert "t >= 400 (SNR 0.2" in text and "patches (4, 4, 48)" in text
+    assert f"t 0..399: {gflop(small)} an image\n" in text and f"{gflop(large)} an image\n" in text
+    assert "t 400..999 (SNR 0.2" in text
     few, many = passes_of_sampling(
         dataclasses.replace(config, sampling=SamplingConfig("dpm_solver", (20,), "logsnr")), network
     )
-    assert few + many == 20 and text.endswith(f"{few} + {many} passes: {few * small + many * large:,}")
+    assert few + many == 20 and text.endswith(
+        f"{few} + {many} passes, {gflop(few * small + many * large)} an image"
+    )
 
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"network__patch_switch_t": 1000}, "network.patch_switch_t=1000 is not within 0 < t < 1000"),
     ({"network__patch_switch_t": 300, "diffusion__t_start": 300}, "is not within 300 < t < 1000"),
     ({"network__patch_size": 16, **VIT}, r"image height 16 does not divide by 2 \* patch_size"),
-    ({"network__channel_multipliers": (1,)}, "has one: use two or more"),
+    ({"network__channel_multipliers": (1,)}, "use two or more levels"),
     ({"training__batch_size": 4, "training__grad_accum": 4}, "needs two images or more"),
 ])  # fmt: skip
 def test_what_cannot_have_two_sizes_is_refused(changes, said):
