@@ -216,17 +216,18 @@ class PatchedNetwork(keras.Model):
         """
         patch_input = self.large_patch_input if large else self.patch_input
         patch_output = self.large_patch_output if large else self.patch_output
-        embeddings = self._embed(t, labels, augmentation, large)
+        t_embedding, embeddings = self._embed(t, labels, augmentation, large)
         features = patch_input(z)
         h = self.trunk(tf.cast(features, self.policy.compute_dtype), embeddings, dropout_key, large)
-        return patch_output(features, h, embeddings[0])
+        return patch_output(features, h, embeddings[0], t_embedding)
 
-    def _embed(self, t, labels, augmentation, large) -> list[tf.Tensor]:
-        """The trunk's embeddings: the timestep's, and the label's if it comes as a gate or as tokens."""
+    def _embed(self, t, labels, augmentation, large) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The timestep's embedding alone, and the trunk's: with the label's added, beside it, or both."""
         h = self.embed_t_in(timestep_features(t, self.config.base_channels))
         if augmentation is not None:
             h += self.embed_augmentation(augmentation)
-        embeddings = [self.embed_t_out(h)]
+        t_embedding = self.embed_t_out(h)
+        embeddings = [t_embedding]
         conditioning = self.config.class_conditioning
         if conditioning != "none":
             label_embedding = self.embed_label(labels)
@@ -235,8 +236,10 @@ class PatchedNetwork(keras.Model):
             if conditioning in ("gate", "tokens"):
                 embeddings.append(label_embedding)
         if large:
-            embeddings[0] += self.large_level(tf.zeros_like(t))
-        return embeddings
+            level = self.large_level(tf.zeros_like(t))
+            embeddings[0] += level
+            t_embedding += level
+        return t_embedding, embeddings
 
     def get_config(self):
         return {
@@ -293,10 +296,16 @@ class PatchOutput:
         self.layers = [*self.head.layers, *self.variance_head.layers]
 
     def __call__(
-        self, features: tf.Tensor, h: tf.Tensor, t_embedding: tf.Tensor
+        self, features: tf.Tensor, h: tf.Tensor, embedding: tf.Tensor, t_embedding: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(B, H/P, W/P, ..) before and after the trunk, and (B, embedding_width) -> float32 (B, H, W, C)."""
-        prediction = self.head(h, t_embedding)
+        """The prediction and u, float32 (B, H, W, C).
+
+        Args:
+          features, h: (B, H/P, W/P, ..), before and after the trunk.
+          embedding: (B, embedding_width), the trunk's: of the timestep and perhaps the label.
+          t_embedding: (B, embedding_width), of the timestep alone, which the variance head sees.
+        """
+        prediction = self.head(h, embedding)
         u = self.variance_head(features, h, t_embedding)
         return self.to_image(prediction), self.to_image(u)
 

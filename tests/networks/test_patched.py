@@ -79,6 +79,8 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     expected = second(first(network.patch_input.to_patches(z))) + position_encoding(4, 8, 32)
     np.testing.assert_array_equal(h, expected)
     assert [embedding.shape for embedding in embeddings] == [(2, width) for width in widths]
+    # The variance head sees the timestep alone, as in the authors' code.
+    np.testing.assert_array_equal(u, network(z, t, 1 - labels, tf.constant([1, 2]))[1])
     if conditioning == "none":
         swish, (first, last) = tf.nn.silu, (network.embed_t_in, network.embed_t_out)
         hidden = swish(timestep_features(t, 32) @ first.kernel + first.bias)
