@@ -25,8 +25,8 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.errors import run
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import extract, load_detector
-from pdm_tf.evaluation.report import Comparison
-from pdm_tf.evaluation.subjects import shared_labels
+from pdm_tf.evaluation.image_sets import shared_labels
+from pdm_tf.evaluation.metrics import Comparison
 from pdm_tf.models import Model
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
@@ -84,10 +84,10 @@ def benchmark(arguments: argparse.Namespace) -> None:
         for split in ("train", data.held_out_split(info) or "train")
     )
     comparison = Comparison(detector, train)
-    labels = shared_labels(train.what["label_counts"] or [1], arguments.num_images, 0)
+    labels = shared_labels(train.label_counts or [1], arguments.num_images, 0)
     floor = {name: [value] for name, value in comparison.distances(held_out.features).items()}
     print(f"| sampler | steps | seconds an image | {' | '.join(floor)} |\n|{'---|' * (3 + len(floor))}")
-    print(f"| {held_out.what['split']} split, {held_out.count} images | | | {cells(floor)} |", flush=True)
+    print(f"| {held_out.title} | | | {cells(floor)} |", flush=True)
     for name, steps, settings in rows:
         line = measure(denoiser, settings, labels, comparison, arguments.batch_size, arguments.seeds)
         print(

@@ -35,23 +35,18 @@ def read_package(package: Path) -> dict[str, bytes]:
     """The descriptions and 64-pixel images of the npm package: path in it -> bytes.
 
     Args:
-      package: the `.tgz` of `npm pack`, or the folder it unpacks to.
+      package: the `.tgz` of `npm pack`.
     Raises:
       UserError: it cannot be read, or is not version 16.0.0.
     """
     wanted = ("package.json", "emoji.json", IMAGES)
     files = {}
     try:
-        if package.is_dir():
-            pictures = [IMAGES + path.name for path in (package / IMAGES).iterdir()]
-            for path in ("package.json", "emoji.json", *pictures):
-                files[path] = (package / path).read_bytes()
-        else:
-            with tarfile.open(package) as archive:
-                for member in archive:
-                    path = member.name.partition("/")[2]
-                    if member.isfile() and path.startswith(wanted):
-                        files[path] = archive.extractfile(member).read()
+        with tarfile.open(package) as archive:
+            for member in archive:
+                path = member.name.partition("/")[2]
+                if member.isfile() and path.startswith(wanted):
+                    files[path] = archive.extractfile(member).read()
         found = json.loads(files["package.json"])
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
         raise UserError(f"cannot read the npm package {package} ({one_line(error)}); {FETCH}") from error
@@ -81,12 +76,8 @@ def list_items(package: Path) -> tuple[list[Item], list[str]]:
     categories = sorted({entry["category"] for entry in entries})
     items, seen = [], set()
     for entry in entries:
-        label = categories.index(entry["category"])
-        item = Item(entry["short_name"], IMAGES + entry["image"], label)
-        try:
-            pixels = load(item, package=package).tobytes()
-        except images.ImageError as error:
-            raise UserError(f"cannot read {item.location} of {package}; {FETCH}") from error
+        item = Item(entry["short_name"], IMAGES + entry["image"], categories.index(entry["category"]))
+        pixels = load(item, package=package).tobytes()
         if pixels not in seen:
             seen.add(pixels)
             items.append(item)
@@ -94,7 +85,7 @@ def list_items(package: Path) -> tuple[list[Item], list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = convert.tool_parser(__doc__, help="the package's .tgz or unpacked folder")
+    parser = convert.tool_parser(__doc__, help="the package's .tgz")
     parser.set_defaults(validation_fraction=0.05, png_level=9)
     arguments = parser.parse_args(argv)
     options = convert.options_from(arguments)

@@ -1,4 +1,4 @@
-"""Reads a data set again and says which of its shards are damaged.
+"""Reads a data set again and names its damaged shards.
 
     python -m data_tools.verify --input data/lsun_church [--decode]
 
@@ -9,11 +9,12 @@ other TFDS set by its checksums and record counts. With --decode every image is 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import tensorflow as tf
+from etils.epath import Path
 
 from data_tools import convert
 from pdm_tf import images
@@ -23,12 +24,14 @@ from pdm_tf.errors import UserError, run
 from pdm_tf.paths import as_path, size_of
 from pdm_tf.progress import bar
 
+CheckRecord = Callable[[bytes], None]
+
 
 def check_shard(
     path: Path,
     length: int,
     recorded: dict | None,
-    check_record: Callable[[bytes], None] | None,
+    check_record: CheckRecord | None,
     report: Callable[[int], object],
 ) -> str | None:
     """Checks one shard.
@@ -36,47 +39,47 @@ def check_shard(
     Args:
       path: its file.
       length: the number of records it must hold.
-      recorded: what the manifest says of it, if there is one.
+      recorded: its entry in the manifest, if there is one.
       check_record: raises `images.ImageError` for a record that is no good, or None to trust records
         whose bytes are right.
       report: called with the bytes read, for progress.
     Returns:
-      None if it is whole, else what is wrong.
+      None if it is whole, else its damage.
     """
     if not path.exists():
         return "is missing"
-    size, problem = size_of(path), None
+    size = size_of(path)
+    problems = []
     if not recorded:
         report(size)
     elif recorded["sha256"] != sha256(path, report):
-        problem = "differs from the manifest"
-        if size != recorded["bytes"]:
-            problem = f"has {size} bytes, the manifest says {recorded['bytes']}"
-    if problem or not recorded or check_record:
-        found = _first_bad_record(path, length, check_record)
-        problem = "; ".join(filter(None, [problem, found])) or None
-    return problem
+        same_size = size == recorded["bytes"]
+        other_size = f"has {size} bytes, the manifest says {recorded['bytes']}"
+        problems.append("differs from the manifest" if same_size else other_size)
+    if problems or not recorded or check_record:
+        problems += _first_bad_record(path, length, check_record)
+    return "; ".join(problems) or None
 
 
-def _first_bad_record(path: Path, length: int, check_record: Callable[[bytes], None] | None) -> str | None:
+def _first_bad_record(path: Path, length: int, check_record: CheckRecord | None) -> list[str]:
     index = 0
     try:
-        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+        for record in tf.compat.v1.io.tf_record_iterator(os.fspath(path)):
             if check_record:
                 check_record(record)
             index += 1
     except tf.errors.OpError:
-        return f"record {index} of {length} is damaged or cut off"
+        return [f"record {index} of {length} is damaged or cut off"]
     except images.ImageError as error:
-        return f"record {index} of {length} holds no usable image ({error})"
-    return None if index == length else f"holds {index} records, {length} are promised"
+        return [f"record {index} of {length} holds no usable image ({error})"]
+    return [] if index == length else [f"holds {index} records, {length} are promised"]
 
 
-def image_checker(info: DatasetInfo) -> Callable[[bytes], None]:
+def image_checker(info: DatasetInfo) -> CheckRecord:
     """A function that raises `images.ImageError` unless a record's image is as promised."""
 
     def check(record: bytes) -> None:
-        # What the data set holds has been let in.
+        # Images of any size were let in when the data set was made.
         with images.reading(), images.pixel_limit(None):
             features = tf.train.Example.FromString(record).features.feature
             image = images.decode(b"".join(features[info.image_key].bytes_list.value), as_stored=True)
@@ -87,7 +90,7 @@ def image_checker(info: DatasetInfo) -> Callable[[bytes], None]:
     return check
 
 
-def verify(directory: Path, decode: bool) -> list[str]:
+def verify(directory: os.PathLike, decode: bool) -> list[str]:
     """Checks a whole data set.
 
     Returns:
@@ -95,35 +98,33 @@ def verify(directory: Path, decode: bool) -> list[str]:
     Raises:
       UserError: there is no data set, or its metadata cannot be read.
     """
+    directory = as_path(directory)
     if not (directory / "dataset_info.json").exists():
         raise UserError(
             f"{directory} holds no finished data set (dataset_info.json); a conversion that was"
             " stopped continues with its own command"
         )
-    manifest = convert.read_manifest(directory)
+    manifest = convert.read_manifest(directory) or {}
     problems = []
-    for name, digest in (manifest or {}).get("metadata_sha256", {}).items():
+    for name, digest in manifest.get("metadata_sha256", {}).items():
         path = directory / name
         if not path.is_file() or sha256(path) != digest:
             problems.append(f"{path}: is missing or differs from the manifest")
     info = describe_directory(directory)
-    recorded = manifest["shards"] if manifest else {}
-    expected = {
-        path: length
-        for split in info.splits.values()
-        for path, length in zip(split.shards, split.shard_lengths)
-    }
-    total = sum(size_of(path) for path in expected if path.exists())
+    expected = {}
+    for split in info.splits.values():
+        expected.update(zip(split.shards, split.shard_lengths))
+    recorded = manifest.get("shards", {})
     check_record = image_checker(info) if decode else None
+    total = sum(size_of(path) for path in expected if path.exists())
     with bar(total=total, unit="B", unit_scale=True) as progress:
         for path, length in sorted(expected.items()):
             problem = check_shard(path, length, recorded.get(path.name), check_record, progress.update)
             if problem:
                 problems.append(f"{path}: {problem}")
     if not problems:
-        against = "the manifest" if manifest else "the metadata; there is no manifest"
-        records = sum(expected.values())
-        print(f"{directory}: {len(expected)} shards, {records} records, as in {against}")
+        source = "the manifest" if manifest else "the metadata; there is no manifest"
+        print(f"{directory}: {len(expected)} shards, {sum(expected.values())} records, as in {source}")
     return problems
 
 
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     if problems:
         raise UserError(
             f"{len(problems)} files of {arguments.input} are damaged; remove them and run the"
-            " command that made the data set again: it makes only these anew"
+            " command that made the data set again: it makes only these"
         )
 
 

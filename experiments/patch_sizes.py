@@ -41,9 +41,9 @@ from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
 from pdm_tf.errors import run
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import extract, load_detector
+from pdm_tf.evaluation.image_sets import shared_labels
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches
-from pdm_tf.evaluation.report import Comparison
-from pdm_tf.evaluation.subjects import shared_labels
+from pdm_tf.evaluation.metrics import Comparison
 from pdm_tf.models import Model
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.batches import SampleBatches
@@ -125,7 +125,7 @@ class Measure:
         self.split = data.held_out_split(info)
         train = references.of_split(detector, info, "train", self.shape)
         self.comparison = Comparison(detector, train)
-        self.labels = shared_labels(train.what["label_counts"] or [1], count, 0)
+        self.labels = shared_labels(train.label_counts or [1], count, 0)
 
     def __call__(self, loaded: Model) -> dict[str, float]:
         """The distances by their names, and bits_per_dim."""
@@ -135,7 +135,7 @@ class Measure:
         count = min(self.held_out, self.info.num_examples[self.split])
         batches = held_out_batches(self.info, self.split, self.shape, self.batch_size, count)
         (bits,) = Likelihood(loaded.denoiser)(batches, strata=STRATA, progress=False)
-        return {**values, "bits_per_dim": bits.bits_per_dim}
+        return {**values, "bits_per_dim": bits.bits_per_dim.value}
 
 
 def costs_of(models: dict[str, list[Config]]) -> dict[str, dict[str, int]]:

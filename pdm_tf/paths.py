@@ -18,8 +18,9 @@ from pdm_tf.errors import UserError, one_line
 # TensorFlow takes the path of a checkpoint for a pattern: these characters keep it from finding one.
 PATTERN = re.compile(r"[][*?\\]")
 ANSWER_SECONDS = 60  # for a bucket; usually it takes one
+_SCHEMES = ("gs", "s3", "az", "hf")  # of epath
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)([^/]*)")
-_LIKE_A_BUCKET = re.compile(r"^/+(?=(gs|s3|az|hf)(/|$))")
+_LIKE_A_BUCKET = re.compile(rf"^/+(?=({'|'.join(_SCHEMES)})(/|$))")
 
 
 def as_path(text: str | os.PathLike) -> Path:
@@ -38,7 +39,7 @@ def as_path(text: str | os.PathLike) -> Path:
         return _local(os.fspath(text))
     address = _ADDRESS.match(text)
     if not address:
-        return _local(_expanded(text))
+        return _local(os.path.expanduser(text))
     scheme, second_slash, bucket = address.groups()
     if scheme == "file" and second_slash and not bucket:
         return _local(text[len("file://") :])
@@ -96,24 +97,11 @@ def _local(text: str) -> Path:
     return Path(_LIKE_A_BUCKET.sub("//", text))
 
 
-def _expanded(text: str) -> str:
-    home = os.path.expanduser(text)
-    if text.startswith("~") and home == text:
-        raise UserError(f"{text}: no such user's home is known: write the path in full")
-    return home
-
-
 @functools.cache
 def _services() -> list[str]:
-    """The schemes of what TensorFlow and etils.epath both know; a plugin such as tensorflow-io adds some."""
-    known = []
-    for scheme in sorted(map(tf.compat.as_str, tf.io.gfile.get_registered_schemes())):
-        try:
-            Path(f"{scheme}://bucket/name")
-        except KeyError:
-            continue
-        known += [scheme] if scheme not in ("", "file") else []
-    return known
+    """The schemes that TensorFlow and epath both know; a plugin such as tensorflow-io adds some."""
+    registered = {tf.compat.as_str(scheme) for scheme in tf.io.gfile.get_registered_schemes()}
+    return [scheme for scheme in _SCHEMES if scheme in registered]
 
 
 @functools.cache

@@ -19,7 +19,6 @@ from pdm_tf.models import Model
 from pdm_tf.run import training_seconds
 
 ERROR = " error"
-ERRORS = (ERROR, " spread")
 SECONDS_A_DAY = 86400
 
 
@@ -49,12 +48,12 @@ def evaluated(model: Model, folders: Sequence[Path] = ()) -> dict[str, Any] | No
 
 def distances(row: dict[str, Any] | None) -> dict[str, float]:
     """The numbers of an evaluation, each with its error."""
-    about = {"images", "seed", "seconds_per_image"}
-    return {
-        name: value
-        for name, value in (row or {}).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in about
-    }
+    found = {}
+    for name, measurement in (row or {}).get("metrics", {}).items():
+        found[name] = measurement["value"]
+        if measurement["error"] is not None:
+            found[name + ERROR] = measurement["error"]
+    return found
 
 
 def parameters(model: Model) -> int:
@@ -72,7 +71,7 @@ def over_seeds(rows: Sequence[dict[str, Any] | None]) -> dict[str, float]:
     found = {}
     for name in own[0]:
         values = [row.get(name) for row in own]
-        if not name.endswith(ERRORS) and None not in values:
+        if not name.endswith(ERROR) and None not in values:
             found |= {name: float(np.mean(values)), name + ERROR: float(np.std(values, ddof=1))}
     return found
 
@@ -102,7 +101,7 @@ def patch_sizes(subject: Subject) -> Findings:
     speed = rows[first]["images_per_second"]
     said = [f"{other} {rows[other]['images_per_second'] / speed:.2f} times" for other in others]
     compared = f", {', '.join(said)} as many" if said else "; runs of several patch sizes would be compared"
-    missing = [name for name, row in rows.items() if not distances(row).keys() - set(_OWN)]
+    missing = [name for name, row in rows.items() if not row.keys() - set(_OWN)]
     needed = f"; the distance of {', '.join(missing)} is not known: evaluate the run first" if missing else ""
     sentence = (
         f"{first} draws {speed:.2f} images a second at {subject.batch_size} at a time{compared}{needed}."
@@ -149,7 +148,7 @@ def measures(subject: Subject) -> Findings:
 
 def _main_names(row: dict[str, Any]) -> list[str]:
     left_out = ("device_days", "images", "seeds", "density", "coverage")
-    return [name for name in row if name not in left_out and not name.endswith(ERRORS)]
+    return [name for name in row if name not in left_out and not name.endswith(ERROR)]
 
 
 def device_days(model: Model) -> float | None:
@@ -165,7 +164,7 @@ def device_days(model: Model) -> float | None:
 
 def as_texts(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The titles of a table's columns, and its lines; errors stand behind numbers."""
-    names = dict.fromkeys(name for row in rows.values() for name in row if not name.endswith(ERRORS))
+    names = dict.fromkeys(name for row in rows.values() for name in row if not name.endswith(ERROR))
     cells = [[title, *(_cell(row, name) for name in names)] for title, row in rows.items()]
     return ["", *(name.replace("_", " ") if name.islower() else name for name in names)], cells
 
@@ -176,7 +175,7 @@ def draw_table(found: Findings, path: str | os.PathLike) -> None:
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
-    value, error = row.get(name), row.get(name + ERROR, row.get(name + " spread"))
+    value, error = row.get(name), row.get(name + ERROR)
     if value is None:
         return "-"
     if isinstance(value, (tuple, list)):

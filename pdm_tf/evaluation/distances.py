@@ -1,13 +1,15 @@
 """Distances between two sets of images, from their features; NumPy alone, float64 where it counts.
 
-Nothing here knows which network the features are of: what a number may be called is the detector's to say.
-Features are float32 (N, D), one row an image. Large sets are worked through in blocks of rows, so that the
-memory beside the features themselves is that of a few (D, D) matrices or of a few blocks of distances.
+Features, of any network, are float32 (N, D), one row an image. Large sets are worked through in blocks of
+rows: the memory beside the features is that of a few (D, D) matrices or of a few blocks of distances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,75 +17,50 @@ import numpy as np
 BLOCK = 2500
 # More rows than this at once would only need more memory: the products are as fast.
 MOMENTS_BLOCK = 8192
+INCEPTION_SCORE_SPLIT = 5000  # images, as in ADM's evaluator
 
 
 # --- Fréchet distance ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of features, summed up in float64 block by block (Chan, Golub and LeVeque 1979).
+    """Mean and covariance of features, float64; of two sets they add up (Chan, Golub and LeVeque 1979).
 
     Attributes:
-      count: N, the rows so far; None where a file that holds only a mean and a covariance does not say it.
-      mean: float64 (D,).
+      count: N; None where a file that holds only a mean and a covariance does not say it.
+      mean: (D,).
+      scatter: (D, D), N - 1 times the covariance; the covariance itself where N is not known.
     """
 
-    def __init__(self, dimension: int):
-        self.count: int | None = 0
-        self.mean = np.zeros(dimension)
-        # Sum of the outer products of the rows less their mean.
-        self._scatter = np.zeros((dimension, dimension))
-        # A covariance that was given stays what it is, to the bit.
-        self._given: np.ndarray | None = None
+    count: int | None
+    mean: np.ndarray
+    scatter: np.ndarray
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
-        """The moments of float (N, D)."""
-        moments = cls(features.shape[1])
+        """The moments of float (N, D), N > 0."""
+        total = None
         for start in range(0, len(features), MOMENTS_BLOCK):
-            moments.update(features[start : start + MOMENTS_BLOCK])
-        return moments
-
-    @classmethod
-    def from_statistics(cls, mean: np.ndarray, covariance: np.ndarray, count: int | None = None) -> Moments:
-        """The moments of features that somebody else has averaged: (D,), (D, D), N where it is known."""
-        moments = cls(len(mean))
-        moments.count, moments.mean = count, np.asarray(mean, np.float64)
-        moments._given = np.asarray(covariance, np.float64)
-        if count is not None:
-            moments._scatter = moments._given * max(1, count - 1)
-        return moments
-
-    @classmethod
-    def merged(cls, parts: Iterable[Moments]) -> Moments:
-        """The moments of all rows of several sets, of which each knows its count."""
-        first, *rest = parts
-        total = cls(len(first.mean))
-        for part in (first, *rest):
-            total._add(part.count, part.mean, part._scatter)
+            block = np.asarray(features[start : start + MOMENTS_BLOCK], np.float64)
+            mean = block.mean(axis=0)
+            centred = block - mean
+            part = cls(len(block), mean, centred.T @ centred)
+            total = part if total is None else total + part
         return total
 
-    def update(self, features: np.ndarray) -> None:
-        """Takes in float (n, D), one block in memory: n x D float64."""
-        if not len(features):
-            return
-        block = np.asarray(features, np.float64)
-        mean = block.mean(axis=0)
-        block = block - mean
-        self._add(len(block), mean, block.T @ block)
-
-    def _add(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        self._given = None
-        total, step = self.count + count, mean - self.mean
-        self._scatter += scatter
-        self._scatter += np.outer(step * (self.count * count / total), step)
-        self.mean = self.mean + step * (count / total)
-        self.count = total
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of all rows of two sets."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        between = np.outer(step * (self.count * other.count / count), step)
+        mean = self.mean + step * (other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
 
     @property
     def covariance(self) -> np.ndarray:
-        """float64 (D, D), the sum divided by N - 1; zero for a single row."""
-        return self._scatter / max(1, self.count - 1) if self._given is None else self._given
+        """(D, D); zero for a single row."""
+        return self.scatter if self.count is None else self.scatter / max(1, self.count - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -121,26 +98,23 @@ def _frechet(root_a: np.ndarray, a: Moments, b: Moments) -> float:
 
 
 def frechet_error(reference: Moments, samples: np.ndarray, groups: int = 10, seed: int = 0) -> float:
-    """The standard error of `frechet_distance(reference, Moments.of(samples))`, of the samples' chance alone.
+    """The standard error of `frechet_distance(reference, Moments.of(samples))` over draws of the samples.
 
-    A delete-a-group jackknife: the samples, in random order, make `groups` equal groups; with each left out
-    in turn the distance d_i is computed anew, and the error is sqrt((g - 1) / g * sum_i (d_i - mean d)^2).
-    All d_i are of as many samples, so the distance's bias, which depends on N, is no part of it: the error
-    says how far another draw of N samples would move the number, not how far it is from that of endless
-    samples. Nor does it count that the reference is a sample, or that another training of the same model
-    would differ.
+    A delete-a-group jackknife: sqrt((g - 1) / g * sum_i (d_i - mean d)^2), d_i being the distance without the
+    i-th of g equal groups. All d_i have equal numbers of samples, so the distance's bias, which depends on N,
+    is not part of the error; nor is the chance of the reference, or of another training of the model.
 
     Args:
       reference: the other side.
       samples: float (N, D), N >= `groups`.
       groups: g, at least 2.
-      seed: of the order.
+      seed: of the samples' random order.
     """
     order = np.random.default_rng(seed).permutation(len(samples))
     parts = [Moments.of(samples[np.sort(rows)]) for rows in np.array_split(order, groups)]
     root = _root(reference.covariance)
-    distances = [_frechet(root, reference, Moments.merged(parts[:i] + parts[i + 1 :])) for i in range(groups)]
-    return _jackknife(np.array(distances))
+    without = [functools.reduce(operator.add, parts[:i] + parts[i + 1 :]) for i in range(groups)]
+    return _jackknife(np.array([_frechet(root, reference, moments) for moments in without]))
 
 
 # --- kernel distance -----------------------------------------------------------------------------
@@ -149,18 +123,17 @@ def frechet_error(reference: Moments, samples: np.ndarray, groups: int = 10, see
 def kernel_distance(
     x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The kernel distance (KID: Binkowski et al. 2018) of float (N, D) and (M, D), and its standard error.
+    """The kernel distance (KID: Binkowski et al. 2018) of float (n, D) and (M, D), and its standard error.
 
     The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, averaged over random
     subsets of both sides. It has no bias for small sets: two sets of one kind give 0 on average, and may give
     less.
 
-    The standard error follows from the spread s of the subsets: s * sqrt(m / (n - m) + 1 / subsets), where m
-    is the size of a subset and n that of the smaller set, from whose rows subsets share some (without them it
-    is the familiar s / sqrt(subsets), which for small sets is far too small).
+    The standard error is over draws of both sides, from the spread s over subsets of m rows each, which
+    overlap: s * sqrt((1/n + 1/M) / (2/m - 1/n - 1/M) + 1/subsets).
 
     Args:
-      subsets: how many.
+      subsets: the number of subsets.
       subset_size: m; half of the smaller set at most.
       seed: of the subsets.
     """
@@ -169,14 +142,15 @@ def kernel_distance(
     if size < 2:
         raise ValueError(f"a kernel distance needs at least 4 images a side, and these are {smaller}")
     generator = np.random.default_rng(seed)
-    values = [
-        _unbiased_mmd(
-            x[generator.choice(len(x), size, replace=False)], y[generator.choice(len(y), size, replace=False)]
-        )
-        for _ in range(subsets)
-    ]
+    values = []
+    for _ in range(subsets):
+        rows_x = generator.choice(len(x), size, replace=False)
+        rows_y = generator.choice(len(y), size, replace=False)
+        values.append(_unbiased_mmd(x[rows_x], y[rows_y]))
     spread = np.std(values, ddof=1) if subsets > 1 else np.nan
-    return float(np.mean(values)), float(spread * np.sqrt(size / (smaller - size) + 1.0 / subsets))
+    of_sets = 1.0 / len(x) + 1.0 / len(y)
+    error = spread * np.sqrt(of_sets / (2.0 / size - of_sets) + 1.0 / subsets)
+    return float(np.mean(values)), float(error)
 
 
 def _unbiased_mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -197,10 +171,13 @@ def _unbiased_mmd(x: np.ndarray, y: np.ndarray) -> float:
 # --- Inception score -----------------------------------------------------------------------------
 
 
-def inception_score(probabilities: np.ndarray, split: int = 5000) -> tuple[float, float]:
-    """exp(mean KL(p(k | image) || p(k))) (Salimans et al. 2016) of each split of the images: mean and spread.
+def inception_score(
+    probabilities: np.ndarray, split: int = INCEPTION_SCORE_SPLIT
+) -> tuple[float, float | None]:
+    """exp(mean KL(p(k | image) || p(k))) (Salimans et al. 2016): mean and standard deviation over splits.
 
-    Splits are consecutive images in the order of the file, as in ADM's evaluator; the last may be smaller.
+    Splits are consecutive images in the order of the file, as in ADM's evaluator; the last may be smaller,
+    and counts like the others. Of one split there is no deviation: None.
 
     Args:
       probabilities: float (N, K) of the classes; rows sum to 1.
@@ -212,55 +189,46 @@ def inception_score(probabilities: np.ndarray, split: int = 5000) -> tuple[float
         # A class without probability adds nothing: p log p -> 0.
         ratio = np.divide(part, part.mean(axis=0), out=np.ones_like(part), where=part > 0)
         scores.append(np.exp((part * np.log(ratio)).sum(axis=1).mean()))
-    return float(np.mean(scores)), float(np.std(scores))
+    return float(np.mean(scores)), float(np.std(scores)) if len(scores) > 1 else None
 
 
 # --- neighbours ----------------------------------------------------------------------------------
 
 
 class Manifold:
-    """A set of images with a ball around each, which reaches to its k-th nearest other image of the set.
+    """Features with a ball around each row, which reaches to its k-th nearest other row.
 
-    The balls are found once, whatever is compared with them afterwards.
+    Attributes:
+      squared_radii: k -> float32 (N,).
     """
 
-    def __init__(
-        self, features: np.ndarray, ks: Sequence[int] = (3, 5), half: bool = False, block: int = BLOCK
-    ):
-        """Finds the balls of each k.
+    def __init__(self, features: np.ndarray, ks: Sequence[int] = (3, 5), block: int = BLOCK):
+        """Finds the balls of float (N, D), N > k, for each k, `block` rows at once."""
+        self.block = block
+        # Around the mean squares cancel least.
+        self.origin = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.features = self.centred(features)
+        self.squared_radii = _squared_radii(self.features, ks, block)
 
-        Args:
-          features: float (N, D), N > k.
-          half: squared distances in float16, those of a block in float32 where one of it is not finite, as
-            ADM computes them; otherwise in float32, around the set's mean.
-          block: rows at once.
-        """
-        self.half, self.block = half, block
-        # Around one mean squares cancel least; ADM's are as they are.
-        self.origin = np.float32(0) if half else features.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self.features = self.placed(features)
-        self.squared_radii = _squared_radii(self.features, ks, half, block)
-
-    def placed(self, samples: np.ndarray) -> np.ndarray:
-        """Other features, float (M, D), as `distances_to` wants them, float32."""
+    def centred(self, samples: np.ndarray) -> np.ndarray:
+        """Other features, float (M, D), less this set's mean, float32."""
         return np.subtract(samples, self.origin, dtype=np.float32)
 
-    def distances_to(self, placed: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    def distances_to(self, centred: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Squared distances in blocks: (rows of this set, rows of the other, float32 (n, m))."""
-        return _squared_distances(self.features, placed, self.half, self.block)
+        return _squared_distances(self.features, centred, self.block)
 
 
 def precision_recall(
     reference: Manifold, samples: np.ndarray, k: int = 3, groups: int = 10, seed: int = 0
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) as in ADM's evaluator, and their errors.
+    """Improved precision and recall (Kynkäänniemi et al. 2019), each with its standard error.
 
     Precision is the share of the samples that lie in a ball of the reference, recall the share of the
     reference in a ball of the samples. Both depend on the numbers of images on both sides.
 
-    As in `frechet_error` the standard errors are of the samples' chance alone, those of a jackknife that
-    leaves out groups of samples. The samples' balls stay those of all samples, which makes recall's error a
-    little too large.
+    The standard errors are over draws of the samples, by a jackknife over groups, as in `frechet_error`. The
+    samples' balls stay those of all samples, which makes recall's error a little too large.
 
     Args:
       reference: with balls of this k.
@@ -268,9 +236,9 @@ def precision_recall(
       k: 3 in the literature.
       groups, seed: of the jackknife.
     """
-    samples = reference.placed(samples)
+    samples = reference.centred(samples)
     reference_radii = reference.squared_radii[k]
-    sample_radii = _squared_radii(samples, [k], reference.half, reference.block)[k]
+    sample_radii = _squared_radii(samples, [k], reference.block)[k]
     member = _members(len(samples), groups, seed)
     inside_reference = np.zeros(len(samples), bool)
     balls = np.zeros((len(reference_radii), member.shape[1]), np.float32)  # of each group, around an image
@@ -286,10 +254,11 @@ def density_coverage(
     """Density and coverage (Naeem et al. 2020), which one odd image of the reference hardly moves.
 
     Density is the number of balls of the reference that a sample lies in, divided by k, on average (it may
-    exceed 1); coverage the share of the reference's balls that hold a sample. Arguments and errors are as in
+    exceed 1); coverage the share of the reference's balls that hold a sample. Arguments and errors as in
     `precision_recall`.
     """
-    samples, radii = reference.placed(samples), reference.squared_radii[k]
+    samples = reference.centred(samples)
+    radii = reference.squared_radii[k]
     member = _members(len(samples), groups, seed)
     hits = np.zeros(len(samples), np.int64)
     inside = np.zeros((len(radii), member.shape[1]), np.float32)
@@ -322,19 +291,21 @@ def _covered_and_error(counts: np.ndarray) -> tuple[float, float]:
 
 
 def _jackknife(left: np.ndarray) -> float:
-    """The standard error of a number from what it is (G,) without each of G groups."""
+    """The standard error of a number from its values (G,) without each of G groups."""
     return float(np.sqrt((len(left) - 1) * np.var(left)))
 
 
 def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of float (N, D) its nearest row of (M, D): int64 (N,), and their distance, float64 (N,).
+    """The nearest row of (M, D) to each row of float (N, D): int64 (N,), and the distances, float64 (N,).
 
     The distances of the pairs found are computed from their differences: that of two equal rows is 0.
     """
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)  # around it squares cancel least
-    centred_x, centred_y = (np.subtract(side, mean, dtype=np.float32) for side in (x, y))
-    index, smallest = np.zeros(len(x), np.int64), np.full(len(x), np.inf, np.float32)
-    for rows, columns, distances in _squared_distances(centred_x, centred_y, False, block):
+    centred_x = np.subtract(x, mean, dtype=np.float32)
+    centred_y = np.subtract(y, mean, dtype=np.float32)
+    index = np.zeros(len(x), np.int64)
+    smallest = np.full(len(x), np.inf, np.float32)
+    for rows, columns, distances in _squared_distances(centred_x, centred_y, block):
         found = distances.argmin(axis=1)
         value = np.take_along_axis(distances, found[:, None], axis=1)[:, 0]
         better = value < smallest[rows]
@@ -349,7 +320,7 @@ def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarra
     return index, distance
 
 
-def _squared_radii(features: np.ndarray, ks: Sequence[int], half: bool, block: int) -> dict[int, np.ndarray]:
+def _squared_radii(features: np.ndarray, ks: Sequence[int], block: int) -> dict[int, np.ndarray]:
     """The squared distance of each row of (N, D) to its k-th nearest other row, float32 (N,), of each k."""
     most = max(ks)
     if len(features) <= most:
@@ -358,7 +329,7 @@ def _squared_radii(features: np.ndarray, ks: Sequence[int], half: bool, block: i
         )
     # A row is its own nearest: the k + 1 smallest.
     smallest = np.full((len(features), most + 1), np.inf, np.float32)
-    for rows, _, distances in _squared_distances(features, features, half, block):
+    for rows, _, distances in _squared_distances(features, features, block):
         if distances.shape[1] > most + 1:
             distances = np.partition(distances, most, axis=1)[:, : most + 1]
         both = np.concatenate([smallest[rows], distances], axis=1)
@@ -367,34 +338,16 @@ def _squared_radii(features: np.ndarray, ks: Sequence[int], half: bool, block: i
     return {k: smallest[:, k].copy() for k in ks}
 
 
-def _squared_distances(
-    x: np.ndarray, y: np.ndarray, half: bool, block: int
-) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def _squared_distances(x: np.ndarray, y: np.ndarray, block: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """|u|^2 - 2 u.v + |v|^2, at least 0, of the rows of two float32 sets: (rows, columns, float32 block)."""
-    norms_x, norms_y = (np.einsum("nd,nd->n", side, side) for side in (x, y))
+    norms_x = np.einsum("nd,nd->n", x, x)
+    norms_y = np.einsum("nd,nd->n", y, y)
     for i in range(0, len(x), block):
         rows = slice(i, min(i + block, len(x)))
         for j in range(0, len(y), block):
             columns = slice(j, min(j + block, len(y)))
-            if half:
-                distances = _half_distances(x[rows], y[columns])
-                if np.isfinite(distances).all():
-                    yield rows, columns, distances
-                    continue
             distances = x[rows] @ y[columns].T
             distances *= -2.0
             distances += norms_x[rows, None]
             distances += norms_y[columns]
             yield rows, columns, np.maximum(distances, 0.0, out=distances)
-
-
-def _half_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The same, each of its steps rounded to float16; sums are kept in float32, as accelerators do."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        x, y = x.astype(np.float16), y.astype(np.float16)
-        norms_x, norms_y = (
-            np.square(side).sum(axis=1, dtype=np.float32).astype(np.float16) for side in (x, y)
-        )
-        products = (x.astype(np.float32) @ y.astype(np.float32).T).astype(np.float16)
-        distances = norms_x[:, None] - np.float16(2.0) * products + norms_y
-        return np.maximum(distances, np.float16(0.0)).astype(np.float32)

@@ -1,8 +1,7 @@
 """Detectors: networks that turn images into features, whose distances say how alike two sets of images are.
 
-A distance is a number of its detector, and carries the detector's name. FID, sFID, IS and KID are names of
-the 2015 Inception graph's alone, which a user must have fetched; the embedded EfficientNet-Lite0 needs no
-download.
+A distance carries its detector's name. FID, sFID, IS and KID are names of the 2015 Inception graph alone,
+which a user must have fetched; the embedded EfficientNet-Lite0 needs no download.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ CACHE = Path("~/.cache/pdm_tf")
 
 
 class Features(NamedTuple):
-    """What a detector says of N images, float32.
+    """A detector's answer for N images, float32.
 
     Attributes:
       pooled: (N, D), averaged over positions.
@@ -48,12 +47,11 @@ class Detector:
     """A network that gives features. Calling it maps uint8 images (B, H, W, 3) to `Features` of B rows.
 
     Attributes:
-      name: goes into results.
+      name: of the network, for results.
       sha256: of the file of its graph or weights.
       resize: how it brings images to its size, in words.
-      labels: what its numbers may be called: "frechet", "kernel", and where it has these features "spatial"
-        and "inception_score" -> "FID", "KID", "sFID", "IS" for Inception, "FD-<name>" and "KD-<name>" for
-        others.
+      labels: names of metrics -> its titles of them: "FID", "sFID", "IS", "KID" for Inception, "FD-<name>"
+        and "KD-<name>" for others.
       network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), arrays or tensors.
       batch_size: B that `extract` calls it with.
     """
@@ -67,6 +65,10 @@ class Detector:
 
     def __call__(self, images: np.ndarray) -> Features:
         return Features(*(None if part is None else np.asarray(part) for part in self.network(images)))
+
+    def title(self, metric: str) -> str:
+        """A metric's title in tables and JSON."""
+        return self.labels.get(metric, metric)
 
 
 def extract(
@@ -122,17 +124,14 @@ def three_channels(images: np.ndarray) -> np.ndarray:
 
 def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """The same images in batches of `size`, the last fewer."""
-    kept: list[np.ndarray] = []
-    count = 0
+    kept = None
     for batch in batches:
-        kept.append(batch)
-        count += len(batch)
-        while count >= size:
-            images = np.concatenate(kept) if len(kept) > 1 else kept[0]
-            yield images[:size]
-            kept, count = [images[size:]], count - size
-    if count:
-        yield np.concatenate(kept)
+        kept = batch if kept is None else np.concatenate([kept, batch])
+        while len(kept) >= size:
+            yield kept[:size]
+            kept = kept[size:]
+    if kept is not None and len(kept):
+        yield kept
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -145,7 +144,7 @@ def load_efficientnet(path: str | os.PathLike | None = None) -> Detector:
         name="efficientnet_lite0",
         sha256=sha256(weights),
         resize=efficientnet.RESIZE,
-        labels=_own_labels("efficientnet_lite0"),
+        labels=_labels("efficientnet_lite0"),
         network=efficientnet.network(weights),
     )
 
@@ -190,9 +189,9 @@ def load_detector(
 
     Args:
       name_or_path: "efficientnet_lite0", "inception" or a path.
-      inception_path: where Inception's graph lies, if not in the cache folder.
+      inception_path: the file of Inception's graph, if not in the cache folder.
     Raises:
-      UserError: no such name or path, or what is there is no detector.
+      UserError: no such name or path, or no detector at the path.
     """
     if name_or_path == "inception":
         return load_inception(inception_path)
@@ -206,7 +205,7 @@ def load_detector(
     return load_model(name_or_path)
 
 
-def _own_labels(name: str) -> dict[str, str]:
+def _labels(name: str) -> dict[str, str]:
     return {"frechet": f"FD-{name}", "kernel": f"KD-{name}"}
 
 
@@ -214,10 +213,10 @@ def _own_labels(name: str) -> dict[str, str]:
 
 
 def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
-    """The graph in a file -> what maps uint8 images to pooled, spatial and probabilities.
+    """The graph in a file -> a function of uint8 images that gives pooled, spatial and probabilities.
 
-    A graph and session of their own: the operations of 2015 (BatchNormWithGlobalNormalization) work in a
-    graph of their version, and in no tf.function.
+    It runs in a session: the operations of 2015 (BatchNormWithGlobalNormalization) work in a graph of their
+    version, and in no tf.function.
     """
     definition = _read_graph(file)
     inputs = {node.name: node.input for node in definition.node}
@@ -232,7 +231,7 @@ def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, .
             )
         except (KeyError, IndexError, ValueError) as error:
             raise UserError(
-                f"{file} is no {INCEPTION} ({one_line(error)}): fetch it anew from {INCEPTION_URL}"
+                f"{file} is no {INCEPTION} ({one_line(error)}): fetch it again from {INCEPTION_URL}"
             ) from error
         pooled = tf.reshape(pooled, [-1, matrix.shape[0]])
         # The first 7 channels, channels last: (17, 17, 7) -> 2023.
@@ -249,7 +248,7 @@ def _read_graph(file: Path) -> tf.compat.v1.GraphDef:
         graph.ParseFromString(file.read_bytes())
     except DecodeError as error:
         raise UserError(
-            f"{file} is damaged ({one_line(error)}): fetch it anew from {INCEPTION_URL}"
+            f"{file} is damaged ({one_line(error)}): fetch it again from {INCEPTION_URL}"
         ) from error
     for node in graph.node:
         node.attr.pop("_output_shapes", None)
@@ -260,11 +259,11 @@ def _read_graph(file: Path) -> tf.compat.v1.GraphDef:
 
 
 def load_model(path: str | os.PathLike) -> Detector:
-    """A Keras model (.keras, .h5, a folder) or a SavedModel with one image input as detector.
+    """A Keras model (.keras, .h5) or a SavedModel with one image input as detector.
 
     It is given float32 RGB images (B, H, W, 3) in 0..255 and must hold its own scaling, as those of
     keras.applications with `include_preprocessing` do. Where its input has a size, images are resized to it
-    (bilinear, antialiased). Its first output is taken: (B, D), or (B, h, w, D), which is averaged over
+    (bilinear, antialiased). Its first output counts: (B, D), or (B, h, w, D), which is averaged over
     positions.
 
     Raises:
@@ -292,15 +291,15 @@ def load_model(path: str | os.PathLike) -> Detector:
         name=path.stem,
         sha256=_digest(path),
         resize=f"{size[0]}x{size[1]} bilinear, antialiased" if size else "none",
-        labels=_own_labels(path.stem),
+        labels=_labels(path.stem),
         network=network,
     )
 
 
 def _loaded(path: Path) -> tuple[Callable[[tf.Tensor], tf.Tensor], tuple[int | None, ...]]:
-    """What maps float32 images to a model's first output, and the shape of its input."""
+    """A function from float32 images to a model's first output, and the shape of its input."""
     try:
-        if path.is_dir() and not (path / "keras_metadata.pb").exists():
+        if path.is_dir():
             return _saved_model(path)
         model = keras.models.load_model(path, compile=False)
         return lambda images: tf.nest.flatten(model(images, training=False))[0], tuple(model.input_shape)
@@ -311,10 +310,10 @@ def _loaded(path: Path) -> tuple[Callable[[tf.Tensor], tf.Tensor], tuple[int | N
 
 
 def _saved_model(path: Path) -> tuple[Callable[[tf.Tensor], tf.Tensor], tuple[int | None, ...]]:
-    """`_loaded` of a SavedModel that is not Keras' own."""
     loaded = tf.saved_model.load(str(path))
     signature = loaded.signatures["serving_default"]
-    inputs, output = signature.structured_input_signature[1], sorted(signature.structured_outputs)[0]
+    inputs = signature.structured_input_signature[1]
+    output = sorted(signature.structured_outputs)[0]
     if len(inputs) != 1:
         raise ValueError(f"it has {len(inputs)} inputs")
     ((name, spec),) = inputs.items()

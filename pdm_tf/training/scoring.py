@@ -15,9 +15,9 @@ from pdm_tf.atomic import atomic_json, sha256
 from pdm_tf.config.fields import Config
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import extract, load_detector
+from pdm_tf.evaluation.image_sets import shared_labels
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, most_strata
-from pdm_tf.evaluation.report import Comparison
-from pdm_tf.evaluation.subjects import shared_labels
+from pdm_tf.evaluation.metrics import Comparison
 from pdm_tf.run import RunFolder
 from pdm_tf.training.metrics import MetricsLog
 from pdm_tf.training.watch import Allowance, Preview, steps_of
@@ -65,7 +65,7 @@ class Scoring:
             self.possible = False
         if self.possible:
             self.detector = load_detector()
-            self.names = [self.detector.labels[kind] for kind in ("frechet", "kernel")]
+            self.names = [self.detector.title(kind) for kind in ("frechet", "kernel")]
             self.allowance = Allowance("score", ADVICE, run, log, self.settings.batch_size)
             self.best = self._read_best() if self.settings.keep_best else None
             self.comparison, self.labels = None, None
@@ -102,7 +102,7 @@ class Scoring:
                 self.detector, self.info, "train", self.config.data.image_shape, progress=lambda done: check()
             )
             self.comparison = Comparison(self.detector, reference)
-            self.labels = shared_labels(reference.what["label_counts"] or [1], count, self.config.seed)
+            self.labels = shared_labels(reference.label_counts or [1], count, self.config.seed)
         with self.preview.ema.applied():
             images = self.preview.batches(count, self.labels, check, "score")
             return self.comparison.distances(extract(self.detector, images).pooled)
@@ -204,7 +204,7 @@ class HeldOutBits:
         shape, batch = self.config.data.image_shape, self.preview.most_at_once
         batches = held_out_batches(self.info, self.split, shape, batch, self.count)
         with self.preview.ema.applied():
-            (bits,) = self.measure(
+            bits = self.measure(
                 batches, seed=self.config.seed, strata=self.strata, check=self.check, progress=False
             )
-        return bits.bits_per_dim
+        return bits.bits_per_dim.value

@@ -27,8 +27,11 @@ def models(tmp_path):
 
 
 def write_evaluation(model, folder, **values):
-    row = {"name": "n", "images": 500, "seed": 0, "digest": model.digest, "notes": [], **values}
-    held_out = {"name": "held out", "images": 95, "FID": 1.0}
+    """Values alone, or with their errors."""
+    pairs = {name: value if isinstance(value, tuple) else (value, None) for name, value in values.items()}
+    metrics = {name: {"value": value, "error": error} for name, (value, error) in pairs.items()}
+    row = {"title": "n", "images": 500, "seed": 0, "digest": model.digest, "metrics": metrics}
+    held_out = {"title": "held out", "images": 95, "metrics": {"FID": {"value": 1.0, "error": None}}}
     folder.mkdir(parents=True, exist_ok=True)
     results = {"results": [row, held_out], "detector": {"name": "inception"}}
     (folder / "evaluation.json").write_text(json.dumps(results))
@@ -36,7 +39,7 @@ def write_evaluation(model, folder, **values):
 
 def test_table_1_orders_by_patch_size_and_says_what_is_not_known(models, tmp_path):
     subject = subject_of(small_data(tmp_path / "data"), *models, count=5)
-    write_evaluation(models[1], models[1].runs[0].folder.evaluation, **{"FID": 5.7, "FID error": 0.1})
+    write_evaluation(models[1], models[1].runs[0].folder.evaluation, FID=(5.7, 0.1))
     found = tables.patch_sizes(subject)
     rows = found.numbers["rows"]
     assert list(rows) == ["x, P=2", "x, P=8"] and [row["parameters"] for row in rows.values()] == [6, 24]
@@ -76,7 +79,7 @@ def test_an_evaluation_is_of_the_weights_that_it_names_wherever_it_lies(models, 
     model, other = models
     write_evaluation(model, tmp_path / "together", FID=7.0)
     assert tables.evaluated(model) is None
-    assert tables.evaluated(model, [tmp_path / "together"])["FID"] == 7.0
+    assert tables.distances(tables.evaluated(model, [tmp_path / "together"])) == {"FID": 7.0}
     assert tables.evaluated(other, [tmp_path / "together"]) is None
 
 
@@ -85,11 +88,11 @@ def test_seeds_of_a_model_are_one_row_of_means_and_deviations(models, tmp_path):
     # Another length of training is no other way to train; neither are more steps of sampling.
     again = model_of(models[0].denoiser, tmp_path / "again", seed=1, training__steps=7, **settings)
     subject = subject_of(small_data(tmp_path / "data"), *models, again)
-    write_evaluation(models[0], models[0].runs[0].folder.evaluation, **{"FID": 20.0, "FID error": 9.0})
-    write_evaluation(models[1], models[1].runs[0].folder.evaluation, **{"FID": 5.0, "FID error": 0.1})
+    write_evaluation(models[0], models[0].runs[0].folder.evaluation, FID=(20.0, 9.0))
+    write_evaluation(models[1], models[1].runs[0].folder.evaluation, FID=(5.0, 0.1))
     with_missing = tables.measures(subject)
     assert list(with_missing.numbers["rows"]) == ["x, P=2"] and "again has not been" in with_missing.sentence
-    write_evaluation(again, again.runs[0].folder.evaluation, **{"FID": 24.0, "FID error": 9.0})
+    write_evaluation(again, again.runs[0].folder.evaluation, FID=(24.0, 9.0))
     for found in (tables.patch_sizes(subject), tables.measures(subject)):
         rows = found.numbers["rows"]
         assert [(rows[name]["FID"], rows[name]["seeds"]) for name in ("x, P=2", "x, P=8")] == [

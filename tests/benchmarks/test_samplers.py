@@ -10,8 +10,8 @@ from benchmarks import samplers
 from benchmarks.samplers import cells, main, measure, settings_of
 from pdm_tf.errors import UserError, run
 from pdm_tf.evaluation.features import Detector
+from pdm_tf.evaluation.metrics import Comparison
 from pdm_tf.evaluation.references import of_images
-from pdm_tf.evaluation.report import Comparison
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, write_run
 
@@ -37,7 +37,7 @@ def test_samples_of_each_seed_are_measured_with_their_own_labels():
 
     found = {}
     for name, of_labels in (("same", labels), ("others", [0, 0, 0, 0, 2])):
-        comparison = Comparison(DETECTOR, of_images(DETECTOR, [greys(of_labels)], 5, {}))
+        comparison = Comparison(DETECTOR, of_images(DETECTOR, [greys(of_labels)], 5, "greys", {}))
         line = measure(denoiser, settings, labels, comparison, 2, seeds=2)
         found[name] = line["distances"]["FD-colour"]
     assert np.allclose(found["same"], 0, atol=1e-4) and min(found["others"]) > 1e-3
@@ -56,7 +56,7 @@ def test_the_table_has_the_held_out_images_and_a_row_for_each_sampler(tmp_path, 
     assert run(main) == 0
     header, _, floor, *rows = capsys.readouterr().out.strip().splitlines()
     assert header == "| sampler | steps | seconds an image | FD-colour | KD-colour |"
-    assert floor.startswith("| validation split, 95 images |")
+    assert floor.startswith("| emoji64, validation (95) |")
     assert [row.split(" | ")[:2] for row in rows] == [["| ddim", "1"], ["| ddim", "2"]]
     assert all(len(row.split("|")) == len(header.split("|")) for row in (floor, *rows))
 

@@ -1,4 +1,4 @@
-"""What the tools cut out and how they resize it, by hand and by what must not change."""
+"""The tools' crops and resizes, by hand and by what must not change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from data_tools import geometry
+from tests.data.fixtures import natural_image
 
 
 def test_lsun_geometry_by_hand():
@@ -18,8 +19,9 @@ def test_lsun_geometry_by_hand():
     np.testing.assert_allclose(found, expected, atol=0.51)
 
 
-@pytest.mark.parametrize("size", [(256, 256), (32, 80), (80, 32), (7, 7)])
-@pytest.mark.parametrize("source", [(300, 400), (1100, 513), (20, 31)])
+@pytest.mark.parametrize(
+    "source, size", [((300, 400), (256, 256)), ((1100, 513), (32, 80)), ((20, 31), (80, 32))]
+)
 def test_imagenet_geometry_keeps_the_centre_and_the_aspect(size, source):
     height, width = source
     row, column = np.mgrid[:height, :width] + 0.5
@@ -36,3 +38,32 @@ def test_imagenet_geometry_keeps_the_centre_and_the_aspect(size, source):
         if target > 16:
             slope = np.polyfit(np.arange(target), line, 1)[0]
             assert slope == pytest.approx(step, rel=0.08)
+
+
+@pytest.mark.parametrize("height, width", [(1, 3000), (65000, 1)])
+def test_of_a_line_the_middle_alone_is_resized(monkeypatch, height, width):
+    """Resized before it is cropped, a line of 65,000 pixels would take 200 GB."""
+    resize, sizes = Image.Image.resize, []
+
+    def noted(image, size, *arguments, **named):
+        sizes.append(size)
+        return resize(image, size, *arguments, **named)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    line = Image.new("RGB", (width, height), "black")
+    line.paste("white", (width // 2, 0, width, height) if width > 1 else (0, height // 2, 1, height))
+    found = np.asarray(geometry.resize_then_crop(line, 1024, 1024))
+    assert found.shape == (1024, 1024, 3) and sizes == [(1024, 1024)]
+    halves = np.split(found, 2, axis=1 if width > 1 else 0)
+    assert halves[0].mean() < 80 and halves[1].mean() > 175  # one pixel each, interpolated
+
+
+@pytest.mark.parametrize("size", [(90, 120), (500, 40)])
+def test_ordinary_images_are_resized_whole_and_then_cropped(size):
+    image = Image.fromarray(natural_image(0, *size))
+    scale = max(64 / image.width, 64 / image.height)
+    covering = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
+    expected = geometry.center_crop(covering, 64, 64)
+    assert np.array_equal(geometry.resize_then_crop(image, 64, 64), expected)

@@ -1,4 +1,4 @@
-"""Distances against closed forms, brute force, and ADM's formulas written anew, in the plainest NumPy."""
+"""Distances against closed forms, brute force, and ADM's formulas in the plainest NumPy."""
 
 from __future__ import annotations
 
@@ -32,26 +32,12 @@ def features(count: int, dimension: int, seed: int, shift: float = 0.0) -> np.nd
 
 def test_moments_in_blocks_are_numpy_s_of_all_rows():
     rows = features(1000, 7, seed=0) + 1e4  # a mean that drowns sums of raw squares in float32
-    moments = Moments(7)
-    for start, stop in ((0, 1), (1, 1), (1, 300), (300, 1000)):
-        moments.update(rows[start:stop])
+    moments = Moments.of(rows[:1]) + Moments.of(rows[1:300]) + Moments.of(rows[300:])
     whole = rows.astype(np.float64)
     assert moments.count == 1000
     np.testing.assert_allclose(moments.mean, whole.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(moments.covariance, np.cov(whole, rowvar=False), rtol=1e-10)
     np.testing.assert_allclose(Moments.of(rows).covariance, moments.covariance, rtol=1e-10)
-    halves = Moments.merged([Moments.of(rows[:400]), Moments.of(rows[400:])])
-    np.testing.assert_allclose(halves.covariance, moments.covariance, rtol=1e-10)
-
-
-def test_moments_go_on_from_statistics():
-    rows = features(300, 5, seed=0)
-    first = Moments.of(rows[:200])
-    again = Moments.from_statistics(first.mean, first.covariance, 200)
-    np.testing.assert_array_equal(again.covariance, first.covariance)
-    again.update(rows[200:])
-    np.testing.assert_allclose(again.covariance, Moments.of(rows).covariance, rtol=1e-12)
-    np.testing.assert_allclose(again.mean, Moments.of(rows).mean, rtol=1e-12)
 
 
 # --- Fréchet distance ----------------------------------------------------------------------------
@@ -92,28 +78,18 @@ def test_frechet_distance_of_gaussians_with_common_axes_is_the_closed_form():
     a, b = rng.uniform(0, 3, 30) ** 4, rng.uniform(0, 3, 30) ** 4
     a[:5] = b[3:9] = 0  # ranks 25 and 24
     mean = rng.normal(size=30)
-    gaussians = [Moments.from_statistics(m, (axes * v) @ axes.T) for m, v in ((mean, a), (-mean, b))]
+    gaussians = [Moments(None, m, (axes * v) @ axes.T) for m, v in ((mean, a), (-mean, b))]
     expected = 4 * mean @ mean + np.square(np.sqrt(a) - np.sqrt(b)).sum()
     assert frechet_distance(*gaussians) == pytest.approx(expected, rel=1e-8)
     assert frechet_distance(*reversed(gaussians)) == pytest.approx(expected, rel=1e-8)
 
 
-@pytest.mark.parametrize("count", [1, 2, 20, 100])
+@pytest.mark.parametrize("count", [1, 20, 100])
 def test_a_set_is_at_no_distance_from_itself_however_few_its_rows(count):
     moments = Moments.of(features(count, 64, seed=0))
     assert abs(frechet_distance(moments, moments)) < 1e-9
     other = Moments.of(features(count, 64, seed=0) + np.float32(0.25))
     assert frechet_distance(moments, other) == pytest.approx(64 * 0.25**2, rel=1e-5)
-
-
-def test_few_rows_in_many_dimensions_agree_with_the_small_problem_of_the_same_rows():
-    """Rows that lie in a subspace: the distance is that of their coordinates in it."""
-    small_a, small_b = features(15, 6, seed=0), features(20, 6, seed=1, shift=0.3)
-    embedding = np.linalg.qr(RNG(2).normal(size=(200, 6)))[0]
-    large = [Moments.of(rows.astype(float) @ embedding.T) for rows in (small_a, small_b)]
-    assert frechet_distance(*large) == pytest.approx(
-        frechet_distance(Moments.of(small_a), Moments.of(small_b)), rel=1e-9
-    )
 
 
 def test_the_frechet_error_is_the_spread_over_draws():
@@ -137,32 +113,38 @@ def brute_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_the_kernel_distance_is_the_mean_of_brute_force_over_its_subsets():
-    x, y = features(12, 5, seed=0).astype(float), features(15, 5, seed=1, shift=0.3).astype(float)
+    x = features(12, 5, seed=0).astype(float)
+    y = features(15, 5, seed=1, shift=0.3).astype(float)
     generator = RNG(3)
     expected = [
         brute_mmd(x[generator.choice(12, 4, replace=False)], y[generator.choice(15, 4, replace=False)])
         for _ in range(20)
     ]
-    value, error = kernel_distance(x, y, subsets=20, subset_size=4, seed=3)
+    value, _ = kernel_distance(x, y, subsets=20, subset_size=4, seed=3)
     assert value == pytest.approx(np.mean(expected), rel=1e-12)
-    assert error == pytest.approx(np.std(expected, ddof=1) * np.sqrt(4 / 8 + 1 / 20), rel=1e-12)
-
-
-def test_the_kernel_distance_has_no_bias_and_its_error_is_the_spread_over_draws():
-    """Small sets and large ones of two kinds give one value on average: that of endless sets."""
-    exact = kernel_distance(features(20_000, 4, 0), features(20_000, 4, 1, shift=0.2), 20, 1000)[0]
-    draws = [
-        kernel_distance(features(60, 4, 2 * seed + 10), features(60, 4, 2 * seed + 11, shift=0.2), 20)
-        for seed in range(300)
-    ]
-    values, errors = np.array(draws).T
-    spread = values.std(ddof=1)
-    assert abs(values.mean() - exact) < 4 * spread / 300**0.5
-    assert 0.6 * spread < np.sqrt(np.mean(errors**2)) < 1.7 * spread
-    same = [kernel_distance(features(60, 4, 2 * s), features(60, 4, 2 * s + 1), 20)[0] for s in range(300)]
-    assert abs(np.mean(same)) < 4 * np.std(same) / 300**0.5 and min(same) < 0
     with pytest.raises(ValueError, match="at least 4 images"):
-        kernel_distance(features(3, 4, 0), features(100, 4, 0))
+        kernel_distance(x[:3], y)
+
+
+@pytest.mark.parametrize("reference_size", [60, 800])
+def test_the_kernel_distance_has_no_bias_and_its_error_is_the_spread_over_draws(reference_size):
+    """Of normal numbers it has a closed form: k = (xy + 1)^3 compares the first three moments."""
+    mean = 0.5  # of the samples; the reference's is -mean, so that both sides add as much to the error
+    exact = 3 * (2 * mean) ** 2 + 4 * (mean**3 + 3 * mean) ** 2
+    found = []
+    for seed in range(200):
+        rng = RNG(seed)
+        samples = rng.normal(mean, size=(60, 1))
+        found.append(kernel_distance(samples, rng.normal(-mean, size=(reference_size, 1)), subsets=50))
+    values, errors = np.array(found).T
+    spread = values.std(ddof=1)
+    assert abs(values.mean() - exact) < 4 * spread / len(values) ** 0.5
+    assert 0.8 * spread < np.sqrt(np.mean(errors**2)) < 1.25 * spread
+
+
+def test_the_kernel_distance_of_sets_of_one_kind_is_nothing_on_average():
+    found = [kernel_distance(features(60, 4, 2 * s), features(60, 4, 2 * s + 1), 20)[0] for s in range(100)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / 10 and min(found) < 0
 
 
 # --- Inception score -----------------------------------------------------------------------------
@@ -179,18 +161,15 @@ def adm_inception_score(probabilities: np.ndarray, split: int) -> float:
 
 
 def test_the_inception_score_has_its_ends_and_is_adm_s():
-    assert inception_score(np.full((70, 10), 0.1)) == (pytest.approx(1.0), pytest.approx(0.0))
+    assert inception_score(np.full((70, 10), 0.1)) == (pytest.approx(1.0), None)
     assert inception_score(np.tile(np.eye(10, dtype=np.float32), (7, 1)))[0] == pytest.approx(10.0)
     logits = RNG(0).normal(size=(230, 12)) * 3
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert inception_score(p, split=100)[0] == pytest.approx(adm_inception_score(p, 100), rel=1e-12)
+    score, spread = inception_score(p, split=100)
+    assert score == pytest.approx(adm_inception_score(p, 100), rel=1e-12)
+    assert spread == pytest.approx(np.std([inception_score(p[s : s + 100])[0] for s in (0, 100, 200)]))
     ordered = p[p.argmax(axis=1).argsort(kind="stable")]
-    assert inception_score(ordered, split=100)[0] < inception_score(p, split=100)[0], (
-        "splits are in file order"
-    )
-    assert inception_score(p, split=100)[1] == pytest.approx(
-        np.std([inception_score(p[s : s + 100])[0] for s in (0, 100, 200)])
-    )
+    assert inception_score(ordered, split=100)[0] < score, "splits are in file order"
 
 
 # --- neighbours ----------------------------------------------------------------------------------
@@ -211,7 +190,7 @@ def shares(found):
     return tuple(value for value, _ in found)
 
 
-@pytest.mark.parametrize("block", [7, 64, 1000])
+@pytest.mark.parametrize("block", [7, 1000])
 def test_precision_and_recall_are_brute_force_s(block):
     reference, samples = features(150, 8, seed=0), features(110, 8, seed=1, shift=0.35)
     squared = brute_squared(reference, samples)
@@ -231,29 +210,6 @@ def test_density_and_coverage_are_brute_force_s(block):
     assert density == pytest.approx(inside.sum() / (5 * 90)) and 0.05 < density < 0.95
     assert coverage == inside.any(axis=1).mean() and 0.05 < coverage < 0.95
     assert density_coverage(Manifold(reference), reference)[1] == (1.0, 0.0)
-
-
-def adm_half(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """ADM's manifolds in one piece: float16 all along, the product's sums float32; no inf may come up."""
-
-    def squared(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        u, v = u.astype(np.float16), v.astype(np.float16)
-        norm_u, norm_v = ((s * s).astype(np.float32).sum(axis=1).astype(np.float16) for s in (u, v))
-        product = (u.astype(np.float32) @ v.astype(np.float32).T).astype(np.float16)
-        return np.maximum(norm_u[:, None] - product * np.float16(2) + norm_v[None], np.float16(0))
-
-    radii = [np.partition(squared(s, s), k, axis=1)[:, k] for s in (reference, samples)]
-    between = squared(reference, samples)
-    assert np.isfinite(between).all()
-    return float((between <= radii[0][:, None]).any(0).mean()), float((between <= radii[1]).any(1).mean())
-
-
-def test_half_precision_is_adm_s_and_large_features_are_computed_in_float32():
-    reference, samples = features(150, 8, seed=0), features(110, 8, seed=1, shift=0.35)
-    rounded = precision_recall(Manifold(reference, half=True, block=40), samples)
-    assert shares(rounded) == adm_half(reference, samples)
-    large = precision_recall(Manifold(100 * reference, half=True), 100 * samples)  # squares beyond float16
-    assert shares(large) == shares(precision_recall(Manifold(reference), samples))
 
 
 def test_balls_need_neighbours():

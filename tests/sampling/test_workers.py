@@ -64,5 +64,5 @@ def test_two_workers_evaluate_what_one_evaluates(tmp_path):
     for out in ("alone", "both"):
         assert {p.name for p in (tmp_path / out).iterdir()} == {"evaluation.json", "nearest.png"}
         rows.append(json.loads((tmp_path / out / "evaluation.json").read_text())["results"][0])
-    assert rows[0] == rows[1] and np.isfinite(rows[0]["FD-efficientnet_lite0"])
+    assert rows[0] == rows[1] and np.isfinite(rows[0]["metrics"]["FD-efficientnet_lite0"]["value"])
     assert "worker 1 of 2: its share is drawn" in (tmp_path / "1.log").read_text()

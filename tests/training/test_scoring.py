@@ -14,9 +14,9 @@ import pytest
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.distances import Moments, frechet_distance
 from pdm_tf.evaluation.features import Detector, extract
+from pdm_tf.evaluation.image_sets import shared_labels
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches
 from pdm_tf.evaluation.references import of_split
-from pdm_tf.evaluation.subjects import shared_labels
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop, scoring
 from pdm_tf.training.watch import Budget, Interrupted, Preview
@@ -76,7 +76,7 @@ def test_a_score_is_the_distance_of_the_averages_samples(whole):
     assert state.step == 12
     drawn = Preview(state.model, state.ema, settings, INFO, CPU)
     reference = of_split(DETECTOR, INFO, "train", (64, 64, 3))
-    labels = shared_labels(reference.what["label_counts"], 10, 0)
+    labels = shared_labels(reference.label_counts, 10, 0)
     with state.ema.applied():
         images = drawn.batches(10, labels, lambda: None, "test")
         expected = frechet_distance(reference.moments, Moments.of(extract(DETECTOR, images).pooled))
@@ -99,8 +99,8 @@ def test_bits_are_those_of_the_averages_on_held_out_images(whole):
     found = BITS(made)
     batches = held_out_batches(INFO, "validation", (64, 64, 3), 5, 10)
     with state.ema.applied():
-        (bits,) = Likelihood(state.model.denoiser)(batches, strata=16, progress=False)
-    assert found == pytest.approx(bits.bits_per_dim, rel=1e-5) and bits.count == 10 and found > 0
+        bits = Likelihood(state.model.denoiser)(batches, strata=16, progress=False)
+    assert found == pytest.approx(bits.bits_per_dim.value, rel=1e-5) and bits.count == 10 and found > 0
 
     def stop_now():
         raise Interrupted(together=False)

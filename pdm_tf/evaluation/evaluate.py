@@ -1,0 +1,201 @@
+"""An evaluation as a whole: images of models and files against a reference, or a model's likelihood."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from pdm_tf import stack
+from pdm_tf.config.fields import TOGETHER
+from pdm_tf.data import DatasetInfo, held_out_split, uint8_batches
+from pdm_tf.devices import make_strategy
+from pdm_tf.errors import UserError
+from pdm_tf.evaluation import image_sets, references
+from pdm_tf.evaluation.copies import CopyCheck
+from pdm_tf.evaluation.features import Detector
+from pdm_tf.evaluation.image_sets import ImageSet, looking_at
+from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, write_bits
+from pdm_tf.evaluation.references import Reference
+from pdm_tf.evaluation.report import report
+from pdm_tf.ledger import Ledger, Share, note_others
+from pdm_tf.models import Model
+from pdm_tf.paths import as_path
+from pdm_tf.sampling.batches import SampleBatches
+from pdm_tf.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How samples of models are drawn.
+
+    Attributes:
+      count: samples of each model.
+      seed: of their noise.
+      batch_size: samples at a time; 0: the default.
+      labels: the classes to draw in turn; (): each class in its share of the reference.
+      equal_shares: as many of each class instead.
+      ema_lengths: lengths of averages, one set of samples for each; (): the averages of `training.ema_decay`.
+      strategy: of `pdm_tf.devices`.
+      share: the part of a worker.
+    """
+
+    count: int = 500
+    seed: int = 0
+    batch_size: int = 0
+    labels: Sequence[int] = ()
+    equal_shares: bool = False
+    ema_lengths: Sequence[float] = ()
+    strategy: str = "cpu"
+    share: Share = field(default_factory=Share)
+
+    def batches(self, model: Model, reference: Reference) -> tuple[SampleBatches, str]:
+        """The samples of a model, and how their labels were chosen."""
+        with make_strategy(self.strategy).scope():
+            sampler = Sampler(model.denoiser, model.config.sampling)
+        labels, chosen = self.labels, "in turn"
+        if not labels:
+            counts = [] if self.equal_shares else reference.label_counts
+            chosen = "shares of the reference" if counts else "equal shares"
+            shares = counts or [1] * max(1, model.config.data.num_classes)
+            labels = image_sets.shared_labels(shares, self.count, self.seed)
+        filled = -(-self.count // sampler.replicas) * sampler.replicas
+        batch_size = self.batch_size or min(TOGETHER, filled)
+        return SampleBatches(sampler, self.seed, self.count, batch_size, labels, self.share), chosen
+
+
+def compare(
+    out: str | os.PathLike,
+    detector: Detector,
+    reference: str,
+    find_info: Callable[[], DatasetInfo],
+    *,
+    sample_paths: Sequence[str] = (),
+    models: Sequence[Model] = (),
+    drawing: Drawing | None = None,
+) -> None:
+    """Measures the images of files and of models, prints a table, and writes evaluation.json to `out`.
+
+    Args:
+      reference: a file or folder (`references.of_path`), or a split of the data set.
+      find_info: gives the data set, if it is needed.
+      sample_paths: files or folders of images.
+      models: of one data set.
+    Raises:
+      UserError: as `find_reference`, `image_sets.from_path` and `image_sets.from_model`.
+    """
+    drawing = drawing or Drawing()
+    # What can be refused is refused before the reference is made.
+    for path in sample_paths:
+        references.open_images(path)
+    for model in models:
+        model.check_ema_lengths(drawing.ema_lengths)
+    image_shape = models[0].config.data.image_shape if models else None
+    found, copy_check = find_reference(detector, reference, find_info, image_shape)
+
+    def sets() -> Iterator[ImageSet]:
+        if not drawing.share.number:
+            for path in sample_paths:
+                yield image_sets.from_path(detector, path)
+        for model in models:
+            samples, chosen = drawing.batches(model, found)
+            details = {"labels": chosen, "strategy": drawing.strategy}
+            yield from image_sets.from_model(detector, model, samples, drawing.ema_lengths, out, details)
+
+    if drawing.share.number:
+        assert not list(sets()), "worker 0 alone has sets of images"
+        return
+    report(detector, found, sets(), out, stack.versions(), copy_check)
+    note_others(out, [])
+
+
+def default_folder(sample_paths: Sequence[str]) -> str:
+    """evaluations/NAME, whose name is another for other paths, though their last parts be alike."""
+    name = re.sub(r"\W+", "_", "_".join(sample_paths)).strip("_")[-60:]
+    whole = "\n".join(os.path.abspath(path) for path in sample_paths)
+    digest = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()
+    return os.path.join("evaluations", f"{name}_{digest[:8]}")
+
+
+def find_reference(
+    detector: Detector,
+    name: str,
+    find_info: Callable[[], DatasetInfo],
+    image_shape: Sequence[int] | None = None,
+) -> tuple[Reference, CopyCheck | str]:
+    """A reference by its name, and the check for copies of it, or the reason why there is none.
+
+    Args:
+      name: a file, a folder, or a split of the data set.
+      find_info: gives the data set, if it is needed.
+      image_shape: of a split's images; None: as they are stored.
+    Raises:
+      UserError: there is no such reference, or it is damaged.
+    """
+    if as_path(name).exists():
+        with looking_at(name) as shown:
+            found = references.of_path(detector, name, progress=shown.update)
+        return found, "the reference is no data set's training split"
+    info = find_info()
+    if not info.num_examples.get(name):
+        raise UserError(
+            f"reference {name}: there is no such file or folder, and {info.name} has the splits "
+            f"{', '.join(sorted(info.num_examples))}"
+        )
+    with looking_at(name, info.num_examples[name]) as shown:
+        found = references.of_split(detector, info, name, image_shape, progress=shown.update)
+    held_out = held_out_split(info)
+    if name != "train":
+        return found, "the reference is no data set's training split"
+    if held_out is None:
+        return found, f"{info.name} has no held-out split"
+    unseen = references.of_split(detector, info, held_out, image_shape)
+    train_images = partial(uint8_batches, info, "train", references.BATCH, image_shape)
+    return found, CopyCheck(found, unseen, train_images)
+
+
+def measure_likelihood(
+    out: str | os.PathLike,
+    model: Model,
+    info: DatasetInfo,
+    *,
+    count: int = 0,
+    seed: int = 0,
+    strata: int | None = None,
+    batch_size: int = 0,
+    strategy: str = "cpu",
+) -> None:
+    """Measures a model's bits per dimension on held-out images; writes likelihood.json to `out`.
+
+    Args:
+      count: images, the first of the split; 0, or more than there are: all.
+      strata: as of `Likelihood`.
+      batch_size: images at a time; 0: the default.
+    Raises:
+      UserError: there is no held-out split, or as `Likelihood`.
+    """
+    split = held_out_split(info)
+    if split is None:
+        raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
+    count = min(count or info.num_examples[split], info.num_examples[split])
+    batch_size = batch_size or min(TOGETHER, count)
+    variance = model.config.sampling.variance
+    with make_strategy(strategy).scope():
+        likelihood = Likelihood(model.denoiser, variance)
+    details = {
+        "digest": model.digest,
+        "data_sha256": info.sha256,
+        "split": split,
+        "seed": seed,
+        "strata": strata,
+        "variance": variance,
+        "strategy": strategy,
+    }
+    ledger = Ledger(out, {**details, "batch_size": batch_size, "count": count})
+    batches = held_out_batches(info, split, model.config.data.image_shape, batch_size, count)
+    bits = likelihood(batches, seed=seed, strata=strata, count=count, ledger=ledger)
+    write_bits(out, bits, {**details, "origin": model.origin, "stack": stack.versions()})
+    ledger.remove()

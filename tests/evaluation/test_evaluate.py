@@ -1,0 +1,167 @@
+"""Whole evaluations of tiny runs and files: one table and one evaluation.json."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdm_tf.averages import reconstruct
+from pdm_tf.data import find_dataset
+from pdm_tf.errors import UserError
+from pdm_tf.evaluation import references
+from pdm_tf.evaluation.evaluate import Drawing, compare, default_folder, find_reference, measure_likelihood
+from pdm_tf.images import write_samples
+from pdm_tf.models import Model, models_from_folders
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import write_arrays
+from tests.evaluation.test_report import DETECTOR
+from tests.tiny_runs import tiny_config, write_run, write_snapshots
+
+ROOT = Path(__file__).parent.parent.parent
+STEPS = {"sampling__steps": (2,)}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return write_images(tmp_path / "reference.npz", 30, seed=3)
+
+
+def write_images(path, count, seed, side=16):
+    batch = np.random.default_rng(seed).integers(0, 255, (count, side, side, 3), np.uint8)
+    write_samples(path, [batch], batch.shape, None)
+    return str(path)
+
+
+def nothing():
+    raise AssertionError("no data set is needed")
+
+
+def results(out):
+    return json.loads((out / "evaluation.json").read_text())["results"]
+
+
+def test_sets_of_files_make_one_table(tmp_path, capsys):
+    paths = [write_images(tmp_path / f"{name}.npz", 12, seed) for seed, name in enumerate("ab")]
+    compare(tmp_path / "out", DETECTOR, paths[0], nothing, sample_paths=paths)
+    same, other = results(tmp_path / "out")
+    assert abs(same["metrics"]["FD-colour"]["value"]) < 1e-9 < other["metrics"]["FD-colour"]["value"]
+    assert (same["title"], same["images"], same["path"]) == (paths[0], 12, paths[0])
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["reference"]["images"] == 12 and len(found["detector"]["sha256"]) == 64
+    out = capsys.readouterr().out
+    assert "copies: not looked for, because the reference is no data set's training split" in out
+    with pytest.raises(UserError, match=r"gone\.npz"):
+        compare(tmp_path / "other", DETECTOR, paths[0], nothing, sample_paths=["gone.npz"])
+
+
+def test_a_reference_is_a_file_or_a_split(cache, tmp_path):
+    info = find_dataset("emoji64", "data")
+    with pytest.raises(UserError, match=r"reference tset: .* emoji64 has the splits train, validation"):
+        find_reference(DETECTOR, "tset", lambda: info)
+    found, check = find_reference(DETECTOR, "validation", lambda: info)
+    assert found.count == 95 and "no data set's training split" in check
+    _, check = find_reference(DETECTOR, "train", lambda: info)
+    assert check.held_out.count == 95 and next(check.train_images()).shape[1:] == (64, 64, 3)
+
+
+def test_models_and_files_make_one_table_with_labels_as_the_data_has_them(tmp_path, reference, capsys):
+    folders = [write_run(tmp_path / name, tiny_config(**STEPS), seed) for seed, name in enumerate("ab")]
+    models = models_from_folders(*folders)
+    drawing = Drawing(count=12)
+    out = tmp_path / "out"
+    compare(out, DETECTOR, reference, nothing, sample_paths=[reference], models=models, drawing=drawing)
+    of_file, first, second = results(out)
+    assert [row["title"] for row in (of_file, first, second)] == [reference, "a", "b"]
+    assert [row.get("digest") for row in (of_file, first, second)] == [None, *(m.digest for m in models)]
+    assert os.listdir(out) == ["evaluation.json"]
+    # A file has no classes: each gets as many; named ones come in turn.
+    assert first["label_counts"] == [4, 4, 4] and first["labels"] == "equal shares"
+    compare(tmp_path / "alone", DETECTOR, reference, nothing, models=models[1:], drawing=drawing)
+    (again,) = results(tmp_path / "alone")
+    assert again == second and again["metrics"] != first["metrics"]
+    named = dataclasses.replace(drawing, labels=[2, 2, 0])
+    compare(tmp_path / "named", DETECTOR, reference, nothing, models=models[1:], drawing=named)
+    (row,) = results(tmp_path / "named")
+    assert row["label_counts"] == [4, 0, 8] and row["labels"] == "in turn"
+
+
+def test_averages_of_several_lengths_make_one_table(tmp_path, reference):
+    run = write_snapshots(write_run(tmp_path / "run", tiny_config(**STEPS)))
+    plain = RunFolder(tmp_path / "plain")
+    plain.write_config(run.config())
+    write_arrays(plain.weights(300), reconstruct(run, 0.07).arrays)
+    drawing = Drawing(count=12, ema_lengths=[0.05, 0.07])
+    model = Model.from_folders(run.path)
+    compare(tmp_path / "out", DETECTOR, reference, nothing, models=[model], drawing=drawing)
+    first, second = results(tmp_path / "out")
+    assert [first["title"], second["title"]] == ["run, length 0.05", "run, length 0.07"]
+    compare(
+        tmp_path / "plain_out",
+        DETECTOR,
+        reference,
+        nothing,
+        models=[Model.from_folders(plain.path)],
+        drawing=dataclasses.replace(drawing, ema_lengths=()),
+    )
+    (alone,) = results(tmp_path / "plain_out")
+    # The second length is that of the second row's weights, whatever was drawn before it.
+    assert second["metrics"] == alone["metrics"] != first["metrics"]
+    assert second["digest"] == alone["digest"] != first["digest"]
+    with pytest.raises(UserError, match=r"length 0\.5: use a length of"):
+        wrong = dataclasses.replace(drawing, ema_lengths=[0.05, 0.5])
+        compare(tmp_path / "other", DETECTOR, reference, nothing, models=[model], drawing=wrong)
+    assert not (tmp_path / "other").exists()
+
+
+def test_evaluations_of_two_runs_samples_lie_in_folders_of_their_own():
+    folders = [default_folder([path]) for path in ("runs/a/samples", "runs/b/samples", "/runs/a/samples")]
+    assert len({*folders, default_folder(["runs/a/samples", "runs/b/samples"])}) == 4
+    assert folders[0].startswith("evaluations/runs_a_samples_")
+    assert default_folder([os.path.abspath("runs/a/samples")])[-8:] == folders[0][-8:]
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(tmp_path, reference):
+    write_run(tmp_path / "run")
+    command = [
+        sys.executable, "main.py", "--mode=evaluate", f"--run_dir={tmp_path / 'run'}", "--strategy=cpu",
+        "--steps=40", "--num_samples=48", "--sample_batch_size=4", f"--reference={reference}",
+    ]  # fmt: skip
+    killed = subprocess.Popen([*command, f"--out={tmp_path / 'out'}"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while killed.poll() is None and not list((tmp_path / "out").glob(".unfinished-*/*_00000028.npz")):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    outputs = [
+        subprocess.run(
+            [*command, f"--out={tmp_path / name}"], cwd=ROOT, check=True, stdout=subprocess.PIPE
+        ).stdout
+        for name in ("out", "straight")
+    ]
+    assert b" of 12 batches are done already" in outputs[0] and b"already" not in outputs[1]
+    assert results(tmp_path / "out") == results(tmp_path / "straight")
+    assert os.listdir(tmp_path / "out") == ["evaluation.json"]
+
+
+def test_the_likelihood_of_a_run_is_measured_on_held_out_images(tmp_path, capsys):
+    config = tiny_config(data__image_shape=(64, 64, 3), data__num_classes=9, data__label_names=())
+    model = Model.from_folders(write_run(tmp_path / "run", config))
+    out = tmp_path / "out"
+    measure_likelihood(out, model, find_dataset("emoji64", "data"), count=6, strata=4)
+    found = json.loads((out / "likelihood.json").read_text())
+    assert found["split"] == "validation" and found["count"] == 6 and found["digest"] == model.digest
+    assert found["bits_per_dim"]["value"] > 0 and found["variance"] == "learned"
+    assert os.listdir(out) == ["likelihood.json"]
+    assert f"| bits/dim | {found['bits_per_dim']['value']:.4f} |" in capsys.readouterr().out
