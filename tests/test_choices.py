@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from pdm_tf.config.fields import Config, NetworkConfig, SamplingConfig
+from pdm_tf.config.fields import Config, SamplingConfig
 from pdm_tf.config.words import leaves, options_of
 from pdm_tf.diffusion.losses import WEIGHTINGS
 from pdm_tf.diffusion.process import VARIANCES
@@ -42,8 +42,3 @@ def test_a_sampler_takes_the_options_that_are_of_it_with_the_same_defaults(name)
     parameters = inspect.signature(SAMPLERS[name]).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert own == options_of(SamplingConfig(), name)
-
-
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_a_trunk_takes_the_options_that_are_of_its_kind(kind):
-    assert set(options_of(NetworkConfig(), kind)) <= set(inspect.signature(NETWORKS[kind]).parameters)

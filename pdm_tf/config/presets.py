@@ -1,7 +1,6 @@
 """The experiments: the paper's Tables 3 and 4, those for two cores, and sizes for any other data set.
 
-What is set comes first: `preset`, `sized_preset` and `fitted_to_length` are given it, derive from it what it
-leaves open, and change nothing of it.
+`pdm_tf.config.resolve` puts what a command gives over them.
 """
 
 from __future__ import annotations
@@ -108,26 +107,36 @@ KEPT_LENGTHS = (0.05, 0.1)
 # Of emoji64's weights FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).
 FAST_SAMPLING = SamplingConfig("dpm_solver", (20,), "logsnr")
 
-# Of runs of hours rather than days.
+# fmt: on
+
+# Runs of hours rather than days.
 _SHORT = {
     # 0.99 every 100 steps, the paper's average, would be mostly the first weights for thousands of
     # steps: a short run averages more often and starts with a low decay that lets them go at once.
-    "training.ema_decay": 0.995, "training.ema_every": 10, "training.ema_warmup": True,
-    "training.eval_every": 1000, "training.sample_every": 1000, "training.checkpoint_every": 1000,
-    "training.ema_lengths": KEPT_LENGTHS, "training.sample_images": 36, "training.score_every": 5000,
+    "training.ema_decay": 0.995,
+    "training.ema_every": 10,
+    "training.ema_warmup": True,
+    "training.ema_lengths": KEPT_LENGTHS,
+    "training.eval_every": 1000,
+    "training.sample_every": 1000,
+    "training.checkpoint_every": 1000,
+    "training.sample_images": 36,
+    "training.score_every": 5000,
     "sampling": FAST_SAMPLING,
 }
 
 
 def _for_large_images(side: int) -> dict[str, typing.Any]:
-    """Noise of an image that is as noisy as one of 64 when averaged down to that, and the weights alike."""
+    """Noise and weighting under which an image averaged down to 64 pixels is as noisy as one of 64 pixels."""
     return {
-        "diffusion.schedule": "shifted_cosine", "diffusion.loss_weighting": "bounded_v",
-        "diffusion.loss_bias": round(-2 * math.log(side / 64), 2), "optimizer.clip_norm": 1.0,
+        "diffusion.schedule": "shifted_cosine",
+        "diffusion.loss_weighting": "bounded_v",
+        "diffusion.loss_bias": round(-2 * math.log(side / 64), 2),
+        "optimizer.clip_norm": 1.0,
     }
 
 
-# The paper's experiments have the config's defaults, its average, 250 ancestral steps and rare previews, but for this.
+# What differs from the config's defaults; those are the paper's average, 250 ancestral steps, rare previews.
 _EXTRA = {
     "imagenet256": {"sampling.guidance": 1.5},  # its FID is reported with w = 1.5 and 2.25
     "ffhq1024": {"sampling.steps": (1000,)},  # Figure 9's pictures take all steps
@@ -136,7 +145,6 @@ _EXTRA = {
     "avatars256": {**_SHORT, **_for_large_images(256)},
     "avatars1024": {**_SHORT, **_for_large_images(1024)},
 }
-# fmt: on
 
 
 def is_named(dataset: str) -> bool:
@@ -237,11 +245,15 @@ def sized_preset(
         ),
         optimizer=OptimizerConfig(row.learning_rate, warmup_steps=row.warmup_steps),
         training=TrainingConfig(
-            batch_size=row.batch_size, steps=row.steps, ema_decay=0.995, ema_every=row.ema_every,
-            ema_warmup=True, ema_lengths=KEPT_LENGTHS,
+            batch_size=row.batch_size,
+            steps=row.steps,
+            ema_decay=0.995,
+            ema_every=row.ema_every,
+            ema_warmup=True,
+            ema_lengths=KEPT_LENGTHS,
         ),
         sampling=FAST_SAMPLING,
-    ).replace(given)  # fmt: skip
+    ).replace(given)
 
 
 def _patch_size(height: int, width: int, places: int, halvings: int) -> int | None:
@@ -293,13 +305,15 @@ def _convert_first(data: DataConfig, places: int, halvings: int) -> str:
 
 
 def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
-    """The config with what should fit the run's length, where it is not given: warm-up, averages, periods.
+    """The config with warm-up and periods that fit the run's length, where they are not given.
 
-    The length L is training.steps, or a step for each second of training.minutes where that is less: what a
-    step takes is not known before. Of it the rate's warm-up takes a tenth at most; there are 30 updates of
-    the averages, whose own warm-up has then let go of the first weights, and 30 lines of metrics, or more;
-    and 30 evaluations, previews and checkpoints, but none sooner than 100 steps after the last, and six
-    scores, each 1,000 steps after the last or more. Nothing gets longer than the preset has it, and all are multiples of training.steps_per_execution.
+    The length L is training.steps, or one step for each second of training.minutes where that is less. At most:
+      L / 10 steps of warm-up;
+      L / 30 between two updates of the averages, whose first weights then no longer count, and two log lines;
+      L / 30, but 100 or more, between two evaluations, and two checkpoints;
+      L / 10, but 500 or more, between two previews;
+      L / 6, but 1,000 or more, between two scores.
+    No period is longer than the preset's, and all are multiples of training.steps_per_execution.
     """
     t = config.training
     length = min(t.steps, math.ceil(60 * t.minutes)) if t.minutes else t.steps
@@ -315,13 +329,15 @@ def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
     if "training.eval_every" in given and "training.log_every" not in given:
         log_every = math.gcd(log_every, t.eval_every)
     log_every = given.get("training.log_every", log_every)
-    shown = math.ceil(period(max(length / 30, 100), t.sample_every) / log_every) * log_every
+    eval_every = math.ceil(period(max(length / 30, 100), t.eval_every) / log_every) * log_every
     derived = {
         "optimizer.warmup_steps": min(config.optimizer.warmup_steps, math.ceil(length / 10)),
         "training.ema_every": period(length / 30, t.ema_every),
         "training.log_every": log_every,
-        "training.eval_every": shown, "training.sample_every": shown, "training.checkpoint_every": shown,
-    }  # fmt: skip
+        "training.eval_every": eval_every,
+        "training.checkpoint_every": eval_every,
+        "training.sample_every": period(max(length / 10, 500), t.sample_every),
+    }
     if t.score_every:
         derived["training.score_every"] = period(max(length / 6, 1000), t.score_every)
     return config.replace({k: v for k, v in derived.items() if k not in given})
@@ -367,27 +383,37 @@ _VITS = {
     "imagenet256": _ViT(8,   768,   14, 128, 5e-5),  # 158,272,128   254.49 (250.5)
     "ffhq1024":    _ViT(32, 1024,   28, 256, 6e-6),  # 550,934,320   865.19 (840.9)
 }
-_STABLE = {
-    "network.head_channels": 64, "network.norm": "rms", "network.norm_place": "before",
-    "network.t_conditioning": "everywhere", "network.t_gates": True, "network.residual_scaling": "none",
-    "network.qk_norm": True, "network.rope": True, "network.feed_forward": "swiglu",
-    "diffusion.loss_weighting": "bounded_v", "diffusion.t_distribution": "logit_normal", "optimizer.beta_2": 0.95,
+# fmt: on
+
+_STABLE = {  # beside the config's defaults, which are its blocks
+    "diffusion.loss_weighting": "bounded_v",
+    "diffusion.t_distribution": "logit_normal",
+    "optimizer.beta_2": 0.95,
 }
-# Of images whose process is shifted: avatars64's t mean the same noise, averaged down, so that its ViT begins
-# theirs; and the law is about where its is, drawn out towards less noise, where the finer lines are learnt.
+# For larger images, whose process is shifted: a t means the noise that it means for avatars64, averaged down, so
+# that its ViT can start theirs; more of the training is at less noise, where the finer lines are learnt.
 _STABLE_SHIFTED = {
-    "diffusion.schedule": "shifted_linear", "diffusion.t_mean": -1.8, "diffusion.t_std": 0.95,
+    "diffusion.schedule": "shifted_linear",
+    "diffusion.t_mean": -1.8,
+    "diffusion.t_std": 0.95,
 }
 # "Our initial configuration": PostNorm, with the input again before the 4th, 8th and last of 11 layers. Its
 # width is not told; this one has about the parameters of the U-Net of P = 8, which it is compared with.
 _APPENDIX_D = {
-    "network.patch_size": 8, "network.base_channels": 768, "network.depth": 11, "network.head_channels": 64,
-    "network.norm": "layer", "network.norm_place": "after", "network.t_conditioning": "everywhere",
-    "network.t_gates": False, "network.qk_norm": False, "network.rope": False, "network.feed_forward": "gelu",
-    "network.input_injections": (4, 8, 11), "network.bottleneck": 0, "training.batch_size": 128,
-    "optimizer.beta_2": 0.95, "optimizer.warmup_steps": 10_000,
+    "network.patch_size": 8,
+    "network.base_channels": 768,
+    "network.depth": 11,
+    "network.norm": "layer",
+    "network.norm_place": "after",
+    "network.t_gates": False,
+    "network.qk_norm": False,
+    "network.rope": False,
+    "network.feed_forward": "gelu",
+    "network.input_injections": (4, 8, 11),
+    "training.batch_size": 128,
+    "optimizer.beta_2": 0.95,
+    "optimizer.warmup_steps": 10_000,
 }
-# fmt: on
 
 
 def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
@@ -413,16 +439,21 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
     if config.diffusion.schedule.startswith("shifted"):
         process = _STABLE_SHIFTED
     else:
-        # Shifted to images below 256 pixels, the law would leave the noisiest t, where sampling begins, untrained.
+        # A mean shifted below 256 pixels too would leave the noisiest t, where sampling begins, untrained.
         process = {"diffusion.t_mean": round(DiffusionConfig().t_mean + min(0.0, math.log(side / 256)), 3)}
     return {
-        "network.kind": "vit", **_STABLE, **process,
+        **_STABLE,
+        **process,
+        "network.kind": "vit",
         "network.patch_size": vit.patch_size,
-        "network.base_channels": vit.width, "network.head_channels": 64 if vit.width >= 256 else 32,
-        "network.depth": vit.depth, "network.bottleneck": vit.bottleneck,
+        "network.base_channels": vit.width,
+        "network.head_channels": 64 if vit.width >= 256 else 32,
+        "network.depth": vit.depth,
+        "network.bottleneck": vit.bottleneck,
         "network.class_conditioning": "tokens" if conditional else "none",
-        "network.class_tokens_from": vit.depth // 3 + 1, "optimizer.learning_rate": vit.learning_rate,
-    }  # fmt: skip
+        "network.class_tokens_from": vit.depth // 3 + 1,
+        "optimizer.learning_rate": vit.learning_rate,
+    }
 
 
 def _vit_for(config: Config) -> _ViT:
@@ -442,9 +473,10 @@ def _vit_for(config: Config) -> _ViT:
         for level, multiplier in enumerate(network.channel_multipliers)
     )
     tokens = height * width // patch**2
-    own, pairs = 24 * tokens, 4 * tokens**2  # a block's FLOPs: own channels^2 + pairs channels
+    squared = 24 * tokens  # a block's FLOPs: squared * channels^2 + pairs * channels
+    pairs = 4 * tokens**2
     wanted = cost / 12
-    channels = max(64, 64 * round(((pairs**2 + 4 * own * wanted) ** 0.5 - pairs) / (2 * own) / 64))
-    depth = max(4, round(cost / (own * channels**2 + pairs * channels)))
+    channels = max(64, 64 * round(((pairs**2 + 4 * squared * wanted) ** 0.5 - pairs) / (2 * squared) / 64))
+    depth = max(4, round(cost / (squared * channels**2 + pairs * channels)))
     rate = 5e-5 * config.training.batch_size / 256 * (768 / channels) ** 2
     return _ViT(patch, channels, depth, min(256, max(32, patch**2)), min(3e-4, rate))

@@ -78,7 +78,6 @@ VIT_IMPOSSIBLE = [
     ("network.input_injections=8", "there are network.depth=7 blocks"),
     ("network.class_tokens_from=8", "there are network.depth=7 blocks"),
     ("network.t_conditioning=once", "use network.t_gates=false"),
-    ("network.norm_place=middle", "use one of before, after"),
 ]
 
 
@@ -149,42 +148,27 @@ def test_lines_are_words_that_a_command_line_takes():
 
 REFUSED = [
     (["optimizer.lr=1"], "there is no setting 'optimizer.lr'; did you mean"),
-    (["network.base=1"], "did you mean network.base_channels"),
     (["nonsense"], "write --set=key=value"),
     (["training.steps=many"], "--set=training.steps=many: use a whole number"),
-    (["training.steps=1.5"], "use a whole number"),
     (["training.jit_compile=maybe"], "use true or false"),
-    (["network.channel_multipliers=1,x"], "use a number"),
     (["data.image_shape=64,64"], "use 3 values"),
 ]
 IMPOSSIBLE = [
     ("network.patch_size=3", r"image height 64 does not divide by .* = 12: resize to 60"),
-    ("network.channel_multipliers=1,2,2,2,2,2,2", "does not divide"),
     ("network.base_channels=40", "must divide by 32"),
     ("network.head_channels=48", "must divide by network.head_channels=48"),
     ("diffusion.prediction=score", "use one of x, eps, v"),
-    ("diffusion.loss_weighting=p3", "use one of sqrt_snr"),
     ("diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
-    ("diffusion.t_stop=1001", "0 <= t_start < t_stop <= num_timesteps"),
     ("diffusion.beta_end=1e-5", "0 < beta_start < beta_end < 1"),
-    ("diffusion.schedule=sigmoid", "use one of linear, cosine, shifted_linear, shifted_cosine"),
-    ("sampling.steps=1001", "the process has 1000 steps, so use 1 to 1000"),
-    ("sampling.steps=", "sampling.steps is empty"),
     ("sampling.order=4", "use a number from 2 to 3"),
-    ("network.kind=mlp", "use one of unet, vit"),
     ("training.batch_size=0", "use a number above 0"),
     ("training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
     ("training.eval_every=1020", "not a multiple of training.log_every"),
     ("training.grad_accum=5", "does not divide by training.grad_accum=5"),
-    ("training.precision=float16", "use one of auto, float32, mixed_bfloat16"),
-    ("training.ema_decay=1", "use a number from 0 up to 1"),
-    ("network.dropout=1", "use a number from 0 up to 1"),
     ("optimizer.warmup_steps=-1", "use 0 or more"),
     ("optimizer.cooldown_steps=10000000", "is more than training.steps=.*: the rate falls over the last"),
-    ("seed=4294967296", "use a number from 0 up to 2147483648"),
     ("data.num_classes=0", "needs labels, and emoji64 has none"),
     ("network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
-    ("data.augmentation=1", "use a number from 0 up to 1"),
     ("network.blurred_inputs=0", "use a number above 0"),
 ]
 
@@ -225,7 +209,6 @@ def test_every_field_says_all_of_itself():
         ("{", "is not valid JSON"),
         ('{"nets": {}}', "unknown key nets"),
         ('{"seed": "0"}', "use a whole number"),
-        ('{"network": {"patch_size": 2.5}}', "use a whole number"),
         ('{"network": 3}', "expected an object"),
         ('{"training": {"jit_compile": 1}}', "use true or false"),
     ],

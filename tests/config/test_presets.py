@@ -100,8 +100,9 @@ def test_warm_up_averages_and_periods_fit_the_length(config, steps, together):
     assert t.ema_every <= max(length / 30, 1) + together
     for key in ("ema_every", "log_every", "eval_every", "sample_every", "checkpoint_every", "score_every"):
         assert getattr(t, key) < getattr(own, key) + max(together, t.log_every)
-    for key in ("eval_every", "sample_every", "checkpoint_every"):
+    for key in ("eval_every", "checkpoint_every"):
         assert getattr(t, key) <= max(100, length / 30) + together + t.log_every
+    assert t.sample_every <= max(500, length / 10) + together
 
 
 def test_the_length_is_that_of_the_minutes_where_they_are_less():

@@ -15,12 +15,11 @@ from pdm_tf.averages import reconstruct
 from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.images import write_png
 from pdm_tf.run import PRETRAINED, RunFolder
-from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import write_arrays
 from tests.in_process import run_mode
 from tests.tiny_runs import tiny_config, write_run, write_snapshots
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +55,13 @@ def test_experts_guidance_and_a_trajectory(runs, tmp_path, capsys):
     assert Image.open(tmp_path / "trajectory.png").size == (2 + 3 * 18, 2 + 2 * 18)
 
 
-@pytest.mark.parametrize("given, count, drawn", [(None, 1, [1]), (None, 18, [16, 16]), (3, 1, [3])])
-def test_no_more_are_drawn_than_are_asked_for(runs, tmp_path, capsys, monkeypatch, given, count, drawn):
-    """Unless a batch size says so: then image 0 has the bytes that it has in such batches."""
-    batches, trajectory = [], Sampler.trajectory
-
-    def counted(self, seed, indices, *arguments):
-        batches.append(len(indices))
-        return trajectory(self, seed, indices, *arguments)
-
-    monkeypatch.setattr(Sampler, "trajectory", counted)
-    flags = {"num_samples": count, "sample_batch_size": given, "steps": "1"}
-    assert sample(capsys, run_dir=runs / "whole", out=tmp_path, **flags)[0] == 0
-    assert batches == drawn
-    with np.load(tmp_path / "samples.npz") as file:
-        assert len(file["arr_0"]) == count
-
-
 def test_an_unconditional_run_has_no_labels_and_lies_in_the_run_folder(runs, capsys):
     assert sample(capsys, run_dir=runs / "plain", sampler="ddim", spacing="logsnr")[0] == 0
     with np.load(runs / "plain" / "samples" / "samples.npz") as file:
         assert file.files == ["arr_0"]
 
 
-def test_painting_keeps_what_is_not_masked(runs, tmp_path, capsys):
+def test_inpainting_keeps_what_is_not_masked(runs, tmp_path, capsys):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     mask = np.zeros((16, 16, 1), np.uint8)
     mask[4:12, 4:12] = 255
@@ -143,30 +125,6 @@ def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
     made, same, other = (pixels(tmp_path / name) for name in ("made", "same", "other"))
     np.testing.assert_array_equal(made, same)
     assert np.any(made != other)
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ({"ema_length": 0.1}, "whole kept no snapshots to make an average of another length from: take"),
-        ({"run_dir": "RUNS/none"}, "none holds no run (no config.json): train one there first"),
-        ({"run_dir": "RUNS/low"}, "low was not trained on 400 <= t < 1000: name the run of that interval"),
-        ({"run_dir": "RUNS/low,RUNS/plain"}, "cannot be experts of one model: only one of them"),
-        ({"labels": ["9"]}, "--labels: there is no class '9'; use 0 to 2, or a name such as cat, dog, owl"),
-        ({"steps": "2000"}, "--steps=2000: the process has 1000 steps, so use 1 to 1000"),
-        ({"run_dir": "RUNS/plain", "guidance": 2.0}, "--guidance=2: this model has no classes to guide with"),
-        ({"init_image": "RUNS/small.png"}, "small.png is 8 pixels wide and 8 high: resize it to the"),
-        ({"trajectory": 4}, "4 frames are more than the 3 steps"),
-        ({"strategy": "multi_worker"}, "TF_CONFIG: no cluster is named: for several machines set"),
-    ],
-)  # fmt: skip
-def test_what_the_user_can_mend_is_one_line_and_status_2(runs, capsys, flags, message):
-    write_png(runs / "small.png", np.zeros((8, 8, 3), np.uint8))
-    asked = {k: v.replace("RUNS", str(runs)) if isinstance(v, str) else v for k, v in flags.items()}
-    status, error = sample(capsys, **{"run_dir": runs / "whole", **asked})
-    assert status == 2
-    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert message in line
 
 
 def command(run_dir, out, *more):

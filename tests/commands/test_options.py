@@ -1,0 +1,134 @@
+"""Options that several modes have: what is sampled, from which runs, with which labels, into which folder."""
+
+from __future__ import annotations
+
+import pytest
+
+from pdm_tf.commands import evaluate, export, sample, train
+from pdm_tf.commands.labels import class_numbers
+from pdm_tf.commands.options import DrawingOptions, RunOptions, default_run_dir, run_dirs, sampled_as_asked
+from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
+from pdm_tf.errors import UserError
+from tests.tiny_runs import write_run
+
+CONFIG = Config(
+    data=DataConfig(num_classes=3, label_names=("Cat", "Dog & Wolf", "Owl")),
+    network=NetworkConfig(class_conditioning="gate"),
+    sampling=SamplingConfig(sampler="dpm_solver", steps=(20,), spacing="logsnr", guidance=1.25),
+)
+UNCONDITIONAL = CONFIG.replace({"network.class_conditioning": "none", "sampling.guidance": 1.0})
+
+
+def sampling(**options) -> SamplingConfig:
+    return sampled_as_asked(CONFIG, DrawingOptions(**options)).sampling
+
+
+def test_options_override_what_the_run_has_and_nothing_else():
+    assert sampling() == CONFIG.sampling
+    asked = sampling(sampler="ddim", eta=0.5, steps=(50, 20), spacing="even", jit_compile=True)
+    assert asked == SamplingConfig("ddim", (50, 20), "even", guidance=1.25, eta=0.5, jit_compile=True)
+    assert sampling(guidance=1.0).guidance == 1.0
+    assert sampled_as_asked(CONFIG, DrawingOptions(sampler="ddim")).data == CONFIG.data
+
+
+def test_a_default_of_the_mode_goes_before_the_run_and_after_what_is_asked_for():
+    options = DrawingOptions(), DrawingOptions(sampler="ddim")
+    samplers = [sampled_as_asked(CONFIG, one, sampler="ancestral").sampling.sampler for one in options]
+    assert samplers == ["ancestral", "ddim"]
+
+
+@pytest.mark.parametrize(
+    "config, options, message",
+    [
+        (
+            CONFIG,
+            {"eta": 0.5, "spacing": "even"},
+            "--eta does nothing for --sampler=dpm_solver: it is for ddim",
+        ),
+        (CONFIG, {"order": 3}, "--order does nothing for --sampler=dpm_solver: it is for unipc"),
+        (CONFIG, {"steps": (1001,)}, "--steps=1001: the process has 1000 steps, so use 1 to 1000"),
+        (CONFIG, {"steps": (300, 90), "spacing": "logsnr"}, "--spacing=logsnr takes one number of steps"),
+        (CONFIG, {"steps": (501, 90), "spacing": "even"}, "use 1 to 500 in each of 2 sections"),
+        (CONFIG, {"steps": ()}, "--steps is empty: write a number"),
+        (UNCONDITIONAL, {"guidance": 2.0}, "--guidance=2: this model has no classes to guide with"),
+        (CONFIG, {"guidance": float("nan")}, "--guidance=nan: use a finite number"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_in_the_words_of_flags(config, options, message):
+    with pytest.raises(UserError) as caught:
+        sampled_as_asked(config, DrawingOptions(**options))
+    assert message in str(caught.value)
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def test_labels_are_numbers_or_names():
+    assert class_numbers(["Owl,0, Dog & Wolf", "#1"], CONFIG) == [2, 0, 1, 1]
+    assert class_numbers([], CONFIG) is None
+    for label in ("3", "-1", "bird", "", "#", "#3", "²", "9" * 5000):
+        with pytest.raises(UserError) as caught:
+            class_numbers([label], CONFIG)
+        message = f"there is no class {label!r}; use 0 to 2, or a name such as Cat, Dog & Wolf, Owl"
+        assert message in str(caught.value)
+    with pytest.raises(UserError, match=r"there is no class 'owl'; use 0 to 2, or a name such as Owl$"):
+        class_numbers(["owl"], CONFIG)
+    with pytest.raises(UserError, match="has no classes"):
+        class_numbers(["0"], UNCONDITIONAL)
+
+
+def test_one_text_never_means_two_classes():
+    names = ("2", "Cat", "cat", "Pepper,_bell", "e\u0301", "5")
+    config = CONFIG.replace({"data.num_classes": 6, "data.label_names": names})
+    assert class_numbers(["cat,Cat", "Pepper,_bell", "é", "#2,#0,5"], config) == [2, 1, 3, 4, 2, 0, 5]
+    with pytest.raises(UserError, match="--labels=2 is number 2 and the name of number 0: write #2 or #0"):
+        class_numbers(["2"], config)
+    with pytest.raises(UserError, match="such as Pepper,_bell"):
+        class_numbers(["Pepper"], config)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def test_several_run_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "lr=3,bs=4")
+
+    def folders(*texts):
+        return run_dirs(RunOptions(run_dir=texts))
+
+    assert folders() == ["runs/avatars64"]
+    assert folders("low,high") == folders("low", "high") == folders("low,,high,") == ["low", "high"]
+    assert folders("lr=3,bs=4", "a") == ["lr=3,bs=4", "a"]
+    with pytest.raises(UserError, match="names no folder"):
+        folders(",")
+    assert str(train.Options(run_dir=("lr=3,bs=4",)).folder) == "lr=3,bs=4"
+
+
+@pytest.mark.parametrize(
+    "dataset, folder",
+    [
+        ("lsun_church", "runs/lsun_church"),
+        ("folder:data/photos/", "runs/photos"),
+        ("folder:data/plants,small", "runs/plants,small"),
+        ("folder:gs://bucket/photos/", "runs/photos"),
+        ("tfds:cifar10:3.0.2", "runs/cifar10"),
+        ("tfds:lsun/church:1.0.0", "runs/lsun-church"),
+    ],
+)
+def test_a_run_is_named_after_its_data(dataset, folder):
+    assert default_run_dir(dataset) == folder
+    assert str(train.Options(dataset=dataset, network="vit").folder) == f"{folder}_vit"
+
+
+def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
+    runs = {"run_dir": ("runs/low", "runs/high")}
+    assert evaluate.Options(**runs).default_out == "runs/low/evaluation"
+    assert evaluate.Options(samples=("a/b.npz",), **runs).default_out == "runs/low/evaluation"
+    assert export.Options(run_dir=("runs/a[1]",)).default_out == "exports/a_1_"
+    assert export.Options(**runs, format="safetensors").default_out == "exports/low_high_weights"
+
+
+def test_images_are_drawn_in_batches_that_the_replicas_share():
+    assert [sample.Options().batch_size(count, 2) for count in (1, 3, 16, 17)] == [2, 4, 16, 16]
+    assert sample.Options(sample_batch_size=3).batch_size(500, 2) == 3
