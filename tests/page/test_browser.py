@@ -77,6 +77,7 @@ def address(runs):
     yield lines[-1].split()[1]
     process.send_signal(signal.SIGINT)
     more = process.communicate(timeout=60)[0].splitlines()
+    Path("/tmp/h/more.txt").write_text("\n".join(more))
     assert [line for line in more if not line.startswith("note: samples.npz")] == ["the page is closed"]
     assert process.returncode == 0
 
