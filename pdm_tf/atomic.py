@@ -113,6 +113,28 @@ def atomic_folder(path: str | os.PathLike, last: str = "") -> Iterator[pathlib.P
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replaced_folder(path: Path, partial: Path, last: str) -> Iterator[Path]:
+    """Yields a new folder to fill, which then takes the place of `path`, whether that is there or not.
+
+    While `partial` is there, a folder beside `path`, the work is not done. On this machine it is the folder
+    that is filled; in a bucket a sign that an upload is under way. `last` is as of `atomic_folder`.
+    """
+    if is_remote(path):
+        with temporary_folder() as folder:
+            atomic_text(partial / "uploading", "")
+            yield as_path(folder)
+            remove_tree(path)
+            upload_folder(folder, path, last)
+        remove_tree(partial)
+        return
+    partial.mkdir(parents=True)
+    yield partial
+    remove_tree(path)
+    os.rename(partial, path)
+    sync(path.parent)
+
+
 def upload_folder(folder: os.PathLike, path: Path, last: str) -> None:
     """Copies a folder's files into a bucket, `last` after all others.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pdm_tf import atomic
 from pdm_tf.atomic import (
     append_text,
     atomic_file,
@@ -25,7 +26,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.paths import as_path, entries, files_below, is_remote, size_of
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.output import write_images
-from pdm_tf.training import checkpoints as checkpoints_module
+from pdm_tf.training import checkpoints
 from tests.bucket import stand_in
 from tests.data.fixtures import numbered_dataset
 from tests.data_tools.conversions import arguments, make_input
@@ -153,10 +154,9 @@ def test_a_checkpoint_that_was_not_uploaded_to_its_end_is_none(place, monkeypatc
         path.write_bytes(file.read_bytes())
 
     with monkeypatch.context() as context:
-        context.setattr(checkpoints_module, "upload_folder", killed)
-        context.setattr(
-            checkpoints_module, "remove_tree", lambda _: None
-        )  # a killed process does not clean up
+        context.setattr(atomic, "upload_folder", killed)
+        # A killed process does not clean up.
+        context.setattr(checkpoints, "remove_tree", lambda _: None)
         with pytest.raises(KeyboardInterrupt):
             Run(place).save(20)
     run = RunFolder(place)

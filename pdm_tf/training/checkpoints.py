@@ -9,26 +9,22 @@ first and uploaded, the manifest last; the other name is then but a sign that an
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 from absl import logging
 
 from pdm_tf.atomic import (
-    atomic_text,
     disk_errors,
     for_tensorflow,
     remove_tree,
+    replaced_folder,
     sha256,
     sync,
-    temporary_folder,
-    upload_folder,
 )
 from pdm_tf.errors import UserError, one_line
-from pdm_tf.paths import entries, is_remote, size_of
+from pdm_tf.paths import entries, size_of
 from pdm_tf.run import RunFolder
 from pdm_tf.training.ema import ExponentialMovingAverage
 
@@ -67,7 +63,7 @@ class Checkpoints:
         remove_tree(partial)
         try:
             # Before the averages: it tells that they belong to a save that was not finished.
-            with disk_errors(final), self._folder_that_becomes(final, partial) as folder:
+            with disk_errors(final), replaced_folder(final, partial, MANIFEST) as folder:
                 self.ema.save(self.run.weights(step))
                 with for_tensorflow(folder) as plain:
                     self.state.write(f"{plain}/state")
@@ -106,23 +102,6 @@ class Checkpoints:
             )
         return None
 
-    @contextlib.contextmanager
-    def _folder_that_becomes(self, final: Path, partial: Path) -> Iterator[Path]:
-        """Yields a folder to fill, which takes the checkpoint's name, and leaves `partial` until it does."""
-        if is_remote(final):
-            with temporary_folder() as folder:
-                atomic_text(partial / "uploading", "")
-                yield folder
-                remove_tree(final)
-                upload_folder(folder, final, MANIFEST)
-            remove_tree(partial)
-            return
-        partial.mkdir(parents=True)
-        yield partial
-        remove_tree(final)
-        partial.rename(final)
-        sync(final.parent)
-
     def _read(self, folder: Path) -> None:
         try:
             with for_tensorflow(folder) as plain:
@@ -140,8 +119,7 @@ class Checkpoints:
     def _clear(self, step: int) -> None:
         """Removes an unfinished checkpoint, if there is one, and the averages that were saved with it."""
         partial, final = self.run.partial_checkpoint(step), self.run.checkpoint(step)
-        whole = final / MANIFEST if is_remote(final) else final
-        if (entries(partial) or partial.is_dir()) and not whole.exists():
+        if (entries(partial) or partial.is_dir()) and not (final / MANIFEST).exists():
             remove_tree(final)
             self.run.weights(step).unlink(missing_ok=True)
         remove_tree(partial)
