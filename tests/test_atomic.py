@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import contextlib
 import errno
 import json
 import os
@@ -8,22 +9,46 @@ import sys
 
 import pytest
 
-from pdm_tf.atomic import HOST, atomic_file, atomic_folder, atomic_json, atomic_text, sole_writer
+from pdm_tf.atomic import (
+    HOST,
+    append_text,
+    atomic_file,
+    atomic_folder,
+    atomic_json,
+    atomic_text,
+    remove_tree,
+    replaced_folder,
+    sole_writer,
+)
 from pdm_tf.errors import UserError
+from pdm_tf.paths import as_path
 
 KILLED = """
 import os, signal, sys
-from pdm_tf.atomic import {kind}
-with {kind}(*sys.argv[1:]) as partial:
-    ({path}).write_text("half")
+from pdm_tf.atomic import atomic_file, atomic_folder
+with atomic_file(sys.argv[1] + "/file") as file, atomic_folder(sys.argv[1] + "/folder") as folder:
+    for half in file, folder / "file":
+        half.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
+"""
+# Holds a lock, and has half a file written, until its standard input ends.
+BUSY = """
+import sys
+from pdm_tf.atomic import atomic_file, sole_writer
+with sole_writer(sys.argv[1], "busy"), atomic_file(sys.argv[1] + "/theirs") as partial:
+    partial.write_text("theirs")
+    print("in", flush=True)
+    sys.stdin.read()
 """
 
 
-def killed_while_writing(repository, kind, written, *arguments):
-    code = KILLED.format(kind=kind, path=written)
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=repository)
-    assert done.returncode == -9
+@contextlib.contextmanager
+def busy_process(repository, folder):
+    command = [sys.executable, "-c", BUSY, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=repository, **pipes) as process:
+        assert process.stdout.readline() == "in\n"
+        yield process
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path):
@@ -36,29 +61,27 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path):
 
 
 def test_the_next_writer_removes_what_a_killed_one_left(repository, tmp_path):
-    path = tmp_path / "file"
-    path.write_text("before")
-    killed_while_writing(repository, "atomic_file", "partial", path)
-    assert path.read_text() == "before" and len(os.listdir(tmp_path)) == 2
-    with atomic_file(path) as partial:
+    (tmp_path / "file").write_text("before")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=repository)
+    assert done.returncode == -9
+    assert (tmp_path / "file").read_text() == "before" and not (tmp_path / "folder").exists()
+    assert len(os.listdir(tmp_path)) == 3
+    with atomic_file(tmp_path / "file") as partial:
         partial.write_text("after")
-    assert path.read_text() == "after" and os.listdir(tmp_path) == ["file"]
-
-
-def test_so_with_folders(repository, tmp_path):
-    path = tmp_path / "folder"
-    killed_while_writing(repository, "atomic_folder", "partial / 'file'", path, "file")
-    assert not path.exists() and len(os.listdir(tmp_path)) == 1
-    with atomic_folder(path, "file") as partial:
+    with atomic_folder(tmp_path / "folder", "file") as partial:
         (partial / "file").write_text("after")
-    assert (path / "file").read_text() == "after" and os.listdir(tmp_path) == ["folder"]
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "file").read_text() == "after"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_other_writers_of_now_and_other_files_are_left_alone(tmp_path):
     others = {
-        f".file.partial-{HOST}-{os.getppid()}", f".file.partial-other{HOST}-999999999", ".file.partial",
-        f".file.partial-{HOST}-1x", f"file.partial-{HOST}-999999999",
-    }  # fmt: skip
+        f".file.partial-{HOST}-{os.getppid()}",
+        f".file.partial-other{HOST}-999999999",
+        ".file.partial",
+        f".file.partial-{HOST}-1x",
+        f"file.partial-{HOST}-999999999",
+    }
     for name in others:
         (tmp_path / name).write_text("theirs")
     with atomic_file(tmp_path / "file") as partial:
@@ -66,24 +89,23 @@ def test_other_writers_of_now_and_other_files_are_left_alone(tmp_path):
     assert set(os.listdir(tmp_path)) == {"file", *others}
 
 
-def test_processes_write_into_one_folder_at_once(repository, tmp_path):
-    code = (
-        "import sys\nfrom pdm_tf.atomic import atomic_file\n"
-        "with atomic_file(sys.argv[1]) as partial:\n"
-        "    partial.write_text('theirs')\n    print('in', flush=True)\n    sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "theirs")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=repository, **pipes) as other:
-        assert other.stdout.readline() == "in\n"
-        with atomic_file(tmp_path / "ours") as partial:
+def test_processes_write_into_one_folder_but_one_alone_has_its_lock(repository, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with busy_process(repository, folder) as other:
+        with atomic_file(folder / "ours") as partial:
             partial.write_text("ours")
-            assert len(os.listdir(tmp_path)) == 2
-    assert other.returncode == 0
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "ours": "ours",
-        "theirs": "theirs",
-    }
+            assert len(os.listdir(folder)) == 3
+        with pytest.raises(UserError, match=r"^somebody else$"), sole_writer(folder, "somebody else"):
+            pass
+        other.stdin.close()
+        assert other.wait() == 0
+    assert (folder / "ours").read_text() == "ours" and (folder / "theirs").read_text() == "theirs"
+    with busy_process(repository, folder) as other:
+        other.kill()
+    with sole_writer(folder, "somebody else"):  # the death of its process has freed it
+        pass
+    with pytest.raises(BlockingIOError, match="mine"), sole_writer(folder, "somebody else"):
+        raise BlockingIOError("mine")
 
 
 def test_a_number_that_a_new_process_has_again_is_no_sign_of_life(tmp_path):
@@ -94,7 +116,7 @@ def test_a_number_that_a_new_process_has_again_is_no_sign_of_life(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
-@pytest.mark.parametrize("write", [atomic_file, lambda path: atomic_folder(path, "file")])
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
 def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, write):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/below"), write(tmp_path / "file" / "below"):
@@ -103,31 +125,25 @@ def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, write):
 
 def test_text_and_json_come_back_and_equal_values_give_equal_bytes(tmp_path):
     odd = os.fsdecode(b"caf\xe9 \xc3\xa9")
-    atomic_text(tmp_path / "a", odd)
-    assert os.fsencode(odd) == (tmp_path / "a").read_bytes()
+    atomic_text(tmp_path / odd, odd)
+    append_text(as_path(tmp_path / odd), "\n")
+    assert (tmp_path / odd).read_bytes() == os.fsencode(odd) + b"\n"
     atomic_json(tmp_path / "b", {"b": [1, None], "a": "é"})
     atomic_json(tmp_path / "c", {"a": "é", "b": [1, None]})
     assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
     assert json.loads((tmp_path / "b").read_text()) == {"a": "é", "b": [1, None]}
 
 
-def test_one_process_writes_and_its_death_frees_the_folder(repository, tmp_path):
-    folder = tmp_path / "new" / "folder"
-    code = (
-        "import sys\nfrom pdm_tf.atomic import sole_writer\n"
-        "with sole_writer(sys.argv[1], 'busy'):\n    print('in', flush=True)\n    sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(folder)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=repository, **pipes) as other:
-        assert other.stdout.readline() == "in\n"
-        with pytest.raises(UserError, match=r"^somebody else$"), sole_writer(folder, "somebody else"):
-            pass
-        other.kill()
-    with sole_writer(folder, "somebody else"):
-        pass
-    with pytest.raises(BlockingIOError, match="mine"), sole_writer(folder, "somebody else"):
-        raise BlockingIOError("mine")
+def test_a_folder_is_replaced_when_its_successor_is_whole(tmp_path):
+    path, partial = as_path(tmp_path / "new" / "step"), as_path(tmp_path / "new" / ".partial")
+    for content in ("one", "two"):
+        with replaced_folder(path, partial, "last") as folder:
+            assert partial.is_dir() and path.exists() == (content == "two")
+            (folder / "last").write_text(content)
+        assert (path / "last").read_text() == content and not partial.exists()
+    remove_tree(path)
+    remove_tree(path)
+    assert not path.exists()
 
 
 def test_a_file_system_without_locks_is_not_called_busy(tmp_path, monkeypatch, capsys):
@@ -142,10 +158,8 @@ def test_a_file_system_without_locks_is_not_called_busy(tmp_path, monkeypatch, c
     for _ in range(2):
         with sole_writer(tmp_path, "busy"):
             (tmp_path / "written").touch()
-    err = capsys.readouterr().err
-    assert (
-        err == f"note: {tmp_path} is not locked (No locks available): start nothing else that writes there\n"
-    )
+    note = f"note: {tmp_path} is not locked (No locks available): start nothing else that writes there\n"
+    assert capsys.readouterr().err == note
 
 
 def test_a_file_system_that_cannot_sync_is_written_all_the_same(tmp_path, monkeypatch, capsys):

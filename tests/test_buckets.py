@@ -195,6 +195,7 @@ def test_a_data_set_there_is_described_as_here(place, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_modes_do_there_what_they_do_here(place, tmp_path, capsys):
     """Sampling and exporting of a run there, to there."""
     write_run(tmp_path / "run")

@@ -70,30 +70,31 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        {"mode": "train", "run_dir": "foo://x"},
-        {"mode": "train", "run_dir": "RUN", "warm_start": "foo://x"},
-        {"mode": "train", "run_dir": "RUN", "dataset": "folder:foo://x"},
-        {"mode": "train", "run_dir": "RUN", "dataset": "lsun_church", "data_dir": "foo://x"},
-        {"mode": "describe", "run_dir": "foo://x"},
-        {"mode": "sample", "run_dir": "foo://x"},
-        {"mode": "sample", "out": "foo://x"},
-        {"mode": "sample", "init_image": "foo://x"},
-        {"mode": "evaluate", "out": "foo://x"},
-        {"mode": "evaluate", "samples": ["foo://x"]},
-        {"mode": "evaluate", "reference": "foo://x"},
-        {"mode": "export", "out": "foo://x"},
-    ],
-    ids=lambda flags: "_".join(flags),
-)  # fmt: skip
-def test_so_in_every_flag_before_any_compute(flags, tmp_path, capsys):
-    flags = {key: str(tmp_path / "run") if value == "RUN" else value for key, value in flags.items()}
-    status, error = run_mode(capsys, **flags)
+@pytest.mark.parametrize("words", [
+    "train --run_dir=foo://x",
+    "train --warm_start=foo://x",
+    "train --dataset=folder:foo://x",
+    "train --dataset=lsun_church --data_dir=foo://x",
+    "sample --run_dir=foo://x",
+    "sample --init_image=foo://x",
+    "evaluate --samples=foo://x --out=out",
+    "evaluate --reference=foo://x --out=out",
+    "export --out=foo://x",
+])  # fmt: skip
+def test_so_in_every_flag_before_any_compute(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mode, *flags = words.split()
+    status, error = run_mode(capsys, mode=mode, **dict(flag[2:].split("=", 1) for flag in flags))
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1 and "is no address that can be opened here" in lines[0]
     assert not os.listdir(tmp_path)
+
+
+def test_a_local_folder_that_epath_would_take_for_a_bucket_is_one_of_this_machine(monkeypatch):
+    for text in ("/gs/x/y", "//s3/x", "/az", "/hf/x"):
+        path = as_path(text)
+        assert not is_remote(path / "z") and os.path.normpath(path).lstrip("/") == text.lstrip("/")
+    assert as_path("/gsx/y") == Path("/gsx/y") and not is_remote(as_path(Path("/gs/x")))
 
 
 def test_entries_and_files_are_by_name_and_what_is_not_there_is_empty(tmp_path):
