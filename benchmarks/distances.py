@@ -2,31 +2,29 @@
 
     python -m benchmarks.distances [--count=50000] [--dimension=2048] [--only=frechet ...]
 
-Each runs in a process of its own; the peak is that of the whole process, less what it held before (TensorFlow
-and the features of both sides, which are said apart).
+The peak is that of NumPy's arrays, beside the features of both sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 
 from pdm_tf.evaluation import distances
 from pdm_tf.evaluation.distances import Manifold, Moments
-from pdm_tf.progress import peak_resident
 
 CLASSES = 1008
 
 
 def random_features(count: int, dimension: int, seed: int) -> np.ndarray:
     """Float32 (N, D), positive and of falling variance, made in blocks."""
-    generator, features = np.random.default_rng(seed), np.empty((count, dimension), np.float32)
+    generator = np.random.default_rng(seed)
+    features = np.empty((count, dimension), np.float32)
     scale = np.geomspace(1.0, 0.01, dimension, dtype=np.float32)
     for start in range(0, count, 5000):
         rows = features[start : start + 5000]
@@ -45,24 +43,12 @@ DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "frechet": lambda x, y: distances.frechet_distance(Moments.of(x), Moments.of(y)),
     "frechet_error": lambda x, y: distances.frechet_error(Moments.of(x), y),
     "kernel": distances.kernel_distance,
-    "inception_score": lambda x, y: distances.inception_score(probabilities(y)),
+    "inception_score": lambda x, y: distances.inception_score(probabilities(y))[0],
     "manifold": lambda x, y: Manifold(x[:10_000]).squared_radii[3].mean(),
     "precision_recall": lambda x, y: distances.precision_recall(Manifold(x[:10_000]), y),
-    "precision_recall_half": lambda x, y: distances.precision_recall(Manifold(x[:10_000], half=True), y),
     "density_coverage": lambda x, y: distances.density_coverage(Manifold(x[:10_000]), y),
     "nearest": lambda x, y: distances.nearest(x[:10_000], y)[1].mean(),
 }
-
-
-def measure(name: str, count: int, dimension: int) -> None:
-    """Prints a row of the table."""
-    sides = [random_features(count, dimension, seed) for seed in (0, 1)]
-    held = peak_resident()
-    begin = time.perf_counter()
-    value = DISTANCES[name](*sides)
-    seconds = time.perf_counter() - begin
-    shown = ", ".join(f"{number:.6g}" for number in np.ravel(value))
-    print(f"{name:22} {seconds:8.1f} s {peak_resident() - held:8.0f} MiB (+{held:.0f})   {shown}", flush=True)
 
 
 def main() -> None:
@@ -70,20 +56,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--dimension", type=int, default=2048)
     parser.add_argument("--only", nargs="+", choices=list(DISTANCES), default=list(DISTANCES))
-    parser.add_argument("--here", action="store_true", help="in this process, the first alone")
     arguments = parser.parse_args()
-    if arguments.here:
-        measure(arguments.only[0], arguments.count, arguments.dimension)
-        return
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    cores = len(os.sched_getaffinity(0))
     print(
-        f"NumPy {np.__version__}, {cores} cores (load before: {load:.1f}), N = {arguments.count} on both "
-        f"sides, D = {arguments.dimension}; neighbours: a reference of 10,000"
+        f"NumPy {np.__version__}, {cores} cores (load before: {os.getloadavg()[0]:.1f}), "
+        f"N = {arguments.count} on both sides, D = {arguments.dimension}; neighbours: a reference of 10,000"
     )
-    size = [f"--count={arguments.count}", f"--dimension={arguments.dimension}"]
+    sides = [random_features(arguments.count, arguments.dimension, seed) for seed in (0, 1)]
     for name in arguments.only:
-        command = [sys.executable, "-m", "benchmarks.distances", "--here", "--only", name, *size]
-        subprocess.run(command, check=True)
+        tracemalloc.start()
+        begin = time.perf_counter()
+        value = DISTANCES[name](*sides)
+        seconds = time.perf_counter() - begin
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
+        shown = ", ".join(f"{number:.6g}" for number in np.ravel(value))
+        print(f"{name:22} {seconds:8.1f} s {peak:8.0f} MiB   {shown}", flush=True)
 
 
 if __name__ == "__main__":
