@@ -6,7 +6,14 @@ import pytest
 
 from pdm_tf.commands import evaluate, export, sample, train
 from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import DrawingOptions, RunOptions, default_run_dir, run_dirs, sampled_as_asked
+from pdm_tf.commands.options import (
+    DrawingOptions,
+    RunOptions,
+    default_run_dir,
+    run_dirs,
+    sampled_as_asked,
+    trained_dirs,
+)
 from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
 from pdm_tf.errors import UserError
 from tests.tiny_runs import write_run
@@ -119,6 +126,19 @@ def test_several_run_folders(tmp_path, monkeypatch):
 def test_a_run_is_named_after_its_data(dataset, folder):
     assert default_run_dir(dataset) == folder
     assert str(train.Options(dataset=dataset, network="vit").folder) == f"{folder}_vit"
+
+
+def test_before_there_is_a_run_the_weights_that_ship_for_its_data_are_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pdm_tf.commands.options.PRETRAINED", tmp_path / "pretrained")
+    shipped = tmp_path / "pretrained/avatars32"
+    write_run(shipped)
+    assert trained_dirs(RunOptions(dataset="avatars32")) == [str(shipped)]
+    assert "no run in runs/avatars32: using the weights that ship" in capsys.readouterr().out
+    write_run(tmp_path / "runs/avatars32")
+    assert trained_dirs(RunOptions(dataset="avatars32")) == ["runs/avatars32"]
+    for dataset in ("avatars64", "folder:data/avatars32"):
+        assert trained_dirs(RunOptions(dataset=dataset)) != [str(shipped)]
 
 
 def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():

@@ -1,10 +1,5 @@
 """--mode=sample through the command line."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +13,6 @@ from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.weights import write_arrays
 from tests.in_process import run_mode
 from tests.tiny_runs import tiny_config, write_run, write_snapshots
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -95,23 +88,6 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
     assert plain.std() > 10 and np.any(plain != other)
 
 
-def test_each_data_set_has_its_own_weights_that_ship(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pdm_tf.commands.options.PRETRAINED", tmp_path / "pretrained")
-    write_run(tmp_path / "pretrained" / "avatars32", seed=1)
-    status, said = sample(capsys, dataset="avatars32", out=tmp_path / "shipped")
-    assert status == 0 and "no run in runs/avatars32: using the weights that ship" in said
-    # A run of one's own comes first; a data set without either says what is missing; a folder is no name.
-    write_run(tmp_path / "runs" / "avatars32", seed=2)
-    status, said = sample(capsys, dataset="avatars32", out=tmp_path / "own")
-    assert status == 0 and "that ship" not in said
-    assert np.any(pixels(tmp_path / "shipped") != pixels(tmp_path / "own"))
-    write_run(tmp_path / "pretrained" / "folder:data" / "faces")
-    for other in ("avatars64", "folder:data/faces"):
-        status, said = sample(capsys, dataset=other, out=tmp_path / "none")
-        assert status == 2 and "that ship" not in said
-
-
 def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
     run, plain = write_snapshots(write_run(tmp_path / "run")), RunFolder(tmp_path / "plain")
     average = reconstruct(run, 0.07)
@@ -125,29 +101,3 @@ def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
     made, same, other = (pixels(tmp_path / name) for name in ("made", "same", "other"))
     np.testing.assert_array_equal(made, same)
     assert np.any(made != other)
-
-
-def command(run_dir, out, *more):
-    return [
-        sys.executable, str(ROOT / "main.py"), "--mode=sample", "--strategy=cpu", f"--run_dir={run_dir}",
-        f"--out={out}", "--steps=200", "--sample_batch_size=4", "--num_samples=40", *more,
-    ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_resumed_to_the_same_bytes(runs, tmp_path):
-    process = subprocess.Popen(command(runs / "whole", tmp_path / "killed"), stderr=subprocess.PIPE)
-    while len(list(tmp_path.glob("killed/.unfinished-*/batch_*.npz"))) < 3:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "samples.npz").exists()
-    again = subprocess.run(
-        command(runs / "whole", tmp_path / "killed"), capture_output=True, text=True, check=True
-    )
-    assert "of 10 batches are done already" in again.stdout
-    subprocess.run(command(runs / "whole", tmp_path / "whole"), capture_output=True, check=True)
-    for name in ("samples.npz", "grid.png"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["grid.png", "samples.npz"]

@@ -44,13 +44,6 @@ def test_each_data_set_has_a_vit_of_its_own(config):
     assert changed == {"network", "diffusion", "optimizer"}  # what it sees, and for how long, is the same
 
 
-def test_the_sets_that_ship_have_the_same_networks():
-    """So what is measured of the one's cost holds for the other's."""
-    for network in ("unet", "vit"):
-        one, other = (with_network(network, config).network for config in SHIPPED)
-        assert one == other
-
-
 @pytest.mark.parametrize("side", [256, 1024])
 def test_the_vit_of_larger_avatars_is_avatars64_s_on_the_same_grid(side):
     """So it can begin with that one's weights."""
@@ -72,23 +65,6 @@ def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
         network_settings("vit_appendix_d", preset("emoji64"))
 
 
-VIT_IMPOSSIBLE = [
-    ("network.patch_size=3", "image height 64 does not divide by patch_size = 3: resize to 63"),
-    ("network.head_channels=48", "base_channels=128 must divide by network.head_channels=48"),
-    ("network.input_injections=8", "there are network.depth=7 blocks"),
-    ("network.class_tokens_from=8", "there are network.depth=7 blocks"),
-    ("network.t_conditioning=once", "use network.t_gates=false"),
-]
-
-
-@pytest.mark.parametrize(("assignment", "message"), VIT_IMPOSSIBLE)
-def test_values_that_cannot_work_for_a_vit(assignment, message):
-    config = with_network("vit", preset("emoji64"))
-    with pytest.raises(UserError, match=message) as error:
-        validate(config.replace(parse_settings([assignment])))
-    assert "\n" not in str(error.value)
-
-
 def test_presets_are_those_of_the_tables():
     low, high = (preset("imagenet256", split=s) for s in ("low", "high"))
     assert (low.diffusion.t_start, low.diffusion.t_stop) == (0, 396)
@@ -100,24 +76,19 @@ def test_presets_are_those_of_the_tables():
     assert [preset("lsun_church", p).training.batch_size for p in (2, 4, 8)] == [128, 256, 512]
     assert preset("lsun_church", 8).network.channel_multipliers == (1, 1.5, 2)
     for config in PAPERS:
-        steps, guidance = {"ffhq1024": (1000, 1.0), "imagenet256": (250, 1.5)}.get(
-            config.data.dataset, (250, 1.0)
-        )
-        assert (config.sampling.sampler, config.sampling.steps) == ("ancestral", (steps,))
-        assert (config.sampling.variance, config.sampling.guidance) == ("learned", guidance)
+        dataset, sampling = config.data.dataset, config.sampling
+        assert (sampling.sampler, sampling.variance) == ("ancestral", "learned")
+        assert sampling.steps == ((1000,) if dataset == "ffhq1024" else (250,))
+        assert sampling.guidance == (1.5 if dataset == "imagenet256" else 1.0)
         assert config.training.ema_decay == 0.99 and config.training.ema_every == 100
         assert config.training.ema_lengths == ()  # the paper has none
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
 
 
-@pytest.mark.parametrize(
-    ("image_shape", "classes"),
-    [((28, 28, 1), 10), ((32, 32, 3), 10), ((64, 64, 3), 0), ((96, 160, 3), 0), ((1024, 1024, 3), 5)],
-)  # fmt: skip
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("size", ["tiny", "base"])
+@pytest.mark.parametrize("image_shape, classes", [((28, 28, 1), 10), ((1024, 1024, 3), 0)])
 def test_other_data_get_a_vit_of_a_size_too(size, image_shape, classes):
-    config = sized_preset(size, DataConfig("folder:x", image_shape, classes))
-    vit = with_network("vit", config)
+    vit = with_network("vit", sized_preset(size, DataConfig("folder:x", image_shape, classes)))
     assert image_shape[0] * image_shape[1] // vit.network.patch_size**2 <= 1024
 
 
@@ -147,49 +118,43 @@ def test_lines_are_words_that_a_command_line_takes():
 
 
 REFUSED = [
-    (["optimizer.lr=1"], "there is no setting 'optimizer.lr'; did you mean"),
-    (["nonsense"], "write --set=key=value"),
-    (["training.steps=many"], "--set=training.steps=many: use a whole number"),
-    (["training.jit_compile=maybe"], "use true or false"),
-    (["data.image_shape=64,64"], "use 3 values"),
+    ("optimizer.lr=1", "there is no setting 'optimizer.lr'; did you mean"),
+    ("nonsense", "write --set=key=value"),
+    ("training.steps=many", "--set=training.steps=many: use a whole number"),
+    ("data.image_shape=64,64", "use 3 values"),
 ]
+
+
+@pytest.mark.parametrize("assignment, message", REFUSED)
+def test_settings_that_are_refused(assignment, message):
+    with pytest.raises(UserError, match=message):
+        parse_settings([assignment])
+
+
 IMPOSSIBLE = [
-    ("network.patch_size=3", r"image height 64 does not divide by .* = 12: resize to 60"),
-    ("network.base_channels=40", "must divide by 32"),
-    ("network.head_channels=48", "must divide by network.head_channels=48"),
-    ("diffusion.prediction=score", "use one of x, eps, v"),
-    ("diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
-    ("diffusion.beta_end=1e-5", "0 < beta_start < beta_end < 1"),
-    ("sampling.order=4", "use a number from 2 to 3"),
-    ("training.batch_size=0", "use a number above 0"),
-    ("training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
-    ("training.eval_every=1020", "not a multiple of training.log_every"),
-    ("training.grad_accum=5", "does not divide by training.grad_accum=5"),
-    ("optimizer.warmup_steps=-1", "use 0 or more"),
-    ("optimizer.cooldown_steps=10000000", "is more than training.steps=.*: the rate falls over the last"),
-    ("data.num_classes=0", "needs labels, and emoji64 has none"),
-    ("network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
-    ("network.blurred_inputs=0", "use a number above 0"),
+    ("unet", "network.patch_size=3", r"image height 64 does not divide by .* = 12: resize to 60"),
+    ("unet", "network.base_channels=40", "must divide by 32"),
+    ("unet", "network.head_channels=48", "must divide by network.head_channels=48"),
+    ("unet", "network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
+    ("vit", "network.patch_size=3", "image height 64 does not divide by patch_size = 3: resize to 63"),
+    ("vit", "network.head_channels=48", "base_channels=128 must divide by network.head_channels=48"),
+    ("vit", "network.input_injections=8", "there are network.depth=7 blocks"),
+    ("vit", "network.t_conditioning=once", "use network.t_gates=false"),
+    ("unet", "diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
+    ("unet", "diffusion.beta_end=1e-5", "0 < beta_start < beta_end < 1"),
+    ("unet", "training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
+    ("unet", "training.eval_every=1020", "not a multiple of training.log_every"),
+    ("unet", "optimizer.cooldown_steps=10000000", "is more than training.steps=.*: the rate falls over"),
+    ("unet", "data.num_classes=0", "needs labels, and emoji64 has none"),
+    ("unet", "data.augmentation=0.1 data.horizontal_flip=true", r"use data\.horizontal_flip=false$"),
 ]
 
 
-@pytest.mark.parametrize(("assignments", "message"), REFUSED)
-def test_settings_that_are_refused(assignments, message):
+@pytest.mark.parametrize("network, assignments, message", IMPOSSIBLE)
+def test_values_that_cannot_work(network, assignments, message):
+    config = with_network(network, preset("emoji64"))
     with pytest.raises(UserError, match=message) as error:
-        parse_settings(assignments)
-    assert "\n" not in str(error.value)
-
-
-def test_flips_of_two_kinds_are_refused():
-    settings = parse_settings(["data.augmentation=0.1", "data.horizontal_flip=true"])
-    with pytest.raises(UserError, match=r"use data\.horizontal_flip=false$"):
-        validate(preset("emoji64").replace(settings))
-
-
-@pytest.mark.parametrize(("assignment", "message"), IMPOSSIBLE)
-def test_values_that_cannot_work(assignment, message):
-    with pytest.raises(UserError, match=message) as error:
-        validate(preset("emoji64").replace(parse_settings([assignment])))
+        validate(config.replace(parse_settings(assignments.split())))
     assert "\n" not in str(error.value)
 
 
@@ -218,41 +183,22 @@ def test_damaged_config_files_are_refused(text, message):
         Config.from_json(text)
 
 
-def test_unknown_presets_are_refused():
-    with pytest.raises(
-        UserError, match=r"use emoji64, avatars32, .*, lsun_church, .*, ffhq1024, tfds:NAME or folder:PATH"
-    ):
-        preset("cifar")
-    with pytest.raises(UserError, match="--split=low is for imagenet256"):
-        preset("ffhq1024", split="low")
-
-
 @pytest.mark.parametrize(
     "old, new, same",
     [
         (("folder:d", "1"), ("folder:/elsewhere/d/", "1"), True),
         (("folder:d", "1"), ("folder:d", "2"), False),
         (("folder:d", "1"), ("tfds:d", "1"), True),
-        # Of an older version's run nothing but the place is known.
-        (("folder:d", ""), ("folder:d/", "1"), True),
-        (("folder:d", ""), ("folder:WHERE/x/..//d", "1"), True),
-        (("folder:~/d", ""), ("folder:HOME/d", ""), True),
+        # Without a digest the place alone is known.
+        (("folder:d", ""), ("folder:./x/..//d/", "1"), True),
         (("folder:gs://b/d", ""), ("folder:gs://b/d/", ""), True),
-        (("folder:gs://b/d", ""), ("folder:gs://b/e", ""), False),
         (("folder:d", ""), ("folder:e", "1"), False),
         (("tfds:d", ""), ("tfds:d/", ""), False),
-        (("emoji64", ""), ("emoji64", "1"), True),
     ],
 )
-def test_data_are_what_they_are_and_not_how_their_place_is_written(old, new, same, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def test_data_are_what_they_are_and_not_how_their_place_is_written(old, new, same):
     old, new = (
-        Config().replace(
-            {"data.dataset": d.replace("WHERE", str(tmp_path)).replace("HOME", str(tmp_path / "home")),
-             "data.sha256": sha256}
-        )
-        for d, sha256 in (old, new)
-    )  # fmt: skip
+        Config().replace({"data.dataset": name, "data.sha256": sha256}) for name, sha256 in (old, new)
+    )
     assert set(changes(old, new)) == set(changes(new, old)) == (set() if same else {"data.dataset"})
     assert set(changes(old, new.replace({"seed": 1}))) == {"seed", *changes(old, new)}

@@ -10,8 +10,8 @@ from pdm_tf.config.presets import MOST_ATTENTION, SIZES, fitted_to_length, prese
 from pdm_tf.config.words import differences
 from pdm_tf.errors import UserError
 
-SIDES = [8, 16, 28, 32, 48, 50, 64, 96, 100, 128, 150, 160, 178, 218, 224, 250, 256, 300, 512, 1024]
-SHAPES = [(side, side, 3) for side in SIDES] + [(218, 178, 3), (96, 160, 3), (270, 480, 1), (31, 33, 4)]
+SHAPES = [(side, side, 3) for side in (8, 28, 50, 64, 150, 178, 300, 1024)]
+SHAPES += [(218, 178, 3), (270, 480, 1), (31, 33, 4)]
 PLACES = {"tiny": 256, "small": 1024, "base": 4096}
 
 
@@ -85,9 +85,9 @@ def test_images_that_differ_in_size_need_a_shape_and_take_it():
 # --- the length of a run --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 7, 30, 300, 5_000, 200_000])
-@pytest.mark.parametrize("together", [1, 7, 100])
-@pytest.mark.parametrize("config", [preset("emoji64"), *(sized(size, (64, 64, 3)) for size in SIZES)])
+@pytest.mark.parametrize("steps", [1, 30, 5_000, 200_000])
+@pytest.mark.parametrize("together", [1, 7])
+@pytest.mark.parametrize("config", [preset("emoji64"), sized("base", (64, 64, 3))])
 def test_warm_up_averages_and_periods_fit_the_length(config, steps, together):
     given = {"training.steps": steps * together, "training.steps_per_execution": together}
     fitted = fitted_to_length(config.replace(given), given)
