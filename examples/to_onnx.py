@@ -1,7 +1,7 @@
 """Converts an export's `denoise` to ONNX: python examples/to_onnx.py exports/avatars64 avatars64.onnx
 
 Inputs z float32 (B, H, W, C), t int32 (B,), labels int32 (B,); outputs x, log_variance and u, float32
-(B, H, W, C), for one network: tf2onnx cannot convert the choice between several experts. It needs what
+(B, H, W, C), for one network: tf2onnx cannot convert the choice between experts or patch sizes. It needs what
 requirements-serve.txt lists and nothing of this project.
 """
 
@@ -44,10 +44,10 @@ def main():
     if not os.path.isfile(os.path.join(arguments.folder, "saved_model.pb")):
         parser.error(f"{arguments.folder} holds no SavedModel: write one with python main.py --mode=export")
     with open(os.path.join(arguments.folder, "assets.extra", "pdm_tf.json")) as file:
-        experts = len(json.load(file)["experts"])
-    if experts > 1:
+        parts = len(json.load(file)["parts"])
+    if parts > 1:
         # Convolutions in the branches of a condition keep TensorFlow's attributes, and no runtime loads them.
-        parser.error(f"{arguments.folder} holds {experts} experts, and ONNX has room for one network here")
+        parser.error(f"{arguments.folder} holds {parts} networks or patch sizes: ONNX is for one")
     model = tf.saved_model.load(arguments.folder)
     specs = model.signatures["denoise"].structured_input_signature[1]
     order = ("z", "t", "labels")

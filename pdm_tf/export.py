@@ -1,15 +1,15 @@
-"""Writes a denoiser and its sampler as a SavedModel, or a run's weights alone, for who has none of this."""
+"""Exports without this project's code: a SavedModel of denoiser and sampler, or weights as .safetensors."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from pdm_tf.atomic import atomic_folder, atomic_text
@@ -24,8 +24,13 @@ from pdm_tf.run import SAFETENSORS, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import write_arrays
 
-METADATA = "assets.extra/pdm_tf.json"  # assets.extra is the SavedModel's place for what is not its graph's
+METADATA = "assets.extra/pdm_tf.json"  # assets.extra/ is the SavedModel's place for other files
 WARM_UP = "assets.extra/tf_serving_warmup_requests"  # where TensorFlow Serving looks for them
+SIGNATURES = ("sample", "sample_rows", "denoise")
+SYSTEM_FILES = {".DS_Store", "desktop.ini", "Thumbs.db"}  # desktops leave them in empty folders
+
+
+# --- The graph -------------------------------------------------------------------------------------
 
 
 class TracedOnce:
@@ -50,44 +55,41 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
 
     - sample(seed int32 (), labels int32 (B,), guidance float32 ()) -> {"images": uint8 (B, H, W, C)}. Image i
       has index i of the seed. At guidance 1 each step is one network pass on B images, else one on 2 B. Seed
-      and guidance may be (B,), B times the same value, as a request of rows has them. What is left out is
-      seed 0, one image of no class, and the guidance of `sampling`.
-    - sample_rows(seed int32 (B,), index int32 (B,), labels int32 (B,), guidance float32 (B,)) -> the same: of
-      each row image `index` of its own seed, for servers that draw what several clients ask for in one batch.
-      Each step is one network pass on the B images, and those of w != 1 once more.
+      and guidance may be (B,), B times the same value, as a request of rows has them. The defaults are seed
+      0, one image of no class, and the guidance of `sampling`.
+    - sample_rows(seed int32 (B,), index int32 (B,), labels int32 (B,), guidance float32 (B,)) -> the same:
+      row by row image `index` of its own seed, for servers that batch the requests of several clients. Each
+      step is one network pass on the B images, and on those of w != 1 once more.
     - denoise(z float32 (B, H, W, C), t int32 (B,), labels int32 (B,)) -> float32 (B, H, W, C) each: "x",
       x_theta as the network predicts it, neither clipped nor guided; "log_variance", log sigma^2 of
-      p(z_{t-1} | z_t) in the full process; "u", its place between log beta (u = 0) and log b_tilde (u = 1).
+      p(z_{t-1} | z_t) in the full process; "u", its position between log beta (u = 0) and log b_tilde (1).
 
-    Label `null_label` means no class; without classes labels only tell how many images to draw. Labels, t and
-    guidance beyond their range, and a batch of none, raise `tf.errors.InvalidArgumentError`.
+    Label `null_label` means no class; without classes only the number of labels counts. Labels, t and
+    guidance beyond their range, and an empty batch, raise `tf.errors.InvalidArgumentError`.
 
-    Args:
-      denoiser: with the weights to save.
-      sampling: how to sample.
     Raises:
-      ValueError: the denoiser answers for a part of the process only.
+      ValueError: the denoiser is of a part of the process only.
     """
     if (denoiser.t_start, denoiser.t_stop) != (0, len(denoiser.schedule)):
         raise ValueError(f"a denoiser of {denoiser.t_start} <= t < {denoiser.t_stop} is no whole process")
-    shared = TracedOnce(denoiser)
-    numbers = {name: tf.TensorSpec((None,), tf.int32, name) for name in ("t", "labels", "seed", "index")}
-    weights = tf.TensorSpec((None,), tf.float32, "guidance")
+    traced = TracedOnce(denoiser)
     z = tf.TensorSpec((None, *denoiser.image_shape), tf.float32, "z")
-    seed, guidance = tf.TensorSpec(None, tf.int32, "seed"), tf.TensorSpec(None, tf.float32, "guidance")
-    rows = [numbers["seed"], numbers["index"], numbers["labels"], weights]
+    t, labels, seeds, index = (tf.TensorSpec((None,), tf.int32, n) for n in ("t", "labels", "seed", "index"))
+    weights = tf.TensorSpec((None,), tf.float32, "guidance")
+    seed = tf.TensorSpec(None, tf.int32, "seed")
+    guidance = tf.TensorSpec(None, tf.float32, "guidance")
     module = tf.Module()
     # The variables alone: a Keras object here would bring its metadata, and need its class to load.
     module.weights = list(denoiser.variables)
-    module.sample_rows = tf.function(_sample_rows(shared, sampling), rows)
+    module.sample_rows = tf.function(_sample_rows(traced, sampling), [seeds, index, labels, weights])
     default = default_inputs(denoiser, sampling)
-    module.sample = tf.function(_sample(module.sample_rows, default), [seed, numbers["labels"], guidance])
-    module.denoise = tf.function(_denoise(shared), [z, numbers["t"], numbers["labels"]])
+    module.sample = tf.function(_sample(module.sample_rows, default), [seed, labels, guidance])
+    module.denoise = tf.function(_denoise(traced), [z, t, labels])
     return module
 
 
-def _sample(sample_rows: typing.Callable, default: Mapping[str, tf.Tensor]) -> typing.Callable:
-    """The function behind `sample`; defaults that are tensors become the signature's."""
+def _sample(sample_rows: Callable, default: Mapping[str, tf.Tensor]) -> Callable:
+    """The function `sample`; defaults that are tensors become the signature's."""
 
     def sample(seed=default["seed"], labels=default["labels"], guidance=default["guidance"]):
         seed, guidance = _one_value("seed", seed), _one_value("guidance", guidance)
@@ -97,15 +99,26 @@ def _sample(sample_rows: typing.Callable, default: Mapping[str, tf.Tensor]) -> t
     return sample
 
 
-def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig) -> typing.Callable:
-    """The function behind `sample_rows`, which draws for `sample` too."""
+def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig) -> Callable:
+    """The function `sample_rows`, which `sample` calls."""
 
     def sample_rows(seed, index, labels, guidance):
         rows = (seed, index, labels, guidance)
-        checks = [_check_some("labels", labels), _check_as_many(*rows), _check_labels(denoiser, labels)]
-        checks.append(_check_guidance(denoiser, guidance))
-        with tf.control_dependencies(checks):
-            seed, index, labels, guidance = map(tf.identity, rows)
+        sizes = tf.stack([tf.size(values) for values in rows])
+        checks = [
+            _some("labels", labels),
+            (
+                tf.equal(sizes, sizes[:1]),
+                "each input must have one value for each image",
+            ),
+            *_labels_known(denoiser, labels),
+        ]
+        if denoiser.conditional:
+            checks.append((tf.math.is_finite(guidance), "guidance must be a finite number"))
+        else:
+            message = "this model has no classes to guide with: guidance must be 1"
+            checks.append((tf.equal(guidance, 1.0), message))
+        seed, index, labels, guidance = _checked(rows, checks)
         weight = {"guidance": guidance} if denoiser.conditional else {}
         sampler = Sampler(denoiser, dataclasses.replace(sampling, guidance=1.0), **weight)
         return {"images": _to_uint8(sampler.sample(seed, index, labels))}
@@ -113,8 +126,21 @@ def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig) -> typing.Callabl
     return sample_rows
 
 
+def _denoise(denoiser: Denoiser) -> Callable:
+    """The function `denoise`."""
+    last = len(denoiser.schedule) - 1
+
+    def denoise(z, t, labels):
+        within = ((t >= 0) & (t <= last), f"t must be 0 to {last}")
+        z, t, labels = _checked((z, t, labels), [_some("z", z), within, *_labels_known(denoiser, labels)])
+        x, u = denoiser(z, t, labels)
+        return {"x": x, "log_variance": learned_log_variance(u, denoiser.schedule.at(t)), "u": u}
+
+    return denoise
+
+
 def default_inputs(denoiser: Denoiser, sampling: SamplingConfig) -> dict[str, tf.Tensor]:
-    """What `sample` takes for the inputs that a call leaves out."""
+    """The values of the inputs of `sample` that a call leaves out."""
     label = denoiser.null_label if denoiser.conditional else 0
     return {
         "seed": tf.constant(0),
@@ -123,18 +149,27 @@ def default_inputs(denoiser: Denoiser, sampling: SamplingConfig) -> dict[str, tf
     }
 
 
-def _denoise(denoiser: Denoiser) -> typing.Callable:
-    """The function behind `denoise`."""
-    last = len(denoiser.schedule) - 1
+Check = tuple[tf.Tensor, str]  # bool, of any shape; and what an error says where it does not hold
 
-    def denoise(z, t, labels):
-        within = tf.debugging.Assert(tf.reduce_all((t >= 0) & (t <= last)), [f"t must be 0 to {last}", t])
-        with tf.control_dependencies([_check_some("z", z), within, _check_labels(denoiser, labels)]):
-            z, t, labels = map(tf.identity, (z, t, labels))
-        x, u = denoiser(z, t, labels)
-        return {"x": x, "log_variance": learned_log_variance(u, denoiser.schedule.at(t)), "u": u}
 
-    return denoise
+def _checked(tensors: Sequence[tf.Tensor], checks: Sequence[Check]) -> list[tf.Tensor]:
+    """The tensors, if all checks hold."""
+    asserts = [tf.debugging.Assert(tf.reduce_all(holds), [message]) for holds, message in checks]
+    with tf.control_dependencies(asserts):
+        return [tf.identity(tensor) for tensor in tensors]
+
+
+def _some(name: str, batch: tf.Tensor) -> Check:
+    """Not an empty batch, which TensorFlow's convolutions cannot do with oneDNN."""
+    return tf.shape(batch)[0] > 0, f"{name} is empty: ask for at least one image"
+
+
+def _labels_known(denoiser: Denoiser, labels: tf.Tensor) -> list[Check]:
+    """Only labels that some class has; a GPU would quietly take zeros for another's embedding."""
+    if not denoiser.conditional:
+        return []
+    null = denoiser.null_label
+    return [((labels >= 0) & (labels <= null), f"labels must be 0 to {null - 1}, or {null} for no class")]
 
 
 def _one_value(name: str, values: tf.Tensor) -> tf.Tensor:
@@ -142,39 +177,7 @@ def _one_value(name: str, values: tf.Tensor) -> tf.Tensor:
     values = tf.reshape(values, [-1])
     alike = (tf.size(values) > 0) & tf.reduce_all(tf.equal(values, values[:1]))
     message = f"{name} must be one number, the same in all rows: send a request for each, or use sample_rows"
-    with tf.control_dependencies([tf.debugging.Assert(alike, [message, values])]):
-        return tf.identity(values)[0]
-
-
-def _check_some(name: str, batch: tf.Tensor) -> tf.Operation:
-    """An error for a batch of none, which TensorFlow's convolutions cannot do with oneDNN."""
-    return tf.debugging.Assert(tf.shape(batch)[0] > 0, [f"{name} is empty: ask for at least one image"])
-
-
-def _check_as_many(*rows: tf.Tensor) -> tf.Operation:
-    """An error for inputs of several lengths, which a broadcast would hide."""
-    sizes = tf.stack([tf.size(values) for values in rows])
-    message = "seed, index, labels and guidance must have one value for each image"
-    return tf.debugging.Assert(tf.reduce_all(tf.equal(sizes, sizes[:1])), [message, sizes])
-
-
-def _check_guidance(denoiser: Denoiser, guidance: tf.Tensor) -> tf.Operation:
-    """An error for weights that are no numbers, or that have no classes to guide with."""
-    if denoiser.conditional:
-        right, message = tf.math.is_finite(guidance), "guidance must be a finite number"
-    else:
-        right = tf.equal(guidance, 1.0)
-        message = "this model has no classes to guide with: guidance must be 1"
-    return tf.debugging.Assert(tf.reduce_all(right), [message, guidance])
-
-
-def _check_labels(denoiser: Denoiser, labels: tf.Tensor) -> tf.Operation:
-    """An error for labels that no class has; a GPU would quietly take zeros for their embedding."""
-    if not denoiser.conditional:
-        return tf.no_op()
-    null = denoiser.null_label
-    known = tf.reduce_all((labels >= 0) & (labels <= null))
-    return tf.debugging.Assert(known, [f"labels must be 0 to {null - 1}, or {null} for no class", labels])
+    return _checked([values], [(alike, message)])[0][0]
 
 
 def _to_uint8(x: tf.Tensor) -> tf.Tensor:
@@ -182,13 +185,13 @@ def _to_uint8(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round((x + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
 
 
+# --- The SavedModel --------------------------------------------------------------------------------
+
+
 def check_free(out: str | os.PathLike) -> None:
-    """Refuses to overwrite, and names under which TensorFlow would not find the export's weights.
+    """Raises UserError if `out` is not free for an export, or TensorFlow could not load one from there.
 
-    `out` must not exist, or be an empty folder.
-
-    Raises:
-      UserError: there is something; or the name has one of [ ] * ? \\.
+    It must not exist, or be a folder of `SYSTEM_FILES` alone; no [ ] * ? \\ in its name.
     """
     out = as_path(out)
     odd = PATTERN.search(str(out))
@@ -197,9 +200,8 @@ def check_free(out: str | os.PathLike) -> None:
             f"{out}: TensorFlow takes {odd[0]} in the path of a SavedModel for a pattern, and could not load "
             "it: name a folder without [ ] * ? \\"
         )
-    if out.is_dir() and not entries(out):
-        return
-    if out.exists() or os.path.islink(out):
+    names = {entry.name for entry in entries(out)} if out.is_dir() else {"a file"}
+    if os.path.islink(out) or (out.exists() and names - SYSTEM_FILES):
         raise UserError(f"{out} exists: delete it, or name another folder")
 
 
@@ -212,40 +214,42 @@ def export_saved_model(model: Model, out: str | os.PathLike) -> None:
     Raises:
       UserError: `out` exists, or cannot be written.
     """
-    check_free(out)
-    module, metadata = servable(model.denoiser, model.config.sampling), describe(model)
-    with atomic_folder(out, last="saved_model.pb") as partial:
+    module = servable(model.denoiser, model.config.sampling)
+    metadata = describe(model, module)
+    with _free_folder(out, last="saved_model.pb") as partial:
         # With the gradients of its custom-gradient operations (+10% of the graph): without them every load
         # warns, and `denoise` could not be differentiated.
-        tf.saved_model.save(
-            module,
-            str(partial),
-            signatures={
-                "serving_default": module.sample,
-                "sample": module.sample,
-                "sample_rows": module.sample_rows,
-                "denoise": module.denoise,
-            },
-        )
+        signatures = {name: getattr(module, name) for name in SIGNATURES}
+        signatures["serving_default"] = module.sample
+        tf.saved_model.save(module, str(partial), signatures)
         (partial / METADATA).parent.mkdir()
         write_warm_up(model.denoiser, partial / WARM_UP, as_path(out).name)
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
         (partial / "README.md").write_text(readme(metadata))
 
 
-def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
-    """Writes one request for each way of sampling, and one to denoise: a server that sends them to itself
-    before it answers others has its graphs optimized by then.
+@contextlib.contextmanager
+def _free_folder(out: str | os.PathLike, last: str) -> Iterator[Path]:
+    """`atomic_folder` in place of what `check_free` allows."""
+    check_free(out)
+    with atomic_folder(out, last) as partial:
+        yield partial
+        for entry in entries(as_path(out)):
+            entry.unlink()
 
-    A TFRecord file of tensorflow.serving.PredictionLog, as TensorFlow Serving reads it.
+
+def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
+    """Writes warm-up requests, with which a server has its graphs optimized before it answers others.
+
+    One for each way of sampling and one to denoise, as a TFRecord file of tensorflow.serving.PredictionLog.
 
     Args:
       path: the file to write.
-      name: that of the model.
+      name: the model's.
     """
     one = {"labels": tf.constant([0])}
-    image, t = tf.zeros((1, *denoiser.image_shape)), tf.constant([0])
-    requests = [("denoise", {**one, "z": image, "t": t})]
+    image = tf.zeros((1, *denoiser.image_shape))
+    requests = [("denoise", {**one, "z": image, "t": tf.constant([0])})]
     weights = (1.0, 1.5) if denoiser.conditional else (1.0,)
     for guidance in weights:
         inputs = {**one, "seed": tf.constant(0), "guidance": tf.constant(guidance)}
@@ -261,119 +265,63 @@ def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
 def prediction_log(name: str, signature: str, inputs: Mapping[str, tf.Tensor]) -> bytes:
     """A request as a serialized tensorflow.serving.PredictionLog, which TensorFlow itself does not have.
 
-    The numbers are those of the fields in TensorFlow Serving's prediction_log.proto, predict.proto and
-    model.proto.
+    Field numbers are those of TensorFlow Serving's prediction_log.proto, predict.proto and model.proto.
     """
-    spec = _field(1, name.encode("utf-8", "replace")) + _field(3, signature.encode())
-    request = _field(1, spec)
+    model_spec = _field(1, name.encode("utf-8", "replace")) + _field(3, signature.encode())
+    request = _field(1, model_spec)
     for key, value in inputs.items():
-        request += _field(
-            2, _field(1, key.encode()) + _field(2, tf.make_tensor_proto(value).SerializeToString())
-        )
+        tensor = tf.make_tensor_proto(value).SerializeToString()
+        request += _field(2, _field(1, key.encode()) + _field(2, tensor))
     return _field(6, _field(1, request))  # predict_log.request
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of a protocol buffer: its number, its length, and a string or message."""
+    """A string or message as a field of a protocol buffer: number, length, content."""
     length, size = b"", len(content)
     while size >= 128:
-        length, size = length + bytes([size % 128 + 128]), size // 128
+        length += bytes([size % 128 + 128])
+        size //= 128
     return bytes([number * 8 + 2]) + length + bytes([size]) + content
 
 
-def export_weights(model: Model, ema_length: float | None, out: str | os.PathLike) -> Path:
-    """Writes a run folder that holds nothing but config.json and averaged weights as .safetensors, with their
-    names and shapes in its README.md: for other frameworks, and for all that takes a run's folder here.
-
-    Args:
-      model: of one run; its config is written as config.json.
-      ema_length: as `Model.use_ema_length` takes it.
-      out: the folder to make.
-    Returns:
-      the file of the weights, each array bit for bit the run's.
-    Raises:
-      UserError: several runs; or no weights, or damaged ones; `out` exists, or cannot be written.
-    """
-    check_free(out)
-    if len(model.runs) > 1:
-        raise UserError(f"weights are exported one network at a time, not {len(model.runs)}: name one run")
-    arrays, origin = read_weights(model.runs[0], ema_length)
-    step = origin["step"]
-    with atomic_folder(out, last="config.json") as partial:
-        folder = RunFolder(partial)
-        file = folder.weights(step, SAFETENSORS)
-        file.parent.mkdir()
-        write_arrays(file, arrays)
-        text = WEIGHTS_README.format(
-            source=origin_text(origin), file=file.relative_to(partial), table=table_of(arrays),
-            total=sum(array.size for array in arrays.values()),
-        )  # fmt: skip
-        atomic_text(partial / "README.md", text)  # whose names may be of any letters
-        folder.write_config(model.config)
-    return RunFolder(out).weights(step, SAFETENSORS)
-
-
-WEIGHTS_README = """\
-# Weights of a patched diffusion model, exported by pdm_tf
-
-Made from: {source}. They lie in `{file}`, {total:,} numbers in all:
-
-```python
-from safetensors.numpy import load_file
-
-weights = load_file("path/of/this/folder/{file}")  # name -> array
-```
-
-Kernels of convolutions are (height, width, inputs, outputs), those of dense layers (inputs, outputs).
-PyTorch's are `kernel.transpose(3, 2, 0, 1)` and `kernel.transpose(1, 0)`; Flax has these layouts.
-`config.json` says all that the network is built from; this folder is a run for pdm_tf's `run_dir` and
-`warm_start`.
-
-{table}
-"""
-
-
-def table_of(arrays: Mapping[str, np.ndarray]) -> str:
-    """The names, shapes and types of arrays as a Markdown table."""
-    rows = [f"| `{name}` | {' x '.join(map(str, a.shape))} | {a.dtype} |" for name, a in arrays.items()]
-    return "\n".join(["| name | shape | type |", "|---|---|---|", *rows])
-
-
-def describe(model: Model) -> dict[str, typing.Any]:
-    """What a caller needs to know of an export, as JSON values."""
-    denoiser, sampling = model.denoiser, model.config.sampling
+def describe(model: Model, module: tf.Module) -> dict[str, Any]:
+    """The metadata of an export for its callers, JSON values; `module` is `servable`'s."""
+    denoiser = model.denoiser
+    sampling = model.config.sampling
     classes = denoiser.num_classes if denoiser.conditional else 0
     timesteps = Sampler(denoiser, sampling).schedule.timesteps
-    image, batch = list(denoiser.image_shape), ["batch"]
-    numbers, weights, images = ["int32", batch], ["float32", batch], ["float32", batch + image]
+    signatures = {name: _signature(getattr(module, name)) for name in SIGNATURES}
     default = default_inputs(denoiser, sampling)
+    signatures["sample"]["defaults"] = {name: value.numpy().tolist() for name, value in default.items()}
     return {
         "label_names": list(model.config.data.label_names),
-        "experts": model.origin,
+        "weights": model.origin,
         "digest": model.digest,
-        "image_shape": image,
+        "parts": [[part.t_start, part.t_stop, part.patch_size] for part in denoiser.parts],
+        "image_shape": list(denoiser.image_shape),
         "num_classes": classes,
         "null_label": denoiser.null_label if classes else None,
         "num_timesteps": len(denoiser.schedule),
         "sampling": {**dataclasses.asdict(sampling), "timesteps": timesteps.tolist()},
         "parameters": sum(v.shape.num_elements() for v in denoiser.variables),
         "tensorflow": tf.__version__,
-        "signatures": {
-            "sample": {
-                "inputs": {"seed": ["int32", []], "labels": numbers, "guidance": ["float32", []]},
-                "defaults": {name: value.numpy().tolist() for name, value in default.items()},
-                "outputs": {"images": ["uint8", batch + image]},
-            },
-            "sample_rows": {
-                "inputs": {**dict.fromkeys(("seed", "index", "labels"), numbers), "guidance": weights},
-                "outputs": {"images": ["uint8", batch + image]},
-            },
-            "denoise": {
-                "inputs": {"z": images, "t": numbers, "labels": numbers},
-                "outputs": dict.fromkeys(("x", "log_variance", "u"), images),
-            },
-        },
+        "signatures": signatures,
     }
+
+
+def _signature(function: Callable) -> dict[str, Any]:
+    """[dtype, shape] of the inputs and outputs of a `tf.function`; "batch" is any size, one value is ()."""
+
+    def described(specs) -> dict[str, list]:
+        shapes = {name: spec.shape.as_list() if spec.shape.rank is not None else [] for name, spec in specs}
+        return {
+            name: [spec.dtype.name, ["batch" if size is None else size for size in shapes[name]]]
+            for name, spec in specs
+        }
+
+    traced = function.get_concrete_function()
+    inputs = [(spec.name, spec) for spec in traced.structured_input_signature[0]]
+    return {"inputs": described(inputs), "outputs": described(list(traced.structured_outputs.items()))}
 
 
 README = """\
@@ -408,8 +356,8 @@ All of this, for programs, is in `{metadata}`.
 """
 
 
-def readme(metadata: dict[str, typing.Any]) -> str:
-    """The text that lies beside saved_model.pb, with an example call that fits the model."""
+def readme(metadata: dict[str, Any]) -> str:
+    """The README.md of an export, with an example call that fits the model."""
     names, classes, null = metadata["label_names"], metadata["num_classes"], metadata["null_label"]
     listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
     listed = listed if 0 < len(names) <= 20 else f"0 to {classes - 1}"
@@ -420,16 +368,7 @@ def readme(metadata: dict[str, typing.Any]) -> str:
         shape=" x ".join(map(str, metadata["image_shape"])),
         classes=f"{listed}; {null} is no class" if classes else "none (labels only say how many images)",
         sampling=f"{sampling.sampler}{options}, {steps} steps, {sampling.spacing}",
-        source="; ".join(
-            "{text} (P = {patch_size}{large}) for {t_start} <= t < {t_stop}".format(
-                text=origin_text(run),
-                large=f", {2 * run['patch_size']} from t = {run['patch_switch_t']} on"
-                if "patch_switch_t" in run
-                else "",
-                **run,
-            )
-            for run in metadata["experts"]
-        ),
+        source="; ".join(f"{origin_text(o)} ({_network_text(o)})" for o in metadata["weights"]),
         tensorflow=metadata["tensorflow"],
         defaults=", ".join(f"{k} {v}" for k, v in metadata["signatures"]["sample"]["defaults"].items()),
         labels=[0, min(1, classes - 1)] if classes else [0, 0],
@@ -438,3 +377,67 @@ def readme(metadata: dict[str, typing.Any]) -> str:
         last_t=metadata["num_timesteps"] - 1,
         metadata=METADATA,
     )
+
+
+def _network_text(origin: dict[str, Any]) -> str:
+    large = ""
+    if "patch_switch_t" in origin:
+        large = f", {2 * origin['patch_size']} from t = {origin['patch_switch_t']} on"
+    return f"P = {origin['patch_size']}{large}, {origin['t_start']} <= t < {origin['t_stop']}"
+
+
+# --- Weights alone ---------------------------------------------------------------------------------
+
+
+def export_weights(model: Model, ema_length: float | None, out: str | os.PathLike) -> Path:
+    """Writes a run folder of config.json and averaged weights as .safetensors, with a README.md.
+
+    For other frameworks, and for all modes that take a run's folder here.
+
+    Args:
+      model: of one run; its config is written as config.json.
+      ema_length: as `Model.use_ema_length` takes it.
+      out: the folder to make.
+    Returns:
+      The file of the weights, each array bit for bit the run's.
+    Raises:
+      UserError: several runs; or no weights, or damaged ones; `out` exists, or cannot be written.
+    """
+    if len(model.runs) > 1:
+        raise UserError(f"weights are exported one network at a time, not {len(model.runs)}: name one run")
+    arrays, origin = read_weights(model.runs[0], ema_length)
+    with _free_folder(out, last="config.json") as partial:
+        folder = RunFolder(partial)
+        file = folder.weights(origin["step"], SAFETENSORS)
+        file.parent.mkdir()
+        write_arrays(file, arrays)
+        rows = [f"| `{name}` | {' x '.join(map(str, a.shape))} | {a.dtype} |" for name, a in arrays.items()]
+        text = WEIGHTS_README.format(
+            source=origin_text(origin),
+            file=file.relative_to(folder.path),
+            table="\n".join(["| name | shape | type |", "|---|---|---|", *rows]),
+            total=sum(array.size for array in arrays.values()),
+        )
+        atomic_text(partial / "README.md", text)  # whose names may be of any letters
+        folder.write_config(model.config)
+    return RunFolder(out).weights(origin["step"], SAFETENSORS)
+
+
+WEIGHTS_README = """\
+# Weights of a patched diffusion model, exported by pdm_tf
+
+Made from: {source}. They lie in `{file}`, {total:,} numbers in all:
+
+```python
+from safetensors.numpy import load_file
+
+weights = load_file("path/of/this/folder/{file}")  # name -> array
+```
+
+Kernels of convolutions are (height, width, inputs, outputs), those of dense layers (inputs, outputs).
+PyTorch's are `kernel.transpose(3, 2, 0, 1)` and `kernel.transpose(1, 0)`; Flax has these layouts.
+`config.json` says all that the network is built from; this folder is a run for pdm_tf's `run_dir` and
+`warm_start`.
+
+{table}
+"""

@@ -31,7 +31,6 @@ from pdm_tf.run import RunFolder
 from tests.tiny_runs import tiny_config, tiny_denoiser
 
 ROOT = Path(__file__).parent.parent
-ORIGIN = {"run": "run", "step": 1, "t_start": 0, "t_stop": 1000, "patch_size": 4, "prediction": "x"}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def model_folder(tmp_path_factory):
 def export(denoiser, folder):
     config = dataclasses.replace(tiny_config(), sampling=SamplingConfig(steps=(5,)))
     model = Model([Run(RunFolder(folder.parent / "run"), config)])
-    model.denoiser, model._origin = denoiser, [ORIGIN] * len(denoiser.parts)
+    model.denoiser = denoiser
     export_saved_model(model, folder)
     return folder
 
@@ -361,7 +360,7 @@ def convert(python, folder, output):
 @pytest.mark.timeout(1800)
 def test_onnx_of_experts_is_refused(serve_python, model_folder, tmp_path):
     status, said = convert(serve_python, model_folder, tmp_path / "tiny.onnx")
-    assert status == 2 and "holds 2 experts" in said
+    assert status == 2 and "holds 2 networks" in said
     assert not list(tmp_path.iterdir())
 
 
