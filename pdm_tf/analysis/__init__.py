@@ -1,5 +1,40 @@
-"""The paper's tables and figures from run folders and a data set, as numbers, a sentence and a picture.
+"""The paper's tables and figures from trained models and their data set: numbers, a sentence and a picture.
 
-Nothing trains here. `optimum` is x* of Eq. 4, `subject` what is looked at, `kinds` the list of what can be
-made of it and how that is reported; every other file measures and draws what it is named after.
+Nothing trains here. `study` is the models and data, `optimum` x* of Eq. 4; every other module is one analysis
+of `ANALYSES` and has two functions:
+
+    measure(study: Study) -> Result
+    draw(result: Result, path) -> None, which writes the picture
 """
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+from pdm_tf.atomic import atomic_json
+from pdm_tf.paths import as_path
+
+if TYPE_CHECKING:
+    from pdm_tf.analysis.study import Study
+
+# The modules of this package that are analyses.
+ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memory", "grids")
+
+
+def analyze(name: str, study: Study, out: str | os.PathLike) -> None:
+    """Makes an analysis: writes <name>.json and <name>.png to the folder `out` and prints the sentence.
+
+    Args:
+      name: one of `ANALYSES`.
+    Raises:
+      UserError: it cannot be made of these models or data; says what it needs.
+    """
+    analysis = importlib.import_module(f"{__name__}.{name}")
+    result = analysis.measure(study)
+    file = as_path(out) / f"{name}.json"
+    picture = as_path(out) / f"{name}.png"
+    atomic_json(file, {**study.description(), **result.numbers, "what": name, "sentence": result.sentence})
+    analysis.draw(result, picture)
+    print(f"{result.sentence}\nnumbers: {file}\npicture: {picture}")

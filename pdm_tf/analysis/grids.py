@@ -1,4 +1,4 @@
-"""Figs. 5 to 9: samples of models at one seed, and whether one sees the borders of their patches."""
+"""Figs. 5 to 9: samples of models from one seed, and whether the borders of their patches are visible."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import os
 import numpy as np
 
 from pdm_tf import plots
-from pdm_tf.analysis.subject import Findings, Subject
+from pdm_tf.analysis.study import Result, Study
 from pdm_tf.images import from_uint8, to_uint8
 from pdm_tf.models import Model
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 
-SHOWN = 8
-ZOOM = 24  # pixels of the part that is shown large, or half of an image
-DATA = "data"
+COLUMNS = 8
+ZOOM = 24  # pixels of the enlarged part, or half of an image
 
 
 def border_energy(images: np.ndarray, patch_size: int) -> float | None:
-    """Gradient energy across patch borders over that elsewhere; None where there are no two patches.
+    """Gradient energy across patch borders over that elsewhere; None where no two patches meet.
 
-    Near 1 of images that know nothing of patches; more where borders show.
+    Near 1 of images without patches, more where borders show.
 
     Args:
       images: float (N, H, W, C).
     """
-    sums, counts = np.zeros(2), np.zeros(2)
+    sums = np.zeros(2)
+    counts = np.zeros(2)
     for axis in (1, 2):
         squares = np.moveaxis(np.square(np.diff(images, axis=axis)), axis, 0)
         border = (np.arange(len(squares)) + 1) % patch_size == 0
@@ -38,47 +38,58 @@ def border_energy(images: np.ndarray, patch_size: int) -> float | None:
     return float(sums[0] / counts[0] / (sums[1] / counts[1]))
 
 
-def batches_of(model: Model, subject: Subject, title: str) -> SampleBatches:
-    """`subject.count` samples of the labels asked for, or all, in turn."""
-    sampler = Sampler(model.denoiser, model.config.sampling)
+def samples_of(study: Study, title: str, model: Model) -> SampleBatches:
+    """`study.count` samples of the study's labels, or of all classes in turn; nothing is drawn yet."""
     return SampleBatches(
-        sampler, subject.seed, subject.count, subject.batch_size, subject.labels or (), title=f"draw, {title}"
+        Sampler(model.denoiser, model.config.sampling),
+        study.seed,
+        study.count,
+        study.batch_size,
+        study.labels or (),
+        title=f"draw, {title}",
     )
 
 
-def grids(subject: Subject) -> Findings:
+def measure(study: Study) -> Result:
     """Samples of each model from the same noise, and their energy at patch borders beside the data's."""
-    data, _ = subject.examples()
-    shown, values = {DATA: to_uint8(data[:SHOWN])}, {}
-    for name, model in subject.titles.items():
-        drawn = np.concatenate(list(batches_of(model, subject, name)))
-        shown[name] = drawn[:SHOWN]
-        images = from_uint8(drawn)
-        values[name] = {
-            "patch_size": model.config.network.patch_size,
-            "samples": border_energy(images, model.config.network.patch_size),
-            "data": border_energy(data, model.config.network.patch_size),
+    data, _ = study.examples()
+    images = {"data": to_uint8(data[:COLUMNS])}
+    energies = {}
+    for title, model in study.titles.items():
+        samples = np.concatenate(list(samples_of(study, title, model)))
+        patch_size = model.config.network.patch_size
+        images[title] = samples[:COLUMNS]
+        energies[title] = {
+            "patch_size": patch_size,
+            "samples": border_energy(from_uint8(samples), patch_size),
+            "data": border_energy(data, patch_size),
         }
-    said = [
-        f"{value['samples']:.2f} of {name} (data: {value['data']:.2f})"
-        for name, value in values.items()
-        if None not in value.values()
+    return Result({"border_energy": energies}, _sentence(energies, study.count), images)
+
+
+def _sentence(energies: dict, count: int) -> str:
+    values = [
+        f"{energy['samples']:.2f} of {title} (data: {energy['data']:.2f})"
+        for title, energy in energies.items()
+        if None not in energy.values()
     ]
-    sentence = (
-        f"Gradient energy across patch borders over that elsewhere is {', '.join(said)}, of {subject.count} "
+    if not values:
+        return "With P = 1 there are no patches whose borders could show."
+    return (
+        f"Gradient energy across patch borders over that elsewhere is {', '.join(values)}, of {count} "
         "samples each at one seed; what lies above the data's is a visible grid."
-        if said
-        else "With P = 1 there are no patches whose borders could show."
     )
-    return Findings({"border_energy": values}, sentence, shown)
 
 
-def draw_grids(found: Findings, path: str | os.PathLike) -> None:
-    """A row for the data and for each model, and below it the middle of each image, large."""
+def draw(result: Result, path: str | os.PathLike) -> None:
+    """A row for the data and for each model, and below it the middle of each image, enlarged."""
     rows = {}
-    for name, images in found.shown.items():
-        rows[name] = images
-        height, width = (min(ZOOM, size // 2) for size in images.shape[1:3])
-        top, left = ((size - part) // 2 for size, part in zip(images.shape[1:3], (height, width)))
-        rows[f"{name}, zoom"] = images[:, top : top + height, left : left + width]
+    for title, images in result.images.items():
+        _, height, width, _ = images.shape
+        zoom_height = min(ZOOM, height // 2)
+        zoom_width = min(ZOOM, width // 2)
+        top = (height - zoom_height) // 2
+        left = (width - zoom_width) // 2
+        rows[title] = images
+        rows[f"{title}, zoom"] = images[:, top : top + zoom_height, left : left + zoom_width]
     plots.draw(path, rows)

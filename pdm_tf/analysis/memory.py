@@ -15,28 +15,29 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf import plots
-from pdm_tf.analysis.subject import Findings, Subject
+from pdm_tf.analysis.study import Result, Study
 from pdm_tf.config.fields import Config, validate
 from pdm_tf.errors import UserError
 from pdm_tf.progress import bar, peak_resident
 from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import build_model
 
-FIRST = (1, 16)  # batches whose peaks tell about where to look
-TOLERANCE = 16  # the largest batch is found to a part of this
+FIRST = (1, 16)  # batches whose peaks give a first guess
+TOLERANCE = 16  # the largest batch is found to 1 part in this
 
 
-def memory(subject: Subject) -> Findings:
+def measure(study: Study) -> Result:
     """The largest batch of each model; of a single one that of its network with its own P, and with P = 1
     (a P of 1: with P = 4).
 
-    Each peak is that of one train step, float32, in a process of its own: the allocator's on a GPU, else the
-    whole process's resident memory.
+    Each peak is that of one train step, float32, in a fresh process: the allocator's on a GPU, else the
+    process's resident memory.
     """
-    limit, rows = subject.memory_gib * 1024, {}
-    for name, config in _compared(subject).items():
+    limit = study.memory_gib * 1024
+    rows = {}
+    for title, config in _configs(study).items():
         config = validate(config.replace({"training.grad_accum": 1}))
-        with bar(desc=f"memory, {name}", unit="process") as shown:
+        with bar(desc=f"memory, {title}", unit="process") as shown:
 
             def peak(batch: int, config=config, shown=shown) -> float:
                 found = peak_in_child(config.replace({"training.batch_size": batch}))
@@ -44,41 +45,41 @@ def memory(subject: Subject) -> Findings:
                 return found
 
             largest, peaks = largest_batch(peak, limit)
-        whole = {batch: value for batch, value in peaks.items() if math.isfinite(value)}
-        rows[name] = {
+        known = {batch: value for batch, value in sorted(peaks.items()) if math.isfinite(value)}
+        rows[title] = {
             "patch_size": config.network.patch_size,
             "largest_batch": largest,
-            "peak_mebibytes": {str(batch): value for batch, value in sorted(whole.items())},
-            "mebibytes_per_image": _slope(whole),
+            "peak_mebibytes": {str(batch): value for batch, value in known.items()},
+            "mebibytes_per_image": _slope(known),
         }
-    return Findings({"limit_mebibytes": limit, "rows": rows}, _sentence(rows, subject.memory_gib))
+    return Result({"limit_mebibytes": limit, "rows": rows}, _sentence(rows, study.memory_gib))
 
 
 def _slope(peaks: dict[int, float]) -> float | None:
-    """What an image more takes, from peaks by batch; None of fewer than two, where not even one fits."""
+    """MiB of one more image, from peaks by batch; None of fewer than two peaks."""
     return float(np.polyfit(list(peaks), list(peaks.values()), 1)[0]) if len(peaks) > 1 else None
 
 
-def _compared(subject: Subject) -> dict[str, Config]:
-    """What is measured, by its name."""
-    configs = {name: models[0].config for name, models in subject.groups.items()}
+def _configs(study: Study) -> dict[str, Config]:
+    """Title -> config, of everything that is measured."""
+    configs = {title: models[0].config for title, models in study.groups.items()}
     if len(configs) > 1:
         return configs
-    ((name, config),) = configs.items()
+    ((title, config),) = configs.items()
     other = 4 if config.network.patch_size == 1 else 1
-    return {name: config, f"the same with P={other}": config.replace({"network.patch_size": other})}
+    return {title: config, f"the same with P={other}": config.replace({"network.patch_size": other})}
 
 
 def _sentence(rows: dict, gib: float) -> str:
-    least = min(rows, key=lambda name: rows[name]["patch_size"])
-    most = rows[least]["largest_batch"]
-    said = []
-    for name, row in rows.items():
-        times = f", {row['largest_batch'] / most:.1f} times as many" if most and name != least else ""
-        each = row["mebibytes_per_image"]
-        own = "not even one image fits" if each is None else f"{each:.1f} MiB each"
-        said.append(f"{row['largest_batch']} of {name}{times} ({own})")
-    return f"Within {gib:g} GiB the largest batch that trains is {' and '.join(said)}; the paper: 4 times."
+    smallest = min(rows, key=lambda title: rows[title]["patch_size"])
+    base = rows[smallest]["largest_batch"]
+    values = []
+    for title, row in rows.items():
+        ratio = f", {row['largest_batch'] / base:.1f} times as many" if base and title != smallest else ""
+        slope = row["mebibytes_per_image"]
+        size = "not even one image fits" if slope is None else f"{slope:.1f} MiB each"
+        values.append(f"{row['largest_batch']} of {title}{ratio} ({size})")
+    return f"Within {gib:g} GiB the largest batch that trains is {' and '.join(values)}; the paper: 4 times."
 
 
 def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict[int, float]]:
@@ -93,7 +94,8 @@ def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict
       The batch (0: not even one image fits), and all peaks that were measured.
     """
     peaks: dict[int, float] = {}
-    fits, fails = 0, math.inf
+    fits = 0
+    fails = math.inf
 
     def attempt(batch: int) -> None:
         nonlocal fits, fails
@@ -127,50 +129,48 @@ def _next_batch(peaks: dict[int, float], limit: float, fits: int, fails: float) 
 
 
 def peak_in_child(config: Config) -> float:
-    """The peak of one train step in a fresh process, MiB; inf if it was killed, or said that memory is out.
+    """The peak of one train step in a fresh process, MiB; inf if it ran out of memory.
 
     Raises:
       UserError: it failed otherwise.
     """
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", __name__], input=config.to_json(), cwd=root, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    if (
-        done.returncode == -signal.SIGKILL
-        or "ResourceExhausted" in done.stderr
-        or "MemoryError" in done.stderr
-    ):
+        [sys.executable, "-m", __name__],
+        input=config.to_json(),
+        cwd=Path(__file__).parents[2],
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    killed = done.returncode == -signal.SIGKILL
+    if killed or "ResourceExhausted" in done.stderr or "MemoryError" in done.stderr:
         return math.inf
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no words"]
-        raise UserError(f"one train step in a process of its own failed ({said[-1]}): mend that first")
+        last_line = (done.stderr.strip().splitlines() or ["no words"])[-1]
+        raise UserError(f"one train step in a process of its own failed ({last_line}): mend that first")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak_of_step(config: Config) -> float:
-    """The peak of this process once it has done one train step of the config's batch, MiB."""
+    """The peak of this process after one train step of the config's batch, MiB."""
     model = build_model(config, "float32")
     training_state(model)  # makes the optimizer's slots
-    batch = tf.zeros((config.training.batch_size, *config.data.image_shape))
+    images = tf.zeros((config.training.batch_size, *config.data.image_shape))
     labels = tf.zeros(config.training.batch_size, tf.int32)
-    float(tf.function(lambda: model.train_step((batch, labels)))()["loss"])
+    float(tf.function(lambda: model.train_step((images, labels)))()["loss"])
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
     return peak_resident()
 
 
-def draw_memory(found: Findings, path: str | os.PathLike) -> None:
+def draw(result: Result, path: str | os.PathLike) -> None:
     """Peaks against the batch, with the limit."""
     lines = {}
-    for name, row in found.numbers["rows"].items():
+    for title, row in result.numbers["rows"].items():
         batches = np.array([int(batch) for batch in row["peak_mebibytes"]])
-        peaks = np.array(list(row["peak_mebibytes"].values()))
-        order = np.argsort(batches)
-        lines[name] = (batches[order], peaks[order], None)
-    ends = np.array([1, max(line[0].max(initial=1) for line in lines.values())])
-    lines["limit"] = (ends, np.full(2, found.numbers["limit_mebibytes"]), None)
+        lines[title] = (batches, np.array(list(row["peak_mebibytes"].values())), None)
+    ends = np.array([1, max(batches.max(initial=1) for batches, *_ in lines.values())])
+    lines["limit"] = (ends, np.full(2, result.numbers["limit_mebibytes"]), None)
     plots.draw(path, panels=[plots.Panel("peak memory of a train step, MiB", "images a batch", lines)])
 
 

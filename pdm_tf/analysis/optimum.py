@@ -1,4 +1,4 @@
-"""x*(z_t, t), the best that any denoiser of a data set can answer (Section 2.2, Eq. 4)."""
+"""x*(z_t, t), the best possible denoiser of a data set (Section 2.2, Eq. 4)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Optimum:
     x*(z, t) = E[x q(z | x)] / E[q(z | x)] is the mean of q(x | z): a softmax over the images of
     -||z - sqrt(alpha) x||^2 / (2 (1 - alpha)), whose largest exponent is kept apart (log-sum-exp), in
     float64, in one pass over the data. With label c only the images of class c count; with the null label
-    all do. u is 0, the variance beta: x* says nothing of it.
+    all do. u is 0, the variance beta: x* has none.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Optimum:
         schedule: NoiseSchedule,
         image_shape: Sequence[int],
         num_classes: int = 0,
+        horizontal_flip: bool = False,
     ):
         """Nothing is read yet.
 
@@ -39,47 +40,58 @@ class Optimum:
             for each call.
           schedule: the whole process.
           image_shape: (H, W, C).
-          num_classes: 0 without labels.
+          num_classes: 0: unconditional, all images count whatever the label.
+          horizontal_flip: the distribution is that of the images and their mirror images.
         """
         self.images = images
         self.schedule = schedule
         self.image_shape = tuple(image_shape)
-        self.num_classes = self.null_label = num_classes
+        self.num_classes = num_classes
+        self.null_label = num_classes
         self.conditional = num_classes > 0
-        self.t_start, self.t_stop = 0, len(schedule)
+        self.horizontal_flip = horizontal_flip
+        self.t_start = 0
+        self.t_stop = len(schedule)
         self.variables = []
 
     @property
     def parts(self) -> list[Part]:
-        """One part, which knows no patches."""
+        """One part, without patches."""
         return [Part(self.t_start, self.t_stop, 1, self)]
 
     def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
-        """As `Denoiser.__call__`; of a class without images NaN."""
+        """As `Denoiser.__call__`; NaN for a class without images."""
         mean, _ = self.posterior(z, t, labels)
         return mean, tf.zeros_like(mean)
 
     def posterior(self, z: tf.Tensor, t: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """x*, float32 (B, H, W, C), and how many images it is an average of, float64 (B,).
+        """x*, float32 (B, H, W, C), and the effective number of images it averages, float64 (B,).
 
         That number is 1 / sum w^2 of the images' weights w: 1 where z tells which image it was made of.
         """
         level = self.schedule.at(t, tf.float64)
-        signal, noise = tf.reshape(level.signal, [-1, 1]), tf.reshape(level.noise, [-1, 1])
+        signal = tf.reshape(level.signal, [-1, 1])
+        noise = tf.reshape(level.noise, [-1, 1])
         size = int(np.prod(self.image_shape))
         flat = tf.reshape(tf.cast(z, tf.float64), [-1, size])
 
         def add(state, batch):
-            x, own = tf.reshape(tf.cast(batch[0], tf.float64), [-1, size]), batch[1]
+            images, image_labels = batch
+            if self.horizontal_flip:
+                images = tf.concat([images, tf.reverse(images, [2])], axis=0)
+                image_labels = tf.tile(image_labels, [2])
+            x = tf.reshape(tf.cast(images, tf.float64), [-1, size])
             # The exponent without -||z||^2 / (2 (1 - alpha)), which all images share.
             products = tf.matmul(flat, x, transpose_b=True)
             exponents = signal * (products - 0.5 * signal * tf.reduce_sum(x * x, axis=1)) / noise**2
             if self.conditional and labels is not None:
-                counts = (labels[:, None] == own[None, :]) | (labels[:, None] == self.null_label)
+                same_class = labels[:, None] == image_labels[None, :]
+                counts = same_class | (labels[:, None] == self.null_label)
                 exponents = tf.where(counts, exponents, -np.inf)
             largest, total, squares, weighted = state
             now = tf.maximum(largest, tf.reduce_max(exponents, axis=1, keepdims=True))
-            shrunk, weights = tf.exp(largest - now), tf.exp(exponents - now)
+            shrunk = tf.exp(largest - now)
+            weights = tf.exp(exponents - now)
             return (
                 now,
                 shrunk * total + tf.reduce_sum(weights, axis=1, keepdims=True),
@@ -87,35 +99,50 @@ class Optimum:
                 shrunk * weighted + tf.matmul(weights, x),
             )
 
-        nothing = tf.zeros_like(flat[:, :1])
-        state = (nothing + tf.float64.min, nothing, nothing, tf.zeros_like(flat))
+        zeros = tf.zeros_like(flat[:, :1])
+        state = (zeros + tf.float64.min, zeros, zeros, tf.zeros_like(flat))
         _, total, squares, weighted = self.images.reduce(state, add)
         mean = tf.reshape(weighted / total, tf.shape(z))
         return tf.cast(tf.ensure_shape(mean, z.shape), tf.float32), (total**2 / squares)[:, 0]
 
 
 def optimum_of(
-    info: DatasetInfo, schedule: NoiseSchedule, image_shape: Sequence[int], split: str = "train"
+    info: DatasetInfo,
+    schedule: NoiseSchedule,
+    image_shape: Sequence[int],
+    *,
+    conditional: bool,
+    horizontal_flip: bool,
+    split: str = "train",
 ) -> Optimum:
     """x* of a split; its images are kept in memory where that takes no more than 2 GiB, else read each time.
 
     What is kept is read here, once.
 
+    Args:
+      conditional: x* given the class, as a class-conditional model learns it; otherwise labels do nothing.
+      horizontal_flip: as the model's data were mirrored in training.
     Raises:
       UserError: as `load_batches`.
     """
     if not info.num_examples.get(split):
         raise UserError(f"{info.name} has no split {split}: name a data set that has one")
-    images = load_batches(
-        info, split=split, batch_size=CHUNK, seed=0, repeat=False, shuffle=False, image_shape=image_shape,
+    batches = load_batches(
+        info,
+        split=split,
+        batch_size=CHUNK,
+        seed=0,
+        repeat=False,
+        shuffle=False,
+        image_shape=image_shape,
         drop_remainder=False,
-    ).map(lambda images, labels, places: (images, labels))  # fmt: skip
+    )
+    images = batches.map(lambda images, labels, places: (images, labels))
     count = info.num_examples[split]
     if 4 * count * int(np.prod(image_shape)) <= LARGEST_KEPT:
         with naming_shards():
-            parts = list(zip(*images))
-        kept, labels = (tf.concat(part, axis=0) for part in parts)
+            kept, labels = (tf.concat(part, axis=0) for part in zip(*images))
         images = tf.data.Dataset.range(0, count, CHUNK).map(
             lambda start: (kept[start : start + CHUNK], labels[start : start + CHUNK])
         )
-    return Optimum(images, schedule, image_shape, info.num_classes)
+    return Optimum(images, schedule, image_shape, info.num_classes if conditional else 0, horizontal_flip)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from pdm_tf.analysis.kinds import report
-from pdm_tf.analysis.subject import Subject
+from pdm_tf.analysis import ANALYSES, analyze
+from pdm_tf.analysis.study import Study
 from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import (
     DataOptions,
@@ -18,7 +18,6 @@ from pdm_tf.commands.options import (
     trained_data,
     trained_models,
 )
-from pdm_tf.config.fields import ANALYSES
 from pdm_tf.config.words import setting
 from pdm_tf.run import RunFolder
 
@@ -40,7 +39,7 @@ class Options(DrawingOptions, OutputOptions, DataOptions, RunOptions):
 def run(options: Options) -> None:
     """Measures and draws."""
     models = trained_models(options)
-    subject = Subject(
+    study = Study(
         models,
         trained_data(options, models[0].config.data),
         options.seed,
@@ -51,4 +50,4 @@ def run(options: Options) -> None:
         # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
         [RunFolder(run_dirs(options)[0]).evaluation],
     )
-    report(options.what, subject, output_folder(options, os.path.join(run_dirs(options)[0], "analysis")))
+    analyze(options.what, study, output_folder(options, os.path.join(run_dirs(options)[0], "analysis")))

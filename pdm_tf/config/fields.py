@@ -19,7 +19,6 @@ from pdm_tf.config.words import setting
 from pdm_tf.errors import UserError
 
 TOGETHER = 16  # images to draw at a time, where nothing else is said
-ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memory", "grids")
 SAMPLERS = ("ancestral", "ddim", "dpm_solver", "unipc", "ipndm")
 LOSS_WEIGHTINGS = (
     "sqrt_snr",

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.analysis.optimum import Optimum
-from pdm_tf.analysis.subject import Answers, Subject, noisy, rmse
+from pdm_tf.analysis.study import Predictor, Study, add_noise, rmse
 from pdm_tf.data import DatasetInfo, held_out_split
 from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
@@ -50,7 +50,7 @@ class Inside:
         if info is None:
             return
         self.split = held_out_split(info) or "train"
-        study = Subject([model], info, 0, EXAMPLES, EXAMPLES)
+        study = Study([model], info, 0, EXAMPLES, EXAMPLES)
         try:
             self.examples = to_uint8(study.examples(self.split)[0])
             self.study = study
@@ -74,7 +74,7 @@ class Inside:
         denoiser = self.model.denoiser
         label = denoiser.null_label if label is None else label
         image = from_uint8(picture)[None]
-        z = noisy(denoiser, image, t, seed)
+        z = add_noise(denoiser, image, t, seed)
         prediction = self._predict(z, t, np.array([label]))
         level = denoiser.schedule.at(t)
         status = [
@@ -97,5 +97,5 @@ class Inside:
         return View(to_uint8(z[0]), to_uint8(prediction[0]), best, "; ".join(status))
 
     @functools.cached_property
-    def _predict(self) -> Answers:
-        return Answers(self.model.denoiser, 1)
+    def _predict(self) -> Predictor:
+        return Predictor(self.model.denoiser, 1)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.analysis import grids
-from tests.analysis.subjects import model_of, small_data, subject_of
+from tests.analysis.studies import model_of, study_of
 from tests.fakes import FakeDenoiser
 
 
@@ -21,9 +21,7 @@ def test_energy_at_borders():
     assert grids.border_energy(np.zeros((1, 8, 8, 3)), 4) is None
 
 
-def test_one_seed_draws_one_noise_for_all_models(tmp_path):
-    info = small_data(tmp_path / "data")
-
+def test_one_seed_draws_one_noise_for_all_models(info, tmp_path):
     def blocky(z, t, labels):
         return tf.repeat(tf.repeat(tf.nn.avg_pool2d(z, 4, 4, "VALID"), 4, axis=1), 4, axis=2)
 
@@ -34,10 +32,10 @@ def test_one_seed_draws_one_noise_for_all_models(tmp_path):
         model_of(FakeDenoiser(blocky, num_classes=2), tmp_path / "b", **settings),
         model_of(plain, tmp_path / "c", network__patch_size=8, **settings),
     ]
-    found = grids.grids(subject_of(info, *models, count=6))
-    a, b, c = (found.numbers["border_energy"][name] for name in list(found.shown)[1:])
+    result = grids.measure(study_of(info, *models, count=6))
+    a, b, c = (result.numbers["border_energy"][name] for name in list(result.images)[1:])
     assert [row["patch_size"] for row in (a, b, c)] == [4, 4, 8] and a["data"] == b["data"] != c["data"]
     assert b["samples"] is None and a["samples"] == pytest.approx(1, abs=0.2)  # nothing within blocks
-    np.testing.assert_array_equal(found.shown["x, P=4, a (1)"], found.shown["x, P=8"])
-    assert "x, P=8 (data" in found.sentence and "b (2)" not in found.sentence
-    grids.draw_grids(found, tmp_path / "grids.png")
+    np.testing.assert_array_equal(result.images["x, P=4, a (1)"], result.images["x, P=8"])
+    assert "x, P=8 (data" in result.sentence and "b (2)" not in result.sentence
+    grids.draw(result, tmp_path / "grids.png")

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pdm_tf.analysis import memory
-from tests.analysis.subjects import model_of, small_data, subject_of
+from tests.analysis.studies import model_of, study_of
 from tests.tiny_runs import tiny_config
 
 
@@ -33,8 +33,9 @@ def test_a_killed_process_is_too_much_and_nothing_may_fit_at_all():
     assert memory.largest_batch(lambda batch: 2000.0, 1000)[0] == 0
 
 
-def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_other(tmp_path, monkeypatch):
-    info = small_data(tmp_path / "data")
+def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_other(
+    info, tmp_path, monkeypatch
+):
     each = {1: 32.0, 2: 8.0, 4: 4.0}  # an image of each P takes so much
 
     def peak(config):
@@ -43,30 +44,29 @@ def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_
 
     monkeypatch.setattr(memory, "peak_in_child", peak)
     models = [model_of(None, tmp_path / f"P{p}", network__patch_size=p) for p in (4, 2)]
-    found = memory.memory(subject_of(info, models[0], memory_gib=1.0))
+    found = memory.measure(study_of(info, models[0], memory_gib=1.0))
     batches = {name: row["largest_batch"] for name, row in found.numbers["rows"].items()}
     assert list(batches) == ["x, P=4", "the same with P=1"]
     assert batches["x, P=4"] / batches["the same with P=1"] == pytest.approx(8, rel=0.1)
-    found = memory.memory(subject_of(info, *models, memory_gib=1.0))
+    found = memory.measure(study_of(info, *models, memory_gib=1.0))
     assert list(found.numbers["rows"]) == ["x, P=4", "x, P=2"]
     assert "times as many" in found.sentence.split("x, P=4")[1] and found.sentence.count("times as many") == 1
-    memory.draw_memory(found, tmp_path / "memory.png")
+    memory.draw(found, tmp_path / "memory.png")
 
 
 @pytest.mark.parametrize("one_image", [3000.0, math.inf], ids=["too much", "killed"])
-def test_where_not_even_one_image_fits_it_is_said_and_drawn(tmp_path, monkeypatch, one_image):
-    info = small_data(tmp_path / "data")
+def test_where_not_even_one_image_fits_it_is_said_and_drawn(info, tmp_path, monkeypatch, one_image):
 
     def peak(config):
         return one_image if config.network.patch_size == 1 else 100.0 + config.training.batch_size
 
     monkeypatch.setattr(memory, "peak_in_child", peak)
     model = model_of(None, tmp_path / "run", network__patch_size=4)
-    found = memory.memory(subject_of(info, model, memory_gib=1.0))
+    found = memory.measure(study_of(info, model, memory_gib=1.0))
     none = found.numbers["rows"]["the same with P=1"]
     assert none["largest_batch"] == 0 and none["mebibytes_per_image"] is None
     assert "0 of the same with P=1 (not even one image fits)" in found.sentence
-    memory.draw_memory(found, tmp_path / "memory.png")
+    memory.draw(found, tmp_path / "memory.png")
     assert (tmp_path / "memory.png").exists()
 
 

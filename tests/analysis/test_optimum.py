@@ -33,10 +33,13 @@ def data():
     return images.astype(np.float32).astype(np.float64), generator.integers(0, 2, 23)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_it_is_the_posterior_s_mean_however_the_data_are_cut(data, chunk):
+@pytest.mark.parametrize("chunk, horizontal_flip", [(1, False), (5, True), (64, False)])
+def test_it_is_the_posterior_s_mean_however_the_data_are_cut(data, chunk, horizontal_flip):
     images, labels = data
-    denoiser = Optimum(dataset(images, labels, chunk), SCHEDULE, (4, 4, 3), num_classes=2)
+    denoiser = Optimum(dataset(images, labels, chunk), SCHEDULE, (4, 4, 3), 2, horizontal_flip)
+    if horizontal_flip:
+        images = np.concatenate([images, images[:, :, ::-1]])
+        labels = np.concatenate([labels, labels])
     t = np.array([0, 300, 700, 999, 999, 999], np.int32)
     asked = np.array([2, 2, 2, 2, 0, 1], np.int32)  # the null label, and each class alone
     z = np.random.default_rng(1).normal(size=(6, 4, 4, 3)).astype(np.float32)
@@ -65,7 +68,9 @@ def test_of_many_draws_of_a_gaussian_it_is_the_gaussian_s_own():
 
 def test_of_a_real_data_set_it_gives_each_image_back_at_the_least_noise():
     info = find_dataset("emoji64", "")
-    denoiser = optimum_of(info, SCHEDULE, info.image_shape, "validation")
+    denoiser = optimum_of(
+        info, SCHEDULE, info.image_shape, conditional=True, horizontal_flip=False, split="validation"
+    )
     images, labels = next(denoiser.images.take(1).as_numpy_iterator())
     z = SCHEDULE.at(0).signal * images[:3]
     found, _ = denoiser(z, tf.zeros(3, tf.int32), tf.constant(labels[:3]))

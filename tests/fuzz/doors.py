@@ -323,7 +323,7 @@ def _stop_before_compute() -> None:
     def reached(*_, **__):
         raise Reached
 
-    devices.make_strategy = describe.describe_network = analyze.report = page.Studio = reached
+    devices.make_strategy = describe.describe_network = analyze.analyze = page.Studio = reached
     export.use_asked_average = export.export_weights = references.of_split = references.of_path = reached
     load, loaded = evaluate.load_detector, []
 

@@ -1,10 +1,10 @@
-"""A small data set of two classes, and models without networks, or with any denoiser, that learnt from it."""
+"""A small data set of two classes, and models with any denoiser, trained on it by their configs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pdm_tf.analysis.subject import Subject
+from pdm_tf.analysis.study import Study
 from pdm_tf.models import Model, Run
 from pdm_tf.run import RunFolder
 from tests.data import fixtures
@@ -21,13 +21,14 @@ def small_data(folder: Path):
 
 
 def model_of(denoiser, folder: Path, **settings) -> Model:
-    """A model whose answers are a denoiser's."""
+    """A model with a given denoiser."""
     config = tiny_config(**{"data__num_classes": 2, "data__label_names": ("a", "b"), **settings})
     model = Model([Run(RunFolder(folder), config)])
-    model.denoiser = denoiser  # in place of networks with the run's weights
+    model.__dict__["denoiser"] = denoiser  # in place of the networks that would be built
+    model.__dict__["digest"] = str(folder)
     return model
 
 
-def subject_of(info, *models: Model, count: int = 6, **asked) -> Subject:
-    """What to look at of them."""
-    return Subject(models, info, seed=0, count=count, batch_size=4, **asked)
+def study_of(info, *models: Model, count: int = 6, **options) -> Study:
+    """A study of models."""
+    return Study(models, info, seed=0, count=count, batch_size=4, **options)

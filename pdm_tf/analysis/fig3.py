@@ -1,14 +1,15 @@
-"""Fig. 3: loss curves of x, eps and v, with and without patches, from the logs of runs."""
+"""Fig. 3: training losses of x, eps and v, with and without patches, from the logs of runs."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from pdm_tf import plots
-from pdm_tf.analysis.subject import Findings, Subject
+from pdm_tf.analysis.study import Result, Study
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model
 from pdm_tf.training.metrics import QUARTERS
@@ -16,32 +17,32 @@ from pdm_tf.training.metrics import QUARTERS
 SMOOTHING = 10  # log lines of a running mean
 
 
-def losses(subject: Subject) -> Findings:
-    """Smoothed curves of the loss, one for each way to train, a mean over its seeds with their spread.
+def measure(study: Study) -> Result:
+    """Smoothed curves of the loss, one for each group of seeds: their mean and standard deviation.
 
-    Runs that differ in nothing but the seed and the length are one curve. All are on one weighting: the mean
-    squared error of x over all t alike, which every run logs whatever it minimises (the mean of its four
-    quarters); and beside it L_simple where all runs minimise it with one weighting.
+    "mse" is the mean squared error of x over all t alike, as the mean of its four quarters of t, which every
+    run logs whatever its loss; "simple_loss" is L_simple, where all runs have one weighting.
 
     Raises:
-      UserError: a run has no log.
+      UserError: a run has no log, or a model is several runs.
     """
-    weightings = {model.config.diffusion.loss_weighting for model in subject.models}
+    weightings = sorted({model.config.diffusion.loss_weighting for model in study.models})
     kinds = ["mse", *(["simple_loss"] if len(weightings) == 1 else [])]
-    numbers = {"weightings": sorted(weightings), "curves": {}}
-    for name, models in subject.groups.items():
-        logs = [_log_of(model) for model in models]
-        numbers["curves"][name] = {
+    curves = {}
+    for title, models in study.groups.items():
+        logs = [_read_log(model) for model in models]
+        curves[title] = {
             "seeds": [model.config.seed for model in models],
             **{kind: _mean_curve([log[kind] for log in logs]) for kind in kinds},
         }
-    return Findings(numbers, _sentence(numbers))
+    numbers = {"weightings": weightings, "curves": curves}
+    return Result(numbers, _sentence(numbers))
 
 
-def _log_of(model: Model) -> dict[str, np.ndarray]:
+def _read_log(model: Model) -> dict[str, np.ndarray]:
     """ "mse" and "simple_loss" of a run, each (n, 2) of step and smoothed value."""
     if len(model.runs) > 1:
-        raise UserError(f"{model}: experts have a loss each: name one run a curve")
+        raise UserError(f"{model.title}: experts have a loss each: name one run a curve")
     folder = model.runs[0].folder
     metrics = folder.metrics()
     quarters = [metrics.get(f"mse_quarter{quarter + 1}") for quarter in range(QUARTERS)]
@@ -50,7 +51,7 @@ def _log_of(model: Model) -> dict[str, np.ndarray]:
             f"{folder} has no {folder.metrics_file.name} of a training: this figure needs runs that were "
             "trained here, of x, eps and v, and of P = 4 and 1"
         )
-    # Where a law of t seldom draws a quarter, a line may be without it.
+    # Where a quarter of t is seldom drawn, a line may lack it.
     steps = functools.reduce(np.intersect1d, [quarter[:, 0] for quarter in quarters])
     if not len(steps):
         raise UserError(f"{folder} has no line of its log with all quarters of t: leave it out here")
@@ -60,15 +61,16 @@ def _log_of(model: Model) -> dict[str, np.ndarray]:
 
 
 def _smooth(series: np.ndarray) -> np.ndarray:
-    """A running mean over `SMOOTHING` lines, or as many as there are."""
+    """A running mean over `SMOOTHING` lines, or all of a shorter log."""
     width = min(SMOOTHING, len(series))
     values = np.convolve(series[:, 1], np.ones(width) / width, mode="valid")
     return np.stack([series[width - 1 :, 0], values], axis=1)
 
 
-def _mean_curve(series: list[np.ndarray]) -> dict[str, list | None]:
+def _mean_curve(series: Sequence[np.ndarray]) -> dict[str, list | None]:
     """Steps that all runs have, the mean, and the standard deviation over runs (None of one)."""
-    first, last = max(one[0, 0] for one in series), min(one[-1, 0] for one in series)
+    first = max(one[0, 0] for one in series)
+    last = min(one[-1, 0] for one in series)
     steps = series[0][(series[0][:, 0] >= first) & (series[0][:, 0] <= last), 0]
     values = np.array([np.interp(steps, one[:, 0], one[:, 1]) for one in series])
     spread = values.std(axis=0, ddof=1).tolist() if len(series) > 1 else None
@@ -76,31 +78,34 @@ def _mean_curve(series: list[np.ndarray]) -> dict[str, list | None]:
 
 
 def _sentence(numbers: dict) -> str:
-    curves = {name: curve["mse"] for name, curve in numbers["curves"].items() if curve["mse"]["step"]}
+    curves = {title: curve["mse"] for title, curve in numbers["curves"].items() if curve["mse"]["step"]}
     if not curves:
         return "The runs have no steps in common."
     step = min(curve["step"][-1] for curve in curves.values())
-    ends = {name: float(np.interp(step, curve["step"], curve["mean"])) for name, curve in curves.items()}
-    said = [f"{value:.4g} for {name}" for name, value in sorted(ends.items(), key=lambda item: item[1])]
+    ends = {title: float(np.interp(step, curve["step"], curve["mean"])) for title, curve in curves.items()}
+    values = [f"{value:.4g} for {title}" for title, value in sorted(ends.items(), key=lambda item: item[1])]
     seeds = min(len(curve["seeds"]) for curve in numbers["curves"].values())
     return (
-        f"At step {step:,.0f} the mean squared error of x, all t alike, is {', '.join(said)} "
+        f"At step {step:,.0f} the mean squared error of x, all t alike, is {', '.join(values)} "
         f"({'one seed' if seeds == 1 else f'means over at least {seeds} seeds'})."
     )
 
 
-def draw_losses(found: Findings, path: str | os.PathLike) -> None:
+def draw(result: Result, path: str | os.PathLike) -> None:
     """Curves with the spread over seeds, one panel for each weighting."""
-    panels, curves = [], found.numbers["curves"]
-    weighting = found.numbers["weightings"][0]
-    titles = {"mse": "mean squared error of x, all t alike", "simple_loss": f"L_simple, {weighting}"}
+    numbers = result.numbers
+    titles = {
+        "mse": "mean squared error of x, all t alike",
+        "simple_loss": f"L_simple, {numbers['weightings'][0]}",
+    }
+    panels = []
     for kind, title in titles.items():
         lines = {}
-        for name, curve in curves.items():
-            if kind in curve:
-                own = curve[kind]
-                spread = None if own["spread"] is None else np.array(own["spread"])
-                lines[name] = (np.array(own["step"]), np.array(own["mean"]), spread)
+        for label, curves in numbers["curves"].items():
+            if kind in curves:
+                curve = curves[kind]
+                spread = None if curve["spread"] is None else np.array(curve["spread"])
+                lines[label] = (np.array(curve["step"]), np.array(curve["mean"]), spread)
         if lines:
             panels.append(plots.Panel(title, "step", lines, "log"))
     plots.draw(path, panels=panels)

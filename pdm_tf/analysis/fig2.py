@@ -1,0 +1,171 @@
+"""Fig. 2: the distortion ||x - x_theta|| against t, and its ratio to that of the smallest P and of x*."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdm_tf import plots
+from pdm_tf.analysis.study import Predictor, Result, Study, add_noise
+from pdm_tf.data import held_out_split
+from pdm_tf.progress import bar
+
+TIMES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # t / T
+LEVEL = 1 / 127.5  # one of 8 bits; nothing is divided by a smaller distortion
+OPTIMUM = "x*"
+SPLIT_TITLES = {"train": "training", "held_out": "held-out"}
+
+
+def measure(study: Study) -> Result:
+    """RMSE of each model and of x*, on training images and, if there are any, held-out ones.
+
+    Several seeds of a model are one curve: their mean, with their standard deviation as its error.
+
+    x* is that of the training images, so in the mean over all of them nothing is better. On held-out images
+    it is no bound: at little noise its answer is a training image.
+    """
+    optimum = study.optimum()
+    t = [round(part * (len(optimum.schedule) - 1)) for part in TIMES]
+    denoisers = {title: [model.denoiser for model in models] for title, models in study.groups.items()}
+    denoisers[OPTIMUM] = [optimum]
+    predictors = {
+        title: [Predictor(denoiser, study.batch_size) for denoiser in seeds]
+        for title, seeds in denoisers.items()
+    }
+    smallest = min(study.groups, key=lambda title: study.groups[title][0].config.network.patch_size)
+    numbers = {
+        "t": t,
+        "seeds": {title: len(models) for title, models in study.groups.items()},
+        "smallest": smallest,
+        "splits": {},
+    }
+    for kind, split in (("train", "train"), ("held_out", held_out_split(study.info))):
+        if split:
+            images, labels = study.examples(split)
+            squared = {title: [[] for _ in seeds] for title, seeds in predictors.items()}
+            for at in bar(t, desc=f"fig2, {split}", unit="t"):
+                z = add_noise(optimum, images, at, study.seed)
+                for title, seeds in predictors.items():
+                    for seed, predict in enumerate(seeds):
+                        errors = np.mean(np.square(predict(z, at, labels) - images), axis=(1, 2, 3))
+                        squared[title][seed].append(errors)
+            squared = {title: np.array(seeds, np.float64) for title, seeds in squared.items()}
+            numbers["splits"][kind] = {"images": len(images), **_curves(squared, smallest)}
+    return Result(numbers, _sentence(numbers))
+
+
+def _curves(squared: dict[str, np.ndarray], smallest: str) -> dict[str, dict[str, dict[str, list]]]:
+    """RMSE and its ratios by title, of squared errors (seeds, T, N)."""
+
+    def ratios(below: str) -> dict:
+        denominator = squared[below].mean(axis=0)
+        models = [title for title in squared if title not in (below, OPTIMUM)]
+        return {title: _over_seeds(squared[title], denominator) for title in models}
+
+    return {
+        "rmse": {title: _over_seeds(seeds, None) for title, seeds in squared.items()},
+        "ratio_to_smallest": ratios(smallest),
+        "ratio_to_optimum": ratios(OPTIMUM),
+    }
+
+
+def _over_seeds(above: np.ndarray, below: np.ndarray | None) -> dict[str, list[float | None]]:
+    """sqrt(mean above / mean below) at each t, of (seeds, T, N) and (T, N): value and error.
+
+    The error is the jackknife's over images, or of several seeds their standard deviation.
+    """
+    curves = [_over_images(seed, below) for seed in above]
+    if len(curves) == 1:
+        return curves[0]
+    values = []
+    errors = []
+    for seeds in zip(*(curve["value"] for curve in curves)):
+        known = None not in seeds
+        values.append(float(np.mean(seeds)) if known else None)
+        errors.append(float(np.std(seeds, ddof=1)) if known else None)
+    return {"value": values, "error": errors}
+
+
+def _over_images(above: np.ndarray, below: np.ndarray | None) -> dict[str, list[float | None]]:
+    """sqrt(mean above / mean below) over images, of (T, N), at each t, and its jackknife error.
+
+    None where `below` is next to nothing, or where the error of the ratio is more than half of it.
+    """
+    values = []
+    errors = []
+    for number, row in enumerate(above):
+        other = np.ones_like(row) if below is None else below[number]
+        count = len(row)
+        value = None
+        error = None
+        if below is None or np.sqrt(np.mean(other)) > LEVEL / 2:
+            value = float(np.sqrt(np.mean(row) / np.mean(other)))
+            if count > 1:
+                without = np.sqrt((np.sum(row) - row) / np.maximum(np.sum(other) - other, 1e-30))
+                error = float(np.sqrt((count - 1) * np.mean((without - without.mean()) ** 2)))
+        if below is not None and error is not None and error > value / 2:
+            value = None
+            error = None
+        values.append(value)
+        errors.append(error)
+    return {"value": values, "error": errors}
+
+
+def _sentence(numbers: dict) -> str:
+    t = numbers["t"]
+    smallest = numbers["smallest"]
+    kind = "held_out" if "held_out" in numbers["splits"] else "train"
+    curves = numbers["splits"][kind]
+    where = f"On {SPLIT_TITLES[kind]} images the RMSE of"
+    if curves["ratio_to_smallest"]:
+        courses = [
+            f"{title} over {smallest} is {_course(t, ratio['value'])}"
+            for title, ratio in curves["ratio_to_smallest"].items()
+        ]
+        return f"{where} {', of '.join(courses)}."
+    rmse = curves["rmse"][smallest]["value"]
+    best = curves["rmse"][OPTIMUM]["value"]
+    nearer = sum(mine < other for mine, other in zip(rmse, best))
+    return (
+        f"{where} {smallest} grows from {rmse[0]:.3f} at t = {t[0]} to {rmse[-1]:.3f} at t = {t[-1]}, that "
+        f"of x* of the training images from {best[0]:.3f} to {best[-1]:.3f}; {smallest} is nearer to x at "
+        f"{nearer} of {len(t)} t; a ratio as in the paper's figure needs runs of several patch sizes."
+    )
+
+
+def _course(t: Sequence[int], ratio: Sequence[float | None]) -> str:
+    """A ratio's first value, and from which t on it stays within 5% of 1 or below, in words."""
+    first = next((f"{value:.2f} at t = {at} and " for at, value in zip(t, ratio) if value is not None), "")
+    above = [number for number, value in enumerate(ratio) if value is None or value > 1.05]
+    start = above[-1] + 1 if above else 0
+    if start < len(t):
+        return f"{first}at most 1.05 from t = {t[start]} on"
+    return f"{first}still more than 1.05 at t = {t[-1]}"
+
+
+def draw(result: Result, path: str | os.PathLike) -> None:
+    """RMSE and, as in the paper's figure, its ratio to that of the smallest P (of one P: to that of x*)."""
+    numbers = result.numbers
+    t = np.array(numbers["t"])
+    panels = []
+    for kind, curves in numbers["splits"].items():
+        title = f"{SPLIT_TITLES[kind]} images"
+        panels.append(plots.Panel(f"RMSE, {title}", "t", _lines(t, curves["rmse"])))
+        if curves["ratio_to_smallest"]:
+            below, ratios, scale = numbers["smallest"], curves["ratio_to_smallest"], "linear"
+        else:
+            below, ratios, scale = OPTIMUM, curves["ratio_to_optimum"], "log"
+        lines = _lines(t, {f"{title} over {below}": ratio for title, ratio in ratios.items()})
+        lines = {label: line for label, line in lines.items() if np.isfinite(line[1]).any()}
+        if lines:
+            panels.append(plots.Panel(f"ratio, {title}", "t", lines, scale))
+    plots.draw(path, panels=panels)
+
+
+def _lines(t: np.ndarray, curves: dict[str, dict[str, list]]) -> dict:
+    return {
+        label: (t, np.array(curve["value"], float), np.array(curve["error"], float))
+        for label, curve in curves.items()
+    }

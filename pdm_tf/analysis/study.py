@@ -1,0 +1,216 @@
+"""The input of every analysis: trained models, their data set, and how many images of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from pdm_tf.analysis.optimum import Optimum, optimum_of
+from pdm_tf.config.fields import Config
+from pdm_tf.config.words import leaves
+from pdm_tf.data import DatasetInfo, load_batches, naming_shards
+from pdm_tf.denoiser import Denoiser
+from pdm_tf.diffusion.process import diffuse
+from pdm_tf.errors import UserError
+from pdm_tf.models import Model
+from pdm_tf.randomness import normal_each, stream
+
+
+class Result(NamedTuple):
+    """The result of an analysis.
+
+    Attributes:
+      numbers: JSON values.
+      sentence: the finding in one sentence made of the numbers.
+      images: row title -> uint8 (N, H, W, C), the images of the picture.
+    """
+
+    numbers: dict[str, Any]
+    sentence: str
+    images: Mapping[str, np.ndarray] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Models and their data set.
+
+    Attributes:
+      models: at least one, trained on one data set.
+      info: the data set.
+      seed: of the choice of images, the noise and the samples.
+      count: images, or samples of each model.
+      batch_size: images at a time.
+      labels: classes of the samples; None: all in turn.
+      memory_gib: the limit of `memory`.
+      evaluations: folders with an evaluation.json, besides those in the run folders.
+    """
+
+    models: Sequence[Model]
+    info: DatasetInfo
+    seed: int
+    count: int
+    batch_size: int
+    labels: Sequence[int] | None = None
+    memory_gib: float = 2.0
+    evaluations: Sequence[Path] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.models[0].config.data.image_shape
+
+    @functools.cached_property
+    def titles(self) -> dict[str, Model]:
+        """Title -> model: its prediction and P, and its folder where these are alike."""
+        return _titled(self.models)
+
+    @functools.cached_property
+    def groups(self) -> dict[str, list[Model]]:
+        """Title -> models that differ in nothing but the seed and what may change while a run goes on."""
+        alike: dict[str, list[Model]] = {}
+        for model in self.models:
+            alike.setdefault(_training_of(model), []).append(model)
+        titles = _titled([models[0] for models in alike.values()])
+        return dict(zip(titles, alike.values()))
+
+    def optimum(self) -> Optimum:
+        """x* of the training images: the best possible denoiser of the distribution that the models learn.
+
+        It is conditional on the class where the models are, and knows mirrored images where they were
+        trained on them.
+
+        Raises:
+          UserError: the models have different processes or distributions.
+        """
+        first, *others = self.models
+        schedule = first.denoiser.schedule
+        for other in others:
+            if not np.array_equal(other.denoiser.schedule.alpha, schedule.alpha):
+                raise UserError("the models have different noise schedules: give those of one schedule")
+            if _distribution_of(other) != _distribution_of(first):
+                raise UserError(
+                    "only some of the models are conditional on the class, or are trained on mirrored "
+                    "images, so that each has an x* of its own: analyze them one at a time"
+                )
+        conditional, horizontal_flip = _distribution_of(first)
+        return optimum_of(
+            self.info,
+            schedule,
+            self.image_shape,
+            conditional=conditional,
+            horizontal_flip=horizontal_flip,
+        )
+
+    def examples(self, split: str = "train", label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`count` images of a split, or all of a smaller one, in the seed's order; of one class if given.
+
+        Returns:
+          Images float32 (N, H, W, C) in [-1, 1], and labels int32 (N,).
+        Raises:
+          UserError: there are none.
+        """
+        batches = load_batches(
+            self.info,
+            split=split,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            repeat=False,
+            image_shape=self.image_shape,
+            drop_remainder=False,
+        )
+        examples = batches.unbatch()
+        if label is not None:
+            examples = examples.filter(lambda image, image_label, place: image_label == label)
+        with naming_shards():
+            found = list(examples.take(self.count).as_numpy_iterator())
+        if not found:
+            raise UserError(f"{self.info.name} has no images of class {label} in {split}: choose another")
+        images = np.stack([image for image, _, _ in found])
+        return images, np.array([image_label for _, image_label, _ in found], np.int32)
+
+    def description(self) -> dict[str, Any]:
+        """The study as JSON values: `models` by title, and what decides the numbers."""
+        firsts = {title: models[0] for title, models in self.groups.items()}
+        return {
+            "models": {
+                title: {
+                    "runs": [str(run.folder) for run in model.runs],
+                    "prediction": model.config.diffusion.prediction,
+                    "patch_size": model.config.network.patch_size,
+                }
+                for title, model in {**firsts, **self.titles}.items()
+            },
+            "data": self.info.name,
+            "seed": self.seed,
+            "count": self.count,
+        }
+
+
+def _titled(models: Sequence[Model]) -> dict[str, Model]:
+    short = [f"{m.config.diffusion.prediction}, P={m.config.network.patch_size}" for m in models]
+    titles = {}
+    for number, (title, model) in enumerate(zip(short, models), start=1):
+        if short.count(title) > 1:
+            title = f"{title}, {model.runs[0].folder.path.name} ({number})"
+        titles[title] = model
+    return titles
+
+
+def _training_of(model: Model) -> str:
+    """All settings that make two models other than two seeds of one."""
+    free = {
+        key: leaf.default
+        for key, leaf in leaves(Config).items()
+        if leaf.rule.may_change and key != "training.warm_start"  # a run begins with it, and has had it then
+    }
+    return "".join(run.config.replace({**free, "seed": 0}).to_json() for run in model.runs)
+
+
+def _distribution_of(model: Model) -> tuple[bool, bool]:
+    """Whether a model is conditional on the class, and whether it is trained on mirrored images."""
+    return model.denoiser.conditional, model.config.data.horizontal_flip
+
+
+def add_noise(denoiser: Denoiser, images: np.ndarray, t: int, seed: int) -> np.ndarray:
+    """z_t of images float32 (N, H, W, C); each image has its own noise, the same at every t."""
+    eps = normal_each(stream(seed, "analysis"), np.arange(len(images)), images.shape[1:])
+    return diffuse(images, eps, denoiser.schedule.at(t)).numpy()
+
+
+class Predictor:
+    """x_theta of a denoiser, compiled once, `batch_size` images at a time."""
+
+    def __init__(self, denoiser: Denoiser, batch_size: int):
+        self.batch_size = batch_size
+        numbers = tf.TensorSpec((None,), tf.int32)
+        self._predict = tf.function(
+            lambda z, t, labels: denoiser(z, t, labels)[0],
+            [tf.TensorSpec((None, *denoiser.image_shape), tf.float32), numbers, numbers],
+        )
+
+    def __call__(self, z: np.ndarray, t: int, labels: np.ndarray) -> np.ndarray:
+        """float32 (N, H, W, C) of z (N, H, W, C) at one t, given labels (N,)."""
+        predictions = []
+        for start in range(0, len(z), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            levels = np.full(len(z[batch]), t, np.int32)
+            predictions.append(self._predict(z[batch], levels, labels[batch].astype(np.int32)).numpy())
+        return np.concatenate(predictions)
+
+
+def gradient_energy(images: np.ndarray) -> float:
+    """The mean squared difference of neighbouring pixels of images (N, H, W, C)."""
+    down = np.diff(images, axis=1)
+    right = np.diff(images, axis=2)
+    return float((np.sum(np.square(down)) + np.sum(np.square(right))) / (down.size + right.size))
+
+
+def rmse(a: np.ndarray, b: np.ndarray) -> float:
+    """Root of the mean squared difference."""
+    return float(np.sqrt(np.mean(np.square(a - b))))
