@@ -1,47 +1,44 @@
-"""The comparison of patch sizes: what its models share, and its sums."""
+"""The comparison of patch sizes: what its models share, its commands, and its sums."""
 
 import argparse
-import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from experiments.patch_sizes import (
-    EXPERTS,
-    LARGE,
-    ONE,
-    SMALL,
-    config_of,
-    folders_of,
-    models_of,
-    rows_of,
-    table,
-)
-from pdm_tf.config.presets import network_settings, preset, sized_preset
-from pdm_tf.data import find_dataset
+from experiments import patch_sizes
+from experiments.patch_sizes import BITS, EXPERTS, LARGE, ONE, SMALL, PatchSizes, quiet, rows_of, table
+from pdm_tf.config.fields import parse_settings, validate
+from pdm_tf.config.presets import fitted_to_length, network_settings, preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import forward_flops
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import write_arrays
 
 GIVEN = {"training.steps": 500, "network.base_channels": 32, "network.head_channels": 32}
 
 
+def small_config(network="unet"):
+    config = preset("emoji64").replace(GIVEN)
+    return config.replace({**network_settings(network, config), **GIVEN})
+
+
 @pytest.fixture(scope="module", params=["unet", "vit"])
 def models(request):
-    config = preset("emoji64").replace(GIVEN)
-    config = config.replace({**network_settings(request.param, config), **GIVEN})
-    return models_of(config, 396, GIVEN)
-
-
-def test_a_named_data_set_has_its_own_network_and_other_data_one_that_fits():
-    for dataset in ("avatars64", "emoji64"):
-        info = find_dataset(dataset, "")
-        known = {"data.label_names": info.label_names, "data.sha256": info.sha256}
-        arguments = argparse.Namespace(dataset=dataset, network="unet")
-        named = config_of(arguments, info, GIVEN)
-        assert named == preset(dataset).replace({**GIVEN, **known})
-        arguments.dataset = f"folder:{info.directory}"
-        own = dataclasses.replace(named.data, dataset=arguments.dataset)
-        assert config_of(arguments, info, GIVEN) == sized_preset("tiny", own, GIVEN)
+    """The config of each run, as main.py makes them of a preset and the table's settings."""
+    config = small_config(request.param)
+    return {
+        name: [
+            validate(
+                fitted_to_length(
+                    config.replace({**settings, **quiet(steps), "training.steps": steps}),
+                    {**GIVEN, **settings, **quiet(steps)},
+                )
+            )
+            for steps, settings in runs
+        ]
+        for name, runs in patch_sizes.table_of_runs(config, 396).items()
+    }
 
 
 def test_all_see_equally_many_images_of_each_interval(models):
@@ -54,7 +51,7 @@ def test_all_see_equally_many_images_of_each_interval(models):
     if small.diffusion.t_distribution == "uniform":
         assert one.diffusion.large_share == 0.604
     assert one.network.patch_switch_t == 396 and not low.network.patch_switch_t
-    # The weights are averaged over as much of each run.
+    # The weights are averaged over the same part of each run.
     assert all(c.training.steps / c.training.ema_every >= 30 for runs in models.values() for c in runs)
 
 
@@ -66,31 +63,55 @@ def test_the_large_size_of_one_network_costs_what_large_patches_everywhere_do(mo
     assert flops == pytest.approx(forward_flops(build_network(large)), rel=0.2)
 
 
-def test_rows_are_means_errors_and_times_beside_small_patches(tmp_path):
-    measured = {"0": {"FD": 10.0, "bits_per_dim": 4.0}, "1": {"FD": 14.0, "bits_per_dim": 4.0}}
+def test_runs_are_trained_and_evaluated_by_main_py_once(tmp_path, monkeypatch):
+    commands = []
+
+    def main_py(arguments):
+        commands.append(arguments[0])
+        flags = dict(argument[2:].split("=", 1) for argument in arguments if "=" in argument)
+        parse_settings([word.removeprefix("--set=") for word in arguments if word.startswith("--set=")])
+        if flags["mode"] == "train":
+            folder = RunFolder(flags["run_dir"])
+            folder.write_config(small_config())
+            write_arrays(folder.weights(int(flags["train_steps"])), {"a": np.zeros(1)})
+            return
+        out = tmp_path / flags["out"]
+        out.mkdir(parents=True, exist_ok=True)
+        metrics = {"FD": {"value": 3.0, "error": None}}
+        rows = [{"title": "held out", "metrics": {}}, {"title": "run", "digest": "0", "metrics": metrics}]
+        (out / "evaluation.json").write_text(json.dumps({"results": rows}))
+        (out / "likelihood.json").write_text(json.dumps({"bits_per_dim": {"value": 4.0, "error": 0.1}}))
+
+    monkeypatch.setattr(patch_sizes.Model, "from_folders", lambda *folders: argparse.Namespace(runs=[]))
+    for name in ("costs", "sampling_seconds", "training_seconds"):
+        monkeypatch.setattr(patch_sizes, name, lambda *_: {"P": [1.0]})
+    options = argparse.Namespace(
+        out=tmp_path, dataset="emoji64", data_dir="data", network="unet", set=["network.base_channels=32"],
+        boundary=396, steps=500, seeds=2, num_images=4, held_out=4, batch_size=2, turns=1,
+    )  # fmt: skip
+    measured = PatchSizes(options, main_py).results()["measured"]
+    assert measured == {name: [{"FD": 3.0, BITS: 4.0}] * 2 for name in (SMALL, LARGE, EXPERTS, ONE)}
+    assert commands.count("--mode=train") == 10 and commands.count("--mode=evaluate") == 16
+    assert PatchSizes(options, main_py).results()["measured"] == measured and len(commands) == 26
+
+
+def test_rows_are_means_errors_and_times_beside_small_patches():
+    measured = [{"FD": 10.0, BITS: 4.0}, {"FD": 14.0, BITS: 4.0}]
     slow, fast = [2.0, 4.0, 3.0], [1.0, 2.0, 30.0]
-    results = json.loads(json.dumps({
-        "measured": {SMALL: measured, ONE: {"0": measured["0"]}},
-        "sampling_seconds": {SMALL: slow, ONE: fast}, "training_seconds": {SMALL: slow, ONE: slow},
+    first, second = rows_of({
+        "measured": {SMALL: measured, ONE: measured[:1]},
+        "sampling_seconds": {SMALL: slow, ONE: fast},
+        "training_seconds": {SMALL: slow, ONE: slow},
         "costs": {
             SMALL: {"parameters": 1000, "sampling_flops": 50},
             ONE: {"parameters": 1100, "sampling_flops": 30},
         },
-    }))  # fmt: skip
-    first, second = rows_of(results)
-    assert (first["FD"], first["FD error"], first["seeds"]) == (12.0, pytest.approx(2.0), 2)
-    assert (second["FD"], second["FD error"]) == (10.0, None)
-    # Turn by turn: what slows one turn down does not tell.
-    assert (second["sampling time"], second["sampling images/s"]) == (0.5, 0.5)
-    assert second["sampling flops"] == 0.6
-    lines = table([first, second], ["FD"]).splitlines()
+    })  # fmt: skip
+    assert first["metrics"]["FD"] == {"value": 12.0, "error": pytest.approx(2.0)}
+    assert second["metrics"]["FD"] == {"value": 10.0, "error": None}
+    # Turn by turn: load on the machine in one turn changes no ratio.
+    assert (second["sampling_time"], second["sampling_rate"]) == (0.5, 0.5)
+    assert second["sampling_flops"] == 0.6
+    lines = table([first, second]).splitlines()
     assert lines[2] == f"| {SMALL} | 1,000 | 12 ± 2 | 4 ± 0 | 0.333 | 0.333 | 1.00 | 1.00 |"
     assert lines[3] == f"| {ONE} | 1,100 | 10 | 4 | 0.333 | 0.5 | 0.50 | 0.60 |"
-
-
-def test_each_run_has_a_folder_of_its_own(tmp_path, models):
-    folders = [
-        folder for name, runs in models.items() for seed in (0, 1)
-        for folder in folders_of(tmp_path, name, seed, len(runs))
-    ]  # fmt: skip
-    assert len(set(folders)) == 10

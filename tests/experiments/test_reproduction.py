@@ -1,47 +1,60 @@
-"""The paper's page: which runs it takes, that what is done is not done again, and what is said of numbers."""
+"""The paper's page: which runs it takes, that nothing is done twice, and what is said of numbers."""
 
 import argparse
 import json
 import os
-import signal
-import threading
-import time
 
 import numpy as np
 import pytest
 
-import main
-from experiments import journal, reproduction
-from experiments.reproduction import FIGURES, HOLDS, NETWORKS, WAYS, Reproduction, write_part
-from pdm_tf.config.fields import ANALYSES, DataConfig, parse_settings, validate
+from experiments import reproduction
+from experiments.claims import HOLDS
+from experiments.driver import settings_flags, steps_done
+from experiments.reproduction import FIGURES, NETWORKS, RUNS, SHARED, Reproduction
+from pdm_tf.analysis import ANALYSES
+from pdm_tf.config.fields import DataConfig, parse_settings, validate
 from pdm_tf.config.presets import sized_preset
 from pdm_tf.config.words import get
 from pdm_tf.denoiser import build_network
-from pdm_tf.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, UserError, run
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
 from tests.data import fixtures
 
+
+def models(*titles):
+    """The `models` of an analysis's JSON for titles such as "x, P=4"."""
+    words = {title: title.split(", P=") for title in titles}
+    return {title: {"prediction": p, "patch_size": int(size)} for title, (p, size) in words.items()}
+
+
 FOUND = {
-    "fig4": {"energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 30.0}, "sentence": "Noise."},
+    "fig4": {
+        "models": models("x, P=4", "eps, P=4"),
+        "energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 30.0},
+        "sentence": "Noise.",
+    },
     "table1": {
+        "models": models("x, P=1", "x, P=2", "x, P=4"),
         "rows": {
             f"x, P={p}": {
-                "patch_size": p, "images_per_second": 10.0 * p, "FD-net": 5.0 * p, "FD-net error": 1.0
+                "patch_size": p,
+                "images_per_second": 10.0 * p,
+                "metrics": {"FD-net": {"value": 5.0 * p, "error": 1.0}, "density": {"value": 0.0}},
             }
             for p in (1, 2, 4)
         },
         "sentence": "Faster.",
     },
-}  # fmt: skip
+}
 
 
 class FakeMain:
     """Leaves what main.py would: weights of the step asked for, or an analysis' numbers and picture."""
 
     def __init__(self):
-        self.commands, self.stop_at = [], None
+        self.commands = []
+        self.stop_at = None
 
     def __call__(self, arguments):
         if len(self.commands) == self.stop_at:
@@ -54,8 +67,9 @@ class FakeMain:
             folder.logs.mkdir(exist_ok=True)
             folder.metrics_file.write_text('{"step": 100, "images_per_second": 8.0}\n')
         elif flags["mode"] == "evaluate":
-            (RunFolder(flags["run_dir"]).path / "evaluation").mkdir()
-            (RunFolder(flags["run_dir"]).path / "evaluation" / "evaluation.json").touch()
+            evaluation = RunFolder(flags["run_dir"]).evaluation
+            evaluation.mkdir()
+            (evaluation / "evaluation.json").touch()
         elif flags["mode"] == "analyze":
             os.makedirs(flags["out"], exist_ok=True)
             write_png(f"{flags['out']}/{flags['what']}.png", np.zeros((4, 4, 3), np.uint8))
@@ -72,9 +86,16 @@ def options(tmp_path):
     marks = {name: f"<!-- {name} -->\nstale\n<!-- /{name} -->\n" for name in ("summary", "fig4", "table1")}
     page.write_text("Before.\n" + marks["summary"] + marks["fig4"] + "Between.\n" + marks["table1"])
     return argparse.Namespace(
-        out=tmp_path, data_dir=tmp_path, only=["table1", "fig4"], steps=100, seeds=2, num_samples=8,
-        page=page, list=False, draw=False,
-    )  # fmt: skip
+        out=tmp_path,
+        data_dir=tmp_path,
+        only=["table1", "fig4"],
+        steps=100,
+        seeds=2,
+        num_samples=8,
+        page=page,
+        list=False,
+        draw=False,
+    )
 
 
 def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
@@ -86,8 +107,8 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
     Reproduction(options, fake).make()
     # Three patch sizes for two seeds, and the eps-network of Fig. 4; six evaluations; two figures.
     assert fake.modes() == ["train"] * 7 + ["evaluate"] * 6 + ["analyze"] * 2
-    seeds = [command[2][-1] for command in fake.commands[:7]]
-    assert seeds == sorted(seeds)  # whole pages of few seeds first
+    seeds = [word[-1] for command in fake.commands[:7] for word in command if word.startswith("--seed=")]
+    assert len(seeds) == 7 and seeds == sorted(seeds)  # whole pages of few seeds first
     page = options.page.read_text()
     assert "stale" not in page and page.startswith("Before.\n") and "\nBetween.\n" in page
     assert "| x, P=4 | 40 | 20 ± 1 |" in page and "Of 3 findings" in page and "3 hold" in page
@@ -105,6 +126,12 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
     options.steps, options.only = 200, ["fig4"]
     Reproduction(options, fake).make()
     assert fake.modes()[16:] == ["train", "train", "analyze"]
+    # What does not hold is listed first.
+    numbers = {**FOUND["fig4"], "energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 1.2}}
+    (options.out / reproduction.PICTURES / "fig4.json").write_text(json.dumps(numbers))
+    summary = Reproduction(options, fake).summary()
+    assert "Of 3 findings" in summary and "2 hold" in summary
+    assert "- `fig4`: eps-prediction leaves noise" in summary
 
 
 def test_commands_are_shown_without_doing_anything(options):
@@ -120,38 +147,44 @@ def test_commands_are_shown_without_doing_anything(options):
 
 
 def test_every_figure_has_runs_and_every_analysis_a_figure():
-    assert {figure.what for figure in FIGURES.values()} == set(ANALYSES)
+    assert {figure.analysis for figure in FIGURES.values()} == set(ANALYSES)
     used = {one for figure in FIGURES.values() for one in figure.runs(1)}
-    assert used == set(WAYS)
-    page = (reproduction.ROOT / "REPRODUCTION.md").read_text()
-    for name in ("summary", *FIGURES):
-        assert f"<!-- {name} -->\n" in page and f"<!-- /{name} -->" in page
+    assert used == set(RUNS)
+
+
+def test_the_page_is_that_of_the_numbers_beside_it(options, tmp_path):
+    page = tmp_path / "REPRODUCTION.md"
+    before = (reproduction.ROOT / "REPRODUCTION.md").read_text()
+    page.write_text(before)
+    (tmp_path / "docs").symlink_to(reproduction.ROOT / "docs")
+    options.page, options.draw, options.only = page, True, list(FIGURES)
+    Reproduction(options, None).make()
+    assert page.read_text() == before
 
 
 def test_networks_have_equal_parameters_within_3_percent():
     counts = []
     for patch_size, settings in NETWORKS.items():
-        texts = [f"{key}={value}" for key, value in {**settings, **reproduction.SHARED}.items()]
-        given = {"network.patch_size": patch_size, **parse_settings(texts)}
+        given = {"network.patch_size": patch_size, **settings, **SHARED}
         config = validate(sized_preset("tiny", DataConfig("a", (32, 32, 3), 11), given))
         variables = build_network(config).trainable_variables
         counts.append(sum(int(np.prod(variable.shape)) for variable in variables))
     assert max(counts) <= 1.03 * min(counts)
 
 
-def test_runs_that_are_kept_are_those_of_the_page(options):
+def test_runs_that_are_kept_are_those_of_the_page():
     """Trained by its commands, so that it takes copies of them for trained."""
     kept = reproduction.ROOT / reproduction.PICTURES / "runs"
     folders = [folder for folder in kept.iterdir() if folder.is_dir()]
     assert {"README.md", "LICENSE"} <= set(os.listdir(kept)) and folders
-    runs = {way.name: way for way in WAYS}
-    options.out, options.steps = kept, 400
+    runs = {run.name: run for run in RUNS}
     for folder in folders:
         run, config = runs[folder.name], RunFolder(folder).config()
-        assert Reproduction(options, FakeMain()).steps_done(run) == 400
+        assert steps_done(RunFolder(folder)) == 400
         assert (config.diffusion.prediction, config.seed) == (run.prediction, run.seed)
-        told = {"network.patch_size": run.patch_size, **NETWORKS[run.patch_size]}
-        for key, value in parse_settings([f"{key}={value}" for key, value in told.items()]).items():
+        settings = {"network.patch_size": run.patch_size, **NETWORKS[run.patch_size]}
+        texts = [flag.removeprefix("--set=") for flag in settings_flags(settings)]
+        for key, value in parse_settings(texts).items():
             assert get(config, key) == value, f"{folder}: {key}"
         assert RunFolder(folder).metrics()["simple_loss"][-1, 0] == 400
 
@@ -160,85 +193,63 @@ def curve(mean, spread=0.01):
     return {"simple_loss": {"step": [10, 20], "mean": [9.0, mean], "spread": [0.0, spread]}}
 
 
+def ratios(*values):
+    ratio = {"x, P=4": {"value": list(values)}}
+    splits = {"train": {"ratio_to_smallest": ratio, "ratio_to_optimum": {"x, P=4": {"value": [None]}}}}
+    return {"t": [0, 500, 999], "smallest": "x, P=1", "splits": splits}
+
+
+def curves(**means):
+    """`means`: x4=..., eps1=..., of each prediction and P."""
+    titles = {f"{name[:-1]}, P={name[-1]}": value for name, value in means.items()}
+    return {"models": models(*titles), "curves": {title: curve(*value) for title, value in titles.items()}}
+
+
 @pytest.mark.parametrize(
     "what, numbers, holds",
     [
-        ("fig1a", {"t": [0, 999], "energy": {"x": [0.9, 0.1]}, "energy_optimum": [1.0, 0.2],
-                   "rmse_to_optimum": {"x": [0.3, 0.05]}}, [True, True, False]),
+        (
+            "fig1a",
+            {
+                "t": [0, 999],
+                "energy": {"x": [0.9, 0.1]},
+                "energy_optimum": [1.0, 0.2],
+                "rmse_to_optimum": {"x": [0.3, 0.05]},
+            },
+            [True, True, False],
+        ),
         ("fig1b", {"kept_power_by_band": [0.9, 0.3]}, [True]),
-        ("fig2", {"t": [0, 500, 999], "splits": {"train": {"ratio": {
-            "x, P=4 over x, P=1": [1.3, 1.0, 0.9], "x, P=4 over x*": [None, 2.0, 1.0]}}}}, [True, True]),
-        ("fig2", {"t": [0, 500, 999], "splits": {"train": {"ratio": {
-            "x, P=4 over x, P=1": [None, 1.02, 1.1]}}}}, [False, False]),
-        ("fig3", {"curves": {"x, P=4": curve(1.0), "eps, P=4": curve(2.0), "v, P=4": curve(1.05),
-                             "x, P=1": curve(1.0), "eps, P=1": curve(1.0), "v, P=1": curve(1.0)}},
-         [True, True, None, None]),
-        ("fig3", {"curves": {"x, P=4": curve(1.0, 0.2), "eps, P=4": curve(1.1, 0.2), "v, P=4": curve(0.5)}},
-         [False, False]),
+        ("fig2", ratios(1.3, 1.0, 0.9), [True, True]),
+        ("fig2", ratios(None, 1.02, 1.1), [False, False]),
+        (
+            "fig3",
+            curves(x4=(1.0,), eps4=(2.0,), v4=(1.05,), x1=(1.0,), eps1=(1.0,), v1=(1.0,)),
+            [True, True, None, None],
+        ),
+        ("fig3", curves(x4=(1.0, 0.2), eps4=(1.1, 0.2), v4=(0.5,)), [False, False]),
         ("fig4", FOUND["fig4"], [True]),
         ("table1", FOUND["table1"], [True, True]),
-        ("memory", {"rows": {"a": {"patch_size": 4, "largest_batch": 20},
-                             "b": {"patch_size": 1, "largest_batch": 10}}}, [False]),
-        ("grids", {"border_energy": {"x, P=1": {"samples": None, "data": None},
-                                     "x, P=4": {"samples": 1.5, "data": 1.0}}}, [False]),
+        (
+            "memory",
+            {
+                "rows": {
+                    "a": {"patch_size": 4, "largest_batch": 20},
+                    "b": {"patch_size": 1, "largest_batch": 10},
+                }
+            },
+            [False],
+        ),
+        (
+            "grids",
+            {"border_energy": {"a": {"samples": None, "data": None}, "b": {"samples": 1.5, "data": 1.0}}},
+            [False],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_of_numbers(what, numbers, holds):
     claims = FIGURES[what].claims(numbers)
     assert [claim.holds for claim in claims] == holds
     assert all(claim.paper and claim.here and claim.holds in HOLDS for claim in claims)
-
-
-def test_what_does_not_hold_is_said_first(options):
-    reproduction_of = Reproduction(options, FakeMain())
-    reproduction_of.make()
-    numbers = {**FOUND["fig4"], "energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 1.2}}
-    (reproduction_of.pictures / "fig4.json").write_text(json.dumps(numbers))
-    said = reproduction_of.summary()
-    assert "Of 3 findings" in said and "2 hold" in said and "- `fig4`: eps-prediction leaves noise" in said
-
-
-def test_a_page_without_marks_is_refused(tmp_path):
-    (tmp_path / "page.md").write_text("<!-- fig4 -->\n")
-    with pytest.raises(UserError, match="has no lines <!-- fig4 --> and <!-- /fig4 -->"):
-        write_part(tmp_path / "page.md", "fig4", "text")
-
-
-def test_the_journal_passes_over_what_a_kill_has_cut(tmp_path):
-    for number in (1, 2, 1):
-        journal.add(tmp_path / "a.jsonl", {"number": number, "value": [number]})
-    with open(tmp_path / "a.jsonl", "a") as file:
-        file.write('{"number": 1, "val')
-    assert journal.entries(tmp_path / "a.jsonl", {"number": 1}) == [{"number": 1, "value": [1]}] * 2
-    assert journal.entries(tmp_path / "none", {}) == []
-
-
-PROGRAM = """
-import signal, sys, time, pathlib
-if sys.argv[1].isdigit():
-    sys.exit(int(sys.argv[1]))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-pathlib.Path("up").touch()
-time.sleep(60)
-"""
-
-
-def test_a_command_s_end_is_the_program_s_and_signals_are_passed_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reproduction, "ROOT", tmp_path)
-    (tmp_path / "main.py").write_text(PROGRAM)
-    for status, ours in ((0, EXIT_DONE), (2, EXIT_USER_ERROR), (75, EXIT_STOPPED), (1, EXIT_USER_ERROR)):
-        assert run(lambda status=status: reproduction.by_main([str(status)])) == ours
-    assert "main.py 2 ended with status 2" in capsys.readouterr().err
-
-    def stop():
-        while not (tmp_path / "up").exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop).start()
-    begun = time.monotonic()
-    assert run(lambda: reproduction.by_main(["long"])) == EXIT_STOPPED
-    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.slow
@@ -247,6 +258,6 @@ def test_a_figure_from_nothing_with_the_real_program(options, tmp_path):
     fixtures.write_shards(tmp_path / "avatars32", [records], shape=(32, 32, 3), classes=2)
 
     options.only, options.steps = ["fig4"], 4
-    Reproduction(options, main.run).make()
+    Reproduction(options).make()
     assert "gradient energy over that of x*" in options.page.read_text()
     assert (tmp_path / "docs/reproduction/fig4.png").read_bytes()[:4] == b"\x89PNG"

@@ -43,7 +43,7 @@ def test_the_process_the_network_and_the_best_prediction(room):
     assert all((a == b).all() for a, b in zip(view[:3], again[:3]))
     # At little noise z_t is nearly the picture; at any t it is that picture and noise of unit variance.
     np.testing.assert_allclose(room.at(PICTURES[0], 0, 1, 5).z.astype(int), PICTURES[0], atol=8)
-    z = inside_module.noisy(denoiser, x, t, 5)
+    z = inside_module.add_noise(denoiser, x, t, 5)
     np.testing.assert_array_equal(view.z, to_uint8(z[0]))
     eps = (z - np.sqrt(alpha[t]) * x) / np.sqrt(1 - alpha[t])
     assert abs(eps.std() - 1) < 0.1

@@ -1,0 +1,93 @@
+"""The driver: work is done once, commands' ends are passed on, pages are written between marks."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from experiments import driver
+from experiments.driver import Driver, markdown, settings_flags, write_part
+from pdm_tf.config.fields import parse_settings
+from pdm_tf.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, UserError, run
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import write_arrays
+
+
+def test_a_run_is_trained_up_to_its_length(tmp_path):
+    commands = []
+    work = Driver(tmp_path, commands.append)
+    folder = RunFolder(tmp_path / "run")
+    work.train(folder, 100, ["--seed=1"])
+    write_arrays(folder.weights(100), {"a": np.zeros(1)})
+    work.train(folder, 100, ["--seed=1"])
+    work.train(folder, 200, ["--seed=1"])
+    assert commands == [
+        ["--mode=train", f"--run_dir={folder}", f"--train_steps={steps}", "--seed=1"] for steps in (100, 200)
+    ]
+
+
+def test_numbers_are_measured_once_for_each_key_and_again_where_a_measurement_was_killed(tmp_path):
+    calls = []
+
+    def measure(value):
+        calls.append(value)
+        if value is None:
+            raise KeyboardInterrupt
+        return {"value": value, "list": [1, 2]}
+
+    with pytest.raises(KeyboardInterrupt):
+        Driver(tmp_path).once({"seed": 0}, lambda: measure(None))
+    for _ in range(2):
+        work = Driver(tmp_path)
+        assert work.once({"seed": 0}, lambda: measure(0.5)) == {"value": 0.5, "list": [1, 2]}
+        assert work.once({"seed": 1}, lambda: measure(0.7))["value"] == 0.7
+    assert calls == [None, 0.5, 0.7]
+    work.forget({"seed": 1})
+    assert work.once({"seed": 1}, lambda: measure(0.9))["value"] == 0.9
+
+
+def test_settings_are_read_back_from_their_flags():
+    settings = {"network.channel_multipliers": (1, 2), "training.ema_lengths": (), "network.rope": True}
+    texts = [flag.removeprefix("--set=") for flag in settings_flags(settings)]
+    assert parse_settings(texts) == settings
+
+
+def test_a_page_is_written_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- fig4 -->\nstale\n<!-- /fig4 -->\nAfter.\n<!-- fig1 -->\n")
+    write_part(page, "fig4", markdown(["a", ""], [["x|y", 1]]))
+    part = "| a |  |\n| --- | --- |\n| x\\|y | 1 |\n"
+    assert page.read_text() == f"Before.\n<!-- fig4 -->\n{part}<!-- /fig4 -->\nAfter.\n<!-- fig1 -->\n"
+    with pytest.raises(UserError, match="has no lines <!-- fig1 --> and <!-- /fig1 -->"):
+        write_part(page, "fig1", "text")
+
+
+PROGRAM = """
+import signal, sys, time, pathlib
+if sys.argv[1].isdigit():
+    sys.exit(int(sys.argv[1]))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+pathlib.Path("up").touch()
+time.sleep(60)
+"""
+
+
+def test_a_command_s_end_is_the_program_s_and_signals_are_passed_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(driver, "ROOT", tmp_path)
+    (tmp_path / "main.py").write_text(PROGRAM)
+    for status, expected in ((0, EXIT_DONE), (2, EXIT_USER_ERROR), (75, EXIT_STOPPED), (1, EXIT_USER_ERROR)):
+        assert run(lambda status=status: driver.main_py([str(status)])) == expected
+    assert "main.py 2 ended with status 2" in capsys.readouterr().err
+
+    def stop():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    begin = time.monotonic()
+    assert run(lambda: driver.main_py(["long"])) == EXIT_STOPPED
+    assert time.monotonic() - begin < 30
