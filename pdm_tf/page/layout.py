@@ -46,6 +46,7 @@ from pdm_tf.page.studio import (
     mask_of,
     part_at,
     uploaded,
+    whole,
     with_patches,
 )
 from pdm_tf.sampling.edit import Edit
@@ -191,7 +192,7 @@ def page_of(studio: Studio) -> gr.Blocks:
             for model, info in zip(studio.models, studio.infos):
                 with column(model):
                     gr.Markdown(description(model))
-                    inside_tab(studio, Inside(model, info), chosen, [tab.select, chosen.change])
+                    inside_tab(Inside(model, info), chosen, [tab.select, chosen.change])
         if len(studio.comparable) > 1:
             with gr.Tab("Models"):
                 models_tab(studio)
@@ -369,9 +370,8 @@ def draw_tab(studio: Studio, model: Model) -> None:
         layers = (values[canvas] or {}).get("layers", [])
         mask = None if image is None else mask_of(layers, image.shape)
         given = {name: values[field] for name, field in fields.items() if field.visible}
-        request = studio.request(model, given, values[labels], values[seed], values[count], image, mask)
         yield nothing
-        for samples in studio.draw(model, request):
+        for samples in studio.draw(model, given, values[labels], values[seed], values[count], image, mask):
             yield {status: status_text(samples.status), grid: grid_of(samples)}
         yield {button: gr.update(value=str(file), visible=True) for button, file in zip(files, samples.files)}
 
@@ -396,7 +396,7 @@ def draw_tab(studio: Studio, model: Model) -> None:
     remove.click(lambda: removed, None, list(removed), **AT_ONCE)
 
 
-def inside_tab(studio: Studio, room: Inside, chosen: gr.Dropdown, events: Sequence[Callable]) -> None:
+def inside_tab(room: Inside, chosen: gr.Dropdown, events: Sequence[Callable]) -> None:
     """One picture at a noise level: the network's input, its prediction, and the best prediction."""
     model = room.model
     steps = len(model.denoiser.schedule)
@@ -446,7 +446,7 @@ def inside_tab(studio: Studio, room: Inside, chosen: gr.Dropdown, events: Sequen
         if image is None:
             image = room.examples[int(values[example]) - 1]
         t = int(values[level])
-        noise_seed = studio.request(model, {}, seed=values[seed]).seed
+        noise_seed = whole(values[seed], "Seed", 0, MOST_SEED)
         view = room.at(image, t, None if values[label] == NO_CLASS else values[label], noise_seed)
 
         patch_size = part_at(model, t).patch_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 import shutil
 import tempfile
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pdm_tf.atomic import remove_tree
 from pdm_tf.config.fields import TOGETHER, SamplingConfig, check_sampling
 from pdm_tf.config.words import leaves, parse, replace, require
 from pdm_tf.data import DatasetInfo
@@ -29,30 +27,10 @@ from pdm_tf.sampling.sampler import Sampler, steps_of_share
 FRAME_SECONDS = 0.4  # between two pictures of x_theta
 LARGEST_FILE = 100 * 10**6  # pixels of an uploaded picture
 MOST_SEED = 2**31 - 1
-SAMPLERS_KEPT = 3  # each holds a graph: samples of the same settings begin at once
-FILES_KEPT = 20  # folders of samples that wait to be downloaded
 NOT_BEGUN = 128  # grey
 BORDER = np.array([79, 70, 229, 255], np.uint16)  # the colour of patch borders
 FIELDS = {**leaves(SamplingConfig), **leaves(Edit)}
 SETTINGS = [name for name in FIELDS if name != "jit_compile"]
-
-
-class Request(NamedTuple):
-    """What to sample.
-
-    Attributes:
-      sampling: how.
-      edit: the image to edit, and how; None draws from noise.
-      labels: classes in turn; () is all of them.
-      seed: of all noise.
-      count: number of images.
-    """
-
-    sampling: SamplingConfig
-    edit: Edit | None
-    labels: Sequence[int]
-    seed: int
-    count: int
 
 
 class Samples(NamedTuple):
@@ -91,17 +69,16 @@ class Studio:
             self.comparable += [model, *_last_expert(model)]
         for model in self.comparable:
             _ = model.denoiser
-        self._samplers = collections.OrderedDict()
-        self._folders = tempfile.TemporaryDirectory(prefix="pdm_tf_page_")
-        self._kept = collections.deque()
+        self._kept = (None, None)
+        self._folder = tempfile.TemporaryDirectory(prefix="pdm_tf_page_")
         self._closed = False
 
     def close(self) -> None:
         """Ends all sampling at its next step, and removes all files."""
         self._closed = True
-        self._folders.cleanup()
+        self._folder.cleanup()
 
-    def request(
+    def draw(
         self,
         model: Model,
         values: dict[str, Any],
@@ -110,8 +87,10 @@ class Studio:
         count: float | None = 1,
         image: np.ndarray | None = None,
         mask: np.ndarray | None = None,
-    ) -> Request:
-        """A checked request.
+    ) -> Iterator[Samples]:
+        """Samples that sharpen, and at last their files.
+
+        An image has the bytes of one that `--mode=sample` makes with the same settings.
 
         Args:
           values: fields of `SETTINGS` in place of the run's, as words or numbers.
@@ -119,34 +98,15 @@ class Studio:
           image: uint8 (H, W, C), an image to edit.
           mask: bool (H, W), True where to inpaint.
         Raises:
-          UserError: a value cannot work; names the setting as the page does.
-        """
-        if mask is not None:
-            values = {**values, "sampler": "ancestral", "strength": 1.0}
-        given = {name: _parsed(name, value, model) for name, value in values.items()}
-        edit_options = {name: given.pop(name) for name in leaves(Edit) if name in given}
-        sampling = replace(model.config.sampling, given)
-        check_sampling(model.config.replace({"sampling": sampling}))
-        edit = None
-        if image is not None:
-            edit = Edit(from_uint8(image), mask, **edit_options)
-            labels = labels or [model.denoiser.null_label]
-        seed = _whole(seed, "Seed", 0, MOST_SEED)
-        count = _whole(count, "Pictures", 1, GRID_IMAGES)
-        return Request(sampling, edit, list(labels), seed, count)
-
-    def draw(self, model: Model, request: Request) -> Iterator[Samples]:
-        """Samples that sharpen, and at last their files.
-
-        An image has the bytes of one that `--mode=sample` makes with the same settings.
-
-        Raises:
-          UserError: the studio is closed meanwhile, or too few steps are left for an edit.
+          UserError: a value cannot work, named as the page does; or the studio is closed meanwhile.
         """
         begin = time.monotonic()
-        sampler = self._sampler(model, request)
-        count = request.count
-        batches = SampleBatches(sampler, request.seed, count, min(TOGETHER, count), request.labels)
+        seed = whole(seed, "Seed", 0, MOST_SEED)
+        count = whole(count, "Pictures", 1, GRID_IMAGES)
+        sampler = self._sampler(model, values, image, mask)
+        if image is not None:
+            labels = labels or [model.denoiser.null_label]
+        batches = SampleBatches(sampler, seed, count, min(TOGETHER, count), labels)
         images = np.full(batches.shape, NOT_BEGUN, np.uint8)
         yield Samples(images.copy(), "Preparing: new settings take a few seconds longer")
         for start in batches.starts:
@@ -158,7 +118,7 @@ class Studio:
                 yield Samples(images.copy(), f"{part}step {step} of {sampler.moves}, {seconds:.1f} s")
         files = self._files(batches, images)
         pictures = f"{count} picture{'s' if count > 1 else ''}"
-        status = f"{pictures} in {time.monotonic() - begin:.1f} s: {_steps_text(request, sampler)}"
+        status = f"{pictures} in {time.monotonic() - begin:.1f} s: {_steps_text(sampler)}"
         yield Samples(images, status, files)
 
     def compare(
@@ -167,30 +127,30 @@ class Studio:
         """Samples of one model after the other, each with its run's settings, from the same seed."""
         require(bool(models), "choose at least one model")
         for model in models:
-            request = self.request(model, {}, labels if model.denoiser.conditional else (), seed, count)
-            for samples in self.draw(model, request):
+            for samples in self.draw(model, {}, labels if model.denoiser.conditional else (), seed, count):
                 yield model, samples
 
-    def _sampler(self, model: Model, request: Request) -> Sampler:
-        """The sampler of an earlier request with the same settings, or a new one."""
-        edit = request.edit and str(request.edit.identity())
-        key = (model.title, request.sampling, edit)
-        if key not in self._samplers:
-            self._samplers[key] = Sampler(model.denoiser, request.sampling, edit=request.edit)
-        self._samplers.move_to_end(key)
-        while len(self._samplers) > SAMPLERS_KEPT:
-            self._samplers.popitem(last=False)
-        return self._samplers[key]
+    def _sampler(
+        self, model: Model, values: dict[str, Any], image: np.ndarray | None, mask: np.ndarray | None
+    ) -> Sampler:
+        """A sampler of these settings: that of the last drawing, whose graph is there, or a new one."""
+        if mask is not None:
+            values = {**values, "sampler": "ancestral", "strength": 1.0}
+        given = {name: _parsed(name, value, model) for name, value in values.items()}
+        edit_options = {name: given.pop(name) for name in leaves(Edit) if name in given}
+        sampling = replace(model.config.sampling, given)
+        check_sampling(model.config.replace({"sampling": sampling}))
+        edit = None if image is None else Edit(from_uint8(image), mask, **edit_options)
+        key = (model.title, sampling, edit and str(edit.identity()))
+        if key != self._kept[0]:
+            self._kept = (key, Sampler(model.denoiser, sampling, edit=edit))
+        return self._kept[1]
 
     def _files(self, batches: SampleBatches, images: np.ndarray) -> list[Path]:
-        """Writes grid.png, pngs.zip and samples.npz to a new folder; the oldest one is removed."""
-        out = Path(tempfile.mkdtemp(dir=self._folders.name))
+        """Writes grid.png, pngs.zip and samples.npz over the last ones, which gradio has copied."""
+        out = Path(self._folder.name)
         write_files([images], batches.shape, batches.image_labels, out, save_pngs=True)
         pngs = shutil.make_archive(str(out / PNGS), "zip", out / PNGS)
-        remove_tree(out / PNGS)
-        self._kept.append(out)
-        while len(self._kept) > FILES_KEPT:
-            remove_tree(self._kept.popleft())
         return [out / "grid.png", Path(pngs), out / "samples.npz"]
 
 
@@ -252,21 +212,21 @@ def label_of(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _whole(value: float | None, label: str, least: int, most: int) -> int:
+def whole(value: float | None, label: str, least: int, most: int) -> int:
     """A whole number of a range."""
     fits = value is not None and math.isfinite(value) and value == int(value) and least <= value <= most
     require(fits, f"{label}: a whole number from {least} to {most}")
     return int(value)
 
 
-def _steps_text(request: Request, sampler: Sampler) -> str:
+def _steps_text(sampler: Sampler) -> str:
     """How many steps each image took."""
-    steps = sum(request.sampling.steps)
-    if request.edit is None:
+    steps = sum(sampler.settings.steps)
+    if sampler.edit is None:
         return f"{steps} steps"
-    if request.edit.mask is None:
+    if sampler.edit.mask is None:
         return f"the last {sampler.moves} of {steps} steps"
-    return f"{steps} steps, each gone over {request.edit.resamplings} times"
+    return f"{steps} steps, each gone over {sampler.edit.resamplings} times"
 
 
 # --- Pictures in and out of the page ---------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_picture_of_the_page_is_that_of_the_command(case, studio, runs, tmp_pa
         flags = {**flags, "mask": str(tmp_path / "mask.png")}
         write_png(tmp_path / "mask.png", mask[..., None] * np.uint8(255))
     model = model_of(studio, title)
-    samples = last(studio.draw(model, studio.request(model, values, labels, seed, count, image, mask)))
+    samples = last(studio.draw(model, values, labels, seed, count, image, mask))
     run_dir = ",".join(str(runs / part) for part in title.split(" + "))
     status, output = run_mode(
         capsys,
@@ -106,8 +106,7 @@ def test_a_picture_of_the_page_is_that_of_the_command(case, studio, runs, tmp_pa
 def test_pictures_are_seen_as_they_sharpen_and_leaving_ends_the_work(studio, monkeypatch):
     monkeypatch.setattr(studio_module, "FRAME_SECONDS", 0.0)
     model = model_of(studio, "whole")
-    request = studio.request(model, {"steps": 3}, [0], 0, 18)
-    seen = list(studio.draw(model, request))
+    seen = list(studio.draw(model, {"steps": 3}, [0], 0, 18))
     assert seen[0].images.shape == (18, 16, 16, 3) and (seen[0].images == 128).all()
     steps = [samples.status.partition(", ")[2].rpartition(",")[0] for samples in seen[1:-1]]
     assert steps == [f"step {step} of 3" for _ in range(2) for step in (1, 2, 3)]
@@ -116,34 +115,32 @@ def test_pictures_are_seen_as_they_sharpen_and_leaving_ends_the_work(studio, mon
     assert (seen[1].images[:16] != seen[3].images[:16]).any()
     assert seen[-1].status.startswith("18 pictures in ") and seen[-1].status.endswith(": 3 steps")
     assert len(seen[-1].files) == 3
-    leaving = studio.draw(model, request)
-    next(leaving)
-    leaving.close()
 
 
 def test_counts_of_steps_agree(studio):
     model = model_of(studio, "whole")
 
     def status(values, mask=None):
-        request = studio.request(model, {"steps": 10, **values}, [0], 0, 1, IMAGE, mask)
-        return last(studio.draw(model, request)).status.partition(": ")[2]
+        drawing = studio.draw(model, {"steps": 10, **values}, [0], 0, 1, IMAGE, mask)
+        return last(drawing).status.partition(": ")[2]
 
     assert status({"strength": 0.5}) == "the last 5 of 10 steps"
     assert status({"jump_length": 1, "resamplings": 2}, MASK) == "10 steps, each gone over 2 times"
 
 
-def test_an_edit_without_a_class_is_of_the_null_label_and_a_drawing_of_all_in_turn(studio):
+def test_an_edit_without_a_class_is_of_the_null_label(studio):
     model = model_of(studio, "whole")
-    assert studio.request(model, {}, [], 0, 1).labels == []
-    assert studio.request(model, {}, [], 0, 1, IMAGE).labels == [model.denoiser.null_label]
-    assert studio.request(model, {}, [2], 0, 1, IMAGE).labels == [2]
+    drawn = [last(studio.draw(model, {}, labels, 0, 2, IMAGE)).images for labels in ([], [3], [0, 1])]
+    assert model.denoiser.null_label == 3
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
 
 
 def test_closing_ends_a_drawing_and_leaves_no_files(runs):
     studio = studio_of(runs / "grey")
     (model,) = studio.models
-    grid = last(studio.draw(model, studio.request(model, {"steps": 1}))).files[0]
-    drawing = studio.draw(model, studio.request(model, {"steps": 9}))
+    grid = last(studio.draw(model, {"steps": 1})).files[0]
+    drawing = studio.draw(model, {"steps": 9})
     next(drawing)
     studio.close()
     with pytest.raises(UserError, match="the page is closed"):
@@ -161,7 +158,7 @@ def test_an_expert_that_begins_from_noise_is_compared_with_whole_models(studio):
         seen[model.title] = samples
     assert list(seen) == [whole.title, expert.title, "grey"]
     assert (seen[whole.title].images != seen[expert.title].images).any()
-    alone = last(studio.draw(whole, studio.request(whole, {}, [1], 0, 1)))
+    alone = last(studio.draw(whole, {}, [1], 0, 1))
     np.testing.assert_array_equal(alone.images, seen[whole.title].images)
 
 
@@ -202,22 +199,14 @@ def test_a_model_says_what_it_is(studio):
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is(studio, title, values, seed, count, message):
     with pytest.raises(UserError) as caught:
-        studio.request(model_of(studio, title), values, (), seed, count)
+        next(studio.draw(model_of(studio, title), values, (), seed, count))
     assert message in str(caught.value) and "--" not in str(caught.value)
 
 
-def test_graphs_and_files_are_kept_for_a_while(studio, monkeypatch):
+def test_the_graph_of_the_last_settings_is_kept(studio):
     model = model_of(studio, "grey")
-    monkeypatch.setattr(studio_module, "FILES_KEPT", 2)
-    kept = []
-    for seed in (0, 0, 1, 2):
-        kept.append(last(studio.draw(model, studio.request(model, {"steps": 1}, (), seed, 1))).files[0])
-    assert [path.exists() for path in kept] == [False, False, True, True]
-    requests = [studio.request(model, {"steps": steps}) for steps in range(1, 6)]
-    samplers = [studio._sampler(model, request) for request in requests]
-    assert studio._sampler(model, requests[-1]) is samplers[-1]
-    assert len(studio._samplers) == studio_module.SAMPLERS_KEPT
-    assert studio._sampler(model, requests[0]) is not samplers[0]
+    first, same, other = (studio._sampler(model, {"steps": steps}, None, None) for steps in (1, 1, 2))
+    assert first is same and first is not other
     assert "jit_compile" not in SETTINGS and {"steps", "strength", "eta"} <= set(SETTINGS)
 
 
