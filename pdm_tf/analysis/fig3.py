@@ -15,13 +15,16 @@ from pdm_tf.models import Model
 from pdm_tf.training.metrics import QUARTERS
 
 SMOOTHING = 10  # log lines of a running mean
+EVEN = "mean squared error of x, all t alike"
+AS_TRAINED = "mean squared error of x, mean of quarters of t (t within one as training draws it)"
 
 
 def measure(study: Study) -> Result:
     """Smoothed curves of the loss, one for each group of seeds: their mean and standard deviation.
 
-    "mse" is the mean squared error of x over all t alike, as the mean of its four quarters of t, which every
-    run logs whatever its loss; "simple_loss" is L_simple, where all runs have one weighting.
+    "mse" is the mean squared error of x over four quarters of t, which every run logs whatever its loss: over
+    all t alike only where training draws t uniformly, at one patch size. "simple_loss" is L_simple, where all
+    runs have one weighting.
 
     Raises:
       UserError: a run has no log, or a model is several runs.
@@ -35,7 +38,11 @@ def measure(study: Study) -> Result:
             "seeds": [model.config.seed for model in models],
             **{kind: _mean_curve([log[kind] for log in logs]) for kind in kinds},
         }
-    numbers = {"weightings": weightings, "curves": curves}
+    even = all(
+        model.config.diffusion.t_distribution == "uniform" and not model.config.network.patch_switch_t
+        for model in study.models
+    )
+    numbers = {"weightings": weightings, "mse": EVEN if even else AS_TRAINED, "curves": curves}
     return Result(numbers, _sentence(numbers))
 
 
@@ -86,7 +93,7 @@ def _sentence(numbers: dict) -> str:
     values = [f"{value:.4g} for {title}" for title, value in sorted(ends.items(), key=lambda item: item[1])]
     seeds = min(len(curve["seeds"]) for curve in numbers["curves"].values())
     return (
-        f"At step {step:,.0f} the mean squared error of x, all t alike, is {', '.join(values)} "
+        f"At step {step:,.0f} the {numbers['mse']}, is {', '.join(values)} "
         f"({'one seed' if seeds == 1 else f'means over at least {seeds} seeds'})."
     )
 
@@ -95,7 +102,7 @@ def draw(result: Result, path: str | os.PathLike) -> None:
     """Curves with the spread over seeds, one panel for each weighting."""
     numbers = result.numbers
     titles = {
-        "mse": "mean squared error of x, all t alike",
+        "mse": numbers["mse"],
         "simple_loss": f"L_simple, {numbers['weightings'][0]}",
     }
     panels = []

@@ -49,6 +49,17 @@ def test_curves_are_means_over_seeds_on_one_weighting(info, tmp_path):
     assert len(mixed) == 3 and not any("simple_loss" in curve for curve in mixed.values())
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"diffusion__t_distribution": "logit_normal"}, {"network__patch_switch_t": 500}]
+)
+def test_errors_are_of_all_t_alike_only_where_training_draws_t_so(info, tmp_path, settings):
+    model = model_of(None, tmp_path / "run", network__channel_multipliers=(1, 1), **settings)
+    write_log(model, 1.0)
+    result = fig3.measure(study_of(info, model))
+    assert result.numbers["mse"] == (fig3.AS_TRAINED if settings else fig3.EVEN)
+    assert f"the {result.numbers['mse']}, is" in result.sentence
+
+
 def test_a_line_without_all_quarters_of_t_is_no_point_of_the_curve_over_all_t(info, tmp_path):
     model = model_of(None, tmp_path / "rare")
     write_log(model, 1.0, without=STEPS[1::2])
