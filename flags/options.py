@@ -70,7 +70,7 @@ def help_text(mode: str, cls: type) -> str:
     lines = [f"--mode={mode}: {(cls.__doc__ or '').splitlines()[0]}", ""]
     for name, leaf in leaves(cls).items():
         rule, default = leaf.rule, "" if leaf.default in (None, ()) else word(leaf.default)
-        allowed = "|".join(map(str, rule.choices)) or (rule.range if rule.is_ranged else "")
+        allowed = "|".join(map(str, rule.choices)) or rule.range
         notes = [f"default: {default}"] if default and leaf.kind is not bool else []
         notes += [allowed] if allowed else []
         notes += ["repeatable"] if _is_repeated(leaf) else []

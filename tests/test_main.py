@@ -68,6 +68,7 @@ def test_train_then_sample_and_the_same_seed_gives_the_same_bytes(repository, tm
     )  # fmt: skip
     settings = [line for line in described.stdout.splitlines() if re.match(r"[a-z_.]+=", line)]
     assert Config().replace(parse_settings(settings)) == RunFolder(tmp_path).config()
+    assert RunFolder(tmp_path).given().settings["training.batch_size"] == 8
     other = run("--mode=describe", f"--run_dir={tmp_path}", "--seed=1", *tiny, cwd=repository)
     assert other.returncode == 2 and "holds a run with other settings: seed (0 there, 1 now)" in other.stderr
     files = []

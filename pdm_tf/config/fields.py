@@ -50,12 +50,7 @@ class DataConfig:
     num_classes: int = setting(0, "0: the data have no labels.", least=0, shared=True)
     label_names: tuple[str, ...] = setting((), "A name for each class.", shared=True)
     horizontal_flip: bool = setting(False, "Mirror every other image, at random.")
-    augmentation: float = setting(
-        0.0,
-        "Share of training images that are turned, scaled, shifted; the network sees how.",
-        least=0,
-        below=1,
-    )
+    augmentation: float = setting(0.0, "Share of images turned, scaled and shifted.", least=0, below=1)
     sha256: str = _free("", "Digest of the data, wherever they lie; filled in.")
 
 
@@ -65,9 +60,7 @@ class NetworkConfig:
 
     kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet", "vit"))
     patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
-    patch_switch_t: int = setting(
-        0, "From this t on patches of side 2P, around the same trunk; 0: none.", least=0
-    )
+    patch_switch_t: int = setting(0, "From this t on patches of 2P, around the same trunk; 0: none.", least=0)
     base_channels: int = setting(128, "Width that a patch is projected to; a ViT's from end to end.", above=0)
     dropout: float = setting(0.0, "The rate in the trunk's blocks.", least=0, below=1)
     class_conditioning: str = setting(
@@ -75,20 +68,14 @@ class NetworkConfig:
         "How labels reach the trunk; tokens are for a ViT.",
         choices=("none", "gate", "embedding", "tokens"),
     )
-    blurred_inputs: tuple[float, ...] = setting(
-        (), "The network also sees its input blurred by Gaussians of these widths, in pixels.", above=0
-    )
-    channel_multipliers: tuple[float, ...] = _unet(
-        (1, 2, 2), "Each level's width over base_channels.", above=0
-    )
+    blurred_inputs: tuple[float, ...] = setting((), "Widths in pixels of blurs to see, too.", above=0)
+    channel_multipliers: tuple[float, ...] = _unet((1, 2, 2), "Levels' widths over base_channels.", above=0)
     blocks_per_level: int = _unet(2, "Residual blocks of an encoder level.", above=0)
     attention_resolutions: tuple[int, ...] = _unet((16, 8), "Grid sizes with self-attention.", above=0)
     head_channels: int = setting(64, "Channels of an attention head.", above=0, of=("unet", "vit"))
     depth: int = _vit(12, "Blocks.", above=0)
     norm: str = _vit("rms", "RMSNorm, LayerNorm or GroupNorm.", choices=("rms", "layer", "group"))
-    norm_place: str = _vit(
-        "before", "Norms before or after residual connections.", choices=("before", "after")
-    )
+    norm_place: str = _vit("before", "Norms before or after residuals.", choices=("before", "after"))
     t_conditioning: str = _vit(
         "everywhere",
         "Norms that the timestep scales and shifts; once: none, it is added to the tokens.",
@@ -100,9 +87,7 @@ class NetworkConfig:
         "What of a residual branch is scaled by 1/sqrt(depth).",
         choices=("none", "initial_weights", "branch"),
     )
-    input_injections: tuple[int, ...] = _vit(
-        (), "Blocks, from 1, before which a projection of the input is added.", above=0
-    )
+    input_injections: tuple[int, ...] = _vit((), "Blocks, from 1, that see the input again.", above=0)
     qk_norm: bool = _vit(True, "Norms of each head's q and k.")
     rope: bool = _vit(True, "Rotary positions beside the fixed ones.")
     feed_forward: str = _vit("swiglu", "Activation of the feed-forward layers.", choices=("gelu", "swiglu"))
@@ -137,21 +122,11 @@ class DiffusionConfig:
         "Distribution of the training timesteps, under which the loss is a mean.",
         choices=("uniform", "logit_normal"),
     )
-    t_mean: float = setting(
-        -0.8,
-        "If logit_normal: mean of the logit of a straight path's time at 256 pixels.",
-        least=-10,
-        most=10,
-    )
+    t_mean: float = setting(-0.8, "If logit_normal: mean logit of t at 256 pixels.", least=-10, most=10)
     t_std: float = setting(0.8, "If logit_normal: its standard deviation.", above=0)
     t_start: int = setting(0, "The network is trained on t_start <= t < t_stop.", least=0)
     t_stop: int = setting(1000, "See t_start.", above=0)
-    large_share: float = setting(
-        0.5,
-        "With network.patch_switch_t: share of a batch that is trained in patches of 2P.",
-        above=0,
-        below=1,
-    )
+    large_share: float = setting(0.5, "Share of a batch in patches of 2P, if any.", above=0, below=1)
     label_dropout: float = setting(0.1, "How often a label gives way to the null label.", least=0, below=1)
 
 
@@ -192,9 +167,7 @@ class TrainingConfig:
 
     batch_size: int = setting(64, "Images a step, over all replicas.", above=0)
     steps: int = _free(100_000, "Steps to train, in all.", above=0)
-    minutes: float = _free(
-        0.0, "Stop after this time, all saved, to go on by the same command; 0: never.", least=0
-    )
+    minutes: float = _free(0.0, "Stop after this time, saved, to go on later; 0: never.", least=0)
     precision: str = setting(
         "auto",
         "auto: mixed_bfloat16 on TPU and on GPUs from compute capability 8.0 on, float32 elsewhere.",
@@ -220,12 +193,8 @@ class TrainingConfig:
     eval_batches: int = _free(4, "Batches of the held-out split, with fixed noise.", above=0)
     sample_every: int = _free(5000, "Steps between two previews.", above=0)
     sample_images: int = _free(64, "Images of a preview, at most.", above=0)
-    sample_steps: int = _free(
-        20, "Most steps of a preview; DPM-Solver++ draws it where sampling takes more.", above=0
-    )
-    score_every: int = _free(
-        0, "Steps between two scores, distances of samples to the training images; 0: none.", least=0
-    )
+    sample_steps: int = _free(20, "Most steps of a preview, which DPM-Solver++ then takes.", above=0)
+    score_every: int = _free(0, "Steps between two scores (distances to the data); 0: none.", least=0)
     score_images: int = _free(256, "Images of a score.", least=8)
     keep_best: bool = _free(False, "Keep the averages of the best score (ema/best.npz).")
     checkpoint_every: int = _free(5000, "Steps between two checkpoints.", above=0)
@@ -333,9 +302,7 @@ def _problems(config: Config) -> Iterator[str]:
     """What fields do not satisfy together, and what to use instead."""
     yield from _network_problems(config.network, config.data.image_shape)
     yield from _data_problems(config)
-    yield from _diffusion_problems(config.diffusion)
-    if config.network.patch_switch_t:
-        yield from _two_sizes_problems(config)
+    yield from _diffusion_problems(config.diffusion, config.network.patch_switch_t)
     yield from _training_problems(config)
 
 
@@ -425,8 +392,7 @@ def _data_problems(config: Config) -> Iterator[str]:
         )
 
 
-def _diffusion_problems(diffusion: DiffusionConfig) -> Iterator[str]:
-    d = diffusion
+def _diffusion_problems(d: DiffusionConfig, patch_switch_t: int) -> Iterator[str]:
     if d.beta_start >= d.beta_end:
         yield (
             f"diffusion.beta_start={d.beta_start}, diffusion.beta_end={d.beta_end}: they must satisfy "
@@ -437,19 +403,10 @@ def _diffusion_problems(diffusion: DiffusionConfig) -> Iterator[str]:
             f"diffusion.t_start={d.t_start}, diffusion.t_stop={d.t_stop}: they must satisfy "
             f"0 <= t_start < t_stop <= num_timesteps = {d.num_timesteps}"
         )
-
-
-def _two_sizes_problems(config: Config) -> Iterator[str]:
-    network, d, training = config.network, config.diffusion, config.training
-    if not d.t_start < network.patch_switch_t < d.t_stop:
+    if patch_switch_t and not d.t_start < patch_switch_t < d.t_stop:
         yield (
-            f"network.patch_switch_t={network.patch_switch_t} is not within {d.t_start} < t < {d.t_stop}, "
-            "what the network is trained on: use one that is, or 0"
-        )
-    if training.batch_size < 2 * training.grad_accum:
-        yield (
-            f"training.batch_size={training.batch_size} with training.grad_accum={training.grad_accum}: each "
-            "part of a batch needs two images or more for two patch sizes (network.patch_switch_t)"
+            f"network.patch_switch_t={patch_switch_t} is not within {d.t_start} < t < {d.t_stop}, what the "
+            "network is trained on: use one that is, or 0"
         )
 
 
@@ -475,11 +432,6 @@ def _training_problems(config: Config) -> Iterator[str]:
         )
     if training.keep_best and not training.score_every:
         yield "training.keep_best keeps the weights of the best score: set training.score_every, such as 5000"
-    if training.batch_size % training.grad_accum:
-        yield (
-            f"training.batch_size={training.batch_size} does not divide by "
-            f"training.grad_accum={training.grad_accum}"
-        )
 
 
 def check_sampling(config: Config) -> None:

@@ -199,8 +199,7 @@ def sized_preset(
       data: the data set's own; a side of its images may be None where they differ in size.
       given: settings by dotted key, of the data too.
     Raises:
-      UserError: no patch size fits the images, or the given one leaves too much to attend over: says what
-        to do.
+      UserError: no patch size fits the images: says what to do.
     """
     row, data = _SIZES[size], replace(data, {k[5:]: v for k, v in given.items() if k.startswith("data.")})
     height, width, channels = data.image_shape
@@ -217,15 +216,6 @@ def sized_preset(
     grid = (height // patch_size, width // patch_size)
     if multipliers is None:
         multipliers = _multipliers(grid, row.multipliers)
-        positions = math.prod(grid) // 4 ** (len(multipliers) - 1)
-        if positions > MOST_ATTENTION:
-            fitting = _patch_size(height, width, row.places, halvings)
-            raise UserError(
-                f"network.patch_size={patch_size} leaves a grid of {grid[0]} x {grid[1]}, and attention over "
-                f"{positions:,} places of it: "
-                + (f"use network.patch_size={fitting}, or " if fitting else "")
-                + "say how many levels with network.channel_multipliers=..."
-            )
     base_channels = given.get("network.base_channels", row.base_channels)
     attention = tuple(
         max(grid) >> level
@@ -287,17 +277,13 @@ def _multipliers(grid: tuple[int, int], of_size: tuple[float, ...]) -> tuple[flo
 def _convert_first(data: DataConfig, places: int, halvings: int) -> str:
     """What to do about images that no patch size fits."""
     height, width, channels = data.image_shape
-    sizes = set()
-    for factor in (p * 2**halvings for p in range(1, max(height, width) + 1)):
-        below = [max(side // factor * factor, factor) for side in (height, width)]
-        sizes |= {(h, w) for h in (below[0], below[0] + factor) for w in (below[1], below[1] + factor)}
-    near = sorted(sizes, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), -size[0] * size[1]))
-    size = next(size for size in near if _patch_size(*size, places, halvings))
+    factor = math.ceil(math.sqrt(height * width / places)) * 2**halvings
+    fitting = [max(side // factor, 1) * factor for side in (height, width)]
     return (
-        f"images of {height} x {width} do not divide into at most {places:,} patches that can be halved; the "
-        f"nearest size that does is {size[0]} x {size[1]}: convert them with python -m "
-        f"data_tools.image_folder --input IMAGES --output FOLDER --resolution {size[0]}x{size[1]} (where they "
-        f"differ in size: --set=data.image_shape={size[0]},{size[1]},{channels})"
+        f"images of {height} x {width} do not divide into at most {places:,} patches that can be halved; a "
+        f"size that does is {fitting[0]} x {fitting[1]}: convert them with python -m data_tools.image_folder "
+        f"--input IMAGES --output FOLDER --resolution {fitting[0]}x{fitting[1]} (where they differ in size: "
+        f"--set=data.image_shape={fitting[0]},{fitting[1]},{channels})"
     )
 
 

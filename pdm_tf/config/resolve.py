@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,15 +11,6 @@ from pdm_tf.config.fields import Config, DataConfig, changes, validate
 from pdm_tf.config.presets import PAPERS, is_named
 from pdm_tf.config.words import check_values, get, leaves
 from pdm_tf.errors import UserError
-
-
-class DataInfo(typing.Protocol):
-    """What the config takes from a data set."""
-
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    label_names: tuple[str, ...]
-    sha256: str
 
 
 class Given(NamedTuple):
@@ -57,7 +47,7 @@ class Given(NamedTuple):
 
 def resolve(
     given: Given,
-    info: DataInfo | None = None,
+    info: Any = None,
     default_size: str = "tiny",
     precision: str = "float32",
     *,
@@ -79,7 +69,7 @@ def resolve(
 
     Args:
       given: what the command says.
-      info: describes the data set; None for a named one that is not at hand.
+      info: the data set's `DatasetInfo`; None for a named one that is not at hand.
       default_size: the size for data without a preset.
       precision: what "auto" is on this machine.
       earlier: the config of the run's earlier part, if there is one.

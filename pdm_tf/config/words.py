@@ -55,13 +55,10 @@ class Rule:
         return "" if within else f"use {self.range}"
 
     @property
-    def is_ranged(self) -> bool:
-        """Whether it has a range."""
-        return any(limit is not None for limit in (self.least, self.most, self.above, self.below))
-
-    @property
     def range(self) -> str:
-        """The range in words."""
+        """The range in words; "" without one."""
+        if all(limit is None for limit in (self.least, self.most, self.above, self.below)):
+            return ""
         lower = f"from {self.least}" if self.least is not None else f"above {self.above}"
         if self.most is None and self.below is None:
             return f"{self.least} or more" if self.least is not None else f"a number {lower}"

@@ -107,7 +107,7 @@ REFUSALS = [
     ),
     (
         "--mode=evaluate --run_dir=FOLDER/whole --reference=test",
-        "--reference=test: there is no such file or folder, and emoji64 has the splits train, validation",
+        "reference test: there is no such file or folder, and emoji64 has the splits train, validation",
     ),
 ]
 

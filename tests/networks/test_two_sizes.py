@@ -171,7 +171,6 @@ def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
     ({"network__patch_switch_t": 300, "diffusion__t_start": 300}, "is not within 300 < t < 1000"),
     ({"network__patch_size": 16, **VIT}, r"image height 16 does not divide by 2 \* patch_size"),
     ({"network__channel_multipliers": (1,)}, "use two or more levels"),
-    ({"training__batch_size": 4, "training__grad_accum": 4}, "needs two images or more"),
 ])  # fmt: skip
 def test_what_cannot_have_two_sizes_is_refused(changes, said):
     with pytest.raises(UserError, match=said):
