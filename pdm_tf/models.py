@@ -124,10 +124,11 @@ class Model:
     def digest(self) -> str:
         """SHA-256 of weights and process: the identity of what is sampled and measured, wherever it lies."""
         digest = hashlib.sha256(json.dumps([_decisive(run.config) for run in self.runs]).encode())
-        variables = self.denoiser.variables
-        for name, variable in sorted(zip(variable_names(variables), variables), key=lambda item: item[0]):
-            digest.update(f"{name} {tuple(variable.shape)}".encode())
-            digest.update(np.ascontiguousarray(variable.numpy(), np.float32))
+        for denoiser in self.denoisers:
+            variables = dict(zip(variable_names(denoiser.variables), denoiser.variables))
+            for name, variable in sorted(variables.items()):
+                digest.update(f"{name} {tuple(variable.shape)}".encode())
+                digest.update(np.ascontiguousarray(variable.numpy(), np.float32))
         return digest.hexdigest()
 
     def use_ema_length(self, ema_length: float | None) -> None:

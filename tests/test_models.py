@@ -175,6 +175,16 @@ def test_a_digest_is_of_weights_and_process_wherever_they_lie(model, folders, tm
     assert Model.from_folders(*copies).digest != model.digest
 
 
+def test_experts_of_one_kind_whose_variables_have_one_name_have_a_digest(tmp_path):
+    folders = [
+        write_run(tmp_path / "low", tiny_config(diffusion__t_stop=400), seed=1),
+        write_run(tmp_path / "high", tiny_config(diffusion__t_start=400), seed=2),
+    ]
+    before = Model.from_folders(*folders).digest
+    write_run(folders[1], tiny_config(diffusion__t_start=400), seed=1)
+    assert Model.from_folders(*folders).digest != before
+
+
 def test_a_run_without_snapshots_has_no_other_lengths(tmp_path):
     run = write_run(tmp_path)
     with pytest.raises(UserError, match="kept no snapshots to make an average of another length from"):
