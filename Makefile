@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 # Minutes are few steps: small batches and a high rate make the most of them. The preset's own are for hours.
 DEMO := --batch_size=16 --set=optimizer.learning_rate=1e-3 --set=optimizer.clip_norm=1 --set=training.ema_lengths= \
-    --set=training.sample_every=200 --set=training.sample_images=16 --set=training.score_every=0
+    --set=training.sample_every=200 --set=training.sample_images=16 --set=training.sample_steps=10 --set=training.score_every=0
 export VENV PYTHON GPU
 
 .PHONY: demo test test-slow setup lock clean

@@ -168,18 +168,18 @@ def waiting_share(batches: Iterable, step: Callable, steps: int) -> float:
 
     Args:
       batches: what `load_batches` returns (endless).
-      step: called with what a batch holds; must not return before its work is done.
+      step: called with a batch; must not return before its work is done.
       steps: how many.
     """
     iterator = iter(batches)
     for _ in range(WARM_UP_BATCHES):
-        step(*next(iterator))
+        step(next(iterator))
     waited, begin = 0.0, time.perf_counter()
     for _ in range(steps):
         before = time.perf_counter()
         batch = next(iterator)
         waited += time.perf_counter() - before
-        step(*batch)
+        step(batch)
     return waited / (time.perf_counter() - begin)
 
 

@@ -45,8 +45,8 @@ def measure(network: str, gradient_checkpointing: bool, jit_compile: bool) -> di
     import tensorflow as tf
 
     from pdm_tf.progress import peak_resident
-    from pdm_tf.training.loop import training_state
     from pdm_tf.training.model import build_model
+    from pdm_tf.training.state import training_state
 
     config = config_of(network, gradient_checkpointing).replace({"training.jit_compile": jit_compile})
     model = build_model(config, "float32")

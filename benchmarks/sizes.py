@@ -17,8 +17,8 @@ import tensorflow as tf
 from pdm_tf.config.fields import Config, DataConfig
 from pdm_tf.config.presets import SIZES, sized_preset
 from pdm_tf.describe import count_parameters, forward_flops
-from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import PatchedDiffusion, build_model
+from pdm_tf.training.state import training_state
 
 
 def images_per_second(model: PatchedDiffusion, config: Config, steps: int) -> float:

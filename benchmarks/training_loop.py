@@ -31,6 +31,7 @@ from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import build_model
+from pdm_tf.training.state import training_state
 
 WARM_UP_STEPS = 20  # tracing falls into these, and is left out
 
@@ -66,28 +67,28 @@ class BareStep:
 
     def __init__(self, config: Config, info: data.DatasetInfo):
         self.model = build_model(config, "float32")
-        loop.training_state(self.model)
+        training_state(self.model)
         self.batches = data.load_batches(
             info, split="train", batch_size=config.training.batch_size, seed=0,
             image_shape=config.data.image_shape,
         )  # fmt: skip
         self.in_memory = itertools.cycle(list(self.batches.take(8)))
-        self.step = tf.function(lambda *batch: self.model.train_step(batch))
+        self.step = tf.function(self.model.train_step)
 
     def rate(self, steps: int) -> float:
         """Steps a second, after a warm-up."""
         for _ in range(WARM_UP_STEPS):
-            loss = self.step(*next(self.in_memory))["loss"]
+            loss = self.step(next(self.in_memory))["loss"]
         float(loss)
         begin = time.perf_counter()
         for _ in range(steps):
-            loss = self.step(*next(self.in_memory))["loss"]
+            loss = self.step(next(self.in_memory))["loss"]
         float(loss)
         return steps / (time.perf_counter() - begin)
 
     def waiting(self, steps: int) -> float:
         """The share of the time that is spent waiting for the pipeline."""
-        return waiting_share(self.batches, lambda *batch: float(self.step(*batch)["loss"]), steps)
+        return waiting_share(self.batches, lambda batch: float(self.step(batch)["loss"]), steps)
 
 
 def update_milliseconds(variables: Sequence[tf.Variable], lengths: Sequence[float]) -> tuple[float, float]:

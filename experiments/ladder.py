@@ -30,9 +30,9 @@ from pdm_tf.denoiser import build_network
 from pdm_tf.plots import png_figure
 from pdm_tf.randomness import normal_each, stream
 from pdm_tf.stack import keras
-from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import build_model
 from pdm_tf.training.objective import Examples, Objective
+from pdm_tf.training.state import training_state
 
 SIDE = 32
 SPIKE = 10.0  # a gradient norm over the median of the 50 steps before it
@@ -111,7 +111,7 @@ def images_of(split: str) -> np.ndarray:
         drop_remainder=False,
     )
     with data.naming_shards():
-        images = np.concatenate([images for images, *_ in batches.as_numpy_iterator()])
+        images = np.concatenate([batch["image"] for batch in batches.as_numpy_iterator()])
     factor = 64 // SIDE
     return images.reshape(-1, SIDE, factor, SIDE, factor, 3).mean(axis=(2, 4))
 
@@ -132,7 +132,7 @@ class Trainer:
     def _step(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         for metric in self.model.metrics:
             metric.reset_state()
-        values = self.model.train_step((images,))
+        values = self.model.train_step(images)
         return values["simple_loss"], values["gradient_norm"]
 
     def _measurement(self, held_out: np.ndarray) -> Callable[[], tuple[tf.Tensor, tf.Tensor]]:
@@ -140,11 +140,11 @@ class Trainer:
         count = len(held_out)
         t = tf.constant((np.arange(count) + 0.5) * len(denoiser.schedule) / count, tf.int32)
         eps = normal_each(stream(0, "ladder"), tf.range(count), held_out.shape[1:])
-        examples = Examples(tf.constant(held_out), tf.zeros(count, tf.int32), t, eps)
+        examples = Examples(denoiser, tf.constant(held_out), tf.zeros(count, tf.int32), t, eps)
         objective = Objective(denoiser, DiffusionConfig())
 
         def measure():
-            losses = objective(examples)
+            losses = objective.losses(examples)
             loss = tf.reduce_mean(losses["simple_loss"]) / held_out[0].size
             return loss, tf.reduce_mean(losses["mse"][count // 2 :])
 

@@ -19,8 +19,8 @@ from pdm_tf.analysis.study import Result, Study
 from pdm_tf.config.fields import Config, validate
 from pdm_tf.errors import UserError
 from pdm_tf.progress import bar, peak_resident
-from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import build_model
+from pdm_tf.training.state import training_state
 
 FIRST = (1, 16)  # batches whose peaks give a first guess
 TOLERANCE = 16  # the largest batch is found to 1 part in this

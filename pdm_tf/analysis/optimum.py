@@ -137,7 +137,7 @@ def optimum_of(
         image_shape=image_shape,
         drop_remainder=False,
     )
-    images = batches.map(lambda images, labels, places: (images, labels))
+    images = batches.map(lambda batch: (batch["image"], batch["label"]))
     count = info.num_examples[split]
     if 4 * count * int(np.prod(image_shape)) <= LARGEST_KEPT:
         with naming_shards():

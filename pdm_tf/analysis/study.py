@@ -126,13 +126,13 @@ class Study:
         )
         examples = batches.unbatch()
         if label is not None:
-            examples = examples.filter(lambda image, image_label, place: image_label == label)
+            examples = examples.filter(lambda example: example["label"] == label)
         with naming_shards():
             found = list(examples.take(self.count).as_numpy_iterator())
         if not found:
             raise UserError(f"{self.info.name} has no images of class {label} in {split}: choose another")
-        images = np.stack([image for image, _, _ in found])
-        return images, np.array([image_label for _, image_label, _ in found], np.int32)
+        images = np.stack([example["image"] for example in found])
+        return images, np.array([example["label"] for example in found], np.int32)
 
     def description(self) -> dict[str, Any]:
         """The study as JSON values: `models` by title, and what decides the numbers."""

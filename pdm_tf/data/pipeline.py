@@ -6,7 +6,6 @@ neither the batch that it comes in nor the number of input pipelines.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +29,7 @@ def load_batches(
     *,
     split: str,
     batch_size: int,
-    seed: int,
+    seed: int = 0,
     start_batch: int = 0,
     repeat: bool = True,
     shuffle: bool = True,
@@ -40,20 +39,18 @@ def load_batches(
     input_pipeline_id: int = 0,
     drop_remainder: bool = True,
 ) -> tf.data.Dataset:
-    """Batches of images float32 (B, H, W, C) in [-1, 1], labels int32 (B,), places int64 (B,); static shapes.
+    """Batches {"image": float32 (B, H, W, C) in [-1, 1], "label": int32 (B,), "place": int64 (B,)}.
 
-    Labels are in 0..`info.num_classes`, the last being the null label: that of images which TFDS marks as
-    unlabelled.
+    A label is a class, or `info.num_classes`, the null label, for an image that TFDS marks as unlabelled. A
+    place is an image's number in the endless stream, from 0 on through all epochs.
 
-    A place is an image's number in the endless stream, from 0 on through all epochs. Batches are a pure
-    function of the data set and these arguments; those from `start_batch=k` on are bit for bit those of
-    `start_batch=0` after the k-th. Without `repeat` there is one epoch; with it batches run across the ends
-    of epochs, so a batch may be larger than the data set.
+    Batches are a pure function of the data set and these arguments; those from `start_batch=k` on are bit for
+    bit those of `start_batch=0` after the k-th. With `repeat` they run across the ends of epochs, so a batch
+    may be larger than the data set.
 
     Each of several input pipelines takes every `input_pipelines`-th record of the one stream: together, their
     batches k are, as a set, the batch k of a single pipeline with the global batch size. Each reads all
-    records (undecoded) and decodes only its own share: n pipelines cost n times the bytes read, but no more
-    decoding. Loop over the result inside `naming_shards()`.
+    records and decodes its own share.
 
     Args:
       info: what `find_dataset` returned.
@@ -64,24 +61,34 @@ def load_batches(
       repeat: an endless stream instead of one epoch.
       shuffle: False yields the records as they are stored, the same every epoch.
       horizontal_flip: mirrors each image with probability 1/2.
-      image_shape: the (H, W, C) wanted. Needed only when the images differ in size (`info.image_shape` has
-        None): then the largest centred rectangle of this aspect ratio is cut out and resized (bicubic,
-        antialiased). Otherwise it must equal `info.image_shape`: nothing is resized in silence.
+      image_shape: (H, W, C). Images that differ in size (`info.image_shape` has None) are cropped to the
+        largest centred rectangle of this aspect ratio and resized (bicubic, antialiased); others must have
+        it: nothing is resized in silence.
       input_pipelines: number of input pipelines that share the stream.
       input_pipeline_id: which of them this is, from 0.
       drop_remainder: False keeps a last, smaller batch (B is then None in the static shape).
     Raises:
-      UserError: no such split, a wanted shape that the data do not have, too few images for one batch, or a
-        missing or empty shard (named). While looping, `naming_shards()` raises it for a damaged record.
+      UserError: no such split, images of another shape, too few for one batch, or a missing or empty shard.
+        While looping, `naming_shards()` raises it for a damaged record.
     """
-    _check_numbers(info, split, batch_size, start_batch, input_pipelines, input_pipeline_id)
+    if split not in info.splits:
+        raise UserError(f"{info.name} has no split {split!r} with images; it has: {', '.join(info.splits)}")
     shape = _checked_shape(info, image_shape)
     global_batch = batch_size * input_pipelines
-    if not repeat and drop_remainder:
-        _check_that_one_batch_fills(info, split, global_batch)
+    count = info.num_examples[split]
+    if not repeat and drop_remainder and count < global_batch:
+        raise UserError(
+            f"split {split!r} of {info.name} has {count} images, fewer than one batch of {global_batch}; "
+            "lower the batch size"
+        )
     shards = shards_of(info, split)
     decoder = _Decoder(info, shards, shape, seed if horizontal_flip else None)
     start = start_batch * global_batch
+    half_range = tf.as_dtype(info.image_dtype).max / 2.0
+
+    def scale(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {**batch, "image": tf.cast(batch["image"], tf.float32) / half_range - 1.0}
+
     records = stream(shards, seed, start, repeat, shuffle)
     dataset = (
         tf.data.Dataset.zip((tf.data.Dataset.range(start, ENDLESS), records))
@@ -89,7 +96,7 @@ def load_batches(
         .prefetch(max(1, PREFETCH_BYTES // shards.record_bytes))
         .map(decoder, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size, drop_remainder=drop_remainder)
-        .map(functools.partial(_scale, dtype=info.image_dtype))
+        .map(scale)
         .prefetch(tf.data.AUTOTUNE)
     )
     options = tf.data.Options()
@@ -119,13 +126,8 @@ def has_labels(info: DatasetInfo, split: str) -> bool:
 def uint8_batches(
     info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """The images of `labelled_batches`, uint8 (B, H, W, C).
-
-    Raises:
-      UserError: as `labelled_batches`.
-    """
-    batches = labelled_batches(info, split, batch_size, image_shape)
-    return (images for images, _ in batches)
+    """The images of `labelled_batches`, uint8 (B, H, W, C)."""
+    return (images for images, _ in labelled_batches(info, split, batch_size, image_shape))
 
 
 def labelled_batches(
@@ -143,7 +145,6 @@ def labelled_batches(
         info,
         split=split,
         batch_size=batch_size,
-        seed=0,
         repeat=False,
         shuffle=False,
         image_shape=image_shape,
@@ -152,35 +153,10 @@ def labelled_batches(
 
     def converted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with naming_shards():
-            for images, labels, _ in batches:
-                yield to_uint8(images.numpy()), labels.numpy()
+            for batch in batches.as_numpy_iterator():
+                yield to_uint8(batch["image"]), batch["label"]
 
     return converted()
-
-
-# --- what cannot work ----------------------------------------------------------------------------
-
-
-def _check_numbers(
-    info: DatasetInfo, split: str, batch_size: int, start_batch: int, pipelines: int, pipeline_id: int
-) -> None:
-    if split not in info.splits:
-        raise UserError(f"{info.name} has no split {split!r} with images; it has: {', '.join(info.splits)}")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    if start_batch < 0:
-        raise UserError(f"start_batch is {start_batch}; it must be at least 0")
-    if not 0 <= pipeline_id < pipelines:
-        raise UserError(f"input_pipeline_id is {pipeline_id} of {pipelines} pipelines")
-
-
-def _check_that_one_batch_fills(info: DatasetInfo, split: str, global_batch: int) -> None:
-    count = info.num_examples[split]
-    if count < global_batch:
-        raise UserError(
-            f"split {split!r} of {info.name} has {count} images, fewer than one batch of"
-            f" {global_batch}; lower the batch size"
-        )
 
 
 def _checked_shape(info: DatasetInfo, wanted: Sequence[int] | None) -> tuple[int, int, int]:
@@ -190,9 +166,9 @@ def _checked_shape(info: DatasetInfo, wanted: Sequence[int] | None) -> tuple[int
     wanted = stored if wanted is None else tuple(wanted)
     if wanted[2] != stored[2] or (None not in stored and wanted != stored):
         raise UserError(
-            f"the images of {info.name} are {_times(stored)}, not {_times(wanted)}; make a resized"
-            f" data set from their files with: python -m data_tools.image_folder --input IMAGES"
-            f" --output FOLDER --resolution {wanted[0]}x{wanted[1]}"
+            f"the images of {info.name} are {_times(stored)}, not {_times(wanted)}; make a resized data set "
+            "from their files with: python -m data_tools.image_folder --input IMAGES --output FOLDER "
+            f"--resolution {wanted[0]}x{wanted[1]}"
         )
     return wanted
 
@@ -201,12 +177,9 @@ def _times(shape: Sequence[int | None]) -> str:
     return "x".join("?" if size is None else str(size) for size in shape)
 
 
-# --- records -> images ---------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Decoder:
-    """What makes an image (H, W, C), still in the range of its dtype, and its label of a record.
+    """A record -> {"image" (H, W, C) in the range of its dtype, "label", "place"}.
 
     Attributes:
       shape: (H, W, C).
@@ -218,30 +191,25 @@ class _Decoder:
     shape: tuple[int, int, int]
     flip_seed: int | None
 
-    def __call__(
-        self, place: tf.Tensor, located_record: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """One record (shard, index in it, bytes) -> image, label int32, and `place` as it is."""
-        shard, index, record = located_record
+    def __call__(self, place: tf.Tensor, record: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
+        """`record`: its shard, its index in the shard, its bytes."""
+        shard, index, content = record
         length = self.shards.lengths[shard]
-        where = self.shards.paths[shard], index, length
+        where = (self.shards.paths[shard], index, length)
         readable = [
-            require(tf.strings.length(record) > 0, "cannot be read: the file is cut or damaged", *where),
+            require(tf.strings.length(content) > 0, "cannot be read: the file is cut or damaged", *where),
             require(index < length, "is one more than the metadata promise", *where),
         ]
+        features = {self.info.image_key: tf.io.FixedLenFeature([], tf.string)}
+        if self.info.label_key:
+            features[self.info.label_key] = tf.io.FixedLenFeature([], tf.int64)
         with tf.control_dependencies(readable):
-            example = self._parse(record)
+            example = tf.io.parse_single_example(content, features)
         image = self._of_shape(_decode_image(example[self.info.image_key], self.info), where)
         if self.flip_seed is not None:
             seed = tf.random.experimental.stateless_fold_in(seed_pair(self.flip_seed, 1), place)
             image = tf.image.stateless_random_flip_left_right(image, seed)
-        return image, self._label(example, where), place
-
-    def _parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = {self.info.image_key: tf.io.FixedLenFeature([], tf.string)}
-        if self.info.label_key:
-            features[self.info.label_key] = tf.io.FixedLenFeature([], tf.int64)
-        return tf.io.parse_single_example(record, features)
+        return {"image": image, "label": self._label(example, where), "place": place}
 
     def _of_shape(self, image: tf.Tensor, where: tuple[tf.Tensor, ...]) -> tf.Tensor:
         if None in self.info.image_shape:
@@ -282,10 +250,3 @@ def _crop_and_resize(image: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor
     image = tf.image.resize(image, shape[:2], method="bicubic", antialias=True)
     # Bicubic overshoots at edges.
     return tf.ensure_shape(tf.clip_by_value(image, 0.0, float(dtype.max)), shape)
-
-
-def _scale(
-    images: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, *, dtype: str
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """0..max of the stored dtype -> [-1, 1]."""
-    return tf.cast(images, tf.float32) / (tf.as_dtype(dtype).max / 2.0) - 1.0, labels, places

@@ -299,7 +299,8 @@ def held_out_batches(
         image_shape=image_shape, drop_remainder=False,
     ).unbatch().take(count).batch(batch_size)  # fmt: skip
     with naming_shards():
-        yield from batches.as_numpy_iterator()
+        for batch in batches.as_numpy_iterator():
+            yield batch["image"], batch["label"], batch["place"]
 
 
 def check_8_bits(images: np.ndarray) -> None:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
-from pdm_tf import data, stack
+from pdm_tf import data
 from pdm_tf.config.fields import Config
 from pdm_tf.config.words import word
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.devices import Workers, is_chief
 from pdm_tf.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
 from pdm_tf.images import write_png
-from pdm_tf.networks.patched import PatchedNetwork
-from pdm_tf.networks.warm_start import for_larger_images, with_augmentation, with_large_patches
+from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
-from pdm_tf.training.checkpoints import Checkpoints
-from pdm_tf.training.ema import ExponentialMovingAverage
-from pdm_tf.training.metrics import MetricsLog, progress
-from pdm_tf.training.model import PatchedDiffusion, build_model
-from pdm_tf.training.scoring import HeldOutBits, Scoring
-from pdm_tf.training.watch import Allowance, Evaluation, Interrupted, Preview, Watch, steps_of
-from pdm_tf.weights import variable_names
+from pdm_tf.training.metrics import MetricsLog
+from pdm_tf.training.periodic import HeldOutLosses, Interrupted, Periodic, Previews, distributed_batches
+from pdm_tf.training.scoring import HeldOutBits, SampleScores
+from pdm_tf.training.state import State, restore
 
 
 def check_batch(config: Config, replicas: int) -> None:
@@ -50,31 +44,16 @@ def check_batch(config: Config, replicas: int) -> None:
         )
 
 
-def check_labels(config: Config, info: data.DatasetInfo, tell: Callable[[str], None]) -> None:
-    """Finds out at the start, not at an evaluation, whether the splits have labels; tells what follows.
-
-    Raises:
-      UserError: a network that knows classes is to learn from images without.
-    """
-    held_out = data.held_out_split(info)
-    if not config.conditional:
-        return
-    if not data.has_labels(info, "train"):
-        raise UserError(f"the split train of {info.name} is unlabelled: set network.class_conditioning=none")
-    if held_out and not data.has_labels(info, held_out):
-        tell(f"the split {held_out} of {info.name} is unlabelled: it is measured with the null label")
-
-
 def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> int:
     """Trains the config's network in a run folder, from its newest checkpoint if it has one.
 
     Args:
-      config: a config from `resolve`.
+      config: a resolved config.
       run: gets config.json, checkpoints/, ema/, logs/ and previews/.
       info: the data set.
       strategy: where to compute.
     Returns:
-      The step that it has come to: the last one, unless `training.minutes` were over before.
+      The number of steps that are done: all, unless `training.minutes` were over before.
     Raises:
       UserError: damaged data or checkpoints, a full disk, gradients that stay infinite, a batch that cannot
         be shared out, or another process that trains in the same folder.
@@ -82,9 +61,9 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
     """
     settings, workers, chief = config.training, Workers(strategy), is_chief(strategy)
     check_batch(config, strategy.num_replicas_in_sync)
-    check_labels(config, info, tell=print if chief else lambda line: None)
+    check_labels(config, info)
     with contextlib.ExitStack() as on_exit:
-        # --- Of one mind, and alone in the folder ---
+        # --- Of one mind with the other workers, and alone in the folder ---
         on_exit.enter_context(workers.ending_together())
         if not workers.same(zlib.crc32(config.to_json().encode())):
             raise UserError("the workers have different settings: give all of them the same command")
@@ -98,316 +77,188 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             )
         if chief:
             run.write_config(config)
-            tell_of_network(state.model.network)
-            tell_of_snapshots(config, run, state.model)
+            print(summary(config, run, info, state), flush=True)
 
-        # --- What watches it ---
-        # What minutes bound has no known end in steps: the bar tells of the minutes.
-        bar = on_exit.enter_context(progress(state.step, 0 if settings.minutes else settings.steps, chief))
+        # --- Periodic work ---
+        # Where minutes end the run, the number of its steps is not known.
+        total = None if settings.minutes else settings.steps
+        shown = on_exit.enter_context(
+            bar(total=total, initial=state.step, unit="step", desc="train", disable=not chief)
+        )
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
-        signals = on_exit.enter_context(Signals(workers, settings.minutes))
-        # Saved first: whoever sent a signal may not wait, and what shows the run may fail.
-        keeping = what_keeps(config, state, log, bar, chief)
-        showing = what_shows(config, info, state, strategy, log, signals)
+        signals = on_exit.enter_context(Signals())
+        limit = TimeLimit(settings.minutes)
+        # The state is saved first: whoever sent a signal may not wait, and a preview may fail.
+        saving = saving_work(config, state, log, shown, chief)
+        showing = showing_work(config, info, state, strategy, log, signals)
         on_exit.enter_context(data.naming_shards())
+        with ended_by_signals(state.step, state, signals, workers), log.paused():
+            for work in showing:
+                work.catch_up(state.step, state.step == settings.steps)
 
         # --- Train ---
-        with abandoned_for_signals(state.step, state, signals, chief):
-            for watch in showing:
-                watch.make_up(state.step, state.step == settings.steps)
-        load = train_pipeline(config, info, state.step)
-        batches = iter(strategy.distribute_datasets_from_function(load))
+        batches = iter(training_batches(config, info, strategy, state.step))
         train_steps, together = state.model.make_train_function(), settings.steps_per_execution
         step = state.step
         for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
-            signals.advance(bar, together)
-            stop, late = signals.agreed(step, settings.log_every)
+            limit.describe(shown)
+            shown.update(together)
+            stop, late = agreed(workers, step % settings.log_every == 0, bool(signals.name), limit.over)
             last = late or step == settings.steps
-            for watch in keeping:
-                watch.look(step, last, bool(stop))
+            for work in saving:
+                work.do_if_due(step, last, stop)
             if stop and not last:
                 workers.wait()
-                raise stopped(stop, step)
-            with abandoned_for_signals(step, state, signals, chief):
-                for watch in showing:
-                    watch.look(step, last, bool(stop))
+                raise stopped(signals.name, step)
+            with ended_by_signals(step, state, signals, workers), log.paused():
+                for work in showing:
+                    work.do_if_due(step, last)
             if late:
                 break
         workers.wait()
         return step
 
 
-def stopped(signal_name: str, step: int) -> Stopped:
-    """What is said of a stop."""
-    return Stopped(f"stopped by {signal_name} at step {step:,}, all saved: run the same command to go on")
+def check_labels(config: Config, info: data.DatasetInfo) -> None:
+    """Raises UserError if a network that knows classes is to learn from images without."""
+    if config.conditional and not data.has_labels(info, "train"):
+        raise UserError(f"the split train of {info.name} is unlabelled: set network.class_conditioning=none")
 
 
-@contextlib.contextmanager
-def abandoned_for_signals(step: int, state: State, signals: Signals, chief: bool) -> Iterator[None]:
-    """Inside the block a run is shown; a signal ends that, and the run, with the step saved.
-
-    Raises:
-      Stopped: there was one. What was abandoned is made up for when the run goes on.
-    """
-    try:
-        yield
-    except Interrupted as interrupted:
-        if not (signals.workers.alone or interrupted.together):
-            return  # the others know nothing of it, and wait for this one in the next step
-        if chief and not state.checkpoints.run.checkpoint(step).exists():
-            state.checkpoints.save(step)
-        signals.workers.wait()
-        raise stopped(signals.name, step) from None
-
-
-class State(NamedTuple):
-    """What a checkpoint holds, what keeps it, and how many steps are done."""
-
-    model: PatchedDiffusion
-    ema: ExponentialMovingAverage
-    checkpoints: Checkpoints
-    step: int
-
-
-def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) -> State:
-    """A model, its optimizer and its averages, as the newest checkpoint has them, or new.
-
-    Raises:
-      UserError: no checkpoint is whole, or the run is longer than it is to be.
-    """
-    settings = config.training
-    with strategy.scope():
-        model = build_model(config, settings.precision)
-    variables = model.network.trainable_variables
-    ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup, settings.ema_lengths)
-    saved = training_state(model)
-    checkpoints = Checkpoints(run, saved, ema, settings.keep_checkpoints, settings.keep_every)
-    return State(model, ema, checkpoints, first_step(config, checkpoints, ema))
-
-
-def what_keeps(config: Config, state: State, log: MetricsLog, bar: tqdm, chief: bool) -> list[Watch]:
-    """Averages, metrics and, of the chief, snapshots of averages and checkpoints."""
-    t, model = config.training, state.model
-
-    def average(step: int) -> None:
-        state.ema.update(step // t.ema_every - 1)
-
-    def write(step: int) -> None:
-        log.write(step, model, model.bad_steps, t.max_bad_steps, bar)
-
-    def snapshot(step: int) -> None:
-        if step >= t.ema_every:  # there has been something to average
-            for length in state.ema.lengths:
-                state.ema.save_length(length, state.checkpoints.run.snapshot(length, step))
-
-    watches = [Watch(t.ema_every, average), Watch(t.log_every, write, at_end=True)]
-    if chief:
-        updates_between = math.ceil(t.steps / t.ema_every / t.ema_snapshots)
-        watches.append(Watch(updates_between * t.ema_every, log.off_the_clock(snapshot), at_end=True))
-        save = log.off_the_clock(state.checkpoints.save)
-        watches.append(Watch(t.checkpoint_every, save, at_end=True, at_stop=True))
-    return watches
-
-
-def tell_of_network(network: PatchedNetwork) -> None:
-    """Says what is trained, and what it costs."""
+def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State) -> str:
+    """Lines on the network, its cost, and whatever may surprise in the course of the run."""
+    network, settings = state.model.network, config.training
     (height, width), p = network.grid, network.patch_size
-    large = ""
+    lines = [
+        f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
+        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image"
+    ]
     if network.patch_switch_t:
-        large = (
+        lines[0] += (
             f"; from t = {network.patch_switch_t} on, patches of {2 * p} x {2 * p}, "
             f"{forward_flops(network, large=True) / 1e9:.3g} GFLOP"
         )
-    print(
-        f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
-        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image{large}",
-        flush=True,
-    )
-
-
-def tell_of_snapshots(config: Config, run: RunFolder, model: PatchedDiffusion) -> None:
-    """Says how much of the disk the snapshots of averages will take, if there are to be any."""
-    lengths, most = config.training.ema_lengths, config.training.ema_snapshots
-    size = 4e-9 * sum(variable.shape.num_elements() for variable in model.network.trainable_variables)
-    if lengths:
-        print(
-            f"averages of lengths {word(lengths)}: up to {most} x {len(lengths)} snapshots in {run}/ema, "
-            f"{size:.3g} GB each, {most * len(lengths) * size:.3g} GB in all",
-            flush=True,
+    held_out = data.held_out_split(info)
+    if config.conditional and held_out and not data.has_labels(info, held_out):
+        lines.append(f"the split {held_out} of {info.name} is unlabelled: it is measured with the null label")
+    if settings.ema_lengths:
+        number = settings.ema_snapshots * len(settings.ema_lengths)
+        size = 4e-9 * count_parameters(network)
+        lines.append(
+            f"averages of lengths {word(settings.ema_lengths)}: up to {settings.ema_snapshots} x "
+            f"{len(settings.ema_lengths)} snapshots in {run}/ema, {size:.3g} GB each, "
+            f"{number * size:.3g} GB in all"
         )
+    share = state.ema.share_of_first(settings.steps // settings.ema_every)
+    if share > 0.5 and not settings.warm_start:
+        lines.append(
+            f"at its end, the averages of this run, from which it is sampled, will be {100 * share:.0f}% the "
+            "first weights (more steps, training.ema_warmup=true in a new run, or a smaller "
+            "training.ema_every help)"
+        )
+    return "\n".join(lines)
 
 
-def what_shows(
+def training_batches(
+    config: Config, info: data.DatasetInfo, strategy: tf.distribute.Strategy, start: int
+) -> tf.distribute.DistributedDataset:
+    """The training batches from step `start` on, each worker with its own share of every batch."""
+    load = functools.partial(
+        data.load_batches,
+        info,
+        split="train",
+        seed=config.seed,
+        horizontal_flip=config.data.horizontal_flip,
+        image_shape=config.data.image_shape,
+    )
+    return distributed_batches(load, config.training.batch_size, strategy, start)
+
+
+def saving_work(config: Config, state: State, log: MetricsLog, shown, chief: bool) -> list[Periodic]:
+    """Averages, metrics and, of the chief, snapshots of averages and checkpoints."""
+    settings, model, ema = config.training, state.model, state.ema
+
+    def average(step: int) -> None:
+        ema.update(step // settings.ema_every - 1)
+
+    def write(step: int) -> None:
+        log.write(step, model, model.bad_steps, settings.max_bad_steps, shown)
+
+    def snapshot(step: int) -> None:
+        if step >= settings.ema_every:  # there has been something to average
+            with log.paused():
+                for length in ema.lengths:
+                    ema.save_length(length, state.checkpoints.run.snapshot(length, step))
+
+    def save(step: int) -> None:
+        with log.paused():
+            state.checkpoints.save(step)
+
+    work = [Periodic(settings.ema_every, average), Periodic(settings.log_every, write, at_end=True)]
+    if chief:
+        updates_between = math.ceil(settings.steps / settings.ema_every / settings.ema_snapshots)
+        work.append(Periodic(updates_between * settings.ema_every, snapshot, at_end=True))
+        work.append(Periodic(settings.checkpoint_every, save, at_end=True, at_stop=True))
+    return work
+
+
+def showing_work(
     config: Config,
     info: data.DatasetInfo,
     state: State,
     strategy: tf.distribute.Strategy,
     log: MetricsLog,
     signals: Signals,
-) -> list[Watch]:
+) -> list[Periodic]:
     """Held-out losses of the averages, where there is a held-out split; the chief's previews and scores."""
-    run, t, chief = state.checkpoints.run, config.training, is_chief(strategy)
-    evaluation = Evaluation(state.model, config, info, strategy)
+    run, settings, workers = state.checkpoints.run, config.training, Workers(strategy)
+    chief, work = is_chief(strategy), []
+    if data.held_out_split(info):
+        held_out = HeldOutLosses(state.model, config, info, strategy)
 
-    def evaluate(step: int) -> None:
-        with state.ema.applied():
-            log.scalars(step, evaluation.run(signals.check_together), prefix="validation/")
+        def evaluate(step: int) -> None:
+            with state.ema.applied():
+                log.scalars(step, held_out.measure(), prefix="validation/")
 
-    def evaluated(step: int) -> bool:
-        missing = chief and step not in steps_of(run.metrics(), "validation/loss")
-        return not signals.workers.any(missing)
+        def evaluated(step: int) -> bool:
+            return not workers.any(chief and not log.has(step, "validation/loss"))
 
-    watches = []
-    if evaluation.possible:
-        watches.append(Watch(t.eval_every, log.off_the_clock(evaluate), done=evaluated))
-    if chief:
-        # Replicas of other workers do not take part: only the chief draws.
-        here = strategy if signals.workers.alone else tf.distribute.get_strategy()
-        preview = Preview(state.model, state.ema, config, info, here)
-        show = log.off_the_clock(Showing(config, run, preview, log, signals).draw)
-        watches.append(Watch(t.sample_every, show, at_end=True, done=lambda s: run.preview(s).exists()))
-        for kind in (Scoring, HeldOutBits):
-            scoring = kind(config, info, preview, run, log, signals.check)
-            if scoring.possible:
-                watches.append(Watch(t.score_every, log.off_the_clock(scoring.score), done=scoring.done))
-    return watches
+        work.append(Periodic(settings.eval_every, evaluate, done=evaluated))
+    if not chief:
+        return work
 
+    # Replicas of other workers do not take part: only the chief draws.
+    here = strategy if workers.alone else tf.distribute.get_strategy()
+    previews = Previews(state.model, state.ema, config, info, here)
 
-class Showing:
-    """Draws previews, as files and in TensorBoard, as far as the time that they may take goes."""
+    def preview(step: int) -> None:
+        grid = previews.grid(signals.check)
+        write_png(run.preview(step), grid)
+        log.image(step, grid)
 
-    def __init__(self, config: Config, run: RunFolder, preview: Preview, log: MetricsLog, signals: Signals):
-        self.settings, self.run, self.preview, self.log, self.signals = (
-            config.training, run, preview, log, signals,
-        )  # fmt: skip
-        advice = "fewer training.sample_images or training.sample_steps, or a larger training.sample_every,"
-        self.allowance = Allowance("preview", advice, run, log, config.training.batch_size)
-        self.told_of_first = False
-
-    def draw(self, step: int) -> None:
-        """Draws a preview, or fewer images, or none: what there is time for."""
-        last = step == self.settings.steps or self.signals.late
-        count = self.preview.affordable(self.allowance.budget, self.log.images_per_second(step), last)
-        if count < self.preview.count:
-            self.allowance.too_little(step, f"a preview of {count} images" if count else "")
-        if not count:
-            return
-        self._tell_of_first_weights(step)
-        with self.allowance.spending(step, lambda: self.preview.drawing_seconds(count)):
-            grid = self.preview.draw(count, self.signals.check)
-            write_png(self.run.preview(step), grid)
-            self.log.image(step, grid)
-
-    def _tell_of_first_weights(self, step: int) -> None:
-        """Says once that the average, of which previews are, is mostly what the run began with."""
-        t, ema = self.settings, self.preview.ema
-        share = ema.share_of_first(step // t.ema_every)
-        if share > 0.5 and not (t.warm_start or self.told_of_first):
-            self.told_of_first = True
-            logging.warning(
-                "step %d: the averaged weights, which this preview is drawn with, are still %.0f%% the first "
-                "weights (more steps, training.ema_warmup=true in a new run, or a smaller training.ema_every "
-                "help)",
-                step, 100 * share,
-            )  # fmt: skip
-
-
-def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
-    """Restores what there is to start from, and returns how many steps are done."""
-    step = checkpoints.restore_newest()
-    if step is not None:
-        if step > config.training.steps:
-            raise UserError(
-                f"{checkpoints.run} has trained for {step:,} steps already, and training.steps="
-                f"{config.training.steps}: ask for more, or use another folder"
-            )
-        print(f"resuming {checkpoints.run} at step {step:,} of {config.training.steps:,}", flush=True)
-        return step
-    if config.training.warm_start:
-        warm_start(config, ema)
-    return 0
-
-
-def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
-    """Starts the weights and their averages from another run's averages, and says so.
-
-    A network of two patch sizes may start from one of the small size alone (`with_large_patches`), one whose
-    images and patches are some times as large from the smaller one (`for_larger_images`), and one that is
-    told of changes to images from one that is not, or the other way round (`with_augmentation`).
-    """
-    run = RunFolder(config.training.warm_start)
-    weights, partly = run.newest_weights(), config.training.warm_start_partly
-    shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
-    adapt = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
-    other = run.config()
-    times = times_as_large(config, other)
-    if times > 1:
-        patch_size = other.network.patch_size
-        adapt = partial(for_larger_images, shapes=shapes, patch_size=patch_size, times=times)
-        print(f"images and patches are {times} times as large as those of {run.path}", flush=True)
-    try:
-        left = ema.load(
-            weights, into_variables=True, partly=partly, adapt=lambda a: with_augmentation(adapt(a), shapes)
-        )
-    except UserError as error:
-        also = "" if partly else "; training.warm_start_partly=true takes what fits of another network"
-        raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error
-    print(f"starting from {weights}", flush=True)
-    if left:
-        print(f"without what does not fit: {', '.join(left)}", flush=True)
-
-
-def times_as_large(config: Config, other: Config) -> int:
-    """How many times as large its images and its patches both are as another's; 1 where they are not."""
-    times = config.network.patch_size // other.network.patch_size
-    sides = [times * side for side in other.data.image_shape[:2]]
-    same_grid = sides == list(config.data.image_shape[:2])
-    return times if same_grid and config.network.patch_size == times * other.network.patch_size else 1
-
-
-def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:
-    """What is saved of a model: parameters, optimizer with its step count, and the count of bad steps."""
-    # Made before restoring, so that a checkpoint without them is noticed.
-    stack.create_slots(model.optimizer, model.network.trainable_variables)
-    return tf.train.Checkpoint(
-        network=model.network, optimizer=model.optimizer, bad_steps=model.bad_steps.variable
-    )
-
-
-def train_pipeline(config: Config, info: data.DatasetInfo, start: int) -> Callable:
-    """The function that makes each worker's share of the training batches from step `start` on."""
-
-    def load(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        replicas_each = context.num_replicas_in_sync // context.num_input_pipelines
-        return data.load_batches(
-            info,
-            split="train",
-            batch_size=context.get_per_replica_batch_size(config.training.batch_size),
-            seed=config.seed,
-            start_batch=start * replicas_each,
-            horizontal_flip=config.data.horizontal_flip,
-            image_shape=config.data.image_shape,
-            input_pipelines=context.num_input_pipelines,
-            input_pipeline_id=context.input_pipeline_id,
-        )
-
-    return load
+    previewed = Periodic(settings.sample_every, preview, at_end=True, done=lambda s: run.preview(s).exists())
+    work.append(previewed)
+    for kind in (SampleScores, HeldOutBits) if settings.score_every else ():
+        problem = kind.problem(config, info, state.model.denoiser)
+        if problem:
+            logging.warning("no %s (training.score_every): %s", kind.title, problem)
+            continue
+        scores = kind(config, info, previews, log, signals.check)
+        work.append(Periodic(settings.score_every, scores.measure, done=scores.done))
+    return work
 
 
 class Signals:
-    """Notes SIGTERM and SIGINT instead of dying of them; a second one ends the process at once.
+    """SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once.
 
     Attributes:
-      late: whether the minutes that a command may train are over, as far as the workers have agreed.
+      name: of the signal that came, or "".
     """
 
-    def __init__(self, workers: Workers, minutes: float = 0.0):
-        """`minutes`: how long to train; 0: without a limit."""
-        self.received, self.late = "", False
-        self.workers, self._minutes, self._begin = workers, minutes, time.monotonic()
+    name = ""
 
-    def __enter__(self):
+    def __enter__(self) -> Signals:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -417,42 +268,63 @@ class Signals:
 
     def _note(self, number, _frame):
         end_at_once_next_time()
-        self.received = signal.Signals(number).name
+        self.name = signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came."""
+        if self.name:
+            raise Interrupted
+
+
+class TimeLimit:
+    """The minutes that a command may train; 0: no limit."""
+
+    def __init__(self, minutes: float):
+        self.minutes = minutes
+        self._begin = time.monotonic()
 
     @property
     def seconds_left(self) -> float:
-        """What is left of the minutes."""
-        return max(60 * self._minutes - (time.monotonic() - self._begin), 0.0)
-
-    def advance(self, bar: tqdm, steps: int) -> None:
-        """Moves the bar of training, and has it tell of the minutes that are left."""
-        if self._minutes:
-            bar.set_description_str(f"train, {tqdm.format_interval(self.seconds_left)} left", refresh=False)
-        bar.update(steps)
+        """The rest of the minutes."""
+        return max(60 * self.minutes - (time.monotonic() - self._begin), 0.0)
 
     @property
-    def name(self) -> str:
-        """The signal that was received, here or elsewhere."""
-        return self.received or "a signal to another worker"
+    def over(self) -> bool:
+        """Whether there was a limit, and it has passed."""
+        return self.minutes > 0 and not self.seconds_left
 
-    def agreed(self, step: int, every: int) -> tuple[str, bool]:
-        """The signal to stop for after this step, or "", and whether time is over.
+    def describe(self, shown) -> None:
+        """Has the progress bar show the minutes that are left, if there is a limit."""
+        if self.minutes:
+            left = shown.format_interval(self.seconds_left)
+            shown.set_description_str(f"train, {left} left", refresh=False)
 
-        Several workers agree each `every` steps.
-        """
-        stop, late = bool(self.received), self._minutes > 0 and not self.seconds_left
-        if not self.workers.alone:
-            due = step % every == 0
-            stop, late = due and self.workers.any(stop), due and self._minutes > 0 and self.workers.any(late)
-        self.late = late
-        return self.name if stop else "", late
 
-    def check(self) -> None:
-        """Raises Interrupted if this process has received a signal."""
-        if self.received:
-            raise Interrupted(together=False)
+def agreed(workers: Workers, due: bool, *flags: bool) -> list[bool]:
+    """Flags that are set in any worker; several workers exchange them only when that is due."""
+    if workers.alone:
+        return list(flags)
+    return [due and workers.any(flag) for flag in flags]
 
-    def check_together(self) -> None:
-        """Raises Interrupted if any worker has; all workers must call it at the same point."""
-        if self.workers.any(bool(self.received)):
-            raise Interrupted(together=True)
+
+def stopped(signal_name: str, step: int) -> Stopped:
+    """The end of a run that was asked to stop and has saved its state."""
+    name = signal_name or "a signal to another worker"
+    return Stopped(f"stopped by {name} at step {step:,}, all saved: run the same command to go on")
+
+
+@contextlib.contextmanager
+def ended_by_signals(step: int, state: State, signals: Signals, workers: Workers) -> Iterator[None]:
+    """Ends previews and scores inside the block at a signal, and the run, with the step saved.
+
+    Raises:
+      Stopped: there was one. What was not done is caught up with when the run goes on.
+    """
+    try:
+        yield
+    except Interrupted:
+        if not workers.alone:  # the others wait for this one in the next step, and all end together later
+            return
+        if not state.checkpoints.run.checkpoint(step).exists():
+            state.checkpoints.save(step)
+        raise stopped(signals.name, step) from None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -16,10 +17,9 @@ from tqdm import tqdm
 from pdm_tf import stack
 from pdm_tf.atomic import append_text, disk_errors
 from pdm_tf.paths import is_remote
-from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
-from pdm_tf.training.gradients import BadSteps
+from pdm_tf.training.optimizer import BadSteps
 
 QUARTERS = 4
 
@@ -37,11 +37,11 @@ class LossMeans:
         """The Keras metrics; `mse_quarter1` is the quarter with the least noise."""
         return [*self.losses.values(), *self.quarters]
 
-    def update(self, losses: dict[str, tf.Tensor], t: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Takes a batch's losses and timesteps, each (B,), and returns the means by name."""
+    def update(self, losses: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Takes each image's losses, as of `Objective.losses`, into the means, and returns these by name."""
         for name, mean in self.losses.items():
             update_mean(mean, losses[name])
-        quarter = (t - self.t_start) * QUARTERS // (self.t_stop - self.t_start)
+        quarter = (losses["t"] - self.t_start) * QUARTERS // (self.t_stop - self.t_start)
         for q, mean in enumerate(self.quarters):
             update_mean(mean, losses["mse"], tf.cast(quarter == q, tf.float32))
         return {mean.name: mean.result() for mean in self.all}
@@ -61,27 +61,21 @@ def measured(metrics: Iterable[keras.metrics.Mean]) -> dict[str, float]:
     return {mean.name: float(mean.result()) for mean in metrics if float(tf.convert_to_tensor(mean.count))}
 
 
-def progress(start: int, steps: int, enabled: bool) -> tqdm:
-    """The bar of training; without `steps`, whose number is not known, it tells no time left."""
-    return bar(total=steps or None, initial=start, unit="step", desc="train", disable=not enabled)
-
-
 class MetricsLog:
     """Numbers and pictures by step, as TensorBoard scalars and as JSON lines in metrics.jsonl."""
 
     def __init__(self, run: RunFolder | None, start: int, batch_size: int):
         """Without a run nothing is written, as in workers that are not the chief."""
-        self.run, self.batch_size = run, batch_size
-        self.since, self.last_step = time.monotonic(), start
-        self.speed = 1.0  # images/sec of the last line
+        self.run = run
+        self.batch_size = batch_size
+        self._last_step = start
+        self._since = time.monotonic()
         if run:
             with disk_errors(run.logs):
                 run.logs.mkdir(parents=True, exist_ok=True)
                 self.writer = tf.summary.create_file_writer(str(run.logs))
                 if not is_remote(run.logs):  # in a bucket the file is always whole
                     self._end_last_line()
-            speeds = run.metrics().get("images_per_second", ())
-            self.speed = float(speeds[-1, 1]) if len(speeds) else 1.0
 
     def _end_last_line(self) -> None:
         """A process that was killed, or had no space left, may have written half a line."""
@@ -101,8 +95,10 @@ class MetricsLog:
         """
         values = measured(model.metrics)
         model.reset_metrics()
-        values["images_per_second"] = self.speed = self.images_per_second(step)
-        self.since, self.last_step = time.monotonic(), step
+        seconds = time.monotonic() - self._since
+        values["images_per_second"] = (step - self._last_step) * self.batch_size / seconds
+        self._last_step = step
+        self._since = time.monotonic()
         values["learning_rate"] = stack.learning_rate(model.optimizer, step - 1)
         values["skipped_steps"] = int(bad_steps.variable[0])
         self.scalars(step, values)
@@ -114,11 +110,6 @@ class MetricsLog:
         skipped = bad_steps.check(max_bad_steps)
         if bad_steps.variable[1]:
             logging.warning("%d of the steps so far were skipped for a gradient that is not finite", skipped)
-
-    def images_per_second(self, step: int) -> float:
-        """The training speed since the last line, or before it if no step has been done since."""
-        elapsed, steps = time.monotonic() - self.since, step - self.last_step
-        return steps * self.batch_size / elapsed if steps else self.speed
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
         """Adds named numbers."""
@@ -138,12 +129,15 @@ class MetricsLog:
                 tf.summary.image("samples", grid[None])
             self.writer.flush()
 
-    def off_the_clock(self, do: Callable[[int], None]) -> Callable[[int], None]:
-        """`do`, with its time kept out of the training speed."""
+    def has(self, step: int, name: str) -> bool:
+        """Whether the run has a number of that name and step."""
+        return step in self.run.metrics().get(name, np.zeros((0, 2)))[:, 0]
 
-        def timed(step: int) -> None:
-            before = time.monotonic()
-            do(step)
-            self.since += time.monotonic() - before
-
-        return timed
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the time of the block out of the training speed."""
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - before

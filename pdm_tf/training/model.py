@@ -18,28 +18,30 @@ from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.stack import keras
 from pdm_tf.training.augmentation import apply_changes, draw_changes
-from pdm_tf.training.gradients import BadSteps, mean_gradients
 from pdm_tf.training.metrics import LossMeans, update_mean
-from pdm_tf.training.objective import Examples, Objective
-from pdm_tf.training.optimizer import GuardedAdam, WarmupCooldown
+from pdm_tf.training.objective import Objective
+from pdm_tf.training.optimizer import BadSteps, GuardedAdam, WarmupCooldown
+
+Batch = dict[str, tf.Tensor]
 
 
 @keras.utils.register_keras_serializable("pdm_tf")
 class PatchedDiffusion(keras.Model):
     """A patched diffusion model for `compile`, `fit` and `evaluate`.
 
-    It is fed images, float32 (B, H, W, C) in [-1, 1], or (images, labels) with int32 labels (B,), or (images,
-    labels, place) with the images' places in the stream of training images, int64 (B,), which several input
-    pipelines need. Noise, timesteps, label dropout and changes of images are functions of (seed, step,
-    place in the global batch), the same on any number of replicas; dropout is one of (seed, step, replica).
-    None needs saving.
+    Batches are {"image": float32 (B, H, W, C) in [-1, 1], "label": int32 (B,), "place": int64 (B,)}. Labels
+    may be left out, and so may places, the images' numbers in the stream of training images, which several
+    input pipelines need. Images alone, or pairs of images and labels, are batches too.
+
+    Noise, timesteps, label dropout and augmentation are functions of (seed, step, index in the global batch),
+    the same on any number of replicas; dropout is one of (seed, step, replica). None needs saving.
 
     Args:
-      network: what to train.
+      network: the network to train.
       clip_norm: the largest global gradient norm; 0 for no clipping.
-      grad_accum: into how many parts each replica's batch is cut to save memory.
-      augmentation: how often a training image is changed in each of several ways, which a network that is
-        `augmented` is told of (`pdm_tf.training.augmentation`); 0: never.
+      grad_accum: the number of parts into which each replica's batch is cut to save memory.
+      augmentation: probability of each of several changes of a training image; the network, which must be
+        `augmented`, is given them as labels (`pdm_tf.training.augmentation`).
       seed: of everything random in training.
       **diffusion: the fields of `DiffusionConfig`: process, prediction, loss weighting, interval of t.
     """
@@ -57,7 +59,7 @@ class PatchedDiffusion(keras.Model):
     ):
         super().__init__(name=name)
         if augmentation and not network.augmented:
-            raise ValueError("a network that is not `augmented` cannot be told of the changes to its images")
+            raise ValueError("augmentation needs a network that is `augmented`, which takes its labels")
         self.network = network
         self.diffusion = DiffusionConfig(**diffusion)
         self.denoiser = build_denoiser(self.diffusion, network)
@@ -88,35 +90,101 @@ class PatchedDiffusion(keras.Model):
 
     def train_step(self, data):
         """One optimizer step on a batch; called by `fit`."""
-        context, step = tf.distribute.get_replica_context(), self.optimizer.iterations
-        augmentation_key = stream(self.seed, "augmentation", step) if self.augmentation else None
-        batch = self._examples(
-            stream(self.seed, "train", step), data, augmentation_key=augmentation_key, parts=self.grad_accum
-        )
+        context = tf.distribute.get_replica_context()
+        step = self.optimizer.iterations
+        batch = self._augmented(self._batch(data), step)
+        key = stream(self.seed, "train", step)
         dropout_key = stream(self.seed, "dropout", step, context.replica_id_in_sync_group)
-        variables = self.network.trainable_variables
-        gradients, losses = mean_gradients(
-            self.objective.shared_out, variables, batch, dropout_key, self.grad_accum
-        )
+        gradients, losses = self._accumulated_gradients(batch, key, dropout_key)
         if context.num_replicas_in_sync > 1:
             gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm)
-        self.bad_steps.note(finite, losses["loss"], batch.t, step)
+        self.bad_steps.note(finite, losses["loss"], losses["t"], step)
         # One part that is not finite makes the whole gradient NaN, which GuardedAdam does not apply.
         clip = tf.minimum(1.0, self.clip_norm / norm) if self.clip_norm else 1.0
         factor = tf.where(finite, clip, float("nan"))
         self.optimizer.apply_gradients(
-            zip([gradient * factor for gradient in gradients], variables),
+            zip([gradient * factor for gradient in gradients], self.network.trainable_variables),
             experimental_aggregate_gradients=False,
         )
         update_mean(self.gradient_norm, norm)
-        return {**self.means.update(losses, batch.t), "gradient_norm": self.gradient_norm.result()}
+        return {**self.means.update(losses), "gradient_norm": self.gradient_norm.result()}
 
     def test_step(self, data):
         """Losses of a held-out batch, at noise that is fixed for each batch number; called by `evaluate`."""
-        batch = self._examples(stream(self.seed, "test", stack.test_batch(self)), data, drop_labels=False)
-        return self.means.update(self.objective(batch), batch.t)
+        key = stream(self.seed, "test", stack.test_batch(self))
+        examples = self.objective.held_out_examples(key, self._batch(data))
+        return self.means.update(self.objective.losses(examples))
+
+    def _batch(self, data) -> Batch:
+        """A batch as `Objective` wants it: places become indices in the global batch."""
+        if not isinstance(data, dict):
+            image, label, weight = keras.utils.unpack_x_y_sample_weight(data)
+            if weight is not None:
+                raise ValueError("sample weights are not supported")
+            data = {"image": image} if label is None else {"image": image, "label": label}
+        context = tf.distribute.get_replica_context()
+        size = data["image"].shape[0] or tf.shape(data["image"])[0]
+        batch = {
+            "image": data["image"],
+            "label": tf.cast(data["label"], tf.int32) if "label" in data else tf.zeros([size], tf.int32),
+        }
+        if "place" in data:
+            place = data["place"]
+            batch["index"] = tf.cast(
+                place % tf.cast(size * context.num_replicas_in_sync, place.dtype), tf.int32
+            )
+        else:
+            batch["index"] = context.replica_id_in_sync_group * size + tf.range(size)
+        if self.network.augmented:  # also of images as they are: so all its weights have a gradient
+            batch["augmentation"] = tf.zeros([size, AUGMENTATION_LABELS])
+        return batch
+
+    def _augmented(self, batch: Batch, step: tf.Tensor) -> Batch:
+        """The batch with its images changed at random, and the labels of the changes."""
+        if not self.augmentation:
+            return batch
+        changes = draw_changes(stream(self.seed, "augmentation", step), batch["index"], self.augmentation)
+        return {**batch, "image": apply_changes(batch["image"], changes), "augmentation": changes.labels}
+
+    def _gradients(self, batch: Batch, key: tf.Tensor, dropout_key: tf.Tensor) -> tuple[list, Batch]:
+        """Gradients of the mean loss of a batch, dense, and each image's losses, (B,)."""
+        variables = self.network.trainable_variables
+        groups = self.objective.training_examples(key, batch)
+        with tf.GradientTape() as tape:
+            losses = self.objective.training_losses(groups, dropout_key)
+            mean_loss = tf.reduce_mean(losses["loss"])
+        return [tf.convert_to_tensor(g) for g in tape.gradient(mean_loss, variables)], losses
+
+    def _accumulated_gradients(
+        self, batch: Batch, key: tf.Tensor, dropout_key: tf.Tensor
+    ) -> tuple[list, Batch]:
+        """As `_gradients`, of `grad_accum` parts of the batch, one after another, to save memory."""
+        count = self.grad_accum
+        if count == 1:
+            return self._gradients(batch, key, dropout_key)
+        parts = {name: tf.reshape(v, [count, -1, *v.shape[1:]]) for name, v in batch.items()}
+        size = parts["image"].shape[1]
+        types = dict.fromkeys(("loss", "simple_loss", "vlb_loss", "mse"), tf.float32) | {"t": tf.int32}
+
+        def add_part(k, total, stacked):
+            part_key = tf.random.experimental.stateless_fold_in(dropout_key, k)
+            part = {name: values[k] for name, values in parts.items()}
+            gradients, losses = self._gradients(part, key, part_key)
+            total = [one + gradient / count for one, gradient in zip(total, gradients)]
+            return k + 1, total, {name: array.write(k, losses[name]) for name, array in stacked.items()}
+
+        zeros = [tf.zeros(v.shape) for v in self.network.trainable_variables]
+        empty = {name: tf.TensorArray(t, count, element_shape=(size,)) for name, t in types.items()}
+        _, gradients, stacked = tf.while_loop(
+            lambda k, *_: k < count,
+            add_part,
+            (0, zeros, empty),
+            parallel_iterations=1,
+            maximum_iterations=count,
+        )
+        return gradients, {name: tf.reshape(array.stack(), [-1]) for name, array in stacked.items()}
 
     def sample(
         self,
@@ -148,43 +216,11 @@ class PatchedDiffusion(keras.Model):
             seed, range(num_images), labels
         )
 
-    def _examples(
-        self,
-        key: tf.Tensor,
-        data,
-        augmentation_key: tf.Tensor | None = None,
-        drop_labels: bool = True,
-        parts: int = 0,
-    ) -> Examples:
-        """A batch, changed if there is a key for that, with its timesteps and noise; see `Objective.draw`."""
-        x, labels, place = keras.utils.unpack_x_y_sample_weight(data)
-        context, size = tf.distribute.get_replica_context(), x.shape[0] or tf.shape(x)[0]
-        if labels is None:
-            labels = tf.zeros([size], tf.int32)
-        if place is None:
-            indices = context.replica_id_in_sync_group * size + tf.range(size)
-        elif not place.dtype.is_integer:
-            raise ValueError(
-                "the third part of a batch is its images' places: sample weights are not supported"
-            )
-        else:
-            indices = tf.cast(place % tf.cast(size * context.num_replicas_in_sync, place.dtype), tf.int32)
-        # A network that can be told always is: so all its weights have a gradient.
-        told = tf.zeros([size, AUGMENTATION_LABELS]) if self.network.augmented else None
-        if augmentation_key is not None:
-            changes = draw_changes(augmentation_key, indices, self.augmentation)
-            x, told = apply_changes(x, changes), changes.labels
-        rate = self.diffusion.label_dropout if drop_labels else 0.0
-        examples = self.objective.draw(key, indices, x, tf.cast(labels, tf.int32), rate, parts)
-        return examples._replace(augmentation=told)
-
     def get_config(self):
+        fields = ("clip_norm", "grad_accum", "augmentation", "seed", "name")
         return {
             "network": keras.utils.serialize_keras_object(self.network),
-            **{
-                name: getattr(self, name)
-                for name in ("clip_norm", "grad_accum", "augmentation", "seed", "name")
-            },
+            **{name: getattr(self, name) for name in fields},
             **dataclasses.asdict(self.diffusion),
         }
 
@@ -198,7 +234,8 @@ class PatchedDiffusion(keras.Model):
 def build_model(config: Config, precision: str) -> PatchedDiffusion:
     """The config's compiled model, with fresh weights that are a function of the config's seed."""
     keras.utils.set_random_seed(config.seed)
-    optimizer, training = config.optimizer, config.training
+    optimizer = config.optimizer
+    training = config.training
     model = PatchedDiffusion(
         build_network(config, precision, training.gradient_checkpointing),
         clip_norm=optimizer.clip_norm,

@@ -1,26 +1,29 @@
-"""Adam with a warm-up and a cooldown, which leaves the weights alone when a gradient is not finite."""
+"""Adam with warm-up and cooldown; steps whose gradient is not finite are skipped and counted."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
+from pdm_tf.errors import UserError
 from pdm_tf.stack import FusedAdam, keras
 
 
 @keras.utils.register_keras_serializable("pdm_tf")
 class WarmupCooldown(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that grows linearly to `peak` over the first steps, and so falls from it over the last.
+    """Linear warm-up to `peak`, then linear cooldown.
 
     Args:
       peak: the rate between the two.
       warmup_steps: 0: none.
       steps: of the whole run.
-      cooldown_steps: how many at its end the rate falls in, towards 0 after the last; 0: none.
+      cooldown_steps: the last steps of the run, over which the rate falls towards 0; 0: none.
     """
 
     def __init__(self, peak: float, warmup_steps: int, steps: int = 0, cooldown_steps: int = 0):
-        self.peak, self.warmup_steps = peak, warmup_steps
-        self.steps, self.cooldown_steps = steps, cooldown_steps
+        self.peak = peak
+        self.warmup_steps = warmup_steps
+        self.steps = steps
+        self.cooldown_steps = cooldown_steps
 
     def __call__(self, step):
         """The rate of the step of index `step`, float32; the first and the last still learn."""
@@ -54,3 +57,49 @@ class GuardedAdam(FusedAdam):
             "beta_2_t": tf.where(apply, rates["beta_2_t"], one),
         }
         return tf.where(apply, gradient, tf.zeros_like(gradient)), guarded
+
+
+class BadSteps:
+    """A count of the steps whose gradient is not finite.
+
+    Attributes:
+      variable: int64 (4,): steps skipped in all, skipped in a row, and the step and t where that row began.
+    """
+
+    def __init__(self):
+        self.variable = tf.Variable(
+            [0, 0, 0, 0],
+            trainable=False,
+            dtype=tf.int64,
+            name="bad_steps",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def note(self, finite: tf.Tensor, losses: tf.Tensor, t: tf.Tensor, step: tf.Tensor) -> None:
+        """Counts a step, in a replica: whether its gradient was finite, its images' losses and t, (B,)."""
+        context = tf.distribute.get_replica_context()
+        bad_t = tf.reduce_max(tf.where(tf.math.is_finite(losses), -1, t))
+        if context.num_replicas_in_sync > 1:
+            bad_t = tf.reduce_max(context.all_gather(tf.reshape(bad_t, [1]), axis=0))
+        skipped, row, first_step, first_t = tf.unstack(self.variable)
+        begins = tf.stack([skipped + 1, tf.constant(1, tf.int64), step, tf.cast(bad_t, tf.int64)])
+        goes_on = tf.stack([skipped + 1, row + 1, first_step, first_t])
+        ends = tf.stack([skipped, tf.constant(0, tf.int64), first_step, first_t])
+        self.variable.assign(tf.where(finite, ends, tf.where(row > 0, goes_on, begins)))
+
+    def check(self, limit: int) -> int:
+        """The steps skipped so far.
+
+        Raises:
+          UserError: the last `limit` steps or more were.
+        """
+        skipped, row, first, first_t = self.variable.numpy().tolist()
+        if row >= limit:
+            level = f"t = {first_t}" if first_t >= 0 else "a finite loss"
+            raise UserError(
+                f"{row} steps in a row had a gradient that is not finite, from step {first + 1:,} on, "
+                f"beginning at {level}; they were skipped, and the weights are those of the last checkpoint "
+                "or newer: start from them with training.warm_start in a new run folder, at a lower "
+                "optimizer.learning_rate"
+            )
+        return skipped

@@ -103,7 +103,7 @@ def test_unlabelled_images_have_the_null_label(tmp_path):
     records = [fixtures.example(image, label) for label in (-1, 3, -1)]
     info = fixtures.write_shards(tmp_path, [records], classes=5)
     (batch,) = load_batches(info, split="train", seed=0, batch_size=3, repeat=False, shuffle=False)
-    assert batch[1].numpy().tolist() == [5, 3, 5] and not has_labels(info, "train")
+    assert batch["label"].numpy().tolist() == [5, 3, 5] and not has_labels(info, "train")
     others = fixtures.write_shards(tmp_path / "b", [records[1:]], classes=5)
     assert has_labels(others, "train")
     assert not has_labels(fixtures.write_shards(tmp_path / "c", [records]), "train")
@@ -127,7 +127,9 @@ def test_damage_shows_through_keras_fit(info):
     os.truncate(shard, 40)
     model = tf.keras.Sequential([tf.keras.layers.Flatten(), tf.keras.layers.Dense(5)])
     model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    batches = load_batches(info, split="train", seed=0, batch_size=3).map(lambda x, y, _: (x, y))
+    batches = load_batches(info, split="train", seed=0, batch_size=3).map(
+        lambda batch: (batch["image"], batch["label"])
+    )
     with pytest.raises(UserError, match="cannot be read"), naming_shards():
         model.fit(batches, steps_per_epoch=10, verbose=0)
 

@@ -115,7 +115,8 @@ def test_a_set_that_tfds_itself_wrote(tmp_path):
     info = find_dataset("tfds:shapes", str(tmp_path))
     assert info.image_key == "nested/picture" and info.label_names == ("x", "y", "z")
     batches = load_batches(info, split="train", batch_size=6, seed=0)
-    images, labels, _ = next(iter(batches))
+    batch = next(iter(batches))
+    images, labels = batch["image"], batch["label"]
     found = fixtures.numbers_of(images)
     assert sorted(found) == list(range(6))
     assert [n % 3 for n in found] == list(labels.numpy())

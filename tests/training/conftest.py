@@ -44,12 +44,31 @@ def batches(images):
     return tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True).repeat()
 
 
+def batch_of(images, labels=None):
+    """A batch as `Objective` takes it."""
+    count = len(images)
+    labels = tf.zeros(count, tf.int32) if labels is None else labels
+    return {"image": tf.convert_to_tensor(images), "label": labels, "index": tf.range(count)}
+
+
 def weights(model):
     return [v.numpy() for v in model.network.trainable_variables]
 
 
 def largest_difference(a, b):
     return max(np.abs(x - y).max() for x, y in zip(a, b))
+
+
+def assert_accumulation_equals_the_whole_batch(model, images, parts):
+    """The same gradients and losses, without a graph of the optimizer: eagerly."""
+    batch, found = model._batch(images), []
+    for model.grad_accum in (1, parts):
+        found.append(model._accumulated_gradients(batch, tf.constant([1, 2]), tf.constant([3, 4])))
+    (whole, losses), (cut, of_parts) = found
+    for name, values in losses.items():
+        np.testing.assert_allclose(of_parts[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+    largest = max(float(tf.reduce_max(tf.abs(gradient))) for gradient in whole)
+    assert largest_difference([g.numpy() for g in whole], [g.numpy() for g in cut]) < 1e-4 * largest
 
 
 def assert_two_devices_equal_one(network, optimizer, images, steps):

@@ -1,4 +1,4 @@
-"""Changes of training images: against Pillow's affine maps, their labels, and what the network is told."""
+"""Changes of training images: against Pillow's affine maps, and their labels."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,9 @@ from pdm_tf.networks.patched import AUGMENTATION_LABELS
 from pdm_tf.networks.warm_start import with_augmentation
 from pdm_tf.randomness import stream
 from pdm_tf.training.augmentation import Changes, apply_changes, draw_changes
-from pdm_tf.training.gradients import mean_gradients
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.weights import assign_arrays, variable_names
-from tests.training.conftest import largest_difference, weights
+from tests.training.conftest import assert_accumulation_equals_the_whole_batch, largest_difference, weights
 
 NOTHING = dict.fromkeys(Changes._fields, 0.0)
 
@@ -131,64 +130,55 @@ def augmented(make_model):
     return lambda **how: make_model(**{"network": {"augmented": True}, "augmentation": 0.5, **how})
 
 
-KEY = stream(0, "augmentation")
-
-
 def test_a_model_trains_on_changed_images_and_is_measured_on_those_of_the_data(augmented, images):
-    examples, of_test = (augmented()._examples(stream(0, "x"), images, key) for key in (KEY, None))
-    assert examples.augmentation.shape == of_test.augmentation.shape == (16, AUGMENTATION_LABELS)
-    assert not np.any(of_test.augmentation)
-    np.testing.assert_array_equal(of_test.x, images)
-    told = np.any(examples.augmentation.numpy() != 0, axis=1)
-    same = np.all(examples.x.numpy() == images, axis=(1, 2, 3))
-    np.testing.assert_array_equal(same, ~told)
-    # The noise and the timesteps are those of a model without.
-    for name in ("t", "eps"):
-        np.testing.assert_array_equal(getattr(examples, name), getattr(of_test, name))
-
-
-def test_the_network_is_told_and_parts_of_a_batch_keep_what_belongs_to_them(augmented, images):
     model = augmented()
-    batch, variables = model._examples(stream(0, "x"), images, KEY), model.network.trainable_variables
-    assert "unet/embed_augmentation/kernel:0" in {v.name for v in variables}
-    losses = model.objective(batch)["simple_loss"]
-    told = np.any(batch.augmentation.numpy() != 0, axis=1)
-    untold = model.objective(batch._replace(augmentation=None))["simple_loss"]
-    np.testing.assert_array_equal(losses.numpy() != untold.numpy(), told)
-    whole, parts = (
-        tf.function(
-            lambda n=n: mean_gradients(model.objective, variables, batch, tf.constant([1, 2]), n)[0]
-        )()
-        for n in (1, 4)
+    plain = model._batch(images)
+    batch = model._augmented(plain, tf.constant(0))
+    assert batch["augmentation"].shape == plain["augmentation"].shape == (16, AUGMENTATION_LABELS)
+    assert not np.any(plain["augmentation"])
+    np.testing.assert_array_equal(plain["image"], images)
+    changed = np.any(batch["augmentation"].numpy() != 0, axis=1)
+    same = np.all(batch["image"].numpy() == images, axis=(1, 2, 3))
+    np.testing.assert_array_equal(same, ~changed)
+    # The noise and the timesteps are those of a model without.
+    key = stream(0, "x")
+    (one,), (other,) = (model.objective.training_examples(key, b) for b in (batch, plain))
+    for name in ("t", "eps"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_the_labels_of_augmentation_reach_the_network_and_parts_of_a_batch_keep_theirs(augmented, images):
+    model = augmented()
+    batch = model._augmented(model._batch(images), tf.constant(0))
+    assert "unet/embed_augmentation/kernel:0" in {v.name for v in model.network.trainable_variables}
+    (examples,) = model.objective.training_examples(stream(0, "x"), batch)
+    labelled, unlabelled = (
+        model.objective.losses(e)["simple_loss"].numpy()
+        for e in (examples, examples._replace(augmentation=None))
     )
-    largest = max(float(tf.reduce_max(tf.abs(g))) for g in whole)
-    assert largest_difference([g.numpy() for g in whole], [g.numpy() for g in parts]) < 1e-5 * largest
+    np.testing.assert_array_equal(labelled != unlabelled, np.any(batch["augmentation"].numpy() != 0, axis=1))
+    assert_accumulation_equals_the_whole_batch(model, images, 4)
 
 
-@pytest.mark.slow
-def test_training_moves_the_layer_and_is_a_function_of_seed_and_step(augmented, batches):
-    def run():
-        model = augmented()
+def test_training_moves_the_layer_and_is_a_function_of_seed_and_step(augmented, images):
+    def run(**how):
+        model = augmented(**how)
         before = model.network.embed_augmentation.kernel.numpy()
-        model.fit(batches, steps_per_epoch=3, verbose=0)
-        return weights(model), np.abs(model.network.embed_augmentation.kernel - before).max()
+        losses = model.train_step(images[:8])
+        return weights(model), np.abs(model.network.embed_augmentation.kernel - before).max(), losses
 
-    (one, moved), (again, _) = run(), run()
+    (one, moved, _), (again, _, _) = run(), run()
     assert moved > 1e-4 and largest_difference(one, again) == 0
     again = PatchedDiffusion.from_config(augmented().get_config())
     assert again.augmentation == 0.5 and again.network.augmented
+    # A network with the input trains on images as they are, too, as at the end of a training.
+    assert np.isfinite(run(augmentation=0.0)[2]["loss"])
 
 
-def test_a_network_that_could_be_told_trains_on_images_as_they_are(augmented, batches):
-    """As its user does who ends a training without changes."""
-    history = augmented(augmentation=0.0).fit(batches, steps_per_epoch=1, verbose=0).history
-    assert np.isfinite(history["loss"][0])
-
-
-@pytest.mark.parametrize("told", [True, False])
-def test_weights_begin_a_network_that_is_told_or_is_not(make_model, told, images):
-    """Whichever they are of; what is predicted of unchanged images is the same."""
-    there, here = (make_model(network={"augmented": own}).network for own in (not told, told))
+@pytest.mark.parametrize("here_augmented", [True, False])
+def test_weights_begin_a_network_with_another_choice_of_augmentation(make_model, here_augmented, images):
+    """What is predicted of unchanged images is the same."""
+    there, here = (make_model(network={"augmented": a}).network for a in (not here_augmented, here_augmented))
     shapes = dict(zip(variable_names(here.trainable_variables), [v.shape for v in here.trainable_variables]))
     names = variable_names(there.trainable_variables)
     arrays = {n: v.numpy() + 0.1 for n, v in zip(names, there.trainable_variables)}
@@ -198,17 +188,18 @@ def test_weights_begin_a_network_that_is_told_or_is_not(make_model, told, images
     np.testing.assert_array_equal(there(images, t)[0], here(images, t)[0])
 
 
-def test_a_network_that_cannot_be_told_is_refused(make_model):
-    with pytest.raises(ValueError, match="not `augmented`"):
+def test_a_network_without_the_input_is_refused(make_model):
+    with pytest.raises(ValueError, match="a network that is `augmented`"):
         make_model(augmentation=0.5)
 
 
-def test_a_two_size_network_is_told_at_both_sizes(augmented, images):
+def test_a_network_of_two_patch_sizes_is_augmented_at_both(augmented, images):
     network = {"augmented": True, "channel_multipliers": (1, 1), "patch_switch_t": 396}
     model = augmented(network=network, augmentation=1.0)
-    batch = model._examples(stream(0, "x"), images, KEY, parts=1)
-    told, untold = (
-        model.objective.shared_out(b)["simple_loss"].numpy()
-        for b in (batch, batch._replace(augmentation=None))
-    )
-    assert np.all(told != untold)
+    batch = model._augmented(model._batch(images), tf.constant(0))
+    for examples in model.objective.training_examples(stream(0, "x"), batch):
+        labelled, unlabelled = (
+            model.objective.losses(e)["simple_loss"].numpy()
+            for e in (examples, examples._replace(augmentation=None))
+        )
+        assert np.all(labelled != unlabelled)

@@ -8,11 +8,11 @@ import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from pdm_tf import data
 from pdm_tf.averages import reconstruct
@@ -20,38 +20,37 @@ from pdm_tf.config.fields import parse_settings, validate
 from pdm_tf.config.presets import preset
 from pdm_tf.devices import Workers
 from pdm_tf.errors import Stopped, UserError
-from pdm_tf.models import Model
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
-from pdm_tf.training.metrics import MetricsLog
-from pdm_tf.training.watch import Evaluation, Preview
+from pdm_tf.training.periodic import HeldOutLosses, Previews
+from pdm_tf.training.state import restore
 from pdm_tf.weights import read_arrays, variable_names
 from tests.data import fixtures
+from tests.tiny_runs import tiny_denoiser
 
 INFO = data.find_dataset("emoji64", "")
 TINY = [
     "network.base_channels=32", "network.channel_multipliers=1", "network.attention_resolutions=",
-    "network.head_channels=32", "network.dropout=0.1", "training.batch_size=8", "training.steps=12",
-    "training.log_every=3", "training.eval_every=6", "training.ema_every=2", "training.sample_every=100",
-    "training.sample_images=2", "sampling.steps=2", "training.checkpoint_every=4",
-    "training.precision=float32", "data.horizontal_flip=true", "optimizer.warmup_steps=4",
+    "network.head_channels=32", "network.blocks_per_level=1", "network.dropout=0.1", "training.batch_size=8",
+    "training.steps=12", "training.log_every=3", "training.eval_every=6", "training.ema_every=2",
+    "training.sample_every=100", "training.sample_images=2", "sampling.steps=2",
+    "training.checkpoint_every=4", "training.precision=float32", "data.horizontal_flip=true",
+    "optimizer.warmup_steps=4",
 ]  # fmt: skip
 CPU = tf.distribute.get_strategy()
-SNAPSHOTS = [
-    f"ema/length_{length}/step_{step:08d}.npz" for length in (0.05, 0.1) for step in (2, 4, 6, 8, 10, 12)
-]
-AFFORDABLE = Preview.affordable
+LENGTHS = (0.05, 0.1)
+SNAPSHOTS = [f"ema/length_{length}/step_{step:08d}.npz" for length in LENGTHS for step in range(2, 13, 2)]
+LAST = ["ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001"]
 
 
 def config(*settings):
     return validate(preset("emoji64").replace(parse_settings([*TINY, *settings])))
 
 
-def train(folder, *settings):
-    run = RunFolder(folder)
-    loop.train(config(*settings), run, INFO, CPU)
+def train(folder, *settings, info=INFO):
+    return loop.train(config(*settings), RunFolder(folder), info, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +61,24 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _time_is_no_matter(monkeypatch):
-    """Every preview is drawn, and whole, however busy the machine."""
-    monkeypatch.setattr(Preview, "affordable", lambda self, *_: self.count)
+@pytest.fixture
+def shortened(whole, tmp_path):
+    """A copy of that run as it was after step 8, but for its metrics and averages."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints/step_00000012")
+    return tmp_path
 
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "logs/metrics.jsonl").read_text().splitlines()]
 
 
-def test_run_folder_holds_what_the_design_says(whole):
+def assert_same_files(folder, whole, names):
+    for name in names:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_run_folder_is_all_that_sampling_needs_and_holds_what_the_design_says(whole):
     names = {str(p.relative_to(whole)) for p in whole.rglob("*")}
     assert names >= {
         "config.json", "previews/step_00000012.png", "ema/step_00000012.npz", "ema/step_00000008.npz",
@@ -84,7 +90,7 @@ def test_run_folder_holds_what_the_design_says(whole):
     assert not list(whole.rglob("*.pkl"))
 
 
-def test_log_holds_losses_rates_and_the_held_out_split(whole):
+def test_the_log_holds_losses_rates_and_the_held_out_split(whole):
     by_step = {}
     for line in lines(whole):
         by_step.setdefault(line["step"], {}).update(line)
@@ -94,121 +100,18 @@ def test_log_holds_losses_rates_and_the_held_out_split(whole):
     assert by_step[12]["validation/simple_loss"] > 0
 
 
-def test_run_folder_is_all_that_sampling_needs(whole):
-    model = Model.from_folders(whole)
-    denoiser = model.denoiser
-    assert model.config == config() and denoiser.image_shape == (64, 64, 3)
-    arrays = read_arrays(whole / "ema/step_00000012.npz")
-    for variable in denoiser.network.trainable_variables:
-        np.testing.assert_array_equal(variable, arrays[variable.name.split(":")[0]])
-
-
-def test_a_resumed_run_ends_in_the_same_bits_and_logs_the_same_losses(whole, tmp_path):
-    train(tmp_path, "training.steps=8", "training.sample_images=1")
-    train(tmp_path)
-    for name in ("ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001", *SNAPSHOTS):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
-    last = [next(x for x in lines(folder) if x["step"] == 12)["loss"] for folder in (whole, tmp_path)]
-    assert last[0] == last[1]
-
-
-def test_snapshots_of_averages_are_those_of_the_checkpoint_and_are_kept(whole):
-    for length in (0.05, 0.1):
+def test_snapshots_of_averages_are_those_of_the_checkpoint(whole):
+    assert {str(path.relative_to(whole)) for path in whole.glob("ema/length_*/*")} == set(SNAPSHOTS)
+    for length in LENGTHS:
         names = [f"ema/length_{length}/step_00000012.npz", f"checkpoints/step_00000012/length_{length}.npz"]
         first, second = (read_arrays(whole / name) for name in names)
         assert all(np.array_equal(first[name], second[name]) for name in first) and len(first) > 10
-    assert {str(path.relative_to(whole)) for path in whole.glob("ema/length_*/*")} == set(SNAPSHOTS)
 
 
-def test_snapshots_after_the_checkpoint_that_a_run_goes_on_from_are_written_again_the_same(whole, tmp_path):
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "checkpoints/step_00000012")
-    (tmp_path / SNAPSHOTS[-1]).write_bytes(b"half of it")
-    before = {name: (tmp_path / name).stat().st_mtime_ns for name in SNAPSHOTS}
-    train(tmp_path)
-    for name in SNAPSHOTS:
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
-        again = (tmp_path / name).stat().st_mtime_ns != before[name]
-        assert again == name.endswith(("10.npz", "12.npz"))
-
-
-def test_a_run_that_goes_on_may_be_given_a_cooldown(whole, tmp_path):
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "checkpoints/step_00000012")
-    train(tmp_path, "optimizer.cooldown_steps=4")
-    assert RunFolder(tmp_path).config().optimizer.cooldown_steps == 4
-    rates = [RunFolder(folder).metrics()["learning_rate"] for folder in (whole, tmp_path)]
-    # The first of the four is at the full rate yet, the last at a quarter of it.
-    np.testing.assert_array_equal(rates[0][:-1], rates[1][:-1])
-    np.testing.assert_allclose(rates[1][-1], rates[0][-1] * [1, 0.25], rtol=1e-6)
-    first, second = (folder / "ema/step_00000012.npz" for folder in (whole, tmp_path))
-    assert first.read_bytes() != second.read_bytes()
-
-
-@pytest.mark.slow
-def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_path, capsys):
-    quick = ("training.steps=11", "training.ema_snapshots=2", "training.ema_lengths=0.2")
-    train(tmp_path, *quick, "training.eval_every=300", "training.log_every=100")
-    run = RunFolder(tmp_path)
-    assert run.snapshot_steps(0.2) == [6, 11] and run.snapshot_steps(0.1) == []
-    average = read_arrays(run.snapshot(0.2, 11))  # of 5 updates
-    said = re.search(
-        rf"averages of lengths 0.2: up to 2 x 1 snapshots in {tmp_path}/ema, (.*) GB each, (.*) GB in all\n",
-        capsys.readouterr().out,
-    )
-    assert float(said[1]) == pytest.approx(os.path.getsize(run.snapshot(0.2, 11)) / 1e9, rel=0.05)
-    assert float(said[2]) == pytest.approx(2 * float(said[1]), rel=0.01)
-    made = reconstruct(run, 0.2, step=11)
-    assert made.step == 11 and all(np.array_equal(made.arrays[name], average[name]) for name in average)
-
-
-@pytest.mark.slow
-def test_a_run_shorter_than_its_first_update_has_no_snapshot(tmp_path):
-    train(
-        tmp_path,
-        "training.steps=3",
-        "training.ema_every=4",
-        "training.eval_every=300",
-        "training.log_every=100",
-    )
-    assert not list(tmp_path.glob("ema/length_*"))
-
-
-def test_a_finished_run_started_again_does_nothing(whole, capsys):
-    before = {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")}
-    train(whole)
-    assert {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")} == before
-    assert "at step 12 of 12" in capsys.readouterr().out
-
-
-def test_a_run_that_was_killed_before_its_last_picture_draws_it(whole, tmp_path):
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    picture = tmp_path / "previews/step_00000012.png"
-    picture.unlink()
-    train(tmp_path)
-    assert picture.read_bytes() == (whole / "previews/step_00000012.png").read_bytes()
-
-
-def test_fewer_steps_than_are_done_are_refused(whole):
-    with pytest.raises(
-        UserError, match=r"has trained for 12 steps already, and training.steps=6: ask for more"
-    ):
-        train(whole, "training.steps=6")
-    assert RunFolder(whole).config() == config()
-
-
-def test_what_watches_a_run_may_fail_after_the_checkpoint(tmp_path, monkeypatch):
-    def fail(*_):
-        raise MemoryError
-
-    with monkeypatch.context() as context, pytest.raises(MemoryError):
-        context.setattr(Preview, "draw", fail)
-        train(tmp_path, "training.sample_every=4")
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
-
-
-def test_a_stop_saves_before_anything_is_shown_and_shows_nothing(whole, tmp_path, monkeypatch):
-    """A signal in step 4 stops it after step 5, where all is due; the same command comes to the same bits."""
+def test_a_stopped_run_is_saved_before_anything_is_shown_and_comes_to_the_same_bits(
+    whole, tmp_path, monkeypatch
+):
+    """A signal in step 4 stops it after step 5, where all is due; the same command makes up for it."""
     settings = ["training.log_every=5", "training.eval_every=5", "training.sample_every=5"]
     done = []
 
@@ -216,7 +119,7 @@ def test_a_stop_saves_before_anything_is_shown_and_shows_nothing(whole, tmp_path
         original = getattr(cls, name)
         monkeypatch.setattr(cls, name, lambda *args: done.append(name) or original(*args))
 
-    for cls, name in ((Checkpoints, "save"), (Evaluation, "run"), (Preview, "draw")):
+    for cls, name in ((Checkpoints, "save"), (HeldOutLosses, "measure"), (Previews, "grid")):
         noting(cls, name)
     update = ExponentialMovingAverage.update
 
@@ -234,11 +137,67 @@ def test_a_stop_saves_before_anything_is_shown_and_shows_nothing(whole, tmp_path
     assert [line["step"] for line in lines(tmp_path)] == [5] and not (tmp_path / "previews").exists()
 
     train(tmp_path, *settings, "training.checkpoint_every=5")
-    # What was due at the stop is made up for; at step 10 all is due; at 12 what the end is a time for.
-    assert done[1:] == ["run", "draw", "save", "run", "draw", "save", "draw"]
+    # At step 10 all is due; at 12 what is due at the end.
+    assert done[1:] == ["measure", "grid", "save", "measure", "grid", "save", "grid"]
     assert {line["step"] for line in lines(tmp_path) if "validation/loss" in line} == {5, 10}
-    for name in ("ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001"):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    assert_same_files(tmp_path, whole, [*LAST, *SNAPSHOTS, "previews/step_00000012.png"])
+
+
+def test_a_finished_run_started_again_draws_a_lost_picture_and_trains_no_more(whole, capsys):
+    picture = whole / "previews/step_00000012.png"
+    before, pixels = (
+        {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")},
+        picture.read_bytes(),
+    )
+    picture.unlink()
+    train(whole)
+    assert {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")} == before
+    assert "at step 12 of 12" in capsys.readouterr().out and picture.read_bytes() == pixels
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_in_the_same_bits_and_logs_the_same_losses(whole, shortened):
+    (shortened / SNAPSHOTS[-1]).write_bytes(b"half of it")
+    before = {name: (shortened / name).stat().st_mtime_ns for name in SNAPSHOTS}
+    train(shortened)
+    assert_same_files(shortened, whole, [*LAST, *SNAPSHOTS])
+    again = [name for name in SNAPSHOTS if (shortened / name).stat().st_mtime_ns != before[name]]
+    assert all(name.endswith(("10.npz", "12.npz")) for name in again) and len(again) == 4
+    losses = [[x["loss"] for x in lines(folder) if "loss" in x][-2:] for folder in (whole, shortened)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_may_be_given_a_cooldown(whole, shortened):
+    train(shortened, "optimizer.cooldown_steps=4")
+    assert RunFolder(shortened).config().optimizer.cooldown_steps == 4
+    rates = [RunFolder(folder).metrics()["learning_rate"] for folder in (whole, shortened)]
+    # The first of the four is at the full rate yet, the last at a quarter of it.
+    np.testing.assert_array_equal(rates[0][:-1], rates[1][:-1])
+    np.testing.assert_allclose(rates[1][-1], rates[0][-1] * [1, 0.25], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_has_as_many_snapshots_as_it_is_asked_for_and_one_at_its_end(tmp_path, capsys):
+    quick = ("training.steps=11", "training.ema_snapshots=2", "training.ema_lengths=0.2")
+    train(tmp_path, *quick, "training.eval_every=300", "training.log_every=100")
+    run = RunFolder(tmp_path)
+    assert run.snapshot_steps(0.2) == [6, 11] and run.snapshot_steps(0.1) == []
+    average = read_arrays(run.snapshot(0.2, 11))  # of 5 updates
+    line = re.search(
+        rf"averages of lengths 0.2: up to 2 x 1 snapshots in {tmp_path}/ema, (.*) GB each, (.*) GB in all\n",
+        capsys.readouterr().out,
+    )
+    assert float(line[1]) == pytest.approx(os.path.getsize(run.snapshot(0.2, 11)) / 1e9, rel=0.05)
+    assert float(line[2]) == pytest.approx(2 * float(line[1]), rel=0.01)
+    made = reconstruct(run, 0.2, step=11)
+    assert made.step == 11 and all(np.array_equal(made.arrays[name], average[name]) for name in average)
+
+
+def test_more_steps_than_are_asked_for_are_refused(whole):
+    with pytest.raises(UserError, match=r"has trained for 12 steps already, and training.steps=6: ask for"):
+        train(whole, "training.steps=6")
+    assert RunFolder(whole).config() == config()
 
 
 @pytest.mark.slow
@@ -258,14 +217,14 @@ def test_a_full_disk_in_the_log_is_one_line_and_the_half_line_is_passed_over(tmp
     assert RunFolder(tmp_path).metrics()["loss"][:, 0].tolist() == [3, 6, 9, 12]
 
 
-def test_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
-    settings = (f"training.warm_start={whole}", "training.steps=1", "optimizer.learning_rate=1e-30")
-    train(tmp_path, *settings, "diffusion.t_start=396", "training.ema_every=1")
-    ours, theirs = (
-        read_arrays(f) for f in (tmp_path / "ema/step_00000001.npz", whole / "ema/step_00000012.npz")
-    )
-    for name, value in theirs.items():
-        np.testing.assert_allclose(ours[name], value, rtol=1e-6, atol=1e-12)
+def test_a_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
+    state = restore(config(f"training.warm_start={whole}", "diffusion.t_start=396"), RunFolder(tmp_path), CPU)
+    theirs = read_arrays(whole / LAST[0])
+    for name, average, variable in zip(
+        variable_names(state.ema.variables), state.ema.averages, state.ema.variables
+    ):
+        np.testing.assert_array_equal(average, theirs[name])
+        np.testing.assert_array_equal(variable, theirs[name])
 
 
 def test_weights_of_other_classes_are_taken_as_far_as_they_fit(whole, tmp_path, capsys):
@@ -273,9 +232,9 @@ def test_weights_of_other_classes_are_taken_as_far_as_they_fit(whole, tmp_path, 
     two = (f"training.warm_start={whole}", "data.num_classes=2", "data.label_names=a,b")
     own = config(*two)
     with pytest.raises(UserError, match=r"^training.warm_start=.*; training.warm_start_partly=true"):
-        loop.restore(own, RunFolder(tmp_path), CPU)
+        restore(own, RunFolder(tmp_path), CPU)
     own = config(*two, "training.warm_start_partly=true")
-    state = loop.restore(own, RunFolder(tmp_path), CPU)
+    state = restore(own, RunFolder(tmp_path), CPU)
     there = read_arrays(RunFolder(whole).newest_weights())
     ((name, average),) = [
         (name, average)
@@ -297,7 +256,7 @@ def test_a_run_of_larger_images_and_patches_begins_with_a_smaller_ones_weights(w
         f"training.warm_start={whole}", f"data.image_shape={2 * side},{2 * side},3",
         f"network.patch_size={2 * patch_size}",
     )  # fmt: skip
-    state = loop.restore(own, RunFolder(tmp_path), CPU)
+    state = restore(own, RunFolder(tmp_path), CPU)
     assert "images and patches are 2 times as large as those of" in capsys.readouterr().out
     averages = dict(zip(variable_names(state.ema.variables), state.ema.averages))
     before = read_arrays(RunFolder(whole).newest_weights())
@@ -322,8 +281,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
     loop.check_batch(config("training.grad_accum=4"), 2)
 
 
-@pytest.mark.slow
-def test_splits_without_labels_are_found_at_the_start_and_measured_with_the_null_label(tmp_path):
+def test_splits_without_labels_are_found_at_the_start(tmp_path):
     image = fixtures.encode(fixtures.natural_image(0, 64, 64))
     sets = {}
     for split, label in (("train", 3), ("test", -1)):
@@ -331,35 +289,35 @@ def test_splits_without_labels_are_found_at_the_start_and_measured_with_the_null
         sets[split] = fixtures.write_shards(tmp_path / split, [shard], classes=9, shape=(64, 64, 3))
     splits = {split: found.splits["train"] for split, found in sets.items()}
     info = dataclasses.replace(sets["train"], splits=splits, num_examples={"train": 8, "test": 8})
-    told = []
-    loop.check_labels(config(), info, told.append)
-    assert told == ["the split test of made is unlabelled: it is measured with the null label"]
-    run = RunFolder(tmp_path / "run")
-    loop.train(config("training.steps=6"), run, info, CPU)
-    assert np.isfinite(run.metrics()["validation/loss"]).all()
+    loop.check_labels(config(), info)
+    state = SimpleNamespace(
+        model=SimpleNamespace(network=tiny_denoiser().network), ema=SimpleNamespace(share_of_first=float)
+    )
+    text = loop.summary(config("training.ema_lengths="), RunFolder(tmp_path), info, state)
+    assert "the split test of made is unlabelled: it is measured with the null label" in text
     with pytest.raises(UserError, match=r"train of made is unlabelled: set network.class_conditioning=none"):
-        loop.check_labels(config(), sets["test"], told.append)
-    loop.check_labels(config("network.class_conditioning=none"), sets["test"], told.append)
+        loop.check_labels(config(), sets["test"])
+    loop.check_labels(config("network.class_conditioning=none"), sets["test"])
+
+
+@pytest.mark.parametrize(("setting", "words"), [("false", 1), ("true", 0)])
+def test_an_average_that_will_be_mostly_the_first_weights_is_spoken_of(tmp_path, setting, words):
+    asked = config("training.ema_decay=0.99", f"training.ema_warmup={setting}")
+    ema = ExponentialMovingAverage([], 0.99, setting == "true")
+    state = SimpleNamespace(model=SimpleNamespace(network=tiny_denoiser().network), ema=ema)
+    text = loop.summary(asked, RunFolder(tmp_path), INFO, state)
+    assert text.count("will be 94% the first weights") == words  # 0.99^6
+    assert text.startswith("network: 4 x 4 patches of 4 x 4 pixels, ")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_before_the_folder_is_touched(tmp_path):
-    class Six:
-        num_replicas_in_sync = 6
-        cluster_resolver = None
-
+    six = SimpleNamespace(num_replicas_in_sync=6, cluster_resolver=None)
     with pytest.raises(UserError, match="does not divide by 6 replicas"):
-        loop.train(config(), RunFolder(tmp_path / "run"), INFO, Six())
+        loop.train(config(), RunFolder(tmp_path / "run"), INFO, six)
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_weights_and_missing_runs_say_what_to_do(whole, tmp_path):
-    with pytest.raises(UserError, match=r"holds no run \(no config.json\): train one there"):
-        _ = Model.from_folders(tmp_path).denoiser
-    (tmp_path / "config.json").write_text((whole / "config.json").read_text())
-    with pytest.raises(UserError, match="holds no weights yet"):
-        _ = Model.from_folders(tmp_path).denoiser
-
-
+@pytest.mark.slow
 def test_gradients_that_stay_infinite_stop_the_run_at_a_good_checkpoint(tmp_path):
     """A rate of 1e30 gives one step of finite weights, and no finite gradient after it."""
     with pytest.raises(UserError) as error:
@@ -381,6 +339,7 @@ def test_gradients_that_stay_infinite_stop_the_run_at_a_good_checkpoint(tmp_path
 
 
 def test_a_worker_that_is_not_where_the_others_are_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "restore", lambda *_: SimpleNamespace(step=0))
     monkeypatch.setattr(Workers, "same", lambda self, *numbers: numbers != (0,))
     with pytest.raises(UserError, match="this worker would go on from step 0 and another from elsewhere"):
         train(tmp_path)
@@ -389,9 +348,14 @@ def test_a_worker_that_is_not_where_the_others_are_is_refused(tmp_path, monkeypa
         train(tmp_path)
 
 
-def stopping_in(monkeypatch, folder, name, original, *settings):
-    """Trains until a SIGTERM that comes while something is being done, with the second look at signals."""
-    looks = []
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [5, 6, 12])
+def test_a_signal_in_a_preview_ends_it_and_it_is_drawn_when_the_run_goes_on(
+    whole, tmp_path, monkeypatch, every
+):
+    """At a step without a checkpoint, at one after an evaluation, and at the last one."""
+    settings = [f"training.sample_every={every}", "training.checkpoint_every=100"]
+    looks, original = [], loop.Signals.check
 
     def looking(self):
         looks.append(None)
@@ -400,83 +364,23 @@ def stopping_in(monkeypatch, folder, name, original, *settings):
         original(self)
 
     with monkeypatch.context() as context, pytest.raises(Stopped) as stopped:
-        context.setattr(loop.Signals, name, looking)
-        train(folder, *settings)
+        context.setattr(loop.Signals, "check", looking)
+        train(tmp_path, *settings)
     assert len(looks) == 2
-    return str(stopped.value)
-
-
-@pytest.mark.parametrize("every", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (6, 12))])
-def test_a_signal_in_a_preview_ends_it_and_it_is_drawn_when_the_run_goes_on(
-    whole, tmp_path, monkeypatch, every
-):
-    """At a step without a checkpoint, at one after an evaluation, and at the last one."""
-    settings = [f"training.sample_every={every}", "training.checkpoint_every=100"]
-    said = stopping_in(monkeypatch, tmp_path, "check", loop.Signals.check, *settings)
-    assert said == f"stopped by SIGTERM at step {every}, all saved: run the same command to go on"
+    assert str(stopped.value).startswith(f"stopped by SIGTERM at step {every}, all saved: run the same")
     assert [path.name for path in tmp_path.glob("checkpoints/*")] == [f"step_{every:08d}"]
     assert not (tmp_path / "previews").exists()
     train(tmp_path, *settings)
-    for name in (
-        "ema/step_00000012.npz", "checkpoints/step_00000012/state.data-00000-of-00001",
-        "previews/step_00000012.png",
-    ):  # fmt: skip
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    assert_same_files(tmp_path, whole, [*LAST, "previews/step_00000012.png"])
     assert (tmp_path / f"previews/step_{every:08d}.png").exists()
 
 
 @pytest.mark.slow
-def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(whole, tmp_path, monkeypatch):
-    settings = ["training.checkpoint_every=100"]
-    said = stopping_in(monkeypatch, tmp_path, "check_together", loop.Signals.check_together, *settings)
-    assert said == "stopped by SIGTERM at step 6, all saved: run the same command to go on"
-    assert not any("validation/loss" in line for line in lines(tmp_path))
-    train(tmp_path, *settings)
-    losses = [
-        [(x["step"], x["validation/loss"]) for x in lines(folder) if "validation/loss" in x]
-        for folder in (whole, tmp_path)
-    ]
-    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == [6, 12]
-    name = "checkpoints/step_00000012/state.data-00000-of-00001"
-    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
-
-
-@pytest.mark.slow
-def test_when_the_minutes_are_over_all_is_saved_and_shown_and_the_run_goes_on(whole, tmp_path):
+def test_when_the_minutes_are_over_all_is_saved_and_shown_and_the_run_goes_on(whole, tmp_path, capfd):
     run = RunFolder(tmp_path)
-    late = config("training.minutes=1e-9")
-    assert [loop.train(late, run, INFO, CPU) for _ in range(2)] == [1, 2]
+    assert [train(tmp_path, "training.minutes=1e-9") for _ in range(2)] == [1, 2]
     assert run.checkpoint_steps() == [1, 2] and run.preview(1).exists() and run.preview(2).exists()
-    train(tmp_path)
-    name = "checkpoints/step_00000012/state.data-00000-of-00001"
-    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
-
-
-def test_previews_of_a_short_run_are_left_out_but_for_a_small_last_one(tmp_path, monkeypatch, caplog):
-    """Each image takes a hundred hours, whatever the machine."""
-    monkeypatch.setattr(Preview, "affordable", AFFORDABLE)
-    monkeypatch.setattr(MetricsLog, "images_per_second", lambda *_: 1e-5)
-    train(tmp_path, "training.sample_every=2", "training.sample_images=8")
-    (picture,) = tmp_path.glob("previews/*")
-    assert picture.name == "step_00000012.png" and Image.open(picture).size == (68, 68)
-    assert caplog.text.count("no preview, so that this takes no more than 5% of the time") == 1
-
-
-@pytest.mark.parametrize(
-    ("setting", "said"), [("training.ema_warmup=false", 1), ("training.ema_warmup=true", 0)]
-)
-def test_an_average_that_is_mostly_the_first_weights_is_told_of_once(tmp_path, caplog, setting, said):
-    train(tmp_path, "training.ema_decay=0.99", "training.sample_every=6", setting)
-    assert caplog.text.count("are still 97% the first weights") == said  # 0.99^3, at step 6
-    assert caplog.text.count("the first weights") == said
-
-
-@pytest.mark.slow
-def test_a_run_bound_by_minutes_tells_of_what_is_left_of_them(tmp_path, capfd):
-    run = RunFolder(tmp_path)
-    loop.train(config("training.minutes=60"), run, INFO, CPU)
-    out, err = capfd.readouterr()
-    assert "train, 1:00:00 left: 0step" not in err and re.search(
-        r"train, (1:00:00|5\d:\d\d) left: 12step", err
-    )
-    assert "network: 16 x 16 patches of 4 x 4 pixels, " in out
+    capfd.readouterr()
+    train(tmp_path, "training.minutes=60")
+    assert re.search(r"train, (1:00:00|5\d:\d\d) left: 12step", capfd.readouterr().err)
+    assert_same_files(tmp_path, whole, LAST)

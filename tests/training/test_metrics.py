@@ -9,22 +9,25 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.errors import UserError
+from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
-from pdm_tf.training.gradients import BadSteps
-from pdm_tf.training.metrics import LossMeans, MetricsLog, progress, update_mean
-from pdm_tf.training.optimizer import GuardedAdam, WarmupCooldown
+from pdm_tf.training.metrics import LossMeans, MetricsLog, update_mean
+from pdm_tf.training.optimizer import BadSteps, GuardedAdam, WarmupCooldown
+
+HIDDEN = bar(disable=True)
 
 
-def losses(*values):
+def losses(values, t):
     values = tf.constant(values)
-    return {"loss": values, "simple_loss": 2 * values, "vlb_loss": 3 * values, "mse": 4 * values}
+    multiples = {"loss": values, "simple_loss": 2 * values, "vlb_loss": 3 * values, "mse": 4 * values}
+    return {**multiples, "t": tf.constant(t)}
 
 
 def test_means_are_of_all_images_since_the_last_reset_and_the_error_is_by_quarter_of_the_range_of_t():
     means = LossMeans(100, 500)
-    means.update(losses(1.0, 2.0), tf.constant([100, 199]))
-    values = means.update(losses(3.0, 6.0), tf.constant([200, 499]))
+    means.update(losses([1.0, 2.0], [100, 199]))
+    values = means.update(losses([3.0, 6.0], [200, 499]))
     assert {name: float(value) for name, value in values.items()} == {
         "loss": 3.0, "simple_loss": 6.0, "vlb_loss": 9.0,
         "mse_quarter1": 6.0, "mse_quarter2": 12.0, "mse_quarter3": 0.0, "mse_quarter4": 24.0,
@@ -34,7 +37,7 @@ def test_means_are_of_all_images_since_the_last_reset_and_the_error_is_by_quarte
 
 def test_what_is_not_finite_is_in_no_mean():
     means = LossMeans(0, 4)
-    values = means.update(losses(1.0, float("nan"), float("inf")), tf.constant([0, 0, 1]))
+    values = means.update(losses([1.0, float("nan"), float("inf")], [0, 0, 1]))
     assert [float(values[name]) for name in ("loss", "mse_quarter1", "mse_quarter2")] == [1.0, 4.0, 0.0]
     mean = keras.metrics.Mean()
     update_mean(mean, tf.constant(float("inf")))
@@ -59,8 +62,8 @@ def test_a_line_has_the_means_since_the_last_one_and_the_speed_of_the_steps_betw
     log = MetricsLog(run, start=10, batch_size=4)
     for step, value in ((12, 3.0), (13, 7.0)):
         model.mean.update_state(value)
-        log.since = time.monotonic() - 2.0
-        log.write(step, model, bad, 20, progress(10, 20, enabled=False))
+        log._since = time.monotonic() - 2.0
+        log.write(step, model, bad, 20, HIDDEN)
     one, two = lines(run)
     assert (one["step"], one["loss"]) == (12, 3.0) and (two["step"], two["loss"]) == (13, 7.0)
     assert one["images_per_second"] == pytest.approx(4.0, rel=0.1)  # 2 steps of 4 images in 2 seconds
@@ -74,36 +77,32 @@ def test_a_mean_of_nothing_is_in_no_line(tmp_path, model):
     """A law of t may leave a quarter of t without an image, and all losses may be infinite."""
     run, means = RunFolder(tmp_path), LossMeans(0, 4)
     model.metrics = means.all
-    log, bar = MetricsLog(run, 0, 2), progress(0, 9, enabled=False)
-    means.update(losses(1.0, 3.0), tf.constant([0, 2]))
-    log.write(1, model, BadSteps(), 20, bar)
+    log = MetricsLog(run, 0, 2)
+    means.update(losses([1.0, 3.0], [0, 2]))
+    log.write(1, model, BadSteps(), 20, HIDDEN)
     for mean in means.all:
         mean.reset_state()
-    means.update(losses(float("inf"), float("nan")), tf.constant([1, 1]))
-    log.write(2, model, BadSteps(), 20, bar)
+    means.update(losses([float("inf"), float("nan")], [1, 1]))
+    log.write(2, model, BadSteps(), 20, HIDDEN)
     one, two = ({name for name in line if "loss" in name or "mse" in name} for line in lines(run))
     assert one == {"loss", "simple_loss", "vlb_loss", "mse_quarter1", "mse_quarter3"} and not two
 
 
-def test_what_is_done_off_the_clock_does_not_count_for_the_speed(tmp_path):
-    log, seen = MetricsLog(RunFolder(tmp_path), 0, 4), []
-    before = log.since
-
-    def slow(step):
-        seen.append(step)
+def test_a_pause_does_not_count_for_the_speed(tmp_path):
+    log = MetricsLog(RunFolder(tmp_path), 0, 4)
+    before = log._since
+    with log.paused():
         time.sleep(0.2)
-
-    log.off_the_clock(slow)(7)
-    assert seen == [7] and log.since - before >= 0.2
+    assert log._since - before >= 0.2
 
 
 def test_the_line_of_too_many_bad_steps_is_written_before_the_run_ends(tmp_path, model):
     run, bad = RunFolder(tmp_path), BadSteps()
     bad.variable.assign([5, 3, 40, 777])
-    log, bar = MetricsLog(run, 0, 4), progress(0, 99, enabled=False)
-    log.write(43, model, bad, 4, bar)
+    log = MetricsLog(run, 0, 4)
+    log.write(43, model, bad, 4, HIDDEN)
     with pytest.raises(UserError, match=r"^3 steps in a row .* from step 41 on, beginning at t = 777; "):
-        log.write(44, model, bad, 3, bar)
+        log.write(44, model, bad, 3, HIDDEN)
     assert [line["skipped_steps"] for line in lines(run)] == [5, 5]
     bad.variable.assign([5, 3, 40, -1])
     with pytest.raises(UserError, match="beginning at a finite loss"):
@@ -141,8 +140,8 @@ def test_a_worker_that_is_not_the_chief_writes_nothing_and_knows_of_bad_steps(mo
     monkeypatch.chdir(tmp_path)
     log, bad = MetricsLog(None, 0, 4), BadSteps()
     model.mean.update_state(3.0)
-    log.write(1, model, bad, 1, progress(0, 9, enabled=False))
+    log.write(1, model, bad, 1, HIDDEN)
     assert float(model.mean.result()) == 0 and not list(tmp_path.iterdir())
     bad.variable.assign([1, 1, 1, 5])
     with pytest.raises(UserError):
-        log.write(2, model, bad, 1, progress(0, 9, enabled=False))
+        log.write(2, model, bad, 1, HIDDEN)

@@ -1,0 +1,193 @@
+"""Periodic work of a run, a list of (every so many steps, do this); held-out losses and previews among it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from pdm_tf import data
+from pdm_tf.config.fields import Config, SamplingConfig
+from pdm_tf.images import image_grid
+from pdm_tf.sampling.batches import SampleBatches
+from pdm_tf.sampling.edit import Edit
+from pdm_tf.sampling.sampler import Sampler, steps_of_share
+from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.training.metrics import measured
+from pdm_tf.training.model import PatchedDiffusion
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: somebody asked for it)
+    """A signal came during a preview or a score."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Periodic:
+    """Work that is due every so many steps.
+
+    Attributes:
+      every: the period, in steps.
+      do: the work, called with the number of steps that are done.
+      at_end: also due after the last step.
+      at_stop: also due when a signal ends the run before it.
+      done: whether an earlier part of the run has done the work of a step; the same in all workers.
+    """
+
+    every: int
+    do: Callable[[int], None]
+    at_end: bool = False
+    at_stop: bool = False
+    done: Callable[[int], bool] = lambda step: True
+
+    def do_if_due(self, step: int, last: bool = False, stop: bool = False) -> None:
+        """Does the work after `step`, which may be the last one, or one at which the run is stopped."""
+        if step % self.every == 0 or (self.at_end and last) or (self.at_stop and stop):
+            self.do(step)
+
+    def catch_up(self, step: int, last: bool) -> None:
+        """Does the work of `step`, from which a run goes on, if it was due and a stop left it undone."""
+        if step and not self.done(step):
+            self.do_if_due(step, last)
+
+
+class HeldOutLosses:
+    """Losses on the first images of the held-out split, each time with the same noise."""
+
+    def __init__(
+        self,
+        model: PatchedDiffusion,
+        config: Config,
+        info: data.DatasetInfo,
+        strategy: tf.distribute.Strategy,
+    ):
+        self.model = model
+        self.steps = config.training.eval_batches
+        load = functools.partial(
+            data.load_batches,
+            info,
+            split=data.held_out_split(info),
+            shuffle=False,
+            image_shape=config.data.image_shape,
+        )
+        self.batches = distributed_batches(load, config.training.batch_size, strategy)
+
+    def measure(self) -> dict[str, float]:
+        """The means of the model's losses."""
+        names = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
+        # Keras returns the sum of the workers' means: the metrics themselves know better.
+        values = measured(metric for metric in self.model.metrics if metric.name in names)
+        self.model.reset_metrics()
+        return values
+
+
+def distributed_batches(
+    load: Callable[..., tf.data.Dataset], batch_size: int, strategy: tf.distribute.Strategy, start: int = 0
+) -> tf.distribute.DistributedDataset:
+    """Batches of a strategy, from that of number `start` on; each worker loads its own share of every batch.
+
+    Args:
+      load: `data.load_batches` with all arguments but those that depend on the worker.
+      batch_size: of the global batch.
+    """
+
+    def load_share(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return load(
+            batch_size=context.get_per_replica_batch_size(batch_size),
+            start_batch=start * context.num_replicas_in_sync // context.num_input_pipelines,
+            input_pipelines=context.num_input_pipelines,
+            input_pipeline_id=context.input_pipeline_id,
+        )
+
+    return strategy.distribute_datasets_from_function(load_share)
+
+
+class Previews:
+    """Samples of the averaged weights, always from the same noise.
+
+    A network of an interval of t is sampled on that interval: to its x_theta at the cleanest t, and from
+    images of the data set, diffused to its noisiest t, unless that is pure noise.
+
+    Attributes:
+      sampling: how they are drawn: as the config says, or in fewer steps where those are many.
+      batch_size: images drawn at a time, no more than a train step has in memory.
+    """
+
+    def __init__(
+        self,
+        model: PatchedDiffusion,
+        ema: ExponentialMovingAverage,
+        config: Config,
+        info: data.DatasetInfo,
+        strategy: tf.distribute.Strategy,
+    ):
+        """`strategy`: its replicas share the images; all are in this process."""
+        self.denoiser = model.denoiser
+        self.ema = ema
+        self.config = config
+        self.info = info
+        self.strategy = strategy
+        self.sampling = preview_sampling(config)
+        batch = config.training.batch_size // config.training.grad_accum
+        if self.sampling.guidance != 1.0:
+            batch //= 2
+        replicas = strategy.num_replicas_in_sync
+        self.batch_size = max(batch // replicas, 1) * replicas
+
+    def grid(self, check: Callable[[], None] = lambda: None) -> np.ndarray:
+        """A grid of samples, uint8 (height, width, C).
+
+        Args:
+          check: called about every second; what it raises ends the drawing.
+        """
+        with self.ema.applied():
+            count = self.config.training.sample_images
+            images = np.concatenate(list(self.batches(count, self._labels, "preview", check)))
+        return image_grid(images)
+
+    def batches(
+        self, count: int, labels: Sequence[int], title: str, check: Callable[[], None] = lambda: None
+    ) -> Iterator[np.ndarray]:
+        """Samples of the weights as they are, uint8 (B, H, W, C); `labels`: those in turn, () for all."""
+        replicas = self.strategy.num_replicas_in_sync
+        batch_size = min(self.batch_size, -(-count // replicas) * replicas)
+        samples = SampleBatches(
+            self._sampler, self.config.seed, count, batch_size, labels, title=title, leave_bar=False
+        )
+        return samples.batches(check=check)
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        steps = steps_of_share(self.sampling.steps, self.denoiser)
+        edit = None if self._first_images is None else Edit(self._first_images[0], strength=1.0)
+        with self.strategy.scope():
+            return Sampler(self.denoiser, dataclasses.replace(self.sampling, steps=steps), edit)
+
+    @property
+    def _labels(self) -> Sequence[int]:
+        return () if self._first_images is None else self._first_images[1]
+
+    @functools.cached_property
+    def _first_images(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Images to begin from, float32 (N, H, W, C) in [-1, 1], and labels (N,); None: from pure noise."""
+        if self.denoiser.t_stop == len(self.denoiser.schedule):
+            return None
+        batches = data.load_batches(
+            self.info,
+            split=data.held_out_split(self.info) or "train",
+            batch_size=self.config.training.sample_images,
+            shuffle=False,
+            image_shape=self.config.data.image_shape,
+        )
+        batch = next(batches.as_numpy_iterator())
+        return batch["image"], batch["label"]
+
+
+def preview_sampling(config: Config) -> SamplingConfig:
+    """The config's way of sampling, or a fast solver in `training.sample_steps` where that takes more."""
+    sampling, most = config.sampling, config.training.sample_steps
+    if sum(sampling.steps) <= most:
+        return sampling
+    return dataclasses.replace(sampling, sampler="dpm_solver", spacing="logsnr", steps=(most,))
