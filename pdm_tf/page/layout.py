@@ -278,7 +278,7 @@ def class_choice(classes: Sequence[tuple[str, int]]) -> gr.Dropdown:
     """The classes of the samples."""
     return gr.Dropdown(
         classes, value=[], multiselect=True, label="Classes", visible=bool(classes), min_width=160, scale=3,
-        info="All in turn if none is chosen. Of your picture, its own.",
+        info="None chosen: all in turn. For your picture, choose its class.",
     )  # fmt: skip
 
 
