@@ -11,7 +11,7 @@ from absl import logging
 from pdm_tf.config.fields import Config
 from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.networks.patched import PatchedNetwork
-from pdm_tf.sampling.sampler import kept_steps
+from pdm_tf.sampling.sampler import pass_timesteps, respaced_schedule
 
 
 def describe_network(config: Config) -> str:
@@ -52,9 +52,9 @@ def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
       UserError, ValueError: the config's network does not do the whole process, or not in so many steps.
     """
     denoiser = build_denoiser(config.diffusion, network)
-    kept = kept_steps(denoiser, config.sampling).timesteps
+    t = pass_timesteps(respaced_schedule(denoiser, config.sampling), config.sampling)
     each = 1 if config.sampling.guidance == 1.0 else 2
-    return [each * int(np.sum((kept >= part.t_start) & (kept < part.t_stop))) for part in denoiser.parts]
+    return [each * int(np.sum((t >= part.t_start) & (t < part.t_stop))) for part in denoiser.parts]
 
 
 def count_parameters(network: PatchedNetwork) -> int:

@@ -15,9 +15,9 @@ from pdm_tf.errors import UserError
 from pdm_tf.images import to_uint8
 from pdm_tf.progress import bar
 from pdm_tf.randomness import normal_each, stream
+from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.guidance import guided
-from pdm_tf.sampling.loop import descend
-from pdm_tf.sampling.sampler import SAMPLERS
+from pdm_tf.sampling.loop import sampling_loop
 
 TIME = 0.7  # t / T of z_t
 STEPS = 50
@@ -33,8 +33,7 @@ def sample_posterior(
     Returns:
       float32 (count, H, W, C).
     """
-    schedule = denoiser.schedule.keep(range(t + 1))
-    schedule = schedule.keep(strided_timesteps(t + 1, (min(STEPS, t + 1),)))
+    schedule = denoiser.schedule.respaced(strided_timesteps(t + 1, (min(STEPS, t + 1),)))
 
     @tf.function(reduce_retracing=True)
     def sample(indices):
@@ -43,8 +42,9 @@ def sample_posterior(
 
         labels = tf.fill(tf.shape(indices), label)
         start = tf.repeat(tf.constant(z)[None], tf.shape(indices)[0], axis=0)
-        steps = SAMPLERS["ancestral"](guided(denoiser, labels, 1.0), schedule)
-        return descend(steps, schedule, start, noise).run()[0]
+        step_function = ancestral(guided(denoiser, labels, 1.0), schedule)
+        loop = sampling_loop(step_function, schedule, noise)
+        return loop.run(loop.begin(start), 0, loop.num_steps)[0]
 
     batches = [
         sample(tf.range(start, min(start + batch_size, count))).numpy()

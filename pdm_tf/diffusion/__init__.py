@@ -8,5 +8,5 @@
 - `timesteps`: how often training sees each t.
 
 Symbols: x is the data, z_t the latent, eps the noise; alpha is the *cumulative* product, as in the paper. A
-*schedule* is the process, *kept steps* a strided one, and a *level* is one step of it.
+*schedule* is the process, a *respaced* one has some of its timesteps, and a *level* is one of these.
 """

@@ -18,9 +18,9 @@ def diffuse(x: tf.Tensor, eps: tf.Tensor, level: Level) -> tf.Tensor:
 def posterior_mean(z: tf.Tensor, x: tf.Tensor, level: NoiseLevel) -> tf.Tensor:
     """Mean of q(z_s | z_t, x): (z - beta (z - sqrt(alpha) x) / (1 - alpha)) / sqrt(1 - beta).
 
-    s is the kept step before t. At the first step, where z_s is the data, it is x.
+    s is the timestep of the schedule before t. At the first step, where z_s is the data, it is x.
     """
-    return (z - (z - level.signal * x) * level.pull) * level.stretch
+    return (z - (z - level.signal * x) * level.mean_residual) * level.mean_scale
 
 
 def learned_log_variance(u: tf.Tensor, level: NoiseLevel) -> tf.Tensor:

@@ -18,11 +18,13 @@ class Level:
     """How much of z_t = signal * x + noise * eps is data, and how much is noise.
 
     Attributes:
+      t: int32 () or (B,), the timestep that a network sees; -1 of the data itself.
       signal: sqrt(alpha_t).
       noise: sqrt(1 - alpha_t).
       snr: the signal-to-noise ratio alpha_t / (1 - alpha_t).
     """
 
+    t: tf.Tensor
     signal: tf.Tensor
     noise: tf.Tensor
     snr: tf.Tensor
@@ -30,23 +32,22 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class NoiseLevel(Level):
-    """One kept step of a schedule, or one for each image of a batch, ready to broadcast over images.
+    """One timestep of a schedule, or one for each image of a batch, ready to broadcast over images.
 
     All but `t` were computed in float64 and are () or (B, 1, 1, 1), in the dtype of the images.
 
     Attributes:
-      t: int32 () or (B,), the timestep that a network is told.
       root_snr: sqrt(SNR).
-      pull, stretch: beta / (1 - alpha_t) and 1 / sqrt(1 - beta), of the posterior's mean.
+      mean_residual, mean_scale: coefficients of the posterior's mean, beta / (1 - alpha_t) and
+        1 / sqrt(1 - beta); see `process.posterior_mean`.
       log_beta: log beta, beta = 1 - alpha_t / alpha_s being the variance of q(z_t | z_s).
       log_beta_tilde: log b_tilde, the log variance of q(z_s | z_t, x).
-      before: the level of the kept step s before t; of the first step the data itself, whose noise is 0.
+      before: the level of the schedule's timestep s before t; of the first one the data, whose noise is 0.
     """
 
-    t: tf.Tensor
     root_snr: tf.Tensor
-    pull: tf.Tensor
-    stretch: tf.Tensor
+    mean_residual: tf.Tensor
+    mean_scale: tf.Tensor
     log_beta: tf.Tensor
     log_beta_tilde: tf.Tensor
     before: Level
@@ -54,14 +55,14 @@ class NoiseLevel(Level):
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The kept steps of a diffusion process, from the least to the most noise.
+    """The timesteps of a diffusion process, from the least to the most noise.
 
-    In the full process all T steps are kept, and the index i of a kept step is its t; a strided schedule
-    keeps a subset, and each of its steps spans the gap to the kept step before it. Tables are float64, (N,).
+    In the whole process the index i of a timestep is t itself, 0..T-1; a respaced schedule has a subset of
+    them, and each of its steps spans the gap to the timestep before it. Tables are float64, (N,).
 
     Attributes:
-      timesteps: (N,) int32, ascending, each in 0..T-1: what a network is told.
-      alpha: alpha_t = prod_{s<=t} (1 - beta_s) at the kept steps.
+      timesteps: (N,) int32, ascending, each in 0..T-1: what a network sees.
+      alpha: alpha_t = prod_{s<=t} (1 - beta_s).
     """
 
     timesteps: np.ndarray
@@ -76,7 +77,7 @@ class NoiseSchedule:
 
     @cached_property
     def alpha_before(self) -> np.ndarray:
-        """alpha_s of the kept step before; 1 (no noise) before the first."""
+        """alpha_s of the timestep before; 1 (no noise) before the first."""
         return np.concatenate([[1.0], self.alpha[:-1]])
 
     @cached_property
@@ -107,37 +108,42 @@ class NoiseSchedule:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """What `at` gathers, (N, 11)."""
+        """What `at` gathers, float64 (N, 11)."""
         noise_before = 1.0 - self.alpha_before
         with np.errstate(divide="ignore"):
             snr_before = self.alpha_before / noise_before
         columns = [
-            np.sqrt(self.alpha), np.sqrt(1.0 - self.alpha), self.snr, np.sqrt(self.snr),
-            self.beta / (1.0 - self.alpha), (1.0 - self.beta) ** -0.5, np.log(self.beta), self.log_beta_tilde,
-            np.sqrt(self.alpha_before), np.sqrt(noise_before), snr_before,
-        ]  # fmt: skip
+            np.sqrt(self.alpha),
+            np.sqrt(1.0 - self.alpha),
+            self.snr,
+            np.sqrt(self.snr),
+            self.beta / (1.0 - self.alpha),
+            (1.0 - self.beta) ** -0.5,
+            np.log(self.beta),
+            self.log_beta_tilde,
+            np.sqrt(self.alpha_before),
+            np.sqrt(noise_before),
+            snr_before,
+        ]
         return np.stack(columns, axis=1)
 
     def at(self, i: tf.Tensor | int, dtype: tf.DType = tf.float32) -> NoiseLevel:
-        """The level of kept step i, int32 () or (B,); counted from 0, the least noise."""
-        signal, noise, snr, root_snr, pull, stretch, log_beta, log_beta_tilde, *before = take(
-            self._table, i, dtype
-        )
-        return NoiseLevel(
-            signal, noise, snr, tf.gather(tf.constant(self.timesteps), i),
-            root_snr, pull, stretch, log_beta, log_beta_tilde, Level(*before),
-        )  # fmt: skip
+        """The level of the timestep of index i, int32 () or (B,); 0 is the least noise."""
+        timesteps = tf.constant(np.concatenate([[-1], self.timesteps]), tf.int32)
+        *here, signal_before, noise_before, snr_before = take(self._table, i, dtype)
+        before = Level(tf.gather(timesteps, i), signal_before, noise_before, snr_before)
+        return NoiseLevel(tf.gather(timesteps, i + 1), *here, before)
 
-    def keep(self, timesteps: Sequence[int]) -> NoiseSchedule:
-        """The strided schedule that keeps the given t of this one.
+    def respaced(self, timesteps: Sequence[int]) -> NoiseSchedule:
+        """The schedule that has the given t of this one.
 
         Raises:
           ValueError: empty, not strictly ascending, or a t that this schedule does not have.
         """
-        kept = np.asarray(timesteps, dtype=np.int32)
-        if kept.size == 0 or np.any(np.diff(kept) <= 0) or not np.isin(kept, self.timesteps).all():
-            raise ValueError("kept timesteps must ascend strictly and be timesteps of the schedule")
-        return NoiseSchedule(kept, self.alpha[np.searchsorted(self.timesteps, kept)])
+        chosen = np.asarray(timesteps, dtype=np.int32)
+        if chosen.size == 0 or np.any(np.diff(chosen) <= 0) or not np.isin(chosen, self.timesteps).all():
+            raise ValueError("timesteps must ascend strictly and be timesteps of the schedule")
+        return NoiseSchedule(chosen, self.alpha[np.searchsorted(self.timesteps, chosen)])
 
 
 def take(table: np.ndarray, i: tf.Tensor | int, dtype: tf.DType) -> list[tf.Tensor]:

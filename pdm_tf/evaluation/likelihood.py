@@ -37,7 +37,7 @@ from pdm_tf.ledger import Ledger
 from pdm_tf.paths import as_path
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
-from pdm_tf.sampling.sampler import own_share
+from pdm_tf.sampling.sampler import share_of_replica
 
 # Images float32 (B, H, W, C) in [-1, 1] on the levels of 8 bits, labels int32 (B,), and places int (B,), the
 # numbers that the images' noise belongs to; as `pdm_tf.data.load_batches` makes them.
@@ -205,7 +205,7 @@ class Likelihood:
         """`_terms_of`, each replica on its share of the images."""
 
         def on_one():
-            shares = (own_share(value, self.replicas) for value in (x, labels, places))
+            shares = (share_of_replica(value, self.replicas) for value in (x, labels, places))
             return self._terms_of(*shares, key, first, stop)
 
         return self.strategy.run(on_one)

@@ -110,12 +110,16 @@ class Studio:
         images = np.full(batches.shape, NOT_BEGUN, np.uint8)
         yield Samples(images.copy(), "Preparing: new settings take a few seconds longer")
         for start in batches.starts:
-            for step, x in batches.sharpening(start, FRAME_SECONDS):
+            shown_at = -math.inf
+            for step, x in enumerate(batches.predictions(start), 1):
                 require(not self._closed, "the page is closed")
+                if time.monotonic() - shown_at < FRAME_SECONDS and step < sampler.num_steps:
+                    continue
+                shown_at = time.monotonic()
                 images[start : start + len(x)] = x
                 part = f"pictures {start + 1} to {start + len(x)} of {count}, " if len(x) < count else ""
                 seconds = time.monotonic() - begin
-                yield Samples(images.copy(), f"{part}step {step} of {sampler.moves}, {seconds:.1f} s")
+                yield Samples(images.copy(), f"{part}step {step} of {sampler.num_steps}, {seconds:.1f} s")
         files = self._files(batches, images)
         pictures = f"{count} picture{'s' if count > 1 else ''}"
         status = f"{pictures} in {time.monotonic() - begin:.1f} s: {_steps_text(sampler)}"
@@ -225,7 +229,7 @@ def _steps_text(sampler: Sampler) -> str:
     if sampler.edit is None:
         return f"{steps} steps"
     if sampler.edit.mask is None:
-        return f"the last {sampler.moves} of {steps} steps"
+        return f"the last {sampler.num_steps} of {steps} steps"
     return f"{steps} steps, each gone over {sampler.edit.resamplings} times"
 
 

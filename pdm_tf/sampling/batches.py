@@ -84,7 +84,9 @@ class SampleBatches:
         if done:
             print(f"{done} of {len(starts)} batches are done already", flush=True)
         elsewhere = self.count - sum(min(self.batch_size, self.count - start) for start in starts)
-        title = f"{self.title}, {self.sampler.moves} steps"
+        sampler = self.sampler
+        passes = "" if sampler.num_passes == sampler.num_steps else f", {sampler.num_passes} passes"
+        title = f"{self.title}, {sampler.num_steps} steps{passes}"
         with bar(
             total=self.count, initial=elsewhere, unit="image", desc=title, leave=self.leave_bar
         ) as shown:
@@ -95,7 +97,7 @@ class SampleBatches:
                     skip(shown, size)
                 else:
                     check()
-                    batch = to_uint8(self._trajectory(start, 1, _step_report(shown, self.sampler, check))[0])
+                    batch = to_uint8(self._trajectory(start, 1, _step_report(shown, sampler, check))[0])
                     if ledger:
                         ledger.write(self.name(start), {"images": batch})
                     shown.update(size)
@@ -129,11 +131,11 @@ class SampleBatches:
         """x_theta on the way to the first batch of images, uint8 (frames, B, H, W, C)."""
         return to_uint8(self._trajectory(0, frames)[:, : self.count])
 
-    def sharpening(self, start: int, seconds: float) -> Iterator[tuple[int, np.ndarray]]:
-        """As `Sampler.sharpening`, of a batch: moves done and x_theta, uint8 (B, H, W, C)."""
+    def predictions(self, start: int) -> Iterator[np.ndarray]:
+        """x_theta of each step of a batch, uint8 (B, H, W, C); the last one is the images."""
         indices = self._indices(start)
-        for moves, x in self.sampler.sharpening(self.seed, indices, self._labels_of(indices), seconds):
-            yield moves, to_uint8(x[: self.count - start])
+        for x in self.sampler.predictions(self.seed, indices, self._labels_of(indices)):
+            yield to_uint8(x[: self.count - start])
 
     @staticmethod
     def name(start: int) -> str:
@@ -158,7 +160,7 @@ class SampleBatches:
         }
 
     def _trajectory(
-        self, start: int, frames: int, report: Callable[[int], None] = lambda moves: None
+        self, start: int, frames: int, report: Callable[[int], None] = lambda steps: None
     ) -> np.ndarray:
         """x_theta on the way to a whole batch of images, float32 (frames, batch_size, H, W, C)."""
         indices = self._indices(start)
@@ -189,8 +191,8 @@ def _step_report(shown: tqdm, sampler: Sampler, check: Callable[[], None]) -> Ca
     def report(steps: int) -> None:
         nonlocal drawn
         check()
-        done = steps == sampler.moves
-        shown.set_postfix_str("" if done else f"step {steps}/{sampler.moves}", refresh=False)
+        done = steps == sampler.num_steps
+        shown.set_postfix_str("" if done else f"step {steps}/{sampler.num_steps}", refresh=False)
         if not done and time.monotonic() - drawn >= shown.mininterval:
             drawn = time.monotonic()
             shown.refresh()

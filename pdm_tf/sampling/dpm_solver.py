@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pdm_tf.diffusion.schedules import NoiseSchedule
-from pdm_tf.sampling.loop import Denoise, Steps
+from pdm_tf.sampling.loop import Denoise, StepFunction
 
 
-def dpm_solver(denoise: Denoise, schedule: NoiseSchedule) -> Steps:
+def dpm_solver(denoise: Denoise, schedule: NoiseSchedule) -> StepFunction:
     """DPM-Solver++(2M), Algorithm 2 of Lu et al. (2022), on lambda = log(sqrt(alpha) / sqrt(1 - alpha)).
 
     z_s = sigma_s / sigma_t z_t - sqrt(alpha_s) (exp(-h) - 1) D,  D = (1 + 1/(2r)) x_theta - 1/(2r) x_before,
@@ -18,14 +18,14 @@ def dpm_solver(denoise: Denoise, schedule: NoiseSchedule) -> Steps:
     x_theta, which is its first-order step.
     """
 
-    def step(level, z, noise, own, memory):
-        z_weight, d_weight, extrapolation = own
+    def step(level, z, noise, row, memory):
+        z_weight, d_weight, extrapolation = row
         (x_before,) = memory
         pred_x, _ = denoise(z, level.t)
         d = pred_x + extrapolation * (pred_x - x_before)
         return pred_x, z_weight * z + d_weight * d, [pred_x]
 
-    return Steps(step, _coefficients(schedule), memory=1)
+    return StepFunction(step, _coefficients(schedule), memory=1)
 
 
 def _coefficients(schedule: NoiseSchedule) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The loop that every sampler runs in: a `tf.while_loop` over all steps, or over some of them at a time.
+"""Step functions, and the sampling loop that calls them: all steps in one graph, or one step at a time.
 
-A sampler is a plain function `(denoise, schedule, *, its own options) -> Steps`. The descending index, the
-noise of each step, what a multistep solver remembers, and the frames of a trajectory are the loop's.
+A sampler is a plain function `(denoise, schedule, *, its own options) -> StepFunction`. The descending index,
+the noise of each step and the memory of a multistep solver are the loop's.
 """
 
 from __future__ import annotations
@@ -18,83 +18,81 @@ from pdm_tf.diffusion.schedules import NoiseSchedule, take
 Denoise = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-class Steps(NamedTuple):
-    """How a sampler goes from one kept step to the one before it.
+class StepFunction(NamedTuple):
+    """One step of a sampler, from z_t to z_s, s being the respaced timestep before t.
 
     Attributes:
-      step: (level, z, noise, own, memory) -> x_theta, z of the step before, and the new memory. `level` is
-        the `NoiseLevel` of z, `noise()` draws standard normal numbers shaped as z, `own` is the step's row of
-        `table`, and `memory` a list of tensors shaped as z, zeros at first.
-      table: the sampler's own numbers for each kept step, float64 (N, K).
-      memory: how many tensors it remembers.
+      step: (level, z, noise, row, memory) -> x_theta, z_s, and the new memory. `level` is the `NoiseLevel` of
+        z_t and `level.before` that of z_s, each with its t; `noise()` draws standard normal numbers shaped as
+        z; `row` is the step's row of `table`; `memory` is a list of tensors shaped as z, zeros at first.
+      table: coefficients of each step, float64 (N, K).
+      memory: how many tensors the solver remembers.
+      passes: network passes of a step. The last step, to the data, always takes one.
     """
 
     step: Callable
     table: np.ndarray | None = None
     memory: int = 0
+    passes: int = 1
 
 
-class Walk(NamedTuple):
-    """All the moves from noise to images, ready to be taken at once or a part at a time.
+class SamplingLoop(NamedTuple):
+    """All steps from noise to images.
 
     Attributes:
-      move: (k int32 (), *state) -> (x_theta shaped as state[0], the new state), for k = 0..count-1.
-      count: how many moves, at least 1.
-      state: tensors before the first move, whose shapes stay as they are; the first is z.
+      step: (k int32 (), z, *memory) -> (x_theta, [z, *memory]), the step k = 0..num_steps-1.
+      num_steps: N, at least 1.
+      memory: how many tensors, zeros at first, come with z.
     """
 
-    move: Callable
-    count: int
-    state: Sequence[tf.Tensor]
+    step: Callable
+    num_steps: int
+    memory: int
 
-    def run(self, frames: int = 1) -> tf.Tensor:
-        """x_theta at `frames` evenly spaced moves, (frames, B, H, W, C); the last one is the image."""
-        return self.part(0, self.count, self.begin(frames))[0]
+    def begin(self, z: tf.Tensor) -> list[tf.Tensor]:
+        """The state [z, *memory] before the first step."""
+        return [z] + [tf.zeros_like(z)] * self.memory
 
-    def begin(self, frames: int = 1) -> list[tf.Tensor]:
-        """What `part` takes before the first move: room for frames, (frames, B, H, W, C), and the state."""
-        z = self.state[0]
-        return [tf.zeros(tf.concat([[frames], tf.shape(z)], axis=0), z.dtype), *self.state]
+    def run(
+        self, state: Sequence[tf.Tensor], begin: tf.Tensor | int, end: tf.Tensor | int
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Takes the steps begin <= k < end, int32 (), in one `tf.while_loop`.
 
-    def part(self, begin: tf.Tensor | int, end: tf.Tensor | int, at: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Takes the moves begin <= k < end, int32 (), in one `tf.while_loop`.
+        Always in a loop, of a single step too: TensorFlow optimizes what is outside of one otherwise, and
+        the last bits of images would depend on how their steps are cut.
 
-        Args:
-          at: what `begin` returned, or `part` for the moves before these.
         Returns:
-          The same, after these moves.
+          x_theta of the last step, (B, H, W, C), and the state after it.
         """
-        frames, *state = at
-        shown = frames.shape[0]
-        kept = tf.TensorArray(state[0].dtype, shown, element_shape=state[0].shape, clear_after_read=False)
 
-        def body(k: tf.Tensor, kept: tf.TensorArray, *state: tf.Tensor):
-            pred_x, state = self.move(k, *state)
-            # Each frame is overwritten until the last move of its share has written it.
-            return (k + 1, kept.write(k * shown // self.count, pred_x), *state)
+        def body(k: tf.Tensor, x: tf.Tensor, *state: tf.Tensor):
+            x, after = self.step(k, *state)
+            return (k + 1, tf.ensure_shape(x, state[0].shape), *after)
 
-        _, kept, *state = tf.while_loop(
-            lambda k, *_: k < end, body, (tf.convert_to_tensor(begin), kept.unstack(frames), *state),
-            maximum_iterations=self.count,
-        )  # fmt: skip
-        return [kept.stack(), *state]
+        _, x, *state = tf.while_loop(
+            lambda k, *_: k < end,
+            body,
+            (tf.convert_to_tensor(begin), tf.zeros_like(state[0]), *state),
+            maximum_iterations=self.num_steps,
+        )
+        return x, state
 
 
-def descend(
-    steps: Steps, schedule: NoiseSchedule, z: tf.Tensor, noise: Callable[[tf.Tensor], tf.Tensor]
-) -> Walk:
-    """A sampler's way from the schedule's last kept step to its first, whose x_theta is the image.
+def sampling_loop(
+    step_function: StepFunction, schedule: NoiseSchedule, noise: Callable[[tf.Tensor], tf.Tensor]
+) -> SamplingLoop:
+    """The steps of a sampler from the last timestep of a schedule to its first, whose x_theta is the image.
 
     Args:
-      z: (B, H, W, C), z_t of the last kept step; its dtype is that of the computation.
-      noise: standard normal (B, H, W, C), other numbers for each int32 ().
+      noise: standard normal (B, H, W, C), other numbers for each int32 (), the index of a timestep.
     """
     last = len(schedule) - 1
 
-    def move(k: tf.Tensor, z: tf.Tensor, *memory: tf.Tensor):
+    def step(k: tf.Tensor, z: tf.Tensor, *memory: tf.Tensor):
         i = last - k
-        own = [] if steps.table is None else take(steps.table, i, z.dtype)
-        pred_x, z, memory = steps.step(schedule.at(i, z.dtype), z, lambda: noise(i), own, memory)
+        row = [] if step_function.table is None else take(step_function.table, i, z.dtype)
+        level = schedule.at(i, z.dtype)
+        pred_x, z, memory = step_function.step(level, z, lambda: noise(i), row, memory)
         return pred_x, [z, *memory]
 
-    return Walk(move, len(schedule), [z] + [tf.zeros_like(z)] * steps.memory)
+    return SamplingLoop(step, len(schedule), step_function.memory)

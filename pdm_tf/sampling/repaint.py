@@ -10,13 +10,12 @@ import tensorflow as tf
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import NoiseSchedule, take
 from pdm_tf.sampling.ancestral import ancestral_step
-from pdm_tf.sampling.loop import Denoise, Walk
+from pdm_tf.sampling.loop import Denoise, SamplingLoop
 
 
 def repaint(
     denoise: Denoise,
     schedule: NoiseSchedule,
-    z: tf.Tensor,
     noise: Callable[[tf.Tensor], tf.Tensor],
     known: tf.Tensor,
     unknown: tf.Tensor,
@@ -24,24 +23,24 @@ def repaint(
     variance: str,
     jump_length: int,
     resamplings: int,
-) -> Walk:
+) -> SamplingLoop:
     """Ancestral sampling of the unknown pixels, with resampling (Algorithm 1 of Lugmayr et al., 2022).
 
-    Down, from t to the kept step s before it, z_s is an ancestral sample where unknown, and
+    Down, from t to the timestep s before it, z_s is an ancestral sample where unknown, and
     sqrt(alpha_s) x + sqrt(1 - alpha_s) eps of the known x elsewhere. Up, from s to t, z_t =
     sqrt(1 - beta_t) z_s + sqrt(beta_t) eps: going up again lets the unknown pixels agree with the known.
 
     Args:
-      denoise, schedule, z, noise: as of `descend`.
+      denoise, schedule, noise: as of `sampling_loop`.
       known: (H, W, C), the image x; its known pixels are those of the result, bit for bit.
-      unknown: bool (H, W, 1), where to paint.
+      unknown: bool (H, W, 1), where to inpaint.
       variance: see `ancestral`.
-      jump_length, resamplings: see `resampling_walk`.
+      jump_length, resamplings: see `resampling_indices`.
     Returns:
-      The walk; its x_theta have the known pixels in place.
+      The loop; its x_theta have the known pixels in place.
     """
-    walk = resampling_walk(len(schedule), jump_length, resamplings)
-    here, there = tf.constant(walk[:-1]), tf.constant(walk[1:])
+    indices = resampling_indices(len(schedule), jump_length, resamplings)
+    here, there = tf.constant(indices[:-1]), tf.constant(indices[1:])
 
     def down(i, k, z):
         level = schedule.at(i, z.dtype)
@@ -54,27 +53,28 @@ def repaint(
         (beta,) = take(schedule.beta[:, None], i, z.dtype)
         return tf.sqrt(1.0 - beta) * z + tf.sqrt(beta) * noise(2 * k)
 
-    def move(k, z, x_before):
+    def step(k, z, x_before):
         i, j = here[k], there[k]
         pred_x, z = tf.cond(j < i, lambda: down(i, k, z), lambda: (x_before, up(j, k, z)))
         return pred_x, [z, pred_x]
 
-    return Walk(move, len(walk) - 1, [z, tf.zeros_like(z)])
+    return SamplingLoop(step, len(indices) - 1, memory=1)
 
 
-def resampling_walk(steps: int, jump_length: int, resamplings: int) -> np.ndarray:
-    """The indices of the latents that RePaint visits, from `steps` - 1 to -1, the data.
+def resampling_indices(num_timesteps: int, jump_length: int, resamplings: int) -> np.ndarray:
+    """The indices of the latents that RePaint visits, from `num_timesteps` - 1 to -1, the data.
 
-    Each stretch of `jump_length` steps is gone down `resamplings` times, and up again in between.
-    `resamplings` = 1 is one straight way down.
+    Each `jump_length` steps are gone down `resamplings` times, and up again in between; `resamplings` = 1 is
+    one straight way down.
 
     Returns:
-      int32 (moves + 1,); neighbours differ by 1.
+      int32 (steps + 1,); neighbours differ by 1.
     """
-    walk = [steps - 1]
-    for i in range(steps - 2, -1, -1):
-        walk.append(i)
-        if i % jump_length == 0 and i + jump_length < steps:
-            up, down = range(i + 1, i + jump_length + 1), range(i + jump_length - 1, i - 1, -1)
-            walk += [*up, *down] * (resamplings - 1)
-    return np.array([*walk, -1], np.int32)
+    indices = [num_timesteps - 1]
+    for i in range(num_timesteps - 2, -1, -1):
+        indices.append(i)
+        if i % jump_length == 0 and i + jump_length < num_timesteps:
+            up = range(i + 1, i + jump_length + 1)
+            down = range(i + jump_length - 1, i - 1, -1)
+            indices += [*up, *down] * (resamplings - 1)
+    return np.array([*indices, -1], np.int32)

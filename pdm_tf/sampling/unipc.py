@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pdm_tf.diffusion.schedules import NoiseSchedule
-from pdm_tf.sampling.loop import Denoise, Steps
+from pdm_tf.sampling.loop import Denoise, StepFunction
 
 
-def unipc(denoise: Denoise, schedule: NoiseSchedule, *, order: int = 2) -> Steps:
+def unipc(denoise: Denoise, schedule: NoiseSchedule, *, order: int = 2) -> StepFunction:
     """UniPC-p of order p = 2 or 3, with B(h) = exp(-h) - 1 (Algorithms 5 to 8 of Zhao et al., 2023).
 
     z_t is corrected by UniC-p, from the step before it and with x_theta at z_t, and the corrected z_t goes to
@@ -20,8 +20,8 @@ def unipc(denoise: Denoise, schedule: NoiseSchedule, *, order: int = 2) -> Steps
     returns x_theta.
     """
 
-    def step(level, z, noise, own, memory):
-        correct, predict = own[: order + 3], own[order + 3 :]
+    def step(level, z, noise, row, memory):
+        correct, predict = row[: order + 3], row[order + 3 :]
         z_before, *x_before = memory
         pred_x, _ = denoise(z, level.t)
         known = [pred_x, *x_before]
@@ -29,7 +29,7 @@ def unipc(denoise: Denoise, schedule: NoiseSchedule, *, order: int = 2) -> Steps
         z = sum(weight * one for weight, one in zip(predict, [corrected, *known]))
         return pred_x, z, [corrected, *known[:order]]
 
-    return Steps(step, _weights(schedule, order), memory=order + 1)
+    return StepFunction(step, _weights(schedule, order), memory=order + 1)
 
 
 def _weights(schedule: NoiseSchedule, order: int) -> np.ndarray:

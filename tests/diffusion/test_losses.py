@@ -93,7 +93,7 @@ def test_presets_of_shifted_processes_weight_each_t_as_one_of_64_pixels_does(dat
     )
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE.keep([0, 40, 600])], ids=["full", "strided"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE.respaced([0, 40, 600])], ids=["full", "strided"])
 def test_the_vlb_weight_is_half_the_fall_of_the_snr_and_the_first_step_a_decoder_of_the_noises_width(
     schedule,
 ):

@@ -8,7 +8,7 @@ from pdm_tf.diffusion.process import diffuse, learned_log_variance, posterior_me
 from pdm_tf.diffusion.schedules import linear, strided_timesteps
 
 FULL = linear()
-STRIDED = FULL.keep(strided_timesteps(1000, (90, 60, 60, 20, 20)))
+STRIDED = FULL.respaced(strided_timesteps(1000, (90, 60, 60, 20, 20)))
 
 
 def at(schedule, *i):
@@ -49,7 +49,7 @@ def test_posterior_equals_bayes_rule(schedule, place):
     assert tf.exp(level.log_beta_tilde).numpy().item() == pytest.approx(1 / precision, rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [FULL, STRIDED, FULL.keep([999])])
+@pytest.mark.parametrize("schedule", [FULL, STRIDED, FULL.respaced([999])])
 def test_the_last_reverse_step_returns_x(schedule):
     mean = posterior_mean(constant(2.0), constant(-0.4), at(schedule, 0))
     assert mean.numpy().item() == pytest.approx(-0.4, abs=1e-9)

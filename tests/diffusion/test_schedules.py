@@ -46,7 +46,7 @@ def test_log_beta_tilde_repeats_its_second_entry_where_beta_tilde_is_zero():
     assert FULL.beta_tilde[0] == 0.0
     assert FULL.log_beta_tilde[0] == FULL.log_beta_tilde[1]
     np.testing.assert_allclose(np.exp(FULL.log_beta_tilde[1:]), FULL.beta_tilde[1:], rtol=1e-12)
-    assert np.isfinite(FULL.keep([500]).log_beta_tilde).all()
+    assert np.isfinite(FULL.respaced([500]).log_beta_tilde).all()
 
 
 @pytest.mark.parametrize("sections", [(250,), (1000,), (7,), (90, 60, 60, 20, 20), (10, 20, 30), (3, 1)])
@@ -90,7 +90,7 @@ def test_logsnr_timesteps_are_evenly_spaced_in_log_snr():
 
 
 def test_logsnr_timesteps_of_a_strided_schedule_are_its_own():
-    strided = FULL.keep([3, 50, 100, 400, 700, 999])
+    strided = FULL.respaced([3, 50, 100, 400, 700, 999])
     assert set(logsnr_timesteps(strided, 3)) <= {3, 50, 100, 400, 700, 999}
 
 
@@ -109,12 +109,12 @@ def test_impossible_sections_are_refused(sections):
 @pytest.mark.parametrize("kept", [[], [3, 3], [5, 4], [1000], [-1]])
 def test_impossible_subsets_are_refused(kept):
     with pytest.raises(ValueError, match="ascend strictly"):
-        FULL.keep(kept)
+        FULL.respaced(kept)
 
 
 def test_a_strided_schedule_has_the_full_ones_marginals_and_composed_transitions():
     kept = [0, 10, 500, 999]
-    strided = FULL.keep(kept)
+    strided = FULL.respaced(kept)
     np.testing.assert_array_equal(strided.alpha, FULL.alpha[kept])
     for i, (s, t) in enumerate(zip(kept, kept[1:]), 1):
         assert 1 - strided.beta[i] == pytest.approx(np.prod(1 - FULL.beta[s + 1 : t + 1]), rel=1e-9)
@@ -123,9 +123,9 @@ def test_a_strided_schedule_has_the_full_ones_marginals_and_composed_transitions
 # Of different lengths, spacings and noise; the last keeps one step, whose step before is the data.
 SOME = {
     "full": FULL,
-    "strided": FULL.keep(strided_timesteps(1000, (90, 60, 60, 20, 20))),
+    "strided": FULL.respaced(strided_timesteps(1000, (90, 60, 60, 20, 20))),
     "cosine": cosine(300),
-    "one step": FULL.keep([999]),
+    "one step": FULL.respaced([999]),
 }
 
 
@@ -144,8 +144,8 @@ def test_levels_equal_the_definitions_computed_in_float64(schedule):
         "noise": np.sqrt(1 - alpha),
         "snr": alpha / (1 - alpha),
         "root_snr": np.sqrt(alpha / (1 - alpha)),
-        "pull": beta / (1 - alpha),
-        "stretch": 1 / np.sqrt(1 - beta),
+        "mean_residual": beta / (1 - alpha),
+        "mean_scale": 1 / np.sqrt(1 - beta),
         "log_beta": np.log(beta),
         "log_beta_tilde": schedule.log_beta_tilde,
     }
@@ -164,7 +164,7 @@ def test_the_level_before_a_step_is_that_of_the_step_before(schedule):
         np.testing.assert_array_equal(before[1:], here[:-1])
     # Before the first step lies the data, which nothing was added to.
     data = schedule.at(0).before
-    assert (float(data.signal), float(data.noise), float(data.snr)) == (1.0, 0.0, math.inf)
+    assert (int(data.t), float(data.signal), float(data.noise), float(data.snr)) == (-1, 1.0, 0.0, math.inf)
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
@@ -179,13 +179,13 @@ def test_a_level_is_of_one_step_or_of_one_for_each_image(dtype):
         for name, value in tensors.items():
             assert value.shape == shape and value.dtype == dtype, name
         # Rounded once, from float64: no digit is lost where 1 - alpha is small.
-        for name in ("noise", "log_beta_tilde", "pull"):
+        for name in ("noise", "log_beta_tilde", "mean_residual"):
             rounded = np.ravel(getattr(exact, name))[steps].astype(dtype.as_numpy_dtype)
             np.testing.assert_array_equal(np.ravel(getattr(level, name)), rounded)
 
 
 def test_a_strided_level_tells_the_network_the_t_of_the_process():
-    np.testing.assert_array_equal(FULL.keep([3, 50, 999]).at(tf.constant([2, 0])).t, [999, 3])
+    np.testing.assert_array_equal(FULL.respaced([3, 50, 999]).at(tf.constant([2, 0])).t, [999, 3])
 
 
 def test_rows_of_a_table_broadcast_over_images():

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.diffusion.schedules import NoiseSchedule
-from pdm_tf.sampling.loop import descend
+from pdm_tf.sampling.loop import sampling_loop
 from tests.fakes import FakeDenoiser
 
 
@@ -66,9 +66,10 @@ def unlabelled(denoiser: FakeDenoiser):
     return lambda z, t: denoiser(z, t, None)
 
 
-def draw(sampler, denoiser: FakeDenoiser, schedule: NoiseSchedule, z, noise=None, frames=1, **options):
-    """x_theta at `frames` of the sampler's steps, (frames, *z.shape)."""
-    return descend(sampler(unlabelled(denoiser), schedule, **options), schedule, z, noise).run(frames)
+def draw(sampler, denoiser: FakeDenoiser, schedule: NoiseSchedule, z, noise=None, **options):
+    """The samples, x_theta of the last step, shaped as z."""
+    loop = sampling_loop(sampler(unlabelled(denoiser), schedule, **options), schedule, noise)
+    return loop.run(loop.begin(z), 0, loop.num_steps)[0]
 
 
 def normal(shape, *key: int) -> tf.Tensor:
