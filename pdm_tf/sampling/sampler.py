@@ -52,6 +52,8 @@ class Sampler:
       num_passes: times that it runs the network, without guidance.
     """
 
+    seconds_per_image = None  # read by training/watch.py until time budgets are gone
+
     def __init__(
         self,
         denoiser: Denoiser,
