@@ -9,6 +9,7 @@ All faces differ, so that none is held out and also learnt from. The output's RE
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import subprocess
@@ -189,34 +190,39 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=20_000, help="training images, default 20000")
     parser.add_argument("--held_out", type=int, default=2000, help="images held out, default 2000")
     parser.set_defaults(validation_fraction=None, shard_mb=16)
-    arguments = parser.parse_args(argv)
-    size, count, held_out = arguments.size, arguments.count, arguments.held_out
-    if arguments.validation_fraction is not None:
+    options = parser.parse_args(argv)
+    size = options.size
+    total = options.count + options.held_out
+    if options.validation_fraction is not None:
         raise UserError("--validation_fraction: say how many faces are held out with --held_out")
     if not 16 <= size <= 2048:
         raise UserError(f"--size={size}: must be in 16..2048")
-    if count < 1 or held_out < 0:
+    if options.count < 1 or options.held_out < 0:
         raise UserError("--count must be at least 1, and --held_out at least 0")
-    here = ("input", "output", "workers")  # differ from machine to machine, and make no other data
-    first = ("size", "count", "held_out")
-    flags = [
-        f" --{key} {value}"
-        for key, value in sorted(vars(arguments).items(), key=lambda pair: pair[0] not in first)
-        if key not in here and value != parser.get_default(key)
-    ]
-    arguments.validation_fraction = held_out / (count + held_out)
-    options = convert.options_from(arguments)
+    flags = _flags_of(options, parser)
+    options.validation_fraction = options.held_out / total
+    convert.checked(options)
     check_node()
-    install(arguments.input)
-    items, styles = list_items(arguments.input, count + held_out)
-    name = f"avatars{size}"
+    install(options.input)
+    items, styles = list_items(options.input, total)
     description = (
         f"Faces of {len(STYLES)} styles, drawn by DiceBear {DICEBEAR} and resvg {RESVG};"
         " README.md names their artists."
     )
-    target = convert.Target(name, (size, size, 3), description, STYLES)
-    convert.convert(items, functools.partial(load, packages=arguments.input, size=size), target, options)
-    atomic_text(options.output / "README.md", card(name, size, count, held_out, "".join(flags), styles))
+    target = convert.Target(f"avatars{size}", (size, size, 3), description, STYLES)
+    convert.convert(items, functools.partial(load, packages=options.input, size=size), target, options)
+    text = card(target.name, size, options.count, options.held_out, flags, styles)
+    atomic_text(options.output / "README.md", text)
+
+
+def _flags_of(options: convert.Options, parser: argparse.ArgumentParser) -> str:
+    """The flags that make these data on any machine."""
+    first = ("size", "count", "held_out")
+    here = ("input", "output", "workers")
+    flags = sorted(vars(options).items(), key=lambda flag: flag[0] not in first)
+    return "".join(
+        f" --{key} {value}" for key, value in flags if key not in here and value != parser.get_default(key)
+    )
 
 
 if __name__ == "__main__":

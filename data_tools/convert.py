@@ -46,21 +46,7 @@ WORK_DIR = ".conversion"
 SAMPLED_ITEMS = 32
 SHOWN_CLASSES = 30
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The flags that all the tools share; see `tool_parser`."""
-
-    output: Path
-    encoding: str
-    png_level: int
-    jpeg_quality: int
-    validation_fraction: float
-    seed: int
-    shard_mb: float
-    workers: int
-    on_error: str
-    max_megapixels: float
+Options = argparse.Namespace  # a tool's flags by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +86,14 @@ def tool_parser(doc: str, flag: str = "--input", **options: Any) -> argparse.Arg
     return parser
 
 
-def options_from(arguments: argparse.Namespace) -> Options:
-    """Checks the shared flags, and makes paths of `arguments.input` and `arguments.output`.
+def checked(options: Options) -> Options:
+    """A tool's flags with paths as `input` and `output`, when those that all tools share are in range.
 
     Raises:
       UserError: a value out of range, an input in a bucket, or an output that cannot be opened.
     """
-    arguments.input, arguments.output = local_path(arguments.input), as_path(arguments.output)
-    names = [field.name for field in dataclasses.fields(Options)]
-    options = Options(**{name: getattr(arguments, name) for name in names})
+    options.input = local_path(options.input)
+    options.output = as_path(options.output)
     for name, fits, rule in (
         ("validation_fraction", 0 <= options.validation_fraction < 1, "in [0, 1)"),
         ("jpeg_quality", 1 <= options.jpeg_quality <= 100, "in 1..100"),
@@ -154,7 +139,7 @@ def convert(
       load: item -> image of the target's shape; a module's function (or a partial of one) that can be sent
         to worker processes. Whatever it raises but a UserError counts as an unreadable item.
       target: the data set to make.
-      options: the shared flags.
+      options: the tool's flags, as `checked` has them.
     Raises:
       UserError: no items, an unreadable item (with on_error=fail), a disk that is full, or an output folder
         that holds something else.
@@ -164,8 +149,8 @@ def convert(
     if target.label_names:
         _check_classes(target.label_names)
         _print_classes(target.label_names, items)
-    shared = {name: getattr(options, name) for name in Encoder._fields if hasattr(options, name)}
-    encoder = Encoder(load, target.image_shape, **shared)
+    flags = {name: value for name, value in vars(options).items() if name in Encoder._fields}
+    encoder = Encoder(load, target.image_shape, **flags)
     work_dir = options.output / WORK_DIR
     with sole_writer(work_dir, busy=f"another conversion is running in {work_dir}"):
         ordered = list(items)

@@ -87,16 +87,15 @@ def list_items(package: Path) -> tuple[list[Item], list[str]]:
 def main(argv: list[str] | None = None) -> None:
     parser = convert.tool_parser(__doc__, help="the package's .tgz")
     parser.set_defaults(validation_fraction=0.05, png_level=9)
-    arguments = parser.parse_args(argv)
-    options = convert.options_from(arguments)
-    items, categories = list_items(arguments.input)
+    options = convert.checked(parser.parse_args(argv))
+    items, categories = list_items(options.input)
     target = convert.Target(
         "emoji64",
         (64, 64, 3),
         "Google's Noto emoji, 64 x 64 RGB on white, labelled by category. Apache-2.0.",
         categories,
     )
-    loader = functools.partial(load, package=arguments.input)
+    loader = functools.partial(load, package=options.input)
     convert.convert(items, loader, target, options)
 
 

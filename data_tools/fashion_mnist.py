@@ -99,15 +99,14 @@ def load(item: Item) -> Image.Image:
 def main(argv: list[str] | None = None) -> None:
     parser = convert.tool_parser(__doc__, default=DEBIAN, help=f"folder of the four files, default {DEBIAN}")
     parser.set_defaults(validation_fraction=1 / 7)
-    arguments = parser.parse_args(argv)
-    options = convert.options_from(arguments)
+    options = convert.checked(parser.parse_args(argv))
     target = convert.Target(
         "fashion_mnist32",
         (SIDE + 2 * MARGIN, SIDE + 2 * MARGIN, 1),
         "Fashion-MNIST of Zalando SE, both parts, with a black margin of two pixels. MIT.",
         CLASSES,
     )
-    convert.convert(list_items(arguments.input), load, target, options)
+    convert.convert(list_items(options.input), load, target, options)
 
 
 if __name__ == "__main__":

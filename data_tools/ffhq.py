@@ -114,10 +114,9 @@ def _exactly(image: Image.Image, resolution: int) -> Image.Image:
 def main(argv: list[str] | None = None) -> None:
     parser = convert.tool_parser(__doc__, help="images1024x1024, or ffhq-r10.tfrecords")
     parser.add_argument("--resolution", type=int, default=1024, help="that of the input")
-    arguments = parser.parse_args(argv)
-    options = convert.options_from(arguments)
+    options = convert.checked(parser.parse_args(argv))
     tf.get_logger().setLevel("ERROR")
-    source, resolution = arguments.input, arguments.resolution
+    source, resolution = options.input, options.resolution
     if source.is_dir():
         items, loader = list_png_items(source), functools.partial(load_png, resolution=resolution)
     elif source.is_file():

@@ -122,28 +122,27 @@ def main(argv: list[str] | None = None) -> None:
         help="1: grey; 3: RGB (default); 4: RGB and transparency, which --background is then not under",
     )
     parser.add_argument("--labels", action="store_true", help="sub-folders are classes")
-    arguments = parser.parse_args(argv)
-    options = convert.options_from(arguments)
+    options = convert.checked(parser.parse_args(argv))
     try:
-        ImageColor.getrgb(arguments.background)
+        ImageColor.getrgb(options.background)
     except ValueError as error:
-        raise UserError(f"--background={arguments.background}: {error}") from error
-    if arguments.channels == 4 and arguments.encoding == "jpeg":
+        raise UserError(f"--background={options.background}: {error}") from error
+    if options.channels == 4 and options.encoding == "jpeg":
         raise UserError("--channels=4 needs --encoding=png: JPEG has no transparency")
-    items, classes = list_items(arguments.input, arguments.labels)
-    if arguments.resolution:
-        crop = arguments.crop
-        height, width = parse_resolution(arguments.resolution)
+    items, classes = list_items(options.input, options.labels)
+    if options.resolution:
+        crop = options.crop
+        height, width = parse_resolution(options.resolution)
     else:
         crop = "exact"
-        height, width = size_of_first(items, options.max_megapixels, arguments.channels)
+        height, width = size_of_first(items, options.max_megapixels, options.channels)
     target = convert.Target(
-        dataset_name(arguments.output),
-        (height, width, arguments.channels),
-        f"A folder of images; crop: {crop}; background: {arguments.background}.",
+        dataset_name(options.output),
+        (height, width, options.channels),
+        f"A folder of images; crop: {crop}; background: {options.background}.",
         classes,
     )
-    loader = functools.partial(load, shape=target.image_shape, crop=crop, background=arguments.background)
+    loader = functools.partial(load, shape=target.image_shape, crop=crop, background=options.background)
     convert.convert(items, loader, target, options)
 
 

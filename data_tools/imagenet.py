@@ -126,16 +126,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = convert.tool_parser(__doc__, help="ILSVRC2012_img_train.tar")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--classes", type=int, default=1000, help="classes that must be there")
-    arguments = parser.parse_args(argv)
-    options = convert.options_from(arguments)
-    items, wnids = list_items(arguments.input, arguments.classes)
+    options = convert.checked(parser.parse_args(argv))
+    items, wnids = list_items(options.input, options.classes)
     target = convert.Target(
-        f"imagenet{arguments.resolution}",
-        (arguments.resolution, arguments.resolution, 3),
+        f"imagenet{options.resolution}",
+        (options.resolution, options.resolution, 3),
         "ImageNet ILSVRC2012 train: BOX halving, BICUBIC resize, centre crop.",
         wnids,
     )
-    loader = functools.partial(load, path=arguments.input, resolution=arguments.resolution)
+    loader = functools.partial(load, path=options.input, resolution=options.resolution)
     convert.convert(items, loader, target, options)
 
 

@@ -75,15 +75,14 @@ def load(item: Item, *, directory: Path, resolution: int) -> Image.Image:
 def main(argv: list[str] | None = None) -> None:
     parser = convert.tool_parser(__doc__, help="the folder that holds data.mdb")
     parser.add_argument("--resolution", type=int, default=256)
-    arguments = parser.parse_args(argv)
-    options = convert.options_from(arguments)
+    options = convert.checked(parser.parse_args(argv))
     target = convert.Target(
         "lsun_church",
-        (arguments.resolution, arguments.resolution, 3),
+        (options.resolution, options.resolution, 3),
         "LSUN church_outdoor: centre crop to a square, BOX resize.",
     )
-    loader = functools.partial(load, directory=arguments.input, resolution=arguments.resolution)
-    convert.convert(list_items(arguments.input), loader, target, options)
+    loader = functools.partial(load, directory=options.input, resolution=options.resolution)
+    convert.convert(list_items(options.input), loader, target, options)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from pdm_tf.atomic import sha256
@@ -26,9 +24,3 @@ def arguments(source: Path, output: Path, *more: str, shard_mb: str = "0.01") ->
 def hashes(directory: Path) -> dict[str, str]:
     """Name -> SHA-256 of each file below a folder."""
     return {path.name: sha256(path) for path in directory.rglob("*") if path.is_file()}
-
-
-def run_tool(module: str, *argv: str, **options) -> subprocess.CompletedProcess:
-    """Runs a tool as its user does."""
-    command = [sys.executable, "-m", f"data_tools.{module}", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
