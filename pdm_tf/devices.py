@@ -169,7 +169,8 @@ def find_cluster() -> Cluster | None:
         spec = resolver.cluster_spec()
         if not spec or not spec.jobs:
             return None
-        job, index = resolver.task_type, resolver.task_id or 0
+        job = resolver.task_type
+        index = resolver.task_id or 0
         address = spec.task_address(job, index)
     except Exception as error:  # whatever its JSON reader and its own checks happen to raise
         raise _wrong_cluster(one_line(error)) from error
@@ -199,7 +200,8 @@ def _wrong_cluster(problem: str) -> UserError:
 
 
 def _multi_worker() -> tf.distribute.Strategy:
-    cluster, seconds = _needed_cluster(), connect_seconds()
+    cluster = _needed_cluster()
+    seconds = connect_seconds()
     _meet(cluster.address, cluster.others, seconds)
     # TensorFlow waits without a limit, and with Python's lock held: only this ends it. All workers were
     # there a moment ago, so it is for one that dies just now.
@@ -213,22 +215,23 @@ def _multi_worker() -> tf.distribute.Strategy:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _meet(own: str, others: Sequence[str], seconds: float) -> None:
+def _meet(address: str, others: Sequence[str], seconds: float) -> None:
     """Waits until all other workers listen, listening too meanwhile; whoever has seen all goes on."""
     try:
-        listener = _listener(_host_and_port(own)[1])
+        listener = _listener(_host_and_port(address)[1])
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"strategy multi_worker: cannot listen at {own} ({one_line(error)}): give this worker another "
-            "port in TF_CONFIG on all workers, or end the process that has it"
+            f"strategy multi_worker: cannot listen at {address} ({one_line(error)}): give this worker "
+            "another port in TF_CONFIG on all workers, or end the process that has it"
         ) from error
-    missing, begin = list(others), time.monotonic()
+    missing = list(others)
+    begin = time.monotonic()
     with listener:
-        while missing := [address for address in missing if not _listens(address)]:
+        while missing := [other for other in missing if not _listens(other)]:
             if time.monotonic() - begin > seconds:
                 raise UserError(
-                    f"strategy multi_worker: {own} waited {seconds} s for {', '.join(missing)}: start all "
-                    "workers together, each reachable at its address in TF_CONFIG"
+                    f"strategy multi_worker: {address} waited {seconds} s for {', '.join(missing)}: start "
+                    "all workers together, each reachable at its address in TF_CONFIG"
                 )
             time.sleep(0.2)
 
@@ -258,7 +261,8 @@ def _listens(address: str) -> bool:
 
 
 def _tpu() -> tf.distribute.Strategy:
-    name, seconds = os.environ.get("TPU_NAME", ""), connect_seconds()
+    name = os.environ.get("TPU_NAME", "")
+    seconds = connect_seconds()
     late = (
         f"strategy tpu: TPU {name!r} did not answer within {seconds} s: check that it is running and "
         "reachable, then start again"
@@ -319,7 +323,7 @@ class Workers:
         return bool(tf.reduce_all(self._sum(here) == here * self.replicas))
 
     def wait(self) -> None:
-        """Returns once all workers have come here."""
+        """Returns once all workers have called it."""
         self.any(False)
 
     @contextlib.contextmanager

@@ -221,7 +221,8 @@ class _Decoder:
     def _label(self, example: dict[str, tf.Tensor], where: tuple[tf.Tensor, ...]) -> tf.Tensor:
         if not self.info.label_key:
             return tf.constant(0, tf.int32)
-        label, classes = example[self.info.label_key], self.info.num_classes
+        label = example[self.info.label_key]
+        classes = self.info.num_classes
         known = (label >= UNLABELLED) & (label < classes)
         with tf.control_dependencies([require(known, f"has no label in 0..{classes - 1}", *where)]):
             return tf.cast(tf.where(label == UNLABELLED, tf.constant(classes, label.dtype), label), tf.int32)

@@ -40,7 +40,8 @@ def shards_of(info: DatasetInfo, split: str) -> Shards:
     Raises:
       UserError: names the first shard that is missing or empty.
     """
-    files, count = info.splits[split], info.num_examples[split]
+    files = info.splits[split]
+    count = info.num_examples[split]
     return Shards(
         tf.constant([str(path) for path in files.shards]),
         tf.constant(files.shard_lengths, tf.int64),
@@ -119,7 +120,8 @@ def _shard_records(shards: Shards, shard: tf.Tensor) -> tf.data.Dataset:
     `_decode` refuses. Any record beyond the promised ones is passed on for `_decode` to refuse.
     """
     shard = tf.cast(shard, tf.int64)
-    path, length = shards.paths[shard], shards.lengths[shard]
+    path = shards.paths[shard]
+    length = shards.lengths[shard]
     # ignore_errors would try for ever to open a file that is gone: this fails instead.
     opened = tf.data.FixedLengthRecordDataset(path, record_bytes=1).take(1)
     readable = opened.flat_map(
@@ -130,7 +132,8 @@ def _shard_records(shards: Shards, shard: tf.Tensor) -> tf.data.Dataset:
 
     def promised_or_surplus(index: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, ...]:
         kept = (index < length) | (tf.strings.length(record) > 0)
-        index, record = tf.boolean_mask(index, kept), tf.boolean_mask(record, kept)
+        index = tf.boolean_mask(index, kept)
+        record = tf.boolean_mask(record, kept)
         return tf.fill(tf.shape(index), shard), index, record
 
     # In chunks, because a function call for each small record costs as much as half its decoding.

@@ -1,8 +1,7 @@
-"""Images changed at random, with labels that say how, so that samples are not (Karras et al., 2022).
+"""Non-leaking augmentation: images changed at random, with labels of the changes (Karras et al., 2022).
 
-A network that is told what was done to an image learns images that were never changed, too: those whose
-labels are zeros, which is what a sampler asks for. So even changes that no image of the data shows, as one
-that stands on its head, do not leak into samples.
+The labels are an input of the network. Those of images as they are, zeros, are what a sampler gives: so even
+changes that no image of the data shows, such as one upside down, do not leak into samples.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ SHIFT = 0.125  # the spread of a shift, of the image's side
 
 
 class Changes(NamedTuple):
-    """What is done to each image, in this order, float32 (B,) each; zeros change nothing.
+    """Changes of images, in the order in which they are applied, float32 (B,) each; zeros change nothing.
 
     Attributes:
       mirror, flip: 1: left and right, or top and bottom, are swapped.
       log_scale: log2 of how much larger the image gets.
-      angle: it is turned by, in radians, from the axis to the right towards that downwards.
-      log_stretch, axis: log2 of how much longer it gets along an axis at this angle, and shorter across it.
-      right, down: it is shifted by, of its width and height.
+      angle: of a rotation, in radians, from the axis to the right towards that downwards.
+      log_stretch, axis: log2 of the stretch along an axis at this angle, and of the shrinking across it.
+      right, down: shifts, as shares of its width and height.
     """
 
     mirror: tf.Tensor
@@ -41,14 +40,14 @@ class Changes(NamedTuple):
 
     @property
     def labels(self) -> tf.Tensor:
-        """Numbers around 1 that say what is done, float32 (B, 9); zeros say that nothing is.
+        """The network's augmentation labels, numbers around 1, float32 (B, 9); zeros: no change.
 
         They are continuous, and the same for what gives the same image: a stretch along an axis is one along
-        its reverse, and a shrinking across it, so it is the axis' doubled angle that they tell.
+        its reverse, and a shrinking across it, so the axis' doubled angle is taken.
         """
         turned = tf.cos(self.angle) - 1.0, tf.sin(self.angle)
-        stretch, axis = self.log_stretch / SPREAD, 2.0 * self.axis
-        stretched = stretch * tf.cos(axis), stretch * tf.sin(axis)
+        stretch = self.log_stretch / SPREAD
+        stretched = stretch * tf.cos(2.0 * self.axis), stretch * tf.sin(2.0 * self.axis)
         placed = self.log_scale / SPREAD, self.right / SHIFT, self.down / SHIFT
         labels = self.mirror, self.flip, *turned, *stretched, *placed
         assert len(labels) == AUGMENTATION_LABELS
@@ -61,8 +60,7 @@ def draw_changes(key: tf.Tensor, indices: tf.Tensor, probability: float) -> Chan
     Args:
       key: int32 (2,), see `stream`.
       indices: int32 (B,), each image's index in the global batch.
-      probability: how often an image is scaled, turned, stretched, shifted: each of these by itself. Half as
-        often it is flipped.
+      probability: of scaling, rotating, stretching and shifting, each by itself; flips have half of it.
     """
 
     def draw(image_key):
@@ -111,22 +109,26 @@ def _origins(height: int, width: int, changes: Changes) -> tuple[tf.Tensor, tf.T
     """
     c = Changes(*(change[:, None, None] for change in changes))
     right, down = (tf.range(size, dtype=tf.float32) - (size - 1) / 2.0 for size in (width, height))
-    right, down = right[None, None, :] - c.right * width, down[None, :, None] - c.down * height
+    right = right[None, None, :] - c.right * width
+    down = down[None, :, None] - c.down * height
     right, down = _turned(right, down, -c.axis)
-    right, down = right * 2.0**-c.log_stretch, down * 2.0**c.log_stretch
+    right *= 2.0**-c.log_stretch
+    down *= 2.0**c.log_stretch
     right, down = _turned(right, down, c.axis - c.angle)
     shrunk = 2.0**-c.log_scale
     return right * shrunk * (1.0 - 2.0 * c.mirror), down * shrunk * (1.0 - 2.0 * c.flip)
 
 
 def _turned(right: tf.Tensor, down: tf.Tensor, angle: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    cos, sin = tf.cos(angle), tf.sin(angle)
+    cos = tf.cos(angle)
+    sin = tf.sin(angle)
     return cos * right - sin * down, sin * right + cos * down
 
 
 def _corners(right: tf.Tensor, down: tf.Tensor, width: int, height: int):
     """The four pixels around a place, as their numbers row by row, and their weights, (B, H, W) each."""
-    left, top = tf.floor(right), tf.floor(down)
+    left = tf.floor(right)
+    top = tf.floor(down)
     for column, across in ((left, 1.0 + left - right), (left + 1.0, right - left)):
         for row, along in ((top, 1.0 + top - down), (top + 1.0, down - top)):
             yield _mirrored(row, height) * width + _mirrored(column, width), across * along

@@ -118,7 +118,8 @@ class Checkpoints:
 
     def _clear(self, step: int) -> None:
         """Removes an unfinished checkpoint, if there is one, and the averages that were saved with it."""
-        partial, final = self.run.partial_checkpoint(step), self.run.checkpoint(step)
+        partial = self.run.partial_checkpoint(step)
+        final = self.run.checkpoint(step)
         if (entries(partial) or partial.is_dir()) and not (final / MANIFEST).exists():
             remove_tree(final)
             self.run.weights(step).unlink(missing_ok=True)
@@ -135,7 +136,7 @@ class Checkpoints:
         sync(folder)
 
     def _problem(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint, or None."""
+        """The damage of a checkpoint, or None."""
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             files = dict(manifest["files"])

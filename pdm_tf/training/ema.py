@@ -22,8 +22,8 @@ class ExponentialMovingAverage:
     weights. The averages are NumPy arrays in the host's memory: no accelerator holds a copy, and none waits
     for more than the weights being read, because a thread does the sums while training goes on.
 
-    Beside it, of the same weights at the same moments, there may be power-function averages of some `lengths`
-    (`pdm_tf.averages`): these are for later, and nothing in training looks at them.
+    Beside it, of the same weights at the same moments, power-function averages of some `lengths`
+    (`pdm_tf.averages`) may be kept for later; nothing in training uses them.
     """
 
     def __init__(
@@ -54,27 +54,28 @@ class ExponentialMovingAverage:
         return list(self._of_length)
 
     def update(self, number: int) -> None:
-        """Takes the weights of now into the average; `number` counts the updates from 0."""
+        """Takes the current weights into the averages; `number` counts the updates from 0."""
         moves = [(self.averages, self._decay(number))]
-        moves += [(own, decay_of(length, number)) for length, own in self._of_length.items()]
+        moves += [(average, decay_of(length, number)) for length, average in self._of_length.items()]
         self._update = self._thread.submit(_move, moves, self._weights())
 
     def _decay(self, number: int) -> float:
         return min(self.decay, (1 + number) / (10 + number)) if self.warmup else self.decay
 
     def share_of_first(self, updates: int) -> float:
-        """How much of the average is the first weights after so many updates: the product of their decays."""
+        """The share of the first weights in the average after some updates: the product of their decays."""
         return math.prod(map(self._decay, range(updates)))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Inside the block the variables hold the averages; after it, their own values again, bit for bit."""
-        averages, own = self.averages, [variable.numpy() for variable in self.variables]
+        averages = self.averages
+        weights = [variable.numpy() for variable in self.variables]
         try:
             _assign(self.variables, averages)
             yield
         finally:
-            _assign(self.variables, own)
+            _assign(self.variables, weights)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the averages as .npz, by variable name."""
@@ -98,13 +99,15 @@ class ExponentialMovingAverage:
           UserError: it is missing, damaged or of another network.
         """
         self._update.result()
-        own, arrays, left = [variable.numpy() for variable in self.variables], adapt(read_arrays(path)), []
+        weights = [variable.numpy() for variable in self.variables]
+        arrays = adapt(read_arrays(path))
+        left = []
         if partly:
             arrays, left = completed(self.variables, arrays, path)
         assign_arrays(self.variables, arrays, path)
         self._averages = self._weights()
         if not into_variables:
-            _assign(self.variables, own)
+            _assign(self.variables, weights)
         return left
 
     def save_length(self, length: float, path: str | os.PathLike) -> None:
@@ -129,9 +132,9 @@ class ExponentialMovingAverage:
 
 def _move(moves: Sequence[tuple[list[np.ndarray], float]], weights: Sequence[np.ndarray]) -> None:
     """Takes weights into averages, each with its own decay."""
-    for own, decay in moves:
+    for averages, decay in moves:
         share = np.float32(1.0 - decay)
-        for average, weight in zip(own, weights):
+        for average, weight in zip(averages, weights):
             change = weight - average
             change *= share
             average += change

@@ -30,7 +30,8 @@ from pdm_tf.training.state import State, restore
 
 def check_batch(config: Config, replicas: int) -> None:
     """Raises UserError if the batch cannot be shared out."""
-    batch, parts = config.training.batch_size, config.training.grad_accum
+    batch = config.training.batch_size
+    parts = config.training.grad_accum
     if batch % (replicas * parts):
         nearest = max(round(batch / replicas / parts), 1) * replicas * parts
         raise UserError(
@@ -59,7 +60,9 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
         be shared out, or another process that trains in the same folder.
       Stopped: asked to stop by a signal; the state is saved.
     """
-    settings, workers, chief = config.training, Workers(strategy), is_chief(strategy)
+    settings = config.training
+    workers = Workers(strategy)
+    chief = is_chief(strategy)
     check_batch(config, strategy.num_replicas_in_sync)
     check_labels(config, info)
     with contextlib.ExitStack() as on_exit:
@@ -98,7 +101,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
 
         # --- Train ---
         batches = iter(training_batches(config, info, strategy, state.step))
-        train_steps, together = state.model.make_train_function(), settings.steps_per_execution
+        train_steps = state.model.make_train_function()
+        together = settings.steps_per_execution
         step = state.step
         for step in range(state.step + together, settings.steps + 1, together):
             train_steps(batches)
@@ -128,7 +132,8 @@ def check_labels(config: Config, info: data.DatasetInfo) -> None:
 
 def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State) -> str:
     """Lines on the network, its cost, and whatever may surprise in the course of the run."""
-    network, settings = state.model.network, config.training
+    network = state.model.network
+    settings = config.training
     (height, width), p = network.grid, network.patch_size
     lines = [
         f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
@@ -177,7 +182,9 @@ def training_batches(
 
 def saving_work(config: Config, state: State, log: MetricsLog, shown, chief: bool) -> list[Periodic]:
     """Averages, metrics and, of the chief, snapshots of averages and checkpoints."""
-    settings, model, ema = config.training, state.model, state.ema
+    settings = config.training
+    model = state.model
+    ema = state.ema
 
     def average(step: int) -> None:
         ema.update(step // settings.ema_every - 1)
@@ -212,8 +219,11 @@ def showing_work(
     signals: Signals,
 ) -> list[Periodic]:
     """Held-out losses of the averages, where there is a held-out split; the chief's previews and scores."""
-    run, settings, workers = state.checkpoints.run, config.training, Workers(strategy)
-    chief, work = is_chief(strategy), []
+    run = state.checkpoints.run
+    settings = config.training
+    workers = Workers(strategy)
+    chief = is_chief(strategy)
+    work = []
     if data.held_out_split(info):
         held_out = HeldOutLosses(state.model, config, info, strategy)
 

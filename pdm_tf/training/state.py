@@ -67,7 +67,8 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     input from one without, or the other way round (`with_augmentation`).
     """
     run = RunFolder(config.training.warm_start)
-    weights, partly = run.newest_weights(), config.training.warm_start_partly
+    weights = run.newest_weights()
+    partly = config.training.warm_start_partly
     shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
     adapt = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
     other = run.config()
