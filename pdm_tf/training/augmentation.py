@@ -65,12 +65,14 @@ def draw_changes(key: tf.Tensor, indices: tf.Tensor, probability: float) -> Chan
 
     def draw(image_key):
         keys = tf.unstack(tf.random.experimental.stateless_split(image_key, 2))
-        return tf.random.stateless_uniform((9,), keys[0]), tf.random.stateless_normal((4,), keys[1])
+        return tf.random.stateless_uniform((10,), keys[0]), tf.random.stateless_normal((4,), keys[1])
 
-    uniform, normal = draw_each(key, indices, draw, (tf.TensorSpec((9,)), tf.TensorSpec((4,))))
+    uniform, normal = draw_each(key, indices, draw, (tf.TensorSpec((10,)), tf.TensorSpec((4,))))
     chosen = tf.unstack(tf.cast(uniform[:, :5] < probability, tf.float32), axis=-1)
     mirror, flip = tf.unstack(tf.cast(uniform[:, 5:7] < 0.5, tf.float32), axis=-1)
-    angle, axis = tf.unstack((2.0 * uniform[:, 7:] - 1.0) * np.pi, axis=-1)
+    angle, axis = tf.unstack((2.0 * uniform[:, 7:9] - 1.0) * np.pi, axis=-1)
+    # As in EDM half of the stretches are along an axis of the image: which one is the sign's affair.
+    oblique = tf.cast(uniform[:, 9] < 0.5, tf.float32)
     normal = tf.unstack(normal, axis=-1)
     return Changes(
         mirror=mirror,
@@ -78,7 +80,7 @@ def draw_changes(key: tf.Tensor, indices: tf.Tensor, probability: float) -> Chan
         log_scale=SPREAD * normal[0] * chosen[1],
         angle=angle * chosen[2],
         log_stretch=SPREAD * normal[1] * chosen[3],
-        axis=axis * chosen[3],
+        axis=axis * oblique * chosen[3],
         right=SHIFT * normal[2] * chosen[4],
         down=SHIFT * normal[3] * chosen[4],
     )

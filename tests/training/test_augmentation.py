@@ -93,7 +93,9 @@ def test_each_change_comes_as_often_as_it_should_and_labels_are_zero_where_nothi
     count, probability = 20_000, 0.2
     drawn = tf.function(draw_changes)(stream(0, "changes"), tf.range(count), probability)
     shares = {name: float(np.mean(value.numpy() != 0)) for name, value in zip(Changes._fields, drawn)}
-    expected = dict.fromkeys(Changes._fields, probability) | {"mirror": 0.5, "flip": probability / 2}
+    expected = dict.fromkeys(Changes._fields, probability)
+    # Half of the stretches are along an axis of the image.
+    expected |= {"mirror": 0.5, "flip": probability / 2, "axis": probability / 2}
     for name, share in expected.items():
         assert abs(shares[name] - share) < 5 * np.sqrt(share * (1 - share) / count), name
     labels = drawn.labels.numpy()
