@@ -2,11 +2,10 @@
 
     python -m benchmarks.data_pipeline [--sizes 64 256 1024] [--seconds 10] [--repeats 5]
 
-Both read the same pictures, in the same encoding, with the same number of processes or cores: ours
-from TFRecord through `pdm_tf.data.load_batches`, the peer from PNG or JPEG files with Pillow in worker
-processes (torch's DataLoader if torch is installed, else a loader of the same shape that hands batches over
-in shared memory). Ours and the peer take turns, and the ratio is taken within each turn, so that whatever
-else the machine does falls on both.
+Both read the same pictures, in the same encoding, with the same number of processes or cores: ours from
+TFRecord through `pdm_tf.data.load_batches`, the peer from PNG or JPEG files with Pillow in worker processes,
+which hand batches over in shared memory as torch's DataLoader does. Ours and the peer take turns, and the
+ratio is taken within each turn, so that whatever else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ def natural_image(seed: int, size: int) -> np.ndarray:
     planes = []
     shared = np.fft.rfft2(random.normal(size=(size, size)))
     for _ in range(3):
-        own = np.fft.rfft2(random.normal(size=(size, size)))
-        planes.append(np.fft.irfft2((shared + 0.3 * own) / frequency**1.3, s=(size, size)))
+        plane = np.fft.rfft2(random.normal(size=(size, size)))
+        planes.append(np.fft.irfft2((shared + 0.3 * plane) / frequency**1.3, s=(size, size)))
     image = np.stack(planes, -1)
     image = (image - image.mean()) / image.std() * 55 + 120
     return (image + random.normal(0, 1.5, image.shape)).clip(0, 255).astype(np.uint8)
@@ -78,25 +77,6 @@ def read_file(path: Path, flip: bool) -> np.ndarray:
     return pixels.transpose(2, 0, 1) / 127.5 - 1
 
 
-def torch_batches(paths: list[Path], batch: int, workers: int) -> Iterator[object]:
-    """Endless batches from torch's own DataLoader."""
-    import torch
-
-    class Files(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(paths)
-
-        def __getitem__(self, index):
-            flip = torch.rand(()).item() < 0.5
-            return torch.from_numpy(np.ascontiguousarray(read_file(paths[index], flip)))
-
-    loader = torch.utils.data.DataLoader(
-        Files(), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
-    )
-    while True:
-        yield from loader
-
-
 def _fill_slot(job: tuple[str, int, list[Path], int]) -> int:
     name, slot, paths, size = job
     memory = shared_memory.SharedMemory(name)
@@ -111,7 +91,7 @@ def _fill_slot(job: tuple[str, int, list[Path], int]) -> int:
 
 
 def process_batches(paths: list[Path], batch: int, workers: int, size: int) -> Iterator[np.ndarray]:
-    """Endless batches of a loader shaped like torch's.
+    """Endless batches of a loader shaped like torch's DataLoader.
 
     A worker makes a whole batch, two batches ahead for each worker, and hands it over in shared memory.
     """
@@ -137,15 +117,6 @@ def process_batches(paths: list[Path], batch: int, workers: int, size: int) -> I
                 free = slot
     finally:
         memory.unlink()
-
-
-def peer_batches(paths: list[Path], batch: int, workers: int, size: int) -> Iterator[object]:
-    """torch's DataLoader if there is one."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return process_batches(paths, batch, workers, size)
-    return torch_batches(paths, batch, workers)
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -197,7 +168,7 @@ def measure(size: int, encoding: str, seconds: float, repeats: int, workers: int
                     info, split="train", batch_size=batch, seed=repeat, horizontal_flip=True
                 )
                 ours.append(images_per_second(batches, batch, seconds))
-                peer = peer_batches(paths, batch, workers, size)
+                peer = process_batches(paths, batch, workers, size)
                 peers.append(images_per_second(peer, batch, seconds))
                 peer.close()
     ratios = sorted(a / b for a, b in zip(ours, peers))
@@ -216,13 +187,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="processes of the peer")
     arguments = parser.parse_args()
-    try:
-        import torch
-
-        peer = f"torch {torch.__version__} DataLoader"
-    except ImportError:
-        peer = "worker processes, shared memory (torch is not installed)"
-    print(f"tensorflow {tf.__version__}, {os.cpu_count()} cores; peer: {peer}")
+    print(f"tensorflow {tf.__version__}, {os.cpu_count()} cores; peer: worker processes, shared memory")
     print(" size   enc  KB/file  batch  ours img/s peer img/s    ratio  (min to max)")
     for size in arguments.sizes:
         for encoding in arguments.encodings:
