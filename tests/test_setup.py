@@ -1,4 +1,4 @@
-"""setup.sh: which Python, which installer, what is made again or refused. Interpreters and uv are stand-ins."""
+"""setup.sh: which Python and installer, what is made again or refused. Interpreters and uv are stand-ins."""
 
 import shutil
 import subprocess

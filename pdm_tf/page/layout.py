@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import html
 import logging
 import os
 import random
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -117,25 +115,27 @@ def serve(studio: Studio, host: str, port: int) -> None:
     Raises:
       UserError: the address cannot be had.
     """
-    _check_free(host, port)
     # TensorFlow warns of many graphs: each count and each setting has one.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     _exempt_from_proxies(host)
     with tempfile.TemporaryDirectory(prefix="pdm_tf_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures on their way to a browser
         blocks = page_of(studio).queue(default_concurrency_limit=1)
-        _, address, _ = blocks.launch(
-            server_name=f"[{host}]" if ":" in host else host,
-            server_port=port,
-            theme=_theme(),
-            css=CSS,
-            max_file_size=UPLOAD,
-            show_error=True,
-            prevent_thread_lock=True,
-            quiet=True,
-            inbrowser=False,
-            **PRIVATE,
-        )
+        try:
+            _, address, _ = blocks.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                theme=_theme(),
+                css=CSS,
+                max_file_size=UPLOAD,
+                show_error=True,
+                prevent_thread_lock=True,
+                quiet=True,
+                inbrowser=False,
+                **PRIVATE,
+            )
+        except OSError as error:
+            raise UserError(f"port {port} of {host} cannot be had: choose another") from error
         print(f"page: {address}", flush=True)
         try:
             threading.Event().wait()
@@ -144,18 +144,6 @@ def serve(studio: Studio, host: str, port: int) -> None:
         finally:
             studio.close()
             blocks.close(verbose=False)
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises UserError if the address cannot be listened on."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with contextlib.closing(socket.socket(family, kind)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"port {port} of {host} cannot be had ({reason}): choose another") from error
 
 
 def _exempt_from_proxies(host: str) -> None:
@@ -476,7 +464,8 @@ def inside_pictures(image: np.ndarray, view: View, patch_size: int) -> list[PIL.
 
 def models_tab(studio: Studio) -> None:
     """Several models, or experts, side by side at one seed."""
-    titles = [model.title for model in studio.comparable]
+    models = {model.title: model for model in studio.comparable}
+    titles = list(models)
     gr.Markdown("Each model draws from the same noise, with the settings of its run.")
     chosen = gr.CheckboxGroup(titles, value=titles, label="Models")
     labels = class_choice(common_classes(studio.comparable))
@@ -489,22 +478,17 @@ def models_tab(studio: Studio) -> None:
         pictures = {title: picture(title, ["beside"], min_width=240) for title in titles}
 
     def draw(values):
-        models = [titled(studio.comparable, title) for title in values[chosen]]
+        compared = [models[title] for title in values[chosen]]
         yield {
             component: gr.update(value=None, visible=title in values[chosen])
             for title, component in pictures.items()
         }
         lines = {}
-        for model, samples in studio.compare(models, values[labels], values[seed], values[count]):
+        for model, samples in studio.compare(compared, values[labels], values[seed], values[count]):
             lines[model.title] = f"{model.title}: {samples.status}"
             yield {pictures[model.title]: grid_of(samples), status: status_text("; ".join(lines.values()))}
 
     connect(draw, buttons, [seed, chosen, labels, count], [status, *pictures.values()], {})
-
-
-def titled(models: Sequence[Model], title: str) -> Model:
-    """The model of that title."""
-    return next(model for model in models if model.title == title)
 
 
 def common_classes(models: Sequence[Model]) -> list[tuple[str, int]]:
