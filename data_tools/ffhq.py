@@ -29,11 +29,6 @@ HEADER_BYTES = 12
 FOOTER_BYTES = 4
 
 
-def list_png_items(directory: Path) -> list[Item]:
-    """All PNG files below a folder, sorted by their path in it."""
-    return [Item(name, directory / name) for name in images.names_in(directory, {".png"})]
-
-
 def list_tfrecord_items(path: Path) -> list[Item]:
     """All records of a TFRecord file, as (offset, bytes), found by reading the lengths alone.
 
@@ -58,19 +53,15 @@ def list_tfrecord_items(path: Path) -> list[Item]:
     return items
 
 
-@functools.lru_cache(maxsize=1)
-def open_tfrecords(path: Path) -> int:
-    """One file descriptor a process."""
-    return os.open(path, os.O_RDONLY)
-
-
 def read_record(path: Path, offset: int, size: int) -> bytes:
     """The record whose frame is at `offset`, its checksums verified.
 
     Raises:
       OSError: the record is damaged.
     """
-    frame = os.pread(open_tfrecords(path), size, offset)
+    with path.open("rb") as file:
+        file.seek(offset)
+        frame = file.read(size)
     # TensorFlow verifies checksums of files only, from their beginning: give it a file in memory.
     in_memory = f"ram://data_tools.ffhq.{os.getpid()}"
     with tf.io.gfile.GFile(in_memory, "wb") as file:
@@ -94,11 +85,9 @@ def load_tfrecord(item: Item, *, path: Path, resolution: int) -> Image.Image:
     example = tf.train.Example.FromString(read_record(path, *item.location))
     shape = list(example.features.feature["shape"].int64_list.value)
     data = b"".join(example.features.feature["data"].bytes_list.value)
-    if len(shape) != 3 or shape[0] not in (1, 3) or len(data) != np.prod(shape):
-        raise ValueError(f"the record is no StyleGAN image: shape {shape}, {len(data)} bytes")
+    if len(shape) != 3 or shape[0] != 3:
+        raise ValueError(f"the record is no StyleGAN image: shape {shape}")
     pixels = np.frombuffer(data, np.uint8).reshape(shape).transpose(1, 2, 0)
-    if shape[0] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
     return _exactly(Image.fromarray(np.ascontiguousarray(pixels)), resolution)
 
 
@@ -116,9 +105,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resolution", type=int, default=1024, help="that of the input")
     options = convert.checked(parser.parse_args(argv))
     tf.get_logger().setLevel("ERROR")
-    source, resolution = options.input, options.resolution
+    source = options.input
+    resolution = options.resolution
     if source.is_dir():
-        items, loader = list_png_items(source), functools.partial(load_png, resolution=resolution)
+        items = [Item(name, source / name) for name in images.names_in(source, {".png"})]
+        loader = functools.partial(load_png, resolution=resolution)
     elif source.is_file():
         items = list_tfrecord_items(source)
         loader = functools.partial(load_tfrecord, path=source, resolution=resolution)

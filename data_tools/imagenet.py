@@ -107,18 +107,12 @@ def list_items(path: Path, classes: int) -> tuple[list[Item], list[str]]:
     return [item._replace(label=i) for i, wnid in enumerate(wnids) for item in found[wnid]], wnids
 
 
-@functools.lru_cache(maxsize=1)
-def open_archive(path: Path) -> int:
-    """One file descriptor a process."""
-    return os.open(path, os.O_RDONLY)
-
-
 def load(item: Item, *, path: Path, resolution: int) -> Image.Image:
     """One image -> RGB `resolution` x `resolution`."""
     offset, size = item.location
-    data = os.pread(open_archive(path), size, offset)
-    if len(data) != size:
-        raise OSError("the archive is cut short here")
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
     return resize_then_crop(images.decode(data, as_stored=True), resolution, resolution)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from pdm_tf import stack
 from pdm_tf.atomic import append_text, disk_errors
-from pdm_tf.paths import is_remote
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
 from pdm_tf.training.optimizer import BadSteps
@@ -74,16 +72,10 @@ class MetricsLog:
             with disk_errors(run.logs):
                 run.logs.mkdir(parents=True, exist_ok=True)
                 self.writer = tf.summary.create_file_writer(str(run.logs))
-                if not is_remote(run.logs):  # in a bucket the file is always whole
-                    self._end_last_line()
-
-    def _end_last_line(self) -> None:
-        """A process that was killed, or had no space left, may have written half a line."""
-        with open(self.run.metrics_file, "a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    file.write(b"\n")
+                # A process that was killed, or had no space left, may have written half a line.
+                lines = run.metrics_file.read_bytes() if run.metrics_file.exists() else b""
+                if lines and not lines.endswith(b"\n"):
+                    append_text(run.metrics_file, "\n")
 
     def write(
         self, step: int, model: keras.Model, bad_steps: BadSteps, max_bad_steps: int, bar: tqdm
