@@ -98,7 +98,8 @@ class Browser:
     def click(self, css: str, text: str | None = None) -> None:
         """A real click, on the first of such elements."""
         (element, *_) = self.wait(lambda: self.all(css, text), f"{css} {text}")
-        self.script("arguments[0].scrollIntoView({block: 'center'})", element)
+        self.script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+        time.sleep(0.3)  # the page may still scroll by itself
         self._call("POST", f"{self.session}/element/{element[ELEMENT]}/click", {})
 
     def type(self, element: dict, text: str) -> None:

@@ -77,7 +77,6 @@ def address(runs):
     yield lines[-1].split()[1]
     process.send_signal(signal.SIGINT)
     more = process.communicate(timeout=60)[0].splitlines()
-    Path("/tmp/h/more.txt").write_text("\n".join(more))
     assert [line for line in more if not line.startswith("note: samples.npz")] == ["the page is closed"]
     assert process.returncode == 0
 
@@ -145,11 +144,8 @@ class Visitor(Browser):
     def saved(self):
         """What the three buttons save, as files of this machine."""
         found = []
-        for button, name in (
-            ("Save grid", "grid.png"),
-            ("Save PNGs", "pngs.zip"),
-            ("Save npz", "samples.npz"),
-        ):
+        names = {"Save grid": "grid.png", "Save PNGs": "pngs.zip", "Save npz": "samples.npz"}
+        for button, name in names.items():
             path = self.folder / name
             path.unlink(missing_ok=True)
             self.click("button", button)
