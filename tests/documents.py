@@ -19,7 +19,7 @@ LANGUAGES = {"bash", "python", "bibtex", "text"}
 
 
 class Block(NamedTuple):
-    """A fenced or indented block of code."""
+    """A fenced block of code."""
 
     line: int
     language: str
@@ -51,25 +51,15 @@ def name_of(page: Path) -> str:
 
 
 def blocks_and_prose(page: Path) -> tuple[list[Block], str]:
-    """The blocks of code, and what is left of the page, in as many lines."""
-    blocks, prose, lines, number = [], [], page.read_text().splitlines(), 0
-    while number < len(lines):
-        begin, line, blank = number, lines[number], not number or not prose[-1].strip()
-        number += 1
-        if line.startswith("```"):
-            while lines[number] != "```":
-                number += 1
-            blocks.append(Block(begin + 1, line[3:].strip(), "\n".join(lines[begin + 1 : number])))
-            number += 1
-        elif line.startswith("    ") and blank:
-            while number < len(lines) and lines[number].startswith("    "):
-                number += 1
-            blocks.append(Block(begin + 1, "bash", "\n".join(line[4:] for line in lines[begin:number])))
-        else:
-            prose.append(line)
-            continue
-        prose += [""] * (number - begin)
-    return blocks, "\n".join(prose)
+    """The fenced blocks of code, and the rest of the page with as many lines."""
+    blocks = []
+
+    def taken_out(match: re.Match) -> str:
+        blocks.append(Block(page.read_text().count("\n", 0, match.start()) + 1, match[1].strip(), match[2]))
+        return "\n" * match[0].count("\n")
+
+    prose = re.sub(r"^```(.*)\n((?:.*\n)*?)```$", taken_out, page.read_text(), flags=re.MULTILINE)
+    return blocks, prose
 
 
 def spans(page: Path) -> list[tuple[int, str]]:
