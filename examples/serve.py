@@ -1,20 +1,17 @@
 """Serves an export over HTTP with Ray Serve: python examples/serve.py exports/avatars64 --port=8501
 
-It answers as TensorFlow Serving's REST API does for one model in one version, 1, so a client may go from one
-to the other. NAME is the folder's name:
+The protocol is TensorFlow Serving's REST API for one model in version 1. NAME is the folder's name:
 
-  GET  /v1/models/NAME             is it there? also /v1/models/NAME/versions/1
-  GET  /v1/models/NAME/metadata    its signatures; also /v1/models/NAME/versions/1/metadata
-  POST /v1/models/NAME:predict     also /v1/models/NAME/versions/1:predict
+  GET  /v1/models/NAME             the status; also /v1/models/NAME/versions/1
+  GET  /v1/models/NAME/metadata    the signatures, and the export's metadata as "pdm_tf"
+  POST /v1/models/NAME:predict     a call
 
-  {"inputs": {"seed": 0, "labels": [0, 1], "guidance": 1.5}}             answers {"outputs": images}
-  {"instances": [{"seed": 0, "labels": 0, "guidance": 1.5}, ...]}        answers {"predictions": images}
+  {"inputs": {"seed": 0, "labels": [0, 1], "guidance": 1.5}}             -> {"outputs": images}
+  {"instances": [{"seed": 0, "labels": 0, "guidance": 1.5}, ...]}        -> {"predictions": images}
 
-"signature_name" chooses the signature, serving_default (which draws) by default. Images are uint8
-(B, H, W, C) as nested lists; of several outputs there is an object of each, or one a row. What cannot be done
-is status 400 or 404 with {"error": why}. Beside TensorFlow Serving's own, the answer of /metadata holds what
-the export says of itself, as "pdm_tf". Before the first answer the export's warm-up requests are run, as
-TensorFlow Serving does.
+"signature_name" chooses the signature, serving_default (which samples) by default. Images are uint8
+(B, H, W, C) as nested lists; several outputs are an object of columns, or one a row. Errors are status 400 or
+404 with {"error": reason}. The export's warm-up requests are run before the first answer.
 
 It needs what requirements-serve.txt lists and nothing of this project. Ctrl-C or SIGTERM ends it.
 """
@@ -38,11 +35,11 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 VERSION = "1"
-PLACE = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+PATH = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+))?(?P<verb>/metadata|:predict|)"
 
 
 class RequestError(Exception):
-    """What is wrong with a request, and the HTTP status that says so."""
+    """The reason why a request is refused, and its HTTP status."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
@@ -50,10 +47,10 @@ class RequestError(Exception):
 
 
 class Model:
-    """A SavedModel and the answers of TensorFlow Serving's REST API for it; knows no HTTP server.
+    """A SavedModel behind TensorFlow Serving's REST API, without an HTTP server.
 
     Args:
-      folder: what --mode=export wrote.
+      folder: an export.
       only: the one signature that will be called; all by default.
     """
 
@@ -64,14 +61,14 @@ class Model:
         with open(os.path.join(folder, "saved_model.pb"), "rb") as file:
             (graph,) = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
         with open(os.path.join(folder, "assets.extra", "pdm_tf.json")) as file:
-            own = json.load(file)
-        described = {name: told for name, told in graph.signature_def.items() if name in self.signatures}
+            metadata = json.load(file)
+        described = {name: each for name, each in graph.signature_def.items() if name in self.signatures}
         self.inputs = {name: {key: i.dtype for key, i in s.inputs.items()} for name, s in described.items()}
-        signatures = {name: told_signature(signature) for name, signature in described.items()}
+        signatures = {name: signature_json(signature) for name, signature in described.items()}
         self.metadata = {
             "model_spec": {"name": self.name, "signature_name": "", "version": VERSION},
             "metadata": {"signature_def": {"signature_def": signatures}},
-            "pdm_tf": own,
+            "pdm_tf": metadata,
         }
         self.warm_up(os.path.join(folder, "assets.extra", "tf_serving_warmup_requests"), only)
 
@@ -94,22 +91,15 @@ class Model:
 
     def answered(self, method: str, path: str, body: bytes) -> dict:
         """The JSON object that answers a request; raises RequestError."""
-        found = re.fullmatch(PLACE + r"(?P<what>/metadata|:predict|:classify|:regress|)", path)
-        what = found and found["what"]
-        if not found or method != ("POST" if what.startswith(":") else "GET"):
+        found = re.fullmatch(PATH, path)
+        if not found or method != ("POST" if found["verb"] == ":predict" else "GET"):
             raise RequestError(400, f"Malformed request: {method} {path}")
-        name, version = found["name"], found["version"]
-        if found["label"]:
-            raise RequestError(400, f"Unrecognized servable version label: {found['label']}")
-        if name != self.name or version not in (None, VERSION):
-            raise RequestError(404, missing(name, version, is_status=not what))
-        if what == ":predict":
+        if found["name"] != self.name or found["version"] not in (None, VERSION):
+            raise RequestError(404, f"Servable not found for request: {path}")
+        if found["verb"] == ":predict":
             return self.predict(body)
-        if what == "/metadata":
+        if found["verb"] == "/metadata":
             return self.metadata
-        if what:
-            kind = {":classify": "classification", ":regress": "regression"}[what]
-            raise RequestError(400, f"this model has no signature for {kind}: use :predict")
         status = {"error_code": "OK", "error_message": ""}
         return {"model_version_status": [{"version": VERSION, "state": "AVAILABLE", "status": status}]}
 
@@ -119,8 +109,8 @@ class Model:
         name = request.get("signature_name", "serving_default")
         if name not in self.inputs:
             raise RequestError(400, f'Serving signature name: "{name}" not found in signature def')
-        dtypes, rows = self.inputs[name], "instances" in request
-        values = columns(request["instances"], dtypes) if rows else named(request["inputs"], dtypes)
+        rows = "instances" in request
+        values = columns(request["instances"], self.inputs[name]) if rows else request["inputs"]
         outputs = {key: value.tolist() for key, value in self.call(name, values).items()}
         if not rows:
             return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}
@@ -134,19 +124,11 @@ class Model:
             inputs = {key: converted(key, values[key], dtype) for key, dtype in self.inputs[name].items()}
             with self.turn:
                 return {key: value.numpy() for key, value in self.signatures[name](**inputs).items()}
+        except KeyError as error:
+            raise RequestError(400, f"Missing named input: {error}") from error
         except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
             reason = str(error).rpartition("assertion failed:")[2].partition("[[{{node")[0]
             raise RequestError(400, " ".join(reason.split())[:500]) from error
-
-
-def missing(name: str, version: str | None, is_status: bool) -> str:
-    """TensorFlow Serving's words for a model, or a version of it, that is not there."""
-    if is_status and version is None:
-        return f"Could not find any versions of model {name}"
-    if is_status:
-        return f"Could not find version {version} of model {name}"
-    wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-    return f"Servable not found for request: {wanted}"
 
 
 def parsed(body: bytes) -> dict:
@@ -155,55 +137,38 @@ def parsed(body: bytes) -> dict:
         request = json.loads(body)
     except ValueError as error:  # not JSON, or no text
         raise RequestError(400, f"JSON Parse error: {error}") from error
-    if not isinstance(request, dict):
-        raise RequestError(400, "the request is no JSON object")
+    if not isinstance(request, dict) or ("inputs" in request) == ("instances" in request):
+        raise RequestError(400, "a request is an object with one of 'inputs' and 'instances'")
+    if not isinstance(request.get("inputs", {}), dict):
+        raise RequestError(400, "'inputs' must be an object with a value for each input")
     if not isinstance(request.get("signature_name", ""), str):
         raise RequestError(400, "'signature_name' must be a string")
-    if ("inputs" in request) == ("instances" in request):
-        if "inputs" in request:
-            raise RequestError(400, "expecting only one of 'inputs' or 'instances' keys to exist")
-        raise RequestError(400, "Missing 'inputs' or 'instances' key")
     return request
-
-
-def named(inputs: typing.Any, names: typing.Iterable[str]) -> dict:
-    """The columns of "inputs": a value for each input of the signature; raises RequestError."""
-    if not isinstance(inputs, dict):
-        raise RequestError(400, "inputs is a plain value/list, but expecting an object of several inputs")
-    for name in names:
-        if name not in inputs:
-            raise RequestError(400, f"Missing named input: {name} in 'inputs' object.")
-    return inputs
 
 
 def columns(instances: typing.Any, names: typing.Iterable[str]) -> dict:
     """The rows of "instances" as columns; each row has a value for each input; raises RequestError."""
-    if not isinstance(instances, list):
-        raise RequestError(400, "Excepting 'instances' to be an list/array")
-    if not instances:
-        raise RequestError(400, "No values in 'instances' array")
+    if not isinstance(instances, list) or not instances:
+        raise RequestError(400, "'instances' must be a list of rows, at least one")
     for number, row in enumerate(instances):
         if not isinstance(row, dict) or set(row) != set(names):
             wanted = ",".join(sorted(names))
-            raise RequestError(
-                400,
-                f"Failed to process element: {number} of 'instances' list: keys must be: {wanted}",
-            )
+            raise RequestError(400, f"element: {number} of 'instances': keys must be: {wanted}")
     return {name: [row[name] for row in instances] for name in names}
 
 
 def converted(name: str, value: typing.Any, dtype: int) -> tf.Tensor:
-    """A JSON value as a tensor; ValueError or TypeError if it is none of that type."""
+    """A JSON value as a tensor of a type; raises ValueError or TypeError."""
     tensor = tf.constant(value, dtype)
     if tensor.dtype.is_integer and not np.array_equal(tensor.numpy(), value):  # TensorFlow cuts bits off
         raise ValueError(f"{name}: a number is beyond what {tensor.dtype.name} holds")
     return tensor
 
 
-def told_signature(signature) -> dict:
+def signature_json(signature) -> dict:
     """A SignatureDef as TensorFlow Serving writes it in JSON."""
 
-    def told(tensors) -> dict:
+    def described(tensors) -> dict:
         return {
             key: {
                 "dtype": "DT_" + tf.as_dtype(tensor.dtype).name.upper().replace("FLOAT32", "FLOAT"),
@@ -217,8 +182,8 @@ def told_signature(signature) -> dict:
         }
 
     return {
-        "inputs": told(signature.inputs),
-        "outputs": told(signature.outputs),
+        "inputs": described(signature.inputs),
+        "outputs": described(signature.outputs),
         "method_name": signature.method_name,
     }
 
@@ -244,7 +209,7 @@ class Served:
 def main():
     """Serves until a signal comes."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("folder", help="what --mode=export wrote")
+    parser.add_argument("folder", help="an export")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8501)
     arguments = parser.parse_args()

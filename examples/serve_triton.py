@@ -9,8 +9,8 @@ Triton puts what several clients ask for at one time into one batch, over HTTP a
   model NAME_denoise    z FP32 (B, H, W, C), t INT32 (B, 1), labels INT32 (B, 1)
                         -> x, log_variance and u FP32 (B, H, W, C)
 
-What cannot be done is refused in a sentence, and spoils nothing of what else is in its batch. Before the
-first answer the export's warm-up requests are run. Options of Triton's own are handed on to it.
+A wrong request is refused by itself, whatever else is in its batch. The export's warm-up requests are run
+before the first answer. Options that are not of this program are Triton's.
 
 It needs what requirements-triton.txt lists and nothing of this project. Ctrl-C or SIGTERM ends it.
 
@@ -38,7 +38,7 @@ TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 
 
 class TritonPythonModel:
-    """What Triton's Python backend asks of a model: one signature of an export."""
+    """One signature of an export, as Triton's Python backend calls it."""
 
     def initialize(self, arguments: dict) -> None:
         """Loads the export, and runs its warm-up requests."""
@@ -48,9 +48,10 @@ class TritonPythonModel:
         parameters = json.loads(arguments["model_config"])["parameters"]
         self.signature = parameters["signature"]["string_value"]
         self.model = Model(parameters["folder"]["string_value"], self.signature)
-        told = self.model.metadata["pdm_tf"]["signatures"]
-        self.inputs, self.outputs = (told[self.signature][kind] for kind in ("inputs", "outputs"))
-        self.default = told["sample"]["defaults"]
+        signatures = self.model.metadata["pdm_tf"]["signatures"]
+        self.inputs = signatures[self.signature]["inputs"]
+        self.outputs = signatures[self.signature]["outputs"]
+        self.default = signatures["sample"]["defaults"]
 
     def execute(self, requests: list) -> list:
         """Answers the requests of a batch, of which each has some images, by one call."""
@@ -106,13 +107,13 @@ def write_repository(folder: str, repository: str, batch: int) -> list[str]:
     return names
 
 
-def config_of(told: dict, batch: int, parameters: dict) -> str:
-    """The config.pbtxt of a model, from what the export tells of a signature."""
+def config_of(signature: dict, batch: int, parameters: dict) -> str:
+    """The config.pbtxt of a model, from the export's metadata on a signature."""
     # A wait of 10 ms for other clients' requests: two images in one batch take far less time than two calls.
     lines = [f'backend: "python" max_batch_size: {batch} instance_group {{ kind: KIND_CPU }}']
     lines.append("dynamic_batching { max_queue_delay_microseconds: 10000 }")
     for kind in ("input", "output"):
-        for name, (dtype, shape) in told[kind + "s"].items():
+        for name, (dtype, shape) in signature[kind + "s"].items():
             optional = " optional: true" if name in OPTIONAL else ""
             dims = ", ".join(map(str, shape[1:] or [1]))
             lines.append(f'{kind} {{ name: "{name}" data_type: {TYPES[dtype]} dims: [{dims}]{optional} }}')
@@ -133,8 +134,8 @@ def install(folder: str) -> tuple[str, dict[str, str]]:
     version = ".".join(map(str, sys.version_info[:2]))
     backend = os.path.join(folder, "python")
     os.mkdir(backend)
-    for own in ("backends/python", f"python_backend_stubs/{version}"):
-        for entry in os.scandir(f"{package}/tritonserver/{own}"):
+    for part in ("backends/python", f"python_backend_stubs/{version}"):
+        for entry in os.scandir(f"{package}/tritonserver/{part}"):
             if entry.is_file():
                 os.symlink(entry.path, os.path.join(backend, entry.name))
     libraries = [os.path.join(os.path.dirname(package), "nvidia_pytriton.libs")]
@@ -161,7 +162,7 @@ def is_ready(url: str) -> bool:
 def main() -> int:
     """Serves until a signal comes; the exit status is Triton's."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("folder", help="what --mode=export wrote")
+    parser.add_argument("folder", help="an export")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--http_port", type=int, default=8000)
     parser.add_argument("--grpc_port", type=int, default=8001)

@@ -38,7 +38,7 @@ def patches_to_onnx(context, node, *_):
 def main():
     """Converts and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("folder", help="what --mode=export wrote")
+    parser.add_argument("folder", help="an export")
     parser.add_argument("output", help="the .onnx file to write")
     arguments = parser.parse_args()
     if not os.path.isfile(os.path.join(arguments.folder, "saved_model.pb")):

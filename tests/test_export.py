@@ -522,5 +522,5 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, error):
     monkeypatch.setattr(tf.saved_model, "save", fail)
     kind = UserError if isinstance(error, tf.errors.OpError) else type(error)
     with pytest.raises(kind):
-        export_saved_model(model_of("single", "ddim"), tmp_path / "out")
+        export_saved_model(model_of("single", "ancestral"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
