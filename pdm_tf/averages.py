@@ -1,13 +1,13 @@
-"""Averages of the weights over any length of training, afterwards (EDM2: Karras et al. 2024, Appendix C).
+"""Post-hoc EMA: averages of the weights of any length, after training (EDM2: Karras et al. 2024, Appendix C).
 
-The weights of step tau have a share ~ tau^gamma of a *power-function average* at step t, 0 <= tau <= t: it
-peaks at t, forgets the first weights by itself, and keeps its shape as training goes on. Its **length** is
-sigma_rel, the standard deviation of its shares as a part of the run so far: 0.1 at step 50,000 is a deviation
-of 5,000 steps. An exponential average that takes the weights each `e` steps with a decay d has the deviation
-e / (1 - d) steps, whatever t: so it is of length e / ((1 - d) t), and ever shorter.
+A *power-function EMA* at step t weighs the weights of step tau by ~ tau^gamma, 0 <= tau <= t: this profile
+peaks at t, has nothing of the first weights, and keeps its shape as training goes on. Its **length** is
+sigma_rel, the standard deviation of the profile relative to the run so far: 0.1 at step 50,000 is 5,000
+steps. A traditional EMA with decay d, updated each `e` steps, has the deviation e / (1 - d) steps whatever t,
+so its length e / ((1 - d) t) falls.
 
-Training keeps such averages of a few lengths and writes *snapshots* of them. Those of all lengths and steps
-together hold, to a good approximation, the average of any other length at any step that has a snapshot.
+Training keeps power-function EMAs of a few lengths and writes *snapshots* of them. A linear combination of
+these approximates the EMA of any other length at any step that has a snapshot.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import check_finite, read_arrays
 
-# Of an average, what may come from other steps than it should before it is not called an average any more.
-TOO_MUCH = 0.25
-NOTHING = 1e-9  # a snapshot of so small a share is below float32's rounding and is not read
+MAX_MISPLACED = 0.25  # an average with a larger part from the wrong steps is refused
+NEGLIGIBLE = 1e-9  # a snapshot of a smaller coefficient is below float32's rounding, and is not read
 
 
 class Average(NamedTuple):
@@ -35,9 +34,9 @@ class Average(NamedTuple):
 
     Attributes:
       arrays: float32, by variable name.
-      step: the step that it ends at.
-      snapshots: how many files there were to make it from.
-      misplaced: how much of it, 0 to 1, comes from other steps than it should; 0 for a length that was kept.
+      step: where it ends.
+      snapshots: number of snapshots up to that step.
+      misplaced: the part, 0 to 1, that comes from the wrong steps; 0 for a length that training kept.
     """
 
     arrays: dict[str, np.ndarray]
@@ -47,7 +46,7 @@ class Average(NamedTuple):
 
 
 def gamma_of(length: float) -> float:
-    """The exponent of an average: the largest root of sigma_rel^2 = (g + 1) / ((g + 2)^2 (g + 3)) (Eq. 123).
+    """The exponent gamma of sigma_rel: the largest root of sigma_rel^2 = (g+1) / ((g+2)^2 (g+3)) (Eq. 123).
 
     `length` is sigma_rel, above 0 and below 1 / sqrt(12), the plain mean's.
     """
@@ -58,31 +57,29 @@ def gamma_of(length: float) -> float:
 def decay(length: float, number: int) -> float:
     """beta = (1 - 1/t)^(gamma + 1) of update `number`, counted from 0, so that t = number + 1 (Eq. 3).
 
-    t may count updates in place of steps: then each update's weights stand for the steps since the one before
-    it, exactly.
+    With t counted in updates, each update stands for the steps since the one before it, exactly.
     """
     return float((number / (number + 1)) ** (gamma_of(length) + 1))
 
 
 def profile(length: float, updates: int, count: int) -> np.ndarray:
-    """The share that each of `count` updates has of an average that took the first `updates` of them.
+    """The profile over `count` updates of an EMA of the first `updates` of them, float64 (count,).
 
-    float64 (count,): the integral of (gamma + 1) tau^gamma / t^(gamma + 1) (Eq. 2) over each of t updates.
+    The integral of (gamma + 1) tau^gamma / t^(gamma + 1) (Eq. 2) over each update.
     """
     edges = np.minimum(np.arange(count + 1) / updates, 1.0)
     return np.diff(edges ** (gamma_of(length) + 1))
 
 
-def shares(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """What to take of each snapshot: least squares of their profiles on the wanted one (Appendix C.3).
+def posthoc_coefficients(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Coefficients of the snapshots, float64 (snapshots,): least squares of their profiles (Appendix C.3).
 
-    Over sums in place of integrals, so that it also holds for few updates; and the shares sum to 1, so that
-    weights that never changed stay what they are.
+    Over sums in place of integrals, so that it also holds for few updates. The coefficients sum to 1, so that
+    constant weights stay what they are.
 
     Args:
-      profiles: float64 (snapshots, updates).  wanted: float64 (updates,).
-    Returns:
-      float64 (snapshots,).
+      profiles: those of the snapshots, float64 (snapshots, updates).
+      wanted: the profile to approximate, float64 (updates,).
     """
     base = profiles[-1]
     others = np.linalg.lstsq((profiles[:-1] - base).T, wanted - base, rcond=None)[0]
@@ -90,7 +87,7 @@ def shares(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 class Plan(NamedTuple):
-    """What an average is to be made of: files, each with its share; and `Average`'s other attributes."""
+    """The snapshot files of an average, each with its coefficient; other attributes as of `Average`."""
 
     files: list[tuple[float, Path]]
     step: int
@@ -99,16 +96,17 @@ class Plan(NamedTuple):
 
 
 def reconstruct(run: RunFolder, length: float, step: int | None = None) -> Average:
-    """A run's average of a length, from all its snapshots up to a step.
+    """The average of a length, from all snapshots of a run up to a step; arguments and errors as of `plan`.
 
-    Args and errors: as for `plan`; and a damaged snapshot is an error that names it.
+    Raises:
+      UserError: a snapshot is damaged.
     """
     files, *rest = plan(run, length, step)
     return Average(_sum(files, f"average of length {length:g}"), *rest)
 
 
 def plan(run: RunFolder, length: float, step: int | None = None) -> Plan:
-    """How to make a run's average of a length; reads no weights.
+    """The plan of an average of a run; no weights are read.
 
     Args:
       run: a run that kept averages (`training.ema_lengths`).
@@ -126,15 +124,19 @@ def plan(run: RunFolder, length: float, step: int | None = None) -> Plan:
     count = end // training.ema_every
     profiles = np.array([profile(one, s // training.ema_every, count) for one, s in snapshots])
     wanted = profile(length, count, count)
-    parts = shares(profiles, wanted)
-    misplaced = float(np.abs(parts @ profiles - wanted).sum() / 2)
+    coefficients = posthoc_coefficients(profiles, wanted)
+    misplaced = float(np.abs(coefficients @ profiles - wanted).sum() / 2)
     require(
-        misplaced <= TOO_MUCH,
+        misplaced <= MAX_MISPLACED,
         f"{run}: {misplaced:.0%} of an average of length {length:g} at step {end:,} would come from the "
         f"wrong steps, with {len(snapshots)} snapshots to make it from: use a length nearer to those kept "
         f"({word(training.ema_lengths)}), or a run with a higher training.ema_snapshots",
     )
-    files = [(part, run.snapshot(one, s)) for part, (one, s) in zip(parts, snapshots) if abs(part) > NOTHING]
+    files = [
+        (coefficient, run.snapshot(one, s))
+        for coefficient, (one, s) in zip(coefficients, snapshots)
+        if abs(coefficient) > NEGLIGIBLE
+    ]
     return Plan(files, end, len(snapshots), misplaced)
 
 
@@ -159,14 +161,14 @@ def _last_step(
 
 
 def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
-    """The sum of weights files times numbers, float32: summed in float64, one file in memory at a time."""
+    """The linear combination of weights files, float32: in float64, with one file in memory at a time."""
     total: dict[str, np.ndarray] = {}
-    for part, path in bar(files, desc=title, unit="snapshot"):
+    for coefficient, path in bar(files, desc=title, unit="snapshot"):
         arrays = read_arrays(path)
         check_finite(arrays, path)
         total = total or {name: np.zeros(array.shape) for name, array in arrays.items()}
         if {name: array.shape for name, array in total.items()} != {n: a.shape for n, a in arrays.items()}:
             raise UserError(f"{path} holds the weights of another network than {files[0][1]}: restore it")
         for name, array in arrays.items():
-            total[name] += part * array.astype(np.float64)
+            total[name] += coefficient * array.astype(np.float64)
     return {name: array.astype(np.float32) for name, array in total.items()}

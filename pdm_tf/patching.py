@@ -1,4 +1,4 @@
-"""Patching: the reshaping that the paper puts before and after its U-Net (Section 3, Appendix B)."""
+"""Patching: the reshaping before and after the paper's U-Net (Section 3, Appendix B)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        """All that is needed to rebuild the run's networks, and how its owner likes them sampled."""
+        """The config: all that rebuilds the run's networks, and how its owner likes them sampled."""
         return self.path / "config.json"
 
     @property
@@ -57,12 +57,12 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        """The scalars that TensorBoard shows, one JSON object a line."""
+        """The scalars of TensorBoard, one JSON object a line."""
         return self.logs / "metrics.jsonl"
 
     @property
     def loss_curve(self) -> Path:
-        """The picture that a finished training draws of its metrics."""
+        """The figure of the metrics of a finished training."""
         return self.logs / "loss.png"
 
     def checkpoint(self, step: int) -> Path:
@@ -70,7 +70,7 @@ class RunFolder:
         return self.path / "checkpoints" / _name(step)
 
     def partial_checkpoint(self, step: int) -> Path:
-        """Where a checkpoint is written before it takes its name."""
+        """The temporary folder of a checkpoint until it is whole."""
         return self.path / "checkpoints" / f".{_name(step)}.partial"
 
     def weights(self, step: int, form: str = ".npz") -> Path:
@@ -84,7 +84,7 @@ class RunFolder:
 
     @property
     def best_note(self) -> Path:
-        """Their step and score, and how it was measured."""
+        """The step and score of the best weights, and how the score was measured."""
         return self.path / "ema" / "best.json"
 
     def snapshot(self, length: float, step: int) -> Path:
@@ -97,7 +97,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Where an evaluation of the run lies, if it is not told otherwise."""
+        """The default folder of an evaluation of the run."""
         return self.path / "evaluation"
 
     def preview(self, step: int) -> Path:

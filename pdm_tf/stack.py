@@ -1,10 +1,10 @@
-"""The stack underneath: which Keras, which GroupNormalization, oneDNN, and what they do not say in public.
+"""The stack below: Keras, GroupNormalization, environment variables, private attributes of Keras.
 
-There are two: TensorFlow 2.15 with tensorflow-addons, and newer ones with tf_keras (requirements.txt).
+It is TensorFlow 2.15 with tensorflow-addons, or a newer one with tf_keras (requirements.txt).
 
 No other file names tensorflow-addons, `tf.keras`, an environment variable of TensorFlow, or a private
-attribute of Keras or TFDS: another stack is this file's work. Importing any part of `pdm_tf` runs it, before
-TensorFlow is imported if the importer has not done so itself.
+attribute of Keras or TFDS. Importing any part of `pdm_tf` imports this file, and before TensorFlow unless the
+importer has imported that already.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if importlib.util.find_spec("tf_keras"):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what the block writes to stderr; it is shown if the block raises.
+    """Hides the block's output on stderr, unless the block raises.
 
     TensorFlow 2.21 writes there, when it is loaded, before it reads any setting. A crash in it (a CPU
     without AVX) still shows Python's own traceback.
@@ -86,7 +86,7 @@ class FusedAdam(keras.optimizers.legacy.Adam):
     def guard(
         self, gradient: tf.Tensor, rates: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """What the kernel is given for one variable, for a subclass to change.
+        """The kernel's inputs for one variable; a subclass may change them.
 
         Args:
           gradient: dense, of the variable's shape.
@@ -102,7 +102,7 @@ class FusedAdam(keras.optimizers.legacy.Adam):
 
 
 def versions() -> dict[str, str]:
-    """What results may depend on: JSON values."""
+    """Versions and settings that results may depend on: JSON values."""
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,

@@ -23,9 +23,9 @@ def variable_names(variables: Sequence[tf.Variable]) -> list[str]:
 
 
 def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays to `path`, whose ending is the form, atomically.
+    """Writes named arrays as .npz or .safetensors, by the ending of `path`, atomically.
 
-    A .safetensors file has no checksum of its own: one, of all arrays, lies in its metadata.
+    The format .safetensors has no checksum: one of all arrays is put into its metadata.
     """
     with atomic_file(path) as partial, open(partial, "wb") as file:
         if as_path(path).suffix == ".safetensors":
@@ -38,8 +38,7 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads named arrays; every byte is checked against the file's own checksums, if it has them: a
-    .safetensors file of another program may have none.
+    """Reads named arrays, checked against the file's checksums; another program's .safetensors may have none.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -86,7 +85,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str | os.PathLike) -> 
 def assign_arrays(
     variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
 ) -> None:
-    """Gives each variable the array of its name; float16 files are widened.
+    """Assigns to each variable the array of its name; float16 is widened.
 
     Raises:
       UserError: as `arrays_for`.
@@ -98,10 +97,10 @@ def assign_arrays(
 def completed(
     variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Those of `arrays` that fit variables by name and shape, and the other variables' own values.
+    """The arrays that fit variables by name and shape, and the current values of all other variables.
 
     Returns:
-      an array for each variable's name, and a word for each that does not fit.
+      An array for each variable's name, and a note on each name that does not fit.
     Raises:
       UserError: nothing of `arrays` (from the file `where`) fits.
     """
@@ -133,7 +132,8 @@ def arrays_for(
         odd = missing or sorted(set(arrays) - set(names))
         raise UserError(f"{where} holds the weights of another network ({len(odd)} differ, such as {odd[0]})")
     for name, variable in zip(names, variables):
-        own, shape = arrays[name].shape, tuple(variable.shape)
-        if own != shape:
-            raise UserError(f"{where}: {name} is {own}, and the network's is {shape}")
+        if arrays[name].shape != tuple(variable.shape):
+            raise UserError(
+                f"{where}: {name} is {arrays[name].shape}, and the network's is {tuple(variable.shape)}"
+            )
     return [arrays[name] for name in names]

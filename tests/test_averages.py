@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.averages import NOTHING, gamma_of, profile, reconstruct, shares
+from pdm_tf.averages import NEGLIGIBLE, gamma_of, posthoc_coefficients, profile, reconstruct
 from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder
 from pdm_tf.training.ema import ExponentialMovingAverage
@@ -65,13 +65,9 @@ def brute_force(length: float, updates: int = UPDATES) -> np.ndarray:
 
 def error(run: RunFolder, length: float, updates: int = UPDATES) -> float:
     """How far a reconstruction is off, as a part of how far apart the averages of other lengths are."""
-    made, true = (
-        reconstruct(run, length, updates * EVERY).arrays["network/kernel"],
-        brute_force(length, updates),
-    )
-    return np.linalg.norm(made - true) / np.linalg.norm(
-        brute_force(0.05, updates) - brute_force(0.1, updates)
-    )
+    made = reconstruct(run, length, updates * EVERY).arrays["network/kernel"]
+    scale = np.linalg.norm(brute_force(0.05, updates) - brute_force(0.1, updates))
+    return np.linalg.norm(made - brute_force(length, updates)) / scale
 
 
 @pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])
@@ -97,10 +93,11 @@ def test_products_of_shares_tend_to_the_integrals_of_the_paper():
 def test_shares_sum_to_one_and_pick_a_profile_that_is_there():
     profiles = np.array([profile(one, t, 300) for t in range(30, 301, 30) for one in LENGTHS])
     for number, own in enumerate(profiles):
-        np.testing.assert_allclose(shares(profiles, own), np.eye(len(profiles))[number], atol=NOTHING / 10)
+        found = posthoc_coefficients(profiles, own)
+        np.testing.assert_allclose(found, np.eye(len(profiles))[number], atol=NEGLIGIBLE / 10)
     for length in (0.01, 0.07, 0.25):
-        assert shares(profiles, profile(length, 300, 300)).sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_array_equal(shares(profiles[:1], profiles[-1]), [1.0])
+        assert posthoc_coefficients(profiles, profile(length, 300, 300)).sum() == pytest.approx(1, abs=1e-12)
+    np.testing.assert_array_equal(posthoc_coefficients(profiles[:1], profiles[-1]), [1.0])
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -117,7 +114,7 @@ def test_a_length_that_was_kept_comes_back_as_it_was(make_run, length, updates):
     )
 
 
-@pytest.mark.parametrize("length", [0.03, 0.07, 0.15, 0.2])
+@pytest.mark.parametrize("length", [0.03, 0.07, 0.2])
 def test_another_length_is_near_the_average_that_was_not_kept_and_nearer_with_more_snapshots(
     make_run, length
 ):

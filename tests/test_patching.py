@@ -8,9 +8,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
 from pdm_tf.stack import keras
 
-SIZES = [
-    (p, h * p, w * p, c) for p in (1, 2, 4, 8) for h, w in ((3, 3), (2, 5), (4, 1)) for c in (1, 2, 3, 4)
-]
+SIZES = [(p, h * p, w * p, c) for p in (1, 2, 8) for h, w in ((2, 5), (4, 1)) for c in (1, 3, 4)]
 
 
 def images(height, width, channels, batch=2):
@@ -26,18 +24,11 @@ def appendix_b(x: np.ndarray, p: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("p", "height", "width", "channels"), SIZES)
-def test_round_trip_is_exact(p, height, width, channels):
+def test_patches_are_those_of_appendix_b_and_the_round_trip_is_exact(p, height, width, channels):
     x = images(height, width, channels)
     patches = ImageToPatches(p)(x)
-    assert patches.shape == (2, height // p, width // p, channels * p * p)
+    np.testing.assert_array_equal(patches, appendix_b(x.transpose(0, 3, 1, 2), p).transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(PatchesToImage(p)(patches), x)
-
-
-@pytest.mark.parametrize(("p", "height", "width", "channels"), SIZES)
-def test_order_is_that_of_appendix_b(p, height, width, channels):
-    x = images(height, width, channels)
-    expected = appendix_b(x.transpose(0, 3, 1, 2), p).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(ImageToPatches(p)(x), expected)
 
 
 def test_patch_size_1_is_the_identity():
@@ -66,13 +57,6 @@ def test_gradient_equals_tensorflows_own():
         ours = tf.reduce_sum(ImageToPatches(2)(x) ** 3)
         theirs = tf.reduce_sum(tf.image.extract_patches(x, window, window, [1] * 4, "VALID") ** 3)
     np.testing.assert_allclose(tape.gradient(ours, x), tape.gradient(theirs, x), rtol=1e-6)
-
-
-@pytest.mark.parametrize("layer", [ImageToPatches(4, name="a"), PatchesToImage(4, name="b")])
-def test_layers_are_serialisable(layer):
-    again = keras.utils.deserialize_keras_object(keras.utils.serialize_keras_object(layer))
-    assert type(again) is type(layer) and again.patch_size == 4 and again.name == layer.name
-    assert layer.compute_output_shape((None, 8, 12, 16)) == again.compute_output_shape((None, 8, 12, 16))
 
 
 def test_layers_in_a_saved_keras_model(tmp_path):

@@ -1,4 +1,4 @@
-"""Weights of a network made to begin another: of two patch sizes, of larger images, told of changes."""
+"""Warm starts: weights of one network for another, with two patch sizes, larger images or augmentation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pdm_tf.networks.patched import EMBED_AUGMENTATION, LARGE
 def with_large_patches(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], patch_size: int
 ) -> dict[str, np.ndarray]:
-    """Weights of a network of patches of side P, completed to begin one that has patches of 2P too.
+    """Weights of a network with patches of P, completed for one that has patches of 2P, too.
 
-    The large stem gives the mean of what the small one gives for the four patches in a large one, and the
-    large head the same small patch four times (as PPFlow begins); the level's embedding is zero. So on an
-    image in which each four are alike, seen from the same places, a ViT's two sizes answer alike.
+    The large stem is the mean of the small one over the four patches in a large one, the large head repeats
+    the small patch four times (as in PPFlow), and the level's embedding is zero. So for an
+    image whose patches are equal in fours a ViT predicts the same at both sizes, up to position encodings.
 
     Args:
-      arrays: by variable name; what is there of large patches stays.
+      arrays: by variable name; those of layers for large patches are kept.
       shapes: those of the new network's variables, by name.
       patch_size: P.
     """
@@ -38,18 +38,17 @@ def with_large_patches(
 def for_larger_images(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], patch_size: int, times: int
 ) -> dict[str, np.ndarray]:
-    """Weights of a network, to begin one of images and patches some times as large: the grid stays.
+    """Weights of a network, for images and patches `times` as large, on the same grid.
 
-    The stem gives what the smaller one gives for the image averaged down, and the head each pixel as a square
-    of equal ones; everything between stays. Under a schedule that is shifted by the resolution, of the
-    smaller one's (`diffusion.schedules.shifted`), the averaged image is also as noisy, and only its scale is
-    another.
+    The stem is the old one on the image averaged down, and the head repeats each pixel as a square; the trunk
+    stays. With a schedule shifted by the resolution (`diffusion.schedules.shifted`) the averaged image has
+    the same signal-to-noise ratio, at another scale.
 
     Args:
       arrays: by variable name.
       shapes: those of the new network's variables, by name.
       patch_size: the smaller P.
-      times: of the sides.
+      times: larger height, width and P over the smaller ones.
     """
     return {
         name: _grown(array, shapes[name], patch_size, times, np.repeat) if name in shapes else array
@@ -60,9 +59,9 @@ def for_larger_images(
 def with_augmentation(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, np.ndarray]:
-    """Weights of a network, to begin one that is `augmented` or is not, whichever they are of.
+    """Weights of a network, for one that is `augmented` or is not.
 
-    A layer of zeros is added, or the layer left out: a network that is told of no change answers the same.
+    The layer for augmentation labels is added as zeros, or left out: predictions without labels stay.
 
     Args:
       arrays: by variable name.
@@ -80,20 +79,20 @@ def _grown(
     times: int,
     copied: Callable[[np.ndarray, int, int], np.ndarray],
 ) -> np.ndarray:
-    """A stem's or head's array with its axis of patches grown to patches some times as large; others stay.
+    """An array of a stem or head with its axis of a patch's values grown; other arrays as they are.
 
-    An axis of (row, column, colour) in a patch of side p becomes that of a patch of side times p, with a
-    share of each value where they come in.
+    The axis (row, column, colour) of a patch of side p becomes that of a patch of side times * p. Input axes
+    are divided by times^2.
 
     Args:
-      copied: makes `times` of the values along an axis, given (values, times, axis).
+      copied: (values, times, axis) -> `times` copies of the values along an axis.
     """
-    for axis, (many, few) in enumerate(zip(shape, small.shape)):
-        if many == times**2 * few:
+    for axis, (large_size, small_size) in enumerate(zip(shape, small.shape)):
+        if large_size == times**2 * small_size:
             patch = small.reshape(*small.shape[:axis], p, p, -1, *small.shape[axis + 1 :])
             patch = copied(copied(patch, times, axis), times, axis + 1).reshape(shape)
-            comes_in = axis == small.ndim - 2
-            return patch / (times**2 if comes_in else 1)
+            is_input = axis == small.ndim - 2
+            return patch / (times**2 if is_input else 1)
     return small
 
 

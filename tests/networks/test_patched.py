@@ -11,34 +11,21 @@ from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.networks.unet import ConvHead
 from pdm_tf.stack import keras
 from tests.networks.tiny_networks import KINDS, batch, small, small_of
+from tests.tiny_runs import randomized
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @each_kind
 def test_outputs_have_the_images_shape_and_u_lies_in_0_1(kind):
-    prediction, u = small_of(kind, image_shape=(16, 32, 1))(*batch((16, 32, 1)))
+    """A new one predicts zero."""
+    network = PatchedNetwork(**{**KINDS[kind], "image_shape": (16, 32, 1)})
+    np.testing.assert_array_equal(network(*batch((16, 32, 1)))[0], 0.0)
+    prediction, u = randomized(network)(*batch((16, 32, 1)))
+    assert np.std(prediction) > 0.01
     assert prediction.shape == u.shape == (2, 16, 32, 1)
     assert prediction.dtype == u.dtype == tf.float32
     assert float(tf.reduce_min(u)) >= 0 and float(tf.reduce_max(u)) <= 1
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4])
-def test_other_channel_counts_and_non_square_images(channels):
-    prediction, u = small(image_shape=(16, 32, channels))(*batch((16, 32, channels)))
-    assert prediction.shape == u.shape == (2, 16, 32, channels)
-
-
-@each_kind
-def test_a_new_network_predicts_zero(kind):
-    np.testing.assert_array_equal(PatchedNetwork(**KINDS[kind])(*batch())[0], 0.0)
-
-
-def test_what_it_says_of_itself():
-    network = small(image_shape=(16, 32, 3), num_classes=2, class_conditioning="embedding")
-    assert network.image_shape == (16, 32, 3) and network.grid == (8, 16) and network.patch_size == 2
-    assert network.num_classes == network.null_label == 2 and network.conditional
-    assert not small().conditional
 
 
 class Doubling:
@@ -88,7 +75,7 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     assert all(variable.name.startswith("doubling/") for variable in network.trainable_variables)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["unet", "vit"])
 def test_images_of_a_batch_do_not_mix_and_the_batch_may_be_unknown(kind):
     network = small_of(kind, class_conditioning="gate", num_classes=2)
     z, t, labels = batch()
@@ -102,10 +89,9 @@ def test_images_of_a_batch_do_not_mix_and_the_batch_may_be_unknown(kind):
             np.testing.assert_allclose(a[i : i + 1], b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("kind", "conditioning"),
-    [("unet", "gate"), ("unet", "embedding"), ("vit", "gate"), ("vit", "embedding"), ("vit", "tokens")],
-)
+@pytest.mark.parametrize(("kind", "conditioning"), [
+    ("unet", "gate"), ("unet", "embedding"), ("vit", "gate"), ("vit", "tokens"),
+])  # fmt: skip
 def test_labels_matter_when_conditional_and_the_null_label_is_one_more(kind, conditioning):
     network = small_of(kind, class_conditioning=conditioning, num_classes=2)
     z, t, _ = batch()
@@ -129,16 +115,7 @@ def test_timesteps_matter(kind, changes):
     assert np.abs(network(z, t, labels)[0] - network(z, t + 1, labels)[0]).max() > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("kind", "conditioning"),
-    [
-        ("unet", "none"),
-        ("unet", "gate"),
-        ("unet", "embedding"),
-        ("vit", "tokens"),
-        ("vit_appendix_d", "none"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "conditioning"), [("unet", "gate"), ("vit", "tokens")])
 def test_u_gives_its_gradient_to_the_variance_head_alone(kind, conditioning):
     network = small_of(kind, class_conditioning=conditioning, num_classes=2)
     with tf.GradientTape() as tape:
@@ -152,7 +129,7 @@ def test_u_gives_its_gradient_to_the_variance_head_alone(kind, conditioning):
             assert gradient is None, variable.name
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["unet", "vit"])
 def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close(kind):
     labels = {"num_classes": 2, "class_conditioning": "gate" if kind == "unet" else "tokens"}
     exact, mixed = (small_of(kind, precision=p, **labels) for p in ("float32", "mixed_bfloat16"))
@@ -188,30 +165,19 @@ def test_mixed_bfloat16_graph_is_float32_first_and_last(kind, first, last, other
     assert len(kinds["bfloat16"]) > others
 
 
-@each_kind
-def test_variable_names_are_the_same_in_every_instance(kind):
-    names = [[v.name for v in PatchedNetwork(**KINDS[kind]).trainable_variables] for _ in range(2)]
-    assert names[0] == names[1] and len(set(names[0])) == len(names[0])
-
-
 @pytest.mark.parametrize(("kind", "changes"), [
-    ("unet", {"channel_multipliers": (1, 1.5)}), ("vit", {}), ("vit_appendix_d", {})
+    ("unet", {"channel_multipliers": (1, 1.5)}), ("vit_appendix_d", {})
 ])  # fmt: skip
-def test_network_is_serialisable(kind, changes):
+def test_a_network_comes_back_from_its_config_and_from_a_checkpoint(kind, changes, tmp_path):
     changes = {**changes, "image_shape": (16, 32, 3), "base_channels": 64}
     network = small_of(kind, **changes, class_conditioning="gate", num_classes=2)
     again = keras.utils.deserialize_keras_object(keras.utils.serialize_keras_object(network))
-    again.set_weights(network.get_weights())
-    for a, b in zip(network(*batch((16, 32, 3))), again(*batch((16, 32, 3)))):
-        np.testing.assert_array_equal(a, b)
-
-
-@each_kind
-def test_checkpoints_hold_all_variables(tmp_path, kind):
-    network, again = small_of(kind), PatchedNetwork(**KINDS[kind])
+    names = [variable.name for variable in network.trainable_variables]
+    assert names == [variable.name for variable in again.trainable_variables]
+    assert len(set(names)) == len(names)
     path = tf.train.Checkpoint(network=network).write(str(tmp_path / "state"))
     tf.train.Checkpoint(network=again).read(path).assert_consumed()
-    for a, b in zip(network.trainable_variables, again.trainable_variables):
+    for a, b in zip(network(*batch((16, 32, 3))), again(*batch((16, 32, 3)))):
         np.testing.assert_array_equal(a, b)
 
 

@@ -23,7 +23,7 @@ TWO = {"network__patch_size": 2, "network__patch_switch_t": 400}
 KINDS = {"unet": {**TWO, "network__channel_multipliers": (2, 2)}, "vit": {**TWO, **VIT}}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[pytest.param("unet", marks=pytest.mark.slow), "vit"])
 def config(request):
     return tiny_config(**KINDS[request.param])
 

@@ -208,15 +208,17 @@ def test_the_network_sees_its_blurred_input():
     assert network.patch_input.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
 
 
-def heavy(*values):
-    return pytest.param(*values, marks=pytest.mark.heavy)
+HEAVY = pytest.mark.heavy
 
 
-@pytest.mark.parametrize(("config", "parameters"), [
-    (preset("emoji64"), 2_329_670), heavy(preset("lsun_church"), 87_297_180),
-    heavy(preset("imagenet256"), 158_272_128), heavy(preset("ffhq1024"), 550_934_320),
-], ids=lambda value: getattr(value, "data", None) and value.data.dataset)  # fmt: skip
-def test_presets_cost_about_what_the_u_net_costs(config, parameters):
+@pytest.mark.parametrize(("dataset", "parameters"), [
+    pytest.param("emoji64", 2_329_670, marks=pytest.mark.slow),
+    pytest.param("lsun_church", 87_297_180, marks=HEAVY),
+    pytest.param("imagenet256", 158_272_128, marks=HEAVY),
+    pytest.param("ffhq1024", 550_934_320, marks=HEAVY),
+])  # fmt: skip
+def test_presets_cost_about_what_the_u_net_costs(dataset, parameters):
+    config = preset(dataset)
     vit = build_network(config.replace(network_settings("vit", config)))
     assert count_parameters(vit) == parameters
     assert forward_flops(vit) == pytest.approx(forward_flops(build_network(config)), rel=0.1)
