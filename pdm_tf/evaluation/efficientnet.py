@@ -7,7 +7,6 @@ input is added. Weights: data_tools/efficientnet.py makes the file, efficientnet
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -43,13 +42,9 @@ def blocks() -> Iterator[tuple[str, int, int, bool]]:
             number, before = number + 1, channels
 
 
-def network(path: str | os.PathLike = WEIGHTS) -> Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]:
-    """What maps uint8 images (B, H, W, 3) to block 15 averaged over positions, float32 (B, 320).
-
-    Raises:
-      UserError: the file of the weights is missing or damaged.
-    """
-    convolutions = folded(read_arrays(path))
+def network() -> Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]:
+    """A function from uint8 images (B, H, W, 3) to block 15 averaged over positions, float32 (B, 320)."""
+    convolutions = folded(read_arrays(WEIGHTS))
 
     @tf.function
     def pooled(images: tf.Tensor) -> tuple[tf.Tensor, None, None]:
@@ -59,7 +54,7 @@ def network(path: str | os.PathLike = WEIGHTS) -> Callable[[tf.Tensor], tuple[tf
 
 
 def scaled(images: tf.Tensor) -> tf.Tensor:
-    """uint8 images (B, H, W, 3) -> what the network is used to, float32 (B, 224, 224, 3) in [-1, 1]."""
+    """uint8 images (B, H, W, 3) -> the network's input, float32 (B, 224, 224, 3) in [-1, 1]."""
     resized = tf.image.resize(tf.cast(images, tf.float32), (SIZE, SIZE), antialias=True)
     return (resized - 127.0) / 128.0
 

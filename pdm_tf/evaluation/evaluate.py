@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pdm_tf import stack
+from pdm_tf.atomic import atomic_json
 from pdm_tf.config.fields import TOGETHER
 from pdm_tf.data import DatasetInfo, held_out_split, uint8_batches
 from pdm_tf.devices import make_strategy
@@ -18,7 +19,7 @@ from pdm_tf.evaluation import image_sets, references
 from pdm_tf.evaluation.copies import CopyCheck
 from pdm_tf.evaluation.features import Detector
 from pdm_tf.evaluation.image_sets import ImageSet, looking_at
-from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, write_bits
+from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches
 from pdm_tf.evaluation.references import Reference
 from pdm_tf.evaluation.report import report
 from pdm_tf.ledger import Ledger, Share, note_others
@@ -197,5 +198,8 @@ def measure_likelihood(
     ledger = Ledger(out, {**details, "batch_size": batch_size, "count": count})
     batches = held_out_batches(info, split, model.config.data.image_shape, batch_size, count)
     bits = likelihood(batches, seed=seed, strata=strata, count=count, ledger=ledger)
-    write_bits(out, bits, {**details, "origin": model.origin, "stack": stack.versions()})
+    file = as_path(out) / "likelihood.json"
+    atomic_json(file, {**details, "origin": model.origin, "stack": stack.versions(), **bits.to_json()})
+    print(bits.table())
+    print(f"likelihood: {file}")
     ledger.remove()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,29 +29,29 @@ CACHE = Path("~/.cache/pdm_tf")
 
 
 class Features(NamedTuple):
-    """A detector's answer for N images, float32.
+    """A detector's answer for N images, float32: pooled (N, D), spatial (N, S), probabilities (N, K).
 
-    Attributes:
-      pooled: (N, D), averaged over positions.
-      spatial: (N, S), some channels at each position; None where the detector gives none.
-      probabilities: (N, K) of the detector's classes; None where it gives none.
+    A detector that has no spatial features or no classes gives None.
     """
 
     pooled: np.ndarray
     spatial: np.ndarray | None = None
     probabilities: np.ndarray | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Features]) -> Features:
+        """The features of all images of several sets."""
+        return cls(*(None if column[0] is None else np.concatenate(column) for column in zip(*parts)))
+
 
 @dataclass(frozen=True)
 class Detector:
-    """A network that gives features. Calling it maps uint8 images (B, H, W, 3) to `Features` of B rows.
+    """A network that gives features. Calling it maps uint8 images (B, H, W, 3) to `Features`.
 
     Attributes:
-      name: of the network, for results.
-      sha256: of the file of its graph or weights.
+      name, sha256: of the network, and of the file of its graph or weights.
       resize: how it brings images to its size, in words.
-      labels: names of metrics -> its titles of them: "FID", "sFID", "IS", "KID" for Inception, "FD-<name>"
-        and "KD-<name>" for others.
+      labels: names of metrics -> its titles of them, such as "FID".
       network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), arrays or tensors.
       batch_size: B that `extract` calls it with.
     """
@@ -72,27 +72,23 @@ class Detector:
 
 
 def extract(
-    detector: Detector,
-    batches: Iterable[np.ndarray],
-    progress: Callable[[int], None] = lambda count: None,
+    detector: Detector, batches: Iterable[np.ndarray], progress: Callable[[int], object] = lambda count: None
 ) -> Features:
     """The features of all images, in order, in memory: 4 bytes a number.
 
     Args:
-      detector: whose.
-      batches: uint8 (B, H, W, C) of any B, one size of image. Grey images (C = 1) are repeated to three
-        channels.
+      batches: uint8 (B, H, W, C) of any B and one size of image; grey ones (C = 1) get three equal channels.
       progress: called with the number of images done since the last call.
     Raises:
       UserError: there are no images, or theirs are no 1 or 3 channels.
     """
-    parts: list[Features] = []
+    parts = []
     for features in extract_batches(detector, batches):
         parts.append(features)
         progress(len(features.pooled))
     if not parts:
         raise UserError("there are no images to evaluate: name a file, folder or split that holds some")
-    return Features(*(None if column[0] is None else np.concatenate(column) for column in zip(*parts)))
+    return Features.joined(parts)
 
 
 def extract_batches(detector: Detector, batches: Iterable[np.ndarray]) -> Iterator[Features]:
@@ -134,26 +130,24 @@ def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]
         yield kept
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- detectors by name ---------------------------------------------------------------------------
 
 
-def load_efficientnet(path: str | os.PathLike | None = None) -> Detector:
+def load_efficientnet() -> Detector:
     """The embedded detector: block 15 of EfficientNet-Lite0 averaged over positions, D = 320."""
-    weights = local_path(path) if path else efficientnet.WEIGHTS
     return Detector(
         name="efficientnet_lite0",
-        sha256=sha256(weights),
+        sha256=sha256(efficientnet.WEIGHTS),
         resize=efficientnet.RESIZE,
         labels=_labels("efficientnet_lite0"),
-        network=efficientnet.network(weights),
+        network=efficientnet.network(),
     )
 
 
 def load_inception(path: str | os.PathLike | None = None) -> Detector:
     """The 2015 Inception v3 as ADM's evaluator uses it: `pool_3`, D = 2048; `mixed_6/conv`, S = 2023.
 
-    The graph resizes by itself: TF1's bilinear, corners not aligned, no half-pixel centres, no antialias, to
-    299. The probabilities for IS are softmax(pool_3 @ the weights of the last layer), without its bias.
+    The probabilities for IS are softmax(pool_3 @ the weights of the last layer), without its bias.
 
     Args:
       path: of classify_image_graph_def.pb; by default the one in ~/.cache/pdm_tf.
@@ -176,31 +170,24 @@ def load_inception(path: str | os.PathLike | None = None) -> Detector:
     )
 
 
-DETECTORS: dict[str, Callable[..., Detector]] = {
-    "efficientnet_lite0": load_efficientnet,
-    "inception": load_inception,
-}
-
-
 def load_detector(
     name_or_path: str = "efficientnet_lite0", inception_path: str | os.PathLike | None = None
 ) -> Detector:
-    """One of `DETECTORS` by name, or any Keras model or SavedModel by its path.
+    """The detector efficientnet_lite0 or inception, or any Keras model or SavedModel by its path.
 
     Args:
-      name_or_path: "efficientnet_lite0", "inception" or a path.
       inception_path: the file of Inception's graph, if not in the cache folder.
     Raises:
       UserError: no such name or path, or no detector at the path.
     """
     if name_or_path == "inception":
         return load_inception(inception_path)
-    if name_or_path in DETECTORS:
-        return DETECTORS[name_or_path]()
+    if name_or_path == "efficientnet_lite0":
+        return load_efficientnet()
     if not local_path(name_or_path).exists():
         raise UserError(
-            f"there is no detector {name_or_path!r}: write one of {', '.join(DETECTORS)},"
-            " or the path of a Keras model or SavedModel"
+            f"there is no detector {name_or_path!r}: write efficientnet_lite0, inception, or the path of a "
+            "Keras model or SavedModel"
         )
     return load_model(name_or_path)
 
@@ -218,7 +205,15 @@ def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, .
     It runs in a session: the operations of 2015 (BatchNormWithGlobalNormalization) work in a graph of their
     version, and in no tf.function.
     """
-    definition = _read_graph(file)
+    definition = tf.compat.v1.GraphDef()
+    try:
+        definition.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise UserError(
+            f"{file} is damaged ({one_line(error)}): fetch it again from {INCEPTION_URL}"
+        ) from error
+    for node in definition.node:
+        node.attr.pop("_output_shapes", None)  # they say that a batch is one image
     inputs = {node.name: node.input for node in definition.node}
     with tf.Graph().as_default() as graph:
         images = tf.compat.v1.placeholder(tf.float32, (None, None, None, 3))
@@ -239,20 +234,6 @@ def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, .
         outputs = pooled, spatial, tf.nn.softmax(pooled @ matrix)
     run = tf.compat.v1.Session(graph=graph).make_callable(outputs, [images])
     return lambda batch: run(batch.astype(np.float32))
-
-
-def _read_graph(file: Path) -> tf.compat.v1.GraphDef:
-    """A GraphDef without the shapes that it was saved with: they say that a batch is one image."""
-    graph = tf.compat.v1.GraphDef()
-    try:
-        graph.ParseFromString(file.read_bytes())
-    except DecodeError as error:
-        raise UserError(
-            f"{file} is damaged ({one_line(error)}): fetch it again from {INCEPTION_URL}"
-        ) from error
-    for node in graph.node:
-        node.attr.pop("_output_shapes", None)
-    return graph
 
 
 # --- any other model -----------------------------------------------------------------------------

@@ -5,28 +5,23 @@ The mean over H * W * C of  L_T + sum_{0 < t < T} L_t + L_0, in bits:
     L_T = KL(q(z_T | x) || N(0, I)),  L_t = KL(q(z_s | z_t, x) || p_theta(z_s | z_t)),
     L_0 = -log p_theta(x | z_0)
 
-- It is a bound: the model's own -log2 p(x) is at most that much. The likelihood of the probability-flow ODE
-  is another quantity, and usually smaller.
-- Data are of 8 bits: the last reverse step is a Gaussian rounded to the 256 levels, and nothing is
-  dequantised. No number is given less than a probability of 1e-12, as in the DDPM family;
-  `Bits.unfloored` is the bound without that help. x_theta is clipped to [-1, 1], as there.
-- Patching is a permutation of an image's numbers: there is no Jacobian, and H * W * C is that of the image.
-- Of split experts, each t asks its owner (Section 4.1), and the bound is one of the whole model.
-- x-prediction with gamma_t = sqrt(SNR) is not trained on the bound, whose weight is (SNR_s - SNR_t) / 2:
-  expect more bits than of a model that is, at the smallest t above all. Guidance has no part in it.
+It is a bound: the model's own -log2 p(x) is at most that much, and so mostly is the likelihood of the
+probability-flow ODE. Data are of 8 bits: the decoder is a Gaussian rounded to the 256 levels. As in the DDPM
+family it gives no number less than a probability of 1e-12, and x_theta is clipped to [-1, 1]. Patching is a
+permutation of an image's numbers: there is no Jacobian. Of split experts, each t asks its owner
+(Section 4.1). x-prediction with gamma_t = sqrt(SNR) is not trained on the bound, whose weight is
+(SNR_s - SNR_t) / 2: expect more bits than of a model that is, at the smallest t above all.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.atomic import atomic_json
 from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
@@ -34,7 +29,6 @@ from pdm_tf.diffusion.process import VARIANCES, diffuse
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.metrics import Measurement
 from pdm_tf.ledger import Ledger
-from pdm_tf.paths import as_path
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
 from pdm_tf.sampling.sampler import share_of_replica
@@ -54,22 +48,17 @@ class Interval(NamedTuple):
     t_stop: int
     bits: Measurement
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
-        return {**self._asdict(), "bits": self.bits.to_json()}
-
 
 class Bits(NamedTuple):
     """Bits per dimension of some images; errors are standard errors over images, their noise and their t.
 
     Attributes:
-      bits_per_dim: the bound. Of a denoiser of a part of the process, the terms of its t alone.
+      bits_per_dim: the bound; of a denoiser of a part of the process, the terms of its t alone.
       unfloored: the bound without the decoder's floor of 1e-12.
       intervals: L_T, L_1..T-1 and L_0, as far as the denoiser's t go, which add up to the whole; and each of
         the denoiser's parts, if there are several.
       terms: (T,) bits of each t; NaN where no t was drawn.
       count: images.
-      strata: terms drawn for each image in t > 0; None: all.
     """
 
     bits_per_dim: Measurement
@@ -77,16 +66,14 @@ class Bits(NamedTuple):
     intervals: list[Interval]
     terms: np.ndarray
     count: int
-    strata: int | None
 
     def to_json(self) -> dict[str, Any]:
         """All but the terms, as JSON values."""
         return {
             "bits_per_dim": self.bits_per_dim.to_json(),
             "unfloored": self.unfloored.to_json(),
-            "intervals": [interval.to_json() for interval in self.intervals],
+            "intervals": [{**one._asdict(), "bits": one.bits.to_json()} for one in self.intervals],
             "count": self.count,
-            "strata": self.strata,
         }
 
     def table(self) -> str:
@@ -116,7 +103,6 @@ class Likelihood:
         scalar = tf.TensorSpec((), tf.int32)
         key = tf.TensorSpec((2,), tf.int32)
         self._terms = tf.function(self._terms_on_replicas, [images, each, each, key, scalar, scalar])
-        self._prior = tf.function(self._prior_of, [images])
 
     def __call__(
         self,
@@ -170,7 +156,7 @@ class Likelihood:
         if not measured:
             raise UserError("no images to measure a likelihood of: choose a split that has some")
         whole = {name: np.concatenate([part[name] for part in measured], axis=-1) for name in measured[0]}
-        return self._summary(**whole, widths=np.diff(intervals), strata=strata)
+        return self._summary(**whole, widths=np.diff(intervals))
 
     def _measure(
         self,
@@ -197,8 +183,11 @@ class Likelihood:
                 shares = self.strategy.experimental_local_results(part)
                 values.append(np.concatenate(shares)[:count])
             report(count)
-        has_prior = self.denoiser.t_stop == len(self.denoiser.schedule)
-        prior = self._prior(images).numpy() if has_prior else np.zeros(count)
+        schedule = self.denoiser.schedule
+        prior = np.zeros(count)
+        if self.denoiser.t_stop == len(schedule):
+            last = schedule.at(len(schedule) - 1, tf.float64)
+            prior = _bits(prior_kl(tf.constant(images, tf.float64), last)).numpy()
         return {**{name: np.stack(values) for name, values in found.items()}, "prior": prior}
 
     def _terms_on_replicas(self, x, labels, places, key, first, stop):
@@ -230,11 +219,7 @@ class Likelihood:
         floored = tf.where(level.before.noise > 0, exact, tf.minimum(exact, -math.log(FLOOR)))
         return t, _bits(floored), _bits(exact)
 
-    def _prior_of(self, x):
-        schedule = self.denoiser.schedule
-        return _bits(prior_kl(tf.cast(x, tf.float64), schedule.at(len(schedule) - 1, tf.float64)))
-
-    def _summary(self, t, floored, exact, prior, widths, strata) -> Bits:
+    def _summary(self, t, floored, exact, prior, widths) -> Bits:
         """Means and errors; `widths` (intervals, 1) is how many t each interval stands for."""
 
         def between(first: int, stop: int) -> Measurement:
@@ -263,7 +248,6 @@ class Likelihood:
             intervals=intervals,
             terms=np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
             count=len(prior),
-            strata=strata,
         )
 
 
@@ -312,14 +296,6 @@ def check_8_bits(images: np.ndarray) -> None:
             "bits per dimension are of 8-bit images, and these have values between the 256 levels: measure a "
             "data set of 8 bits that is not resized as it is read"
         )
-
-
-def write_bits(out: str | os.PathLike, bits: Bits, details: dict[str, Any]) -> None:
-    """Prints the table of a likelihood, and writes likelihood.json, `details` beside the numbers."""
-    file = as_path(out) / "likelihood.json"
-    atomic_json(file, {**details, **bits.to_json()})
-    print(bits.table())
-    print(f"likelihood: {file}")
 
 
 def _bits(nats: tf.Tensor) -> tf.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,11 +41,6 @@ class Measurement(NamedTuple):
         pair = {"value": self.value, "error": self.error}
         return pair if self.spread is None else {**pair, "spread": self.spread}
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Measurement:
-        """The inverse of `to_json`."""
-        return cls(**values)
-
     def __str__(self) -> str:
         text = f"{self.value:.4g}"
         if self.error is not None:
@@ -78,25 +73,20 @@ class Pair:
 
     @functools.cached_property
     def precision_recall(self) -> tuple[Measurement, ...]:
-        """Precision and recall."""
         found = precision_recall(self._manifold(), self.features.pooled, groups=GROUPS)
         return tuple(Measurement(*pair) for pair in found)
 
     @functools.cached_property
     def density_coverage(self) -> tuple[Measurement, ...]:
-        """Density and coverage."""
         found = density_coverage(self._manifold(), self.features.pooled, groups=GROUPS)
         return tuple(Measurement(*pair) for pair in found)
 
 
 class Metric(NamedTuple):
-    """A row of `METRICS`.
+    """A row of `METRICS`: a name, for which a detector may have a title of its own, and the function.
 
-    Attributes:
-      name: its name, for which a detector may have a title of its own (`Detector.labels`).
-      needs: "moments" (always there), "spatial" features, "probabilities", or "neighbours": the features of
-        more than `GROUPS` images on both sides.
-      measure: the function.
+    `needs` is "moments" (always there), "spatial" features, "probabilities", or "neighbours": the features of
+    more than `GROUPS` images on both sides.
     """
 
     name: str

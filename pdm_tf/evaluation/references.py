@@ -33,10 +33,6 @@ BATCH = 64
 Progress = Callable[[int], object]
 
 
-def no_progress(_: int) -> None:
-    """Reports nothing."""
-
-
 @dataclass(frozen=True)
 class Reference:
     """A set of images under a detector.
@@ -78,7 +74,7 @@ def of_images(
     title: str,
     details: dict[str, Any],
     keep: int = KEEP,
-    progress: Progress = no_progress,
+    progress: Progress = lambda done: None,
 ) -> Reference:
     """The reference of uint8 batches (B, H, W, C), C = 1 or 3, in one pass.
 
@@ -153,7 +149,7 @@ def of_split(
     split: str,
     image_shape: Sequence[int] | None = None,
     keep: int = KEEP,
-    progress: Progress = no_progress,
+    progress: Progress = lambda done: None,
 ) -> Reference:
     """The reference of a data set's split: read from its file in `CACHE`, or made and kept for the next time.
 
@@ -192,25 +188,18 @@ def of_split(
 
     reference = of_images(detector, images(), info.num_examples[split], title, details, keep, progress)
     reference.details["label_counts"] = counts.tolist() if counts.any() else []
+    arrays = {"details": np.array(json.dumps(reference.details))}
+    arrays["features"] = reference.features
+    arrays["places"] = reference.places
+    for name, moments in (("", reference.moments), ("spatial_", reference.spatial_moments)):
+        if moments is not None:
+            arrays[f"{name}mean"] = moments.mean
+            arrays[f"{name}scatter"] = moments.scatter
     try:
-        _write(file, reference)
+        write_arrays(file, arrays)
     except UserError as error:
         print(f"note: the reference is not kept for the next time ({error})", file=sys.stderr)
     return reference
-
-
-def _write(file: Path, reference: Reference) -> None:
-    arrays = {
-        "mean": reference.moments.mean,
-        "scatter": reference.moments.scatter,
-        "features": reference.features,
-        "places": reference.places,
-        "details": np.array(json.dumps(reference.details)),
-    }
-    if reference.spatial_moments is not None:
-        arrays["spatial_mean"] = reference.spatial_moments.mean
-        arrays["spatial_scatter"] = reference.spatial_moments.scatter
-    write_arrays(file, arrays)
 
 
 def _read(file: Path, title: str) -> Reference:
@@ -234,7 +223,7 @@ def of_path(
     detector: Detector,
     path: str | os.PathLike,
     keep: int = KEEP,
-    progress: Progress = no_progress,
+    progress: Progress = lambda done: None,
 ) -> Reference:
     """The reference of images in a file or folder, or of statistics in a file.
 

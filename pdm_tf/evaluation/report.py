@@ -65,7 +65,13 @@ def report(
             lines.append(f"note: copies are looked for among {searched:,} of {reference.count:,} images")
     else:
         lines.append(f"copies: not looked for, because {copy_check}")
-    write_json(out / "evaluation.json", detector, reference, results, stack)
+    evaluation = {
+        "detector": {"name": detector.name, "sha256": detector.sha256, "resize": detector.resize},
+        "reference": {**reference.details, "title": reference.title, "images": reference.count},
+        "results": results,
+        "stack": dict(stack),
+    }
+    atomic_json(out / "evaluation.json", evaluation)
     print(f"reference: {reference.title}; detector: {detector.name}")
     print(table(rows))
     notes = dict.fromkeys(note for result in results for note in result.get("notes", ()))
@@ -127,22 +133,3 @@ def table(rows: Sequence[tuple[str, int, Mapping[str, Measurement]]]) -> str:
     for title, count, metrics in rows:
         lines.append([title, f"{count:,}", *(str(metrics.get(name, "-")) for name in names)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write_json(
-    path: str | os.PathLike,
-    detector: Detector,
-    reference: Reference,
-    results: Sequence[dict[str, Any]],
-    stack: Mapping[str, str],
-) -> None:
-    """Writes evaluation.json: results with all that they depend on."""
-    atomic_json(
-        path,
-        {
-            "detector": {"name": detector.name, "sha256": detector.sha256, "resize": detector.resize},
-            "reference": {**reference.details, "title": reference.title, "images": reference.count},
-            "results": list(results),
-            "stack": dict(stack),
-        },
-    )

@@ -18,7 +18,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.evaluate import Drawing, compare, default_folder, find_reference, measure_likelihood
 from pdm_tf.images import write_samples
-from pdm_tf.models import Model, models_from_folders
+from pdm_tf.models import Model
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
 from tests.evaluation.test_report import DETECTOR
@@ -76,23 +76,19 @@ def test_a_reference_is_a_file_or_a_split(cache, tmp_path):
     assert check.held_out.count == 95 and next(check.train_images()).shape[1:] == (64, 64, 3)
 
 
-def test_models_and_files_make_one_table_with_labels_as_the_data_has_them(tmp_path, reference, capsys):
-    folders = [write_run(tmp_path / name, tiny_config(**STEPS), seed) for seed, name in enumerate("ab")]
-    models = models_from_folders(*folders)
-    drawing = Drawing(count=12)
+def test_models_and_files_make_one_table_with_labels_as_the_data_has_them(tmp_path, reference):
+    model = Model.from_folders(write_run(tmp_path / "run", tiny_config(**STEPS)))
     out = tmp_path / "out"
-    compare(out, DETECTOR, reference, nothing, sample_paths=[reference], models=models, drawing=drawing)
-    of_file, first, second = results(out)
-    assert [row["title"] for row in (of_file, first, second)] == [reference, "a", "b"]
-    assert [row.get("digest") for row in (of_file, first, second)] == [None, *(m.digest for m in models)]
+    files = [reference]
+    compare(out, DETECTOR, reference, nothing, sample_paths=files, models=[model], drawing=Drawing(count=12))
+    of_file, of_model = results(out)
+    assert [row["title"] for row in (of_file, of_model)] == [reference, "run"]
+    assert of_model["digest"] == model.digest and "digest" not in of_file
     assert os.listdir(out) == ["evaluation.json"]
     # A file has no classes: each gets as many; named ones come in turn.
-    assert first["label_counts"] == [4, 4, 4] and first["labels"] == "equal shares"
-    compare(tmp_path / "alone", DETECTOR, reference, nothing, models=models[1:], drawing=drawing)
-    (again,) = results(tmp_path / "alone")
-    assert again == second and again["metrics"] != first["metrics"]
-    named = dataclasses.replace(drawing, labels=[2, 2, 0])
-    compare(tmp_path / "named", DETECTOR, reference, nothing, models=models[1:], drawing=named)
+    assert of_model["label_counts"] == [4, 4, 4] and of_model["labels"] == "equal shares"
+    named = Drawing(count=12, labels=[2, 2, 0])
+    compare(tmp_path / "named", DETECTOR, reference, nothing, models=[model], drawing=named)
     (row,) = results(tmp_path / "named")
     assert row["label_counts"] == [4, 0, 8] and row["labels"] == "in turn"
 

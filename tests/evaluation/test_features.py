@@ -12,11 +12,10 @@ import tensorflow as tf
 from pdm_tf.data import find_dataset, uint8_batches
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import efficientnet
-from pdm_tf.evaluation.distances import Moments, frechet_distance, kernel_distance
-from pdm_tf.evaluation.features import DETECTORS, INCEPTION, extract, load_detector, load_inception
+from pdm_tf.evaluation.features import INCEPTION, extract, load_detector
 from pdm_tf.stack import keras
 from pdm_tf.weights import read_arrays
-from tests.evaluation.inception_graph import expected, legacy_resize, write_graph
+from tests.evaluation.inception_graph import expected, write_graph
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 40, 30, 3), np.uint8)
 
@@ -34,13 +33,6 @@ def embedded():
 
 
 # --- Inception -----------------------------------------------------------------------------------
-
-
-def test_the_independent_resize_has_the_golden_values_of_tf1():
-    row = legacy_resize(np.array([0, 10]).reshape(1, 1, 2, 1), 4)[0, 0, :, 0]
-    np.testing.assert_array_equal(row, [0, 5, 10, 10])
-    row = legacy_resize(np.array([0, 9, 3]).reshape(1, 1, 3, 1), 2)[0, 0, :, 0]
-    np.testing.assert_array_equal(row, [0, 6])
 
 
 def test_inception_s_features_are_adm_s_at_any_size(inception_file):
@@ -81,26 +73,14 @@ def test_a_missing_damaged_or_other_graph_is_refused(inception_file, tmp_path, m
 # --- extraction ----------------------------------------------------------------------------------
 
 
-def test_features_do_not_depend_on_how_images_come(inception_file):
-    detector = load_inception(inception_file)
-    images = np.random.default_rng(1).integers(0, 256, (150, 8, 8, 3), np.uint8)
-    done = []
-    features = extract(detector, [images[:1], images[1:1], images[1:100], images[100:]], done.append)
-    assert done == [64, 64, 22]
-    at_once = detector(images)
-    for ours, whole in zip(features, at_once):
-        assert len(ours) == 150
-        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-5)
-
-
-def test_grey_images_are_repeated_and_one_trace_serves_all_batches(embedded):
+def test_images_may_come_in_any_batches_or_grey_and_the_network_is_traced_once(embedded):
     network = efficientnet.network()
     detector = dataclasses.replace(embedded, network=network, batch_size=2)
     grey = IMAGES[..., :1]
-    np.testing.assert_array_equal(
-        extract(detector, [grey]).pooled, extract(detector, [np.tile(grey, 3)]).pooled
-    )
-    assert network.experimental_get_tracing_count() == 1
+    done = []
+    features = extract(detector, [grey[:1], grey[1:1], grey[1:]], done.append)
+    np.testing.assert_array_equal(features.pooled, extract(detector, [np.tile(grey, 3)]).pooled)
+    assert done == [2, 2, 1] and network.experimental_get_tracing_count() == 1
     with pytest.raises(UserError, match="these have 4: make them RGB, transparent parts on white"):
         extract(detector, [np.zeros((2, 8, 8, 4), np.uint8)])
     with pytest.raises(UserError, match="no images to evaluate"):
@@ -153,27 +133,6 @@ def test_the_embedded_network_is_that_of_keras_layers(embedded):
     assert "antialiased" in embedded.resize
 
 
-def test_the_embedded_distances_grow_with_damage(embedded):
-    """The further images are from the data set's, the larger both distances."""
-    images = next(uint8_batches(find_dataset("emoji64", "data"), "train", 64))
-    reference, others = images[:32], images[32:]
-    features = extract(embedded, [reference]).pooled
-    noise = np.random.default_rng(0).normal(size=others.shape)
-    rows = []
-    for level in (0, 40):
-        changed = np.clip(others + level * noise, 0, 255).astype(np.uint8)
-        found = extract(embedded, [changed]).pooled
-        frechet = frechet_distance(Moments.of(features), Moments.of(found))
-        rows.append((frechet, kernel_distance(features, found, 20)[0]))
-    assert (np.array(rows[1]) > rows[0]).all()
-
-
-def test_damaged_weights_are_named(tmp_path):
-    (tmp_path / "weights.npz").write_bytes(efficientnet.WEIGHTS.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"weights\.npz is damaged"):
-        DETECTORS["efficientnet_lite0"](tmp_path / "weights.npz")
-
-
 # --- models by path ------------------------------------------------------------------------------
 
 
@@ -184,14 +143,11 @@ def small_model(side: int | None, pooled: bool) -> keras.Model:
     return keras.Model(image, keras.layers.GlobalAveragePooling2D()(x) if pooled else x)
 
 
-@pytest.mark.parametrize(
-    "kind, pooled",
-    [("model.keras", True), ("model.h5", False), ("folder", True), ("folder", False), ("saved_model", True)],
-)
+@pytest.mark.parametrize("kind, pooled", [("model.keras", True), ("model.h5", False), ("folder", False)])
 def test_any_model_is_a_detector(tmp_path, kind, pooled):
     model = small_model(16, pooled)
     path = tmp_path / kind
-    model.export(path) if kind == "saved_model" else model.save(path)
+    model.save(path)
     detector = load_detector(str(path))
     resized = tf.image.resize(tf.cast(IMAGES, tf.float32), (16, 16), antialias=True)
     output = model(resized).numpy()
@@ -208,13 +164,8 @@ def test_models_that_are_no_detectors_are_refused(tmp_path):
     vector.save(tmp_path / "vector.keras")
     with pytest.raises(UserError, match="a detector takes RGB images"):
         load_detector(str(tmp_path / "vector.keras"))
-    (tmp_path / "text.keras").write_text("no model")
-    with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
-        load_detector(str(tmp_path / "text.keras"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
         load_detector(str(tmp_path / "empty"))
-    with pytest.raises(
-        UserError, match="no detector 'inceptoin': write one of efficientnet_lite0, inception"
-    ):
+    with pytest.raises(UserError, match="no detector 'inceptoin': write efficientnet_lite0, inception"):
         load_detector("inceptoin")

@@ -83,6 +83,10 @@ def test_a_split_is_gone_through_once(dataset, cache):
     assert counting.network.calls == calls and not done
     assert_same(first, again)
     assert len(os.listdir(cache)) == 1
+    references.of_split(detector(digest="1" * 64), dataset, "train")
+    longer = numbered_dataset(dataset.directory, [30, 21])
+    assert references.of_split(detector(), longer, "train").count == 51
+    assert len(os.listdir(cache)) == 3
 
 
 def test_features_of_some_images_are_kept_and_evenly_spread(dataset):
@@ -92,38 +96,14 @@ def test_features_of_some_images_are_kept_and_evenly_spread(dataset):
     np.testing.assert_array_equal(references.evenly(5, 100), range(5))
 
 
-def test_another_detector_or_other_data_is_another_file(dataset, cache):
-    first = references.of_split(detector(), dataset, "train")
-    references.of_split(detector(digest="1" * 64), dataset, "train")
-    references.of_split(detector("other"), dataset, "train")
-    assert len(os.listdir(cache)) == 3
-    longer = numbered_dataset(dataset.directory, [30, 21])
-    assert longer.sha256 != first.details["data_sha256"]
-    assert references.of_split(detector(), longer, "train").count == 51
-
-
-def damage_a_byte(path):
-    flip_byte(path, os.path.getsize(path) // 2)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def lose_an_array(path):
-    np.savez(path, mean=np.zeros(6), scatter=np.eye(6), details="{}")
-
-
 def test_a_damaged_file_is_replaced_with_one_line(dataset, cache, capsys):
     first = references.of_split(detector(), dataset, "train")
     (file,) = cache.iterdir()
-    for damage in (damage_a_byte, cut, lose_an_array):
-        damage(file)
+    for damaged in (file.read_bytes()[:-100], b""):
+        file.write_bytes(damaged)
         assert_same(references.of_split(detector(), dataset, "train"), first)
         (line,) = capsys.readouterr().err.splitlines()
         assert str(file) in line and "damaged" in line and line.endswith("it is replaced")
-    references.of_split(detector(), dataset, "train")
-    assert not capsys.readouterr().err
 
 
 def test_a_reference_that_cannot_be_kept_is_given_all_the_same(dataset, cache, capsys):
@@ -171,15 +151,6 @@ def test_samples_in_a_file_or_a_folder_are_one_reference(dataset, tmp_path):
     assert_is_of(in_folder, np.concatenate([images[::2], images[1::2]]))
     split = references.of_split(detector(), dataset, "train")
     assert abs(frechet_distance(split.moments, in_folder.moments)) < 1e-6
-
-
-def test_other_files_are_refused(tmp_path):
-    (tmp_path / "text.npz").write_text("no archive")
-    (tmp_path / "empty").mkdir()
-    refusals = {"none.npz": "does not exist", "text.npz": "no whole .npz file", "empty": "are no images"}
-    for name, message in refusals.items():
-        with pytest.raises(UserError, match=message):
-            references.of_path(detector(), tmp_path / name)
 
 
 def test_adm_s_files_are_read_and_their_statistics_count(tmp_path):
