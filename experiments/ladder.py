@@ -28,7 +28,7 @@ from pdm_tf.config.fields import Config, DiffusionConfig, validate
 from pdm_tf.config.presets import preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.plots import png_figure
-from pdm_tf.randomness import normal_each, stream
+from pdm_tf.randomness import normal_each
 from pdm_tf.stack import keras
 from pdm_tf.training.model import build_model
 from pdm_tf.training.objective import Examples, Objective
@@ -139,7 +139,7 @@ class Trainer:
         denoiser = self.model.denoiser
         count = len(held_out)
         t = tf.constant((np.arange(count) + 0.5) * len(denoiser.schedule) / count, tf.int32)
-        eps = normal_each(stream(0, "ladder"), tf.range(count), held_out.shape[1:])
+        eps = normal_each(0, "ladder", tf.range(count), held_out.shape[1:])
         examples = Examples(denoiser, tf.constant(held_out), tf.zeros(count, tf.int32), t, eps)
         objective = Objective(denoiser, DiffusionConfig())
 

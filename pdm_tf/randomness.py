@@ -47,28 +47,23 @@ def draw_each(
     )
 
 
-def normal_each(key: tf.Tensor, indices: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-    """Standard normal noise, float32 (B, *shape), one stream an image."""
-    return draw_each(
-        key,
-        indices,
-        lambda k: tf.random.stateless_normal(shape, k),
-        tf.TensorSpec(shape, tf.float32),
-    )
-
-
-def normal_of_seeds(
-    seeds: tf.Tensor, purpose: str, indices: tf.Tensor, shape: Sequence[int], *numbers: tf.Tensor | int
+def normal_each(
+    seed: tf.Tensor | int,
+    purpose: str,
+    indices: tf.Tensor,
+    shape: Sequence[int],
+    *numbers: tf.Tensor | int,
 ) -> tf.Tensor:
-    """Standard normal noise of images of several seeds, float32 (B, *shape).
+    """Standard normal noise, float32 (B, *shape), one stream an image.
 
     Args:
-      seeds, indices: int32 (B,). The noise of an image is that of `normal_each` for the key
-        `stream(its seed, purpose, *numbers)` and its index.
+      seed: int32 (), or (B,), each image's.
       purpose, numbers: as for `stream`.
+      indices: int (B,), each image's index, the last of its stream's.
     """
+    indices = tf.cast(indices, tf.int32)
     return tf.map_fn(
-        lambda own: tf.random.stateless_normal(shape, stream(own[0], purpose, *numbers, own[1])),
-        (seeds, tf.cast(indices, tf.int32)),
+        lambda each: tf.random.stateless_normal(shape, stream(each[0], purpose, *numbers, each[1])),
+        (tf.broadcast_to(seed, tf.shape(indices)), indices),
         fn_output_signature=tf.TensorSpec(shape, tf.float32),
     )

@@ -31,7 +31,7 @@ from tests.bucket import stand_in
 from tests.data.fixtures import numbered_dataset
 from tests.data_tools.conversions import arguments, make_input
 from tests.in_process import run_mode
-from tests.sampling.mortal import Killed, draw_of
+from tests.sampling.mortal import MODEL, Killed, draw_of
 from tests.tiny_runs import write_run
 from tests.training.kill_and_resume import SETTINGS, wait_and_kill
 from tests.training.test_checkpoints import Run, restored
@@ -172,11 +172,11 @@ def test_a_checkpoint_that_was_not_uploaded_to_its_end_is_none(place, monkeypatc
 
 def test_killed_samples_go_on_there(place, tmp_path):
     with pytest.raises(Killed):
-        write_images(draw_of(1), place)
+        write_images(draw_of(1), place, MODEL)
     again = draw_of()
-    write_images(again, place, save_pngs=True)
+    write_images(again, place, MODEL, save_pngs=True)
     assert again.sampler.drawn == [[4, 5, 6, 7], [8, 9, 10, 11]]
-    write_images(draw_of(), tmp_path, save_pngs=True)
+    write_images(draw_of(), tmp_path, MODEL, save_pngs=True)
     there, here = (
         {os.path.relpath(file, folder): file.read_bytes() for file in files_below(folder)}
         for folder in (place, tmp_path)

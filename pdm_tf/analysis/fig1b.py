@@ -14,7 +14,7 @@ from pdm_tf.diffusion.schedules import strided_timesteps
 from pdm_tf.errors import UserError
 from pdm_tf.images import to_uint8
 from pdm_tf.progress import bar
-from pdm_tf.randomness import normal_each, stream
+from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.loop import sampling_loop
@@ -38,7 +38,7 @@ def sample_posterior(
     @tf.function(reduce_retracing=True)
     def sample(indices):
         def noise(i):
-            return normal_each(stream(seed, "reconstruction", i), indices, denoiser.image_shape)
+            return normal_each(seed, "reconstruction", indices, denoiser.image_shape, i)
 
         labels = tf.fill(tf.shape(indices), label)
         start = tf.repeat(tf.constant(z)[None], tf.shape(indices)[0], axis=0)

@@ -19,7 +19,7 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model
-from pdm_tf.randomness import normal_each, stream
+from pdm_tf.randomness import normal_each
 
 
 class Result(NamedTuple):
@@ -179,7 +179,7 @@ def _distribution_of(model: Model) -> tuple[bool, bool]:
 
 def add_noise(denoiser: Denoiser, images: np.ndarray, t: int, seed: int) -> np.ndarray:
     """z_t of images float32 (N, H, W, C); each image has its own noise, the same at every t."""
-    eps = normal_each(stream(seed, "analysis"), np.arange(len(images)), images.shape[1:])
+    eps = normal_each(seed, "analysis", np.arange(len(images)), images.shape[1:])
     return diffuse(images, eps, denoiser.schedule.at(t)).numpy()
 
 

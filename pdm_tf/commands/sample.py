@@ -56,7 +56,7 @@ def run(options: Options) -> None:
     draw = SampleBatches(sampler, options.seed, count, batch_size, labels or (), place.share)
     if options.trajectory and not place.share.number:
         output.write_trajectory(draw, out, options.trajectory)
-    output.write_images(draw, out, options.save_pngs)
+    output.write_images(draw, out, model.digest, options.save_pngs)
     if place.is_helper(out):
         return
     if options.trajectory:

@@ -28,8 +28,3 @@ def predicted_x(prediction: str, output: tf.Tensor, z: tf.Tensor, level: Level) 
 def eps_from_x(x: tf.Tensor, z: tf.Tensor, level: Level) -> tf.Tensor:
     """eps = (z - sqrt(alpha) x) / sqrt(1 - alpha)."""
     return (z - level.signal * x) / level.noise
-
-
-def v_from_x(x: tf.Tensor, z: tf.Tensor, level: Level) -> tf.Tensor:
-    """v = sqrt(alpha) eps - sqrt(1 - alpha) x = (sqrt(alpha) z - x) / sqrt(1 - alpha)."""
-    return (level.signal * z - x) / level.noise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -96,8 +95,7 @@ class SampleBatches:
                     batch = ledger.read(self.name(start))["images"]
                     skip(shown, size)
                 else:
-                    check()
-                    batch = to_uint8(self._trajectory(start, 1, _step_report(shown, sampler, check))[0])
+                    batch = self._draw(start, shown, check)
                     if ledger:
                         ledger.write(self.name(start), {"images": batch})
                     shown.update(size)
@@ -129,12 +127,13 @@ class SampleBatches:
 
     def trajectory(self, frames: int) -> np.ndarray:
         """x_theta on the way to the first batch of images, uint8 (frames, B, H, W, C)."""
-        return to_uint8(self._trajectory(0, frames)[:, : self.count])
+        indices = self._indices(0)
+        x = self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames)
+        return to_uint8(x[:, : self.count])
 
     def predictions(self, start: int) -> Iterator[np.ndarray]:
         """x_theta of each step of a batch, uint8 (B, H, W, C); the last one is the images."""
-        indices = self._indices(start)
-        for x in self.sampler.predictions(self.seed, indices, self._labels_of(indices)):
+        for x in self._predictions(start):
             yield to_uint8(x[: self.count - start])
 
     @staticmethod
@@ -142,29 +141,38 @@ class SampleBatches:
         """The name in a ledger of the batch whose first image is `start`."""
         return f"batch_{start:08d}"
 
-    def identity(self) -> dict[str, Any]:
-        """All that decides the pixels of image i, whatever the number of images, as JSON values."""
-        sampler, weights = self.sampler, 0
-        for variable in sampler.denoiser.variables:
-            weights = zlib.crc32(np.ascontiguousarray(variable.numpy()), weights)
+    def identity(self, model: str) -> dict[str, Any]:
+        """All that decides the pixels of image i, whatever the number of images, as JSON values.
+
+        `model` is the digest of the sampler's model.
+        """
+        sampler = self.sampler
         return {
+            "model": model,
             "sampling": dataclasses.asdict(sampler.settings),
             "edit": sampler.edit and sampler.edit.identity(),
-            "timesteps": sampler.schedule.timesteps.tolist(),
-            "alpha_crc32": zlib.crc32(sampler.schedule.alpha.tobytes()),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "replicas": sampler.replicas,
             "labels": self._labels_in_turn().tolist(),
-            "weights_crc32": weights,
         }
 
-    def _trajectory(
-        self, start: int, frames: int, report: Callable[[int], None] = lambda steps: None
-    ) -> np.ndarray:
-        """x_theta on the way to a whole batch of images, float32 (frames, batch_size, H, W, C)."""
+    def _draw(self, start: int, shown: tqdm, check: Callable[[], None]) -> np.ndarray:
+        """A whole batch, uint8 (batch_size, H, W, C); the bar shows its step as often as it is drawn."""
+        steps = self.sampler.num_steps
+        drawn = time.monotonic()
+        for step, x in enumerate(self._predictions(start), 1):
+            check()
+            shown.set_postfix_str(f"step {step}/{steps}" if step < steps else "", refresh=False)
+            if step < steps and time.monotonic() - drawn >= shown.mininterval:
+                drawn = time.monotonic()
+                shown.refresh()
+        return to_uint8(x)
+
+    def _predictions(self, start: int) -> Iterator[np.ndarray]:
+        """x_theta of each step of a whole batch, float32 (batch_size, H, W, C)."""
         indices = self._indices(start)
-        return self.sampler.trajectory(self.seed, indices, self._labels_of(indices), frames, report)
+        return self.sampler.predictions(self.seed, indices, self._labels_of(indices))
 
     def _indices(self, start: int) -> np.ndarray:
         """Those of a whole batch, beyond `count` too: a command for more images goes on from it."""
@@ -182,19 +190,3 @@ class SampleBatches:
 def all_classes(denoiser) -> range:
     """The labels of all classes; 0 alone without class conditioning."""
     return range(denoiser.num_classes if denoiser.conditional else 1)
-
-
-def _step_report(shown: tqdm, sampler: Sampler, check: Callable[[], None]) -> Callable[[int], None]:
-    """A function of the steps done that shows them in a bar of images, as often as the bar is drawn."""
-    drawn = time.monotonic()
-
-    def report(steps: int) -> None:
-        nonlocal drawn
-        check()
-        done = steps == sampler.num_steps
-        shown.set_postfix_str("" if done else f"step {steps}/{sampler.num_steps}", refresh=False)
-        if not done and time.monotonic() - drawn >= shown.mininterval:
-            drawn = time.monotonic()
-            shown.refresh()
-
-    return report

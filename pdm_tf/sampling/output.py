@@ -23,21 +23,21 @@ SYSTEM_FILE = re.compile(r"\..*|Thumbs\.db|desktop\.ini")  # what file browsers 
 PNG_NAME = re.compile(r"sample_\d{6,}\.png")
 
 
-def write_images(samples: SampleBatches, out: str | Path, save_pngs: bool = False) -> None:
+def write_images(samples: SampleBatches, out: str | Path, model: str, save_pngs: bool = False) -> None:
     """Draws images into `out`: grid.png (the first 100), samples.npz, and if asked pngs/, these images alone.
 
     Grey images have three equal channels in samples.npz, because evaluators read no others. The pngs/ of an
     earlier call gives way in one step.
 
     Finished batches wait in a `Ledger` in `out`, so that the same command run again after a kill goes on from
-    there, and its files are those of an uninterrupted run. Of several workers those after the first only
+    there, and its files are those of an uninterrupted run; `model` is the model's digest. Of several workers those after the first only
     leave their batches there.
 
     Raises:
       UserError: the disk is full, a finished batch is damaged, pngs/ holds something else, or another worker
         is lost.
     """
-    ledger = Ledger(out, samples.identity())
+    ledger = Ledger(out, samples.identity(model))
     note_others(out, [ledger])
     if samples.share.workers > 1:
         samples.finish_share(ledger)

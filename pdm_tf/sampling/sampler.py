@@ -13,7 +13,7 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import NoiseSchedule, logsnr_timesteps, strided_timesteps
 from pdm_tf.errors import UserError
-from pdm_tf.randomness import normal_of_seeds
+from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.ddim import ddim
 from pdm_tf.sampling.dpm_solver import dpm_solver
@@ -51,8 +51,6 @@ class Sampler:
       num_steps: steps that sampling takes, resampling included.
       num_passes: times that it runs the network, without guidance.
     """
-
-    seconds_per_image = None  # read by training/watch.py until time budgets are gone
 
     def __init__(
         self,
@@ -93,30 +91,13 @@ class Sampler:
         self._compiled_begin = self._compiled(self._begin)
         self._compiled_step = self._compiled(self._step)
 
-    def __call__(
-        self,
-        seed: int,
-        indices: Sequence[int],
-        labels: Sequence[int],
-        report: Callable[[int], None] = lambda steps: None,
-    ) -> np.ndarray:
-        """Images of the given indices and labels, float32 (B, H, W, C) in [-1, 1]; `report` as below."""
-        return self.trajectory(seed, indices, labels, 1, report)[0]
+    def __call__(self, seed: int, indices: Sequence[int], labels: Sequence[int]) -> np.ndarray:
+        """Images of the given indices and labels, float32 (B, H, W, C) in [-1, 1]."""
+        return self.trajectory(seed, indices, labels, 1)[0]
 
-    def trajectory(
-        self,
-        seed: int,
-        indices: Sequence[int],
-        labels: Sequence[int],
-        frames: int,
-        report: Callable[[int], None] = lambda steps: None,
-    ) -> np.ndarray:
-        """x_theta at `frames` evenly spaced steps on the way to the images, which are the last frame.
+    def trajectory(self, seed: int, indices: Sequence[int], labels: Sequence[int], frames: int) -> np.ndarray:
+        """x_theta at `frames` evenly spaced steps, (frames, B, H, W, C); the last frame is the images.
 
-        Args:
-          report: called after each step with how many are done; what it raises ends the drawing.
-        Returns:
-          float32 (frames, B, H, W, C).
         Raises:
           UserError: the images do not divide by the replicas, or there are more frames than steps.
         """
@@ -125,7 +106,6 @@ class Sampler:
         shown = [None] * frames
         for k, x in enumerate(self.predictions(seed, indices, labels)):
             shown[k * frames // self.num_steps] = x
-            report(k + 1)
         return np.stack(shown)
 
     def predictions(self, seed: int, indices: Sequence[int], labels: Sequence[int]) -> Iterator[np.ndarray]:
@@ -190,8 +170,7 @@ class Sampler:
 
     def _first_z(self, seed, indices) -> tf.Tensor:
         """The latent that sampling begins from: pure noise, or an image diffused."""
-        seeds = tf.broadcast_to(seed, tf.shape(indices))
-        z = normal_of_seeds(seeds, "sampling prior", indices, self.denoiser.image_shape)
+        z = normal_each(seed, "sampling prior", indices, self.denoiser.image_shape)
         if self.from_noise:
             return z
         return diffuse(self._images(indices), z, self.schedule.at(len(self.schedule) - 1))
@@ -204,10 +183,9 @@ class Sampler:
     def _loop(self, seed, indices, labels) -> SamplingLoop:
         """The steps of some images."""
         denoise = guided(self.denoiser, labels, self.guidance)
-        seeds = tf.broadcast_to(seed, tf.shape(indices))
 
         def noise(i):
-            return normal_of_seeds(seeds, "sampling noise", indices, self.denoiser.image_shape, i)
+            return normal_each(seed, "sampling noise", indices, self.denoiser.image_shape, i)
 
         if not self.inpaints:
             return sampling_loop(step_function(denoise, self.schedule, self.settings), self.schedule, noise)

@@ -7,6 +7,8 @@ from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 from tests.sampling.test_sampler import easy_denoiser
 
+MODEL = "0" * 64  # a digest
+
 
 class Killed(Exception):
     pass
@@ -20,11 +22,11 @@ class Mortal(Sampler):
         super().__init__(denoiser or easy_denoiser(), settings, edit)
         self.drawn, self.dies_at = [], dies_at
 
-    def trajectory(self, seed, indices, labels, frames, *report):
+    def predictions(self, seed, indices, labels):
         if len(self.drawn) == self.dies_at:
             raise Killed
         self.drawn.append(list(indices))
-        return super().trajectory(seed, indices, labels, frames, *report)
+        return super().predictions(seed, indices, labels)
 
 
 def draw_of(dies_at=None, seed=3, count=11, batch_size=4, labels=(0, 2), **settings):

@@ -43,7 +43,7 @@ else:
     raise AssertionError("three images on two replicas were not refused")
 
 # As files, whose batches are named after the weights that the replicas hold copies of.
-write_images(SampleBatches(shared, seed=5, count=3, batch_size=4, labels=[0, 1, 2]), sys.argv[1])
+write_images(SampleBatches(shared, seed=5, count=3, batch_size=4, labels=[0, 1, 2]), sys.argv[1], "model")
 with np.load(Path(sys.argv[1]) / "samples.npz") as file:
     np.testing.assert_array_equal(file["arr_0"], to_uint8(images[:3]))
 print("all equal")
