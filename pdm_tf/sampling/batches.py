@@ -163,11 +163,12 @@ class SampleBatches:
         drawn = time.monotonic()
         for step, x in enumerate(self._predictions(start), 1):
             check()
+            images = to_uint8(x)
             shown.set_postfix_str(f"step {step}/{steps}" if step < steps else "", refresh=False)
             if step < steps and time.monotonic() - drawn >= shown.mininterval:
                 drawn = time.monotonic()
                 shown.refresh()
-        return to_uint8(x)
+        return images
 
     def _predictions(self, start: int) -> Iterator[np.ndarray]:
         """x_theta of each step of a whole batch, float32 (batch_size, H, W, C)."""

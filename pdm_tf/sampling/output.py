@@ -30,9 +30,12 @@ def write_images(samples: SampleBatches, out: str | Path, model: str, save_pngs:
     earlier call gives way in one step.
 
     Finished batches wait in a `Ledger` in `out`, so that the same command run again after a kill goes on from
-    there, and its files are those of an uninterrupted run; `model` is the model's digest. Of several workers those after the first only
+    there, and its files are those of an uninterrupted run. Of several workers those after the first only
     leave their batches there.
 
+    Args:
+      model: the digest of the sampler's model.
+      save_pngs: whether to write pngs/.
     Raises:
       UserError: the disk is full, a finished batch is damaged, pngs/ holds something else, or another worker
         is lost.
