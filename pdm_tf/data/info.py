@@ -1,4 +1,4 @@
-"""Finds a data set and reads what it holds from its TFDS metadata; no image is read here."""
+"""Data sets: where they lie, and their description from TFDS metadata; no image is read here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set's metadata says of it.
+    """A data set as its metadata describe it.
 
     Attributes:
       name: the data set's name, e.g. `emoji64`.
@@ -146,7 +146,7 @@ def describe_directory(directory: str | os.PathLike, name: str | None = None) ->
         file_format = info.file_format.value if info.file_format else "tfrecord"
     except Exception as error:
         raise UserError(
-            f"the metadata in {directory} cannot be read ({one_line(error)}); make the data set anew"
+            f"the metadata in {directory} cannot be read ({one_line(error)}); make the data set again"
         ) from error
     if file_format != "tfrecord":
         raise UserError(
@@ -241,15 +241,12 @@ def _tfds_directory(name: str, data_dir: Path) -> Path:
     """`NAME`, `NAME/CONFIG`, either with `:VERSION` -> its folder under `data_dir`."""
     path, _, version = name.partition(":")
     root = data_dir / path / version
-    found = _newest_version(root)
-    if found is not None:
-        return found
-    configs = {entry.name: _newest_version(entry) for entry in entries(root) if _newest_version(entry)}
-    if len(configs) > 1:
+    configs = [entry for entry in (root, *entries(root)) if _newest_version(entry)]
+    if not configs:
         raise UserError(
-            f"{root} holds several configurations ({', '.join(configs)});"
-            f" name one, e.g. tfds:{path}/{next(iter(configs))}"
+            f"tfds:{name} is not in {root}; prepare it with: tfds build {path} --data_dir={data_dir}"
         )
-    if configs:
-        return next(iter(configs.values()))
-    raise UserError(f"tfds:{name} is not in {root}; prepare it with: tfds build {path} --data_dir={data_dir}")
+    if len(configs) > 1 and configs[0] != root:
+        names = ", ".join(config.name for config in configs)
+        raise UserError(f"{root} holds several configurations ({names}); name one, as in tfds:{path}/NAME")
+    return _newest_version(configs[0])
