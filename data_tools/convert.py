@@ -410,22 +410,23 @@ def _read_json(path: Path, is_right: Callable[[Any], bool]) -> dict[str, Any] | 
     return values
 
 
+def _has(values: Any, **kinds: type) -> bool:
+    """Whether JSON values are an object with entries of these types."""
+    return isinstance(values, dict) and all(type(values.get(key)) is kind for key, kind in kinds.items())
+
+
 def _is_manifest(values: Any) -> bool:
-    """Whether JSON values are a manifest, in all that is read of it."""
-    if not isinstance(values, dict) or not _is_plan(values.get("plan")):
+    if not _has(values, plan=dict, shards=dict, metadata_sha256=dict):
         return False
-    found, digests = values.get("shards"), values.get("metadata_sha256")
-    return isinstance(found, dict) and isinstance(digests, dict) and all(map(_is_outcome, found.values()))
+    return _is_plan(values["plan"]) and all(map(_is_outcome, values["shards"].values()))
 
 
 def _is_plan(values: Any) -> bool:
-    return isinstance(values, dict) and type(values.get("mean_record_bytes")) is int
+    return _has(values, mean_record_bytes=int)
 
 
 def _is_outcome(values: Any) -> bool:
     kinds = {"records": int, "bytes": int, "payload_bytes": int, "sha256": str, "skipped": list}
-    return (
-        isinstance(values, dict)
-        and all(type(values.get(key)) is kind for key, kind in kinds.items())
-        and all(isinstance(line, list) and [*map(type, line)] == [str, str] for line in values["skipped"])
+    return _has(values, **kinds) and all(
+        isinstance(line, list) and [*map(type, line)] == [str, str] for line in values["skipped"]
     )

@@ -107,20 +107,11 @@ def dataset_name(directory: os.PathLike) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = convert.tool_parser(__doc__, help="folder of images")
     parser.add_argument("--resolution", help="256 or HEIGHTxWIDTH; default: that of the images")
-    parser.add_argument(
-        "--crop",
-        choices=("center", "stretch"),
-        default="center",
-        help="center: cover the size and cut the rest (default); stretch: change the aspect ratio",
-    )
+    crops = "center: cover the size and cut the rest (default); stretch: change the aspect ratio"
+    parser.add_argument("--crop", choices=("center", "stretch"), default="center", help=crops)
     parser.add_argument("--background", default="white", help="under transparency, e.g. '#808080'")
-    parser.add_argument(
-        "--channels",
-        type=int,
-        choices=(1, 3, 4),
-        default=3,
-        help="1: grey; 3: RGB (default); 4: RGB and transparency, which --background is then not under",
-    )
+    channels = "1: grey; 3: RGB (default); 4: RGB and transparency, which --background is then not under"
+    parser.add_argument("--channels", type=int, choices=(1, 3, 4), default=3, help=channels)
     parser.add_argument("--labels", action="store_true", help="sub-folders are classes")
     options = convert.checked(parser.parse_args(argv))
     try:

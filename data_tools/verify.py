@@ -34,17 +34,13 @@ def check_shard(
     check_record: CheckRecord | None,
     report: Callable[[int], object],
 ) -> str | None:
-    """Checks one shard.
+    """The damage of a shard, or None if it is whole.
 
     Args:
-      path: its file.
       length: the number of records it must hold.
       recorded: its entry in the manifest, if there is one.
-      check_record: raises `images.ImageError` for a record that is no good, or None to trust records
-        whose bytes are right.
+      check_record: raises `images.ImageError` for a record that is no good; None trusts right bytes.
       report: called with the bytes read, for progress.
-    Returns:
-      None if it is whole, else its damage.
     """
     if not path.exists():
         return "is missing"
@@ -91,10 +87,8 @@ def image_checker(info: DatasetInfo) -> CheckRecord:
 
 
 def verify(directory: os.PathLike, decode: bool) -> list[str]:
-    """Checks a whole data set.
+    """A line for each file of a data set that is missing or damaged.
 
-    Returns:
-      a line for each file that is missing or damaged.
     Raises:
       UserError: there is no data set, or its metadata cannot be read.
     """

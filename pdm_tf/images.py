@@ -24,14 +24,7 @@ from pdm_tf.paths import as_path
 # Files that are taken for images by their names.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
 # Folders that systems leave among people's, some with pictures in them.
-SYSTEM = {
-    "__MACOSX",
-    "@eaDir",
-    "#recycle",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-    "lost+found",
-}
+SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # Text beside the picture, such as a workflow that made it: Pillow refuses files with more than 1 MiB of it.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
