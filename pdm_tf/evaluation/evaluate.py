@@ -102,6 +102,8 @@ def compare(
             for path in sample_paths:
                 yield image_sets.from_path(detector, path)
         for model in models:
+            if drawing.ema_lengths:
+                model.use_ema_length(drawing.ema_lengths[0])
             samples, chosen = drawing.batches(model, found)
             details = {"labels": chosen, "strategy": drawing.strategy}
             yield from image_sets.from_model(detector, model, samples, drawing.ema_lengths, out, details)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,79 +48,19 @@ class Measurement(NamedTuple):
         return text if self.spread is None else f"{text} (spread {self.spread:.2g})"
 
 
-class Pair:
-    """The features of a set of images beside a reference; what several metrics use is computed once."""
-
-    def __init__(self, features: Features, reference: Reference, manifold: Callable[[], Manifold]):
-        """`manifold` gives that of the reference's features."""
-        self.features = features
-        self.reference = reference
-        self._manifold = manifold
-
-    @property
-    def available(self) -> set[str]:
-        """What both sides have, of the `needs` of `METRICS`."""
-        reference = self.reference
-        found = {"moments"}
-        if self.features.spatial is not None and reference.spatial_moments is not None:
-            found.add("spatial")
-        if self.features.probabilities is not None:
-            found.add("probabilities")
-        known = 0 if reference.features is None else len(reference.features)
-        if min(len(self.features.pooled), known) > GROUPS:
-            found.add("neighbours")
-        return found
-
-    @functools.cached_property
-    def precision_recall(self) -> tuple[Measurement, ...]:
-        found = precision_recall(self._manifold(), self.features.pooled, groups=GROUPS)
-        return tuple(Measurement(*pair) for pair in found)
-
-    @functools.cached_property
-    def density_coverage(self) -> tuple[Measurement, ...]:
-        found = density_coverage(self._manifold(), self.features.pooled, groups=GROUPS)
-        return tuple(Measurement(*pair) for pair in found)
-
-
 class Metric(NamedTuple):
-    """A row of `METRICS`: a name, for which a detector may have a title of its own, and the function.
+    """A row of `METRICS`: names, for which a detector may have titles of its own, and a function.
 
-    `needs` is "moments" (always there), "spatial" features, "probabilities", or "neighbours": the features of
-    more than `GROUPS` images on both sides.
+    Attributes:
+      names: of the values that the function gives.
+      needs: "moments" (always there), "spatial" features, "probabilities", or "neighbours": the features of
+        more than `GROUPS` images on both sides.
+      measure: maps a comparison and features to fields of `Measurement`, for each name.
     """
 
-    name: str
+    names: Sequence[str]
     needs: str
-    measure: Callable[[Pair], Measurement]
-
-
-def _frechet(reference: Moments, features: np.ndarray) -> Measurement:
-    value = frechet_distance(reference, Moments.of(features))
-    error = frechet_error(reference, features, GROUPS) if len(features) >= GROUPS else None
-    return Measurement(value, error)
-
-
-def _inception_score(pair: Pair) -> Measurement:
-    value, spread = inception_score(pair.features.probabilities)
-    return Measurement(value, spread=spread)
-
-
-METRICS = (
-    Metric("frechet", "moments", lambda pair: _frechet(pair.reference.moments, pair.features.pooled)),
-    Metric(
-        "spatial", "spatial", lambda pair: _frechet(pair.reference.spatial_moments, pair.features.spatial)
-    ),
-    Metric("inception_score", "probabilities", _inception_score),
-    Metric(
-        "kernel",
-        "neighbours",
-        lambda pair: Measurement(*kernel_distance(pair.features.pooled, pair.reference.features)),
-    ),
-    Metric("precision", "neighbours", lambda pair: pair.precision_recall[0]),
-    Metric("recall", "neighbours", lambda pair: pair.precision_recall[1]),
-    Metric("density", "neighbours", lambda pair: pair.density_coverage[0]),
-    Metric("coverage", "neighbours", lambda pair: pair.density_coverage[1]),
-)
+    measure: Callable[[Comparison, Features], Sequence[tuple]]
 
 
 class Comparison:
@@ -129,17 +69,27 @@ class Comparison:
     def __init__(self, detector: Detector, reference: Reference):
         self.detector = detector
         self.reference = reference
-        self._manifold = functools.cache(lambda: Manifold(reference.features))
+
+    @functools.cached_property
+    def manifold(self) -> Manifold:
+        """That of the reference's features."""
+        return Manifold(self.reference.features)
 
     def measure(self, features: Features) -> dict[str, Measurement]:
         """All of `METRICS` that the detector and the reference allow, by their titles."""
-        pair = Pair(features, self.reference, self._manifold)
-        available = pair.available
-        return {
-            self.detector.title(metric.name): metric.measure(pair)
-            for metric in METRICS
-            if metric.needs in available
+        known = 0 if self.reference.features is None else len(self.reference.features)
+        available = {
+            "moments": True,
+            "spatial": features.spatial is not None and self.reference.spatial_moments is not None,
+            "probabilities": features.probabilities is not None,
+            "neighbours": min(len(features.pooled), known) > GROUPS,
         }
+        found = {}
+        for metric in METRICS:
+            if available[metric.needs]:
+                for name, values in zip(metric.names, metric.measure(self, features)):
+                    found[self.detector.title(name)] = Measurement(*values)
+        return found
 
     def distances(self, pooled: np.ndarray) -> dict[str, float]:
         """The Fréchet and the kernel distance of features float (N, D), by their titles, without errors."""
@@ -147,3 +97,35 @@ class Comparison:
             self.detector.title("frechet"): frechet_distance(self.reference.moments, Moments.of(pooled)),
             self.detector.title("kernel"): kernel_distance(pooled, self.reference.features)[0],
         }
+
+
+def _frechet(reference: Moments, features: np.ndarray) -> list[tuple]:
+    error = frechet_error(reference, features, GROUPS) if len(features) >= GROUPS else None
+    return [(frechet_distance(reference, Moments.of(features)), error)]
+
+
+def _inception_score(comparison: Comparison, features: Features) -> list[tuple]:
+    value, spread = inception_score(features.probabilities)
+    return [(value, None, spread)]
+
+
+METRICS = (
+    Metric(["frechet"], "moments", lambda c, features: _frechet(c.reference.moments, features.pooled)),
+    Metric(
+        ["spatial"], "spatial", lambda c, features: _frechet(c.reference.spatial_moments, features.spatial)
+    ),
+    Metric(["inception_score"], "probabilities", _inception_score),
+    Metric(
+        ["kernel"], "neighbours", lambda c, features: [kernel_distance(features.pooled, c.reference.features)]
+    ),
+    Metric(
+        ["precision", "recall"],
+        "neighbours",
+        lambda c, features: precision_recall(c.manifold, features.pooled, groups=GROUPS),
+    ),
+    Metric(
+        ["density", "coverage"],
+        "neighbours",
+        lambda c, features: density_coverage(c.manifold, features.pooled, groups=GROUPS),
+    ),
+)

@@ -75,7 +75,7 @@ def test_a_detector_of_all_features_has_all_metrics_and_few_images_have_few():
     images = images_of(np.random.default_rng(0), 40)
     comparison = Comparison(INCEPTION, reference_of(images, INCEPTION))
     found = comparison.measure(extract(INCEPTION, [images]))
-    assert list(found) == [INCEPTION.title(metric.name) for metric in METRICS]
+    assert list(found) == [INCEPTION.title(name) for metric in METRICS for name in metric.names]
     assert found["IS"].to_json() == {"value": found["IS"].value, "error": None}  # one split
     assert str(Measurement(12.3456, 0.123)) == "12.35 ± 0.12"
     assert str(Measurement(2.0, spread=0.25)) == "2 (spread 0.25)"
