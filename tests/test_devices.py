@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf import devices as module
-from pdm_tf.commands.options import DeviceOptions, chosen_strategy
+from pdm_tf.commands.options import DeviceOptions
 from pdm_tf.devices import (
     Workers,
     choose,
@@ -38,7 +38,7 @@ def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys, monkeyp
     assert choose("auto") == ("cpu", "no TPU_NAME, no cluster in TF_CONFIG, no GPU")
     strategy = make_strategy("cpu")
     assert strategy.num_replicas_in_sync == 1 and is_chief(strategy)
-    assert chosen_strategy(DeviceOptions()) == "cpu"
+    assert DeviceOptions().chosen_strategy() == "cpu"
     assert capsys.readouterr().out == "strategy: cpu (no TPU_NAME, no cluster in TF_CONFIG, no GPU)\n"
 
 

@@ -12,18 +12,13 @@ from pdm_tf.commands.options import (
     DataOptions,
     DrawingOptions,
     OutputOptions,
-    RunOptions,
-    output_folder,
-    run_dirs,
-    trained_data,
-    trained_models,
 )
 from pdm_tf.config.words import setting
 from pdm_tf.run import RunFolder
 
 
 @dataclass(frozen=True)
-class Options(DrawingOptions, OutputOptions, DataOptions, RunOptions):
+class Options(DrawingOptions, OutputOptions, DataOptions):
     """Make a table or figure of the paper."""
 
     what: str = setting(
@@ -38,16 +33,16 @@ class Options(DrawingOptions, OutputOptions, DataOptions, RunOptions):
 
 def run(options: Options) -> None:
     """Measures and draws."""
-    models = trained_models(options)
+    models = options.models()
     study = Study(
         models,
-        trained_data(options, models[0].config.data),
+        options.trained_data(models[0].config.data),
         options.seed,
         options.num_samples,
         options.batch_size(options.num_samples),
         class_numbers(options.labels, models[0].config),
         options.memory_gib,
         # Several runs are evaluated in the folder of the first, and the shipped one in the default run's.
-        [RunFolder(run_dirs(options)[0]).evaluation],
+        [RunFolder(options.run_dirs()[0]).evaluation],
     )
-    analyze(options.what, study, output_folder(options, os.path.join(run_dirs(options)[0], "analysis")))
+    analyze(options.what, study, options.out_folder(os.path.join(options.run_dirs()[0], "analysis")))

@@ -13,14 +13,6 @@ from pdm_tf.commands.options import (
     DrawingOptions,
     OutputOptions,
     Place,
-    RunOptions,
-    chosen_strategy,
-    output_folder,
-    place_to_draw,
-    run_dirs,
-    trained_data,
-    trained_model,
-    trained_models,
 )
 from pdm_tf.config.words import setting
 from pdm_tf.errors import UserError
@@ -29,7 +21,7 @@ from pdm_tf.evaluation.features import load_detector
 
 
 @dataclass(frozen=True)
-class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions, RunOptions):
+class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
     """Measure how far a run's images, or those of files, are from the data's."""
 
     num_samples: Optional[int] = setting(
@@ -76,7 +68,7 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions, RunOpti
         """The folder for results, unless another is asked for."""
         if self.samples and not self.run_dir:
             return default_folder(self.samples)
-        return os.path.join(run_dirs(self)[0], "evaluation")
+        return os.path.join(self.run_dirs()[0], "evaluation")
 
 
 def run(options: Options) -> None:
@@ -85,10 +77,10 @@ def run(options: Options) -> None:
         run_likelihood(options)
         return
     detector = load_detector(options.detector, options.inception)
-    out = output_folder(options, options.default_out)
-    models = [] if options.samples and not options.run_dir else trained_models(options)
+    out = options.out_folder(options.default_out)
+    models = [] if options.samples and not options.run_dir else options.models()
     labels = [class_numbers(options.labels, model.config) or () for model in models]
-    place = place_to_draw(options) if models else Place("cpu")
+    place = options.place_to_draw() if models else Place("cpu")
     drawing = Drawing(
         count=options.num_samples or 500,
         seed=options.seed,
@@ -103,7 +95,7 @@ def run(options: Options) -> None:
         out,
         detector,
         options.reference,
-        lambda: trained_data(options, models[0].config.data if models else None),
+        lambda: options.trained_data(models[0].config.data if models else None),
         sample_paths=options.samples,
         models=models,
         drawing=drawing,
@@ -113,14 +105,14 @@ def run(options: Options) -> None:
 
 def run_likelihood(options: Options) -> None:
     """Bits per dimension of a model on its held-out split (Section 4.1)."""
-    model = trained_model(options)
-    strategy = chosen_strategy(options)
+    model = options.model()
+    strategy = options.chosen_strategy()
     if strategy == "multi_worker":
         raise UserError("a likelihood is measured on one machine: use --strategy=cpu, mirrored or tpu")
     measure_likelihood(
-        output_folder(options, options.default_out),
+        options.out_folder(options.default_out),
         model,
-        trained_data(options, model.config.data),
+        options.trained_data(model.config.data),
         count=options.num_samples or 0,
         seed=options.seed,
         strata=options.strata,

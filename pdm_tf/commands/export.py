@@ -10,11 +10,7 @@ from pdm_tf.commands.options import (
     OutputOptions,
     RunOptions,
     last_part,
-    output_folder,
     overrides,
-    run_dirs,
-    trained_model,
-    use_asked_average,
 )
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import setting
@@ -40,19 +36,21 @@ class Options(AverageOptions, SamplingInAnExport, OutputOptions, RunOptions):
     @property
     def default_out(self) -> str:
         """exports/<the run's name>."""
-        name = "_".join(map(last_part, run_dirs(self))) + ("_weights" if self.format == "safetensors" else "")
+        name = "_".join(map(last_part, self.run_dirs())) + (
+            "_weights" if self.format == "safetensors" else ""
+        )
         return "exports/" + re.sub(r"[][*?\\]", "_", name)  # TensorFlow loads from no folder with these
 
 
 def run(options: Options) -> None:
     """Writes the export, and prints where it lies."""
-    model, out = trained_model(options), output_folder(options, options.default_out)
+    model, out = options.model(), options.out_folder(options.default_out)
     check_free(out)
     if options.format == "safetensors":
         print(f"weights: {export_weights(model, options.ema_length, out)}")
         print(f"their names and shapes: {out}/README.md")
         return
-    use_asked_average(model, options)
+    options.use_average(model)
     export_saved_model(model, out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")

@@ -24,7 +24,7 @@ from pdm_tf.data import DatasetInfo, find_dataset
 from pdm_tf.errors import UserError
 from pdm_tf.ledger import Share
 from pdm_tf.models import Model, models_from_folders, origin_text
-from pdm_tf.paths import as_path
+from pdm_tf.paths import Path, as_path
 from pdm_tf.run import PRETRAINED, RunFolder
 
 
@@ -53,12 +53,83 @@ class RunOptions:
         """The data set that is asked for, or the default."""
         return self.dataset or DEFAULT_DATASET
 
+    def run_dirs(self) -> list[str]:
+        """The folders of --run_dir, or the default one; text with commas that is itself no run is several.
+
+        Raises:
+          UserError: --run_dir names none.
+        """
+        folders = []
+        for text in self.run_dir:
+            folders += [text] if "," not in text or RunFolder(text).has_config() else text.split(",")
+        folders = [folder for folder in folders if folder]
+        if self.run_dir and not folders:
+            raise UserError(f"--run_dir={','.join(self.run_dir)} names no folder: give a run's")
+        return folders or [default_run_dir(self.dataset_name, self.split)]
+
+    def trained_dirs(self) -> list[str]:
+        """`run_dirs`; before there is a default one, the weights that ship for its data, which is printed."""
+        folders, shipped = self.run_dirs(), PRETRAINED / self.dataset_name
+        own = self.run_dir or not is_named(self.dataset_name) or RunFolder(folders[0]).has_config()
+        if own or not RunFolder(shipped).has_config():
+            return folders
+        print(f"no run in {folders[0]}: using the weights that ship with the project, {shipped}", flush=True)
+        return [str(shipped)]
+
+    def model(self, **defaults: Any) -> Model:
+        """The model of the run, or experts, to draw from, sampled as asked (`sampled_as_asked`)."""
+        model = Model.from_folders(*self.trained_dirs())
+        model.config = sampled_as_asked(model.config, self, **defaults)
+        return model
+
+    def models(self) -> list[Model]:
+        """The models to compare, sampled as asked.
+
+        Raises:
+          UserError: they are of different data.
+        """
+        models = models_from_folders(*self.trained_dirs())
+        for model in models:
+            if any(key.startswith("data.") for key in changes(model.config, models[0].config)):
+                raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
+            model.config = sampled_as_asked(model.config, self)
+        return models
+
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(RunOptions):
     """Where data sets lie."""
 
     data_dir: str = setting("data", "Where named data sets lie; here or gs://.")
+
+    def trained_data(self, data: Optional[DataConfig]) -> DatasetInfo:
+        """The data that a model learnt from, wherever --dataset says that they lie; of None --dataset itself.
+
+        Raises:
+          UserError: it is not there, or other data are.
+        """
+        name = self.dataset_name if self.dataset or not data else data.dataset
+        info = find_dataset(name, self.data_dir)
+        if data and data.sha256 and data.sha256 != info.sha256:
+            raise UserError(
+                f"{info.directory} holds other data than {data.dataset}, which the model has learnt from: "
+                "name the place where that lies now with --dataset"
+            )
+        return info
+
+
+class Place(NamedTuple):
+    """Where to draw: a strategy's name, and the share of the batches that this process draws."""
+
+    strategy: str
+    share: Share = Share()
+
+    def is_helper(self, out: object) -> bool:
+        """Whether worker 0 writes the results and this process has only drawn its share, which is said."""
+        if self.share.number:
+            name = f"worker {self.share.number} of {self.share.workers}"
+            print(f"{name}: its share is drawn; worker 0 writes {out}")
+        return self.share.number > 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +139,26 @@ class DeviceOptions:
     strategy: str = setting(
         "auto", "Where to compute.", choices=("auto", "cpu", "mirrored", "multi_worker", "tpu")
     )
+
+    def chosen_strategy(self) -> str:
+        """The strategy; what "auto" is here is printed."""
+        chosen, reason = devices.choose(self.strategy)
+        if chosen != self.strategy:
+            print(f"strategy: {chosen} ({reason})", flush=True)
+        return chosen
+
+    def place_to_draw(self) -> Place:
+        """The place to draw at; of a cluster's workers each draws its share, alone."""
+        chosen = self.chosen_strategy()
+        if chosen != "multi_worker":
+            return Place(chosen)
+        number, workers = devices.place_in_cluster()
+        chosen = devices.of_this_machine()
+        print(
+            f"strategy: worker {number} of {workers} draws one of every {workers} batches, {chosen}",
+            flush=True,
+        )
+        return Place(chosen, Share(number, workers, devices.connect_seconds()))
 
 
 @dataclass(frozen=True)
@@ -81,6 +172,10 @@ class OutputOptions:
         "exports/<the run's name>_weights.",
     )
 
+    def out_folder(self, default: str) -> Path:
+        """--out, or the mode's default."""
+        return as_path(self.out or default)
+
 
 @dataclass(frozen=True)
 class AverageOptions:
@@ -93,6 +188,12 @@ class AverageOptions:
         least=EMA_LENGTHS[0],
         most=EMA_LENGTHS[1],
     )
+
+    def use_average(self, model: Model) -> None:
+        """Has the model use the average that is asked for; one of --ema_length is described."""
+        model.use_ema_length(self.ema_length)
+        for origin in model.origin if self.ema_length else ():
+            print(origin_text(origin), flush=True)
 
 
 def overrides(section: type, default: str = "as the run has it", without: Collection[str] = ()) -> type:
@@ -158,9 +259,6 @@ def sampled_as_asked(config: Config, options: Any, **defaults: Any) -> Config:
     return config
 
 
-# --- run folders ----------------------------------------------------------------------------------
-
-
 def default_run_dir(dataset: str, *kinds: Optional[str]) -> str:
     """runs/<dataset>, and the network and split that were asked for."""
     name = dataset
@@ -174,120 +272,3 @@ def default_run_dir(dataset: str, *kinds: Optional[str]) -> str:
 def last_part(path: str) -> str:
     """A folder's own name, also of `.`."""
     return os.path.basename(os.path.abspath(os.path.expanduser(path)))
-
-
-def run_dirs(options: RunOptions) -> list[str]:
-    """The folders of --run_dir, or the default one; text with commas is several only if it is itself no run.
-
-    Raises:
-      UserError: --run_dir names none.
-    """
-    folders = []
-    for text in options.run_dir:
-        folders += [text] if "," not in text or RunFolder(text).has_config() else text.split(",")
-    folders = [folder for folder in folders if folder]
-    if options.run_dir and not folders:
-        raise UserError(f"--run_dir={','.join(options.run_dir)} names no folder: give a run's")
-    return folders or [default_run_dir(options.dataset_name, options.split)]
-
-
-def trained_dirs(options: RunOptions) -> list[str]:
-    """`run_dirs`; before there is a default one, the folder that ships for its data set, which is said."""
-    folders, dataset = run_dirs(options), options.dataset_name
-    shipped = PRETRAINED / dataset
-    if options.run_dir or not is_named(dataset) or RunFolder(folders[0]).has_config():
-        return folders
-    if not RunFolder(shipped).has_config():
-        return folders
-    print(f"no run in {folders[0]}: using the weights that ship with the project, {shipped}", flush=True)
-    return [str(shipped)]
-
-
-def trained_model(options: RunOptions, **defaults: Any) -> Model:
-    """The model of the run, or experts, to draw from, sampled as asked (`sampled_as_asked`)."""
-    model = Model.from_folders(*trained_dirs(options))
-    model.config = sampled_as_asked(model.config, options, **defaults)
-    return model
-
-
-def trained_models(options: RunOptions) -> list[Model]:
-    """The models to compare, sampled as asked.
-
-    Raises:
-      UserError: they are of different data.
-    """
-    models = models_from_folders(*trained_dirs(options))
-    for model in models:
-        if any(key.startswith("data.") for key in changes(model.config, models[0].config)):
-            raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
-        model.config = sampled_as_asked(model.config, options)
-    return models
-
-
-def use_asked_average(model: Model, options: AverageOptions) -> None:
-    """Has the model use the average of --ema_length, which is described, if that is given."""
-    model.use_ema_length(options.ema_length)
-    for origin in model.origin if options.ema_length else ():
-        print(origin_text(origin), flush=True)
-
-
-def output_folder(options: OutputOptions, default: str):
-    """--out, or the mode's default, as a path."""
-    return as_path(options.out or default)
-
-
-# --- data -----------------------------------------------------------------------------------------
-
-
-def trained_data(options: RunOptions, data: Optional[DataConfig]) -> DatasetInfo:
-    """The data set that a model learnt from, wherever --dataset says that it lies now; None: --dataset's.
-
-    Raises:
-      UserError: it is not there, or other data are.
-    """
-    name = options.dataset_name if options.dataset or not data else data.dataset
-    info = find_dataset(name, options.data_dir)
-    if data and data.sha256 and data.sha256 != info.sha256:
-        raise UserError(
-            f"{info.directory} holds other data than {data.dataset}, which the model has learnt from: name "
-            "the place where that lies now with --dataset"
-        )
-    return info
-
-
-# --- devices --------------------------------------------------------------------------------------
-
-
-class Place(NamedTuple):
-    """Where to draw: a strategy's name, and the share of the batches that this process draws."""
-
-    strategy: str
-    share: Share = Share()
-
-    def is_helper(self, out) -> bool:
-        """Whether worker 0 writes the results and this process has only drawn its share, which is said."""
-        if self.share.number:
-            name = f"worker {self.share.number} of {self.share.workers}"
-            print(f"{name}: its share is drawn; worker 0 writes {out}")
-        return self.share.number > 0
-
-
-def chosen_strategy(options: DeviceOptions) -> str:
-    """--strategy; what "auto" is here is printed."""
-    chosen, reason = devices.choose(options.strategy)
-    if chosen != options.strategy:
-        print(f"strategy: {chosen} ({reason})", flush=True)
-    return chosen
-
-
-def place_to_draw(options: DeviceOptions) -> Place:
-    """The place to draw at; of a cluster's workers each draws its share, alone."""
-    chosen = chosen_strategy(options)
-    if chosen != "multi_worker":
-        return Place(chosen)
-    number, workers = devices.place_in_cluster()
-    chosen = devices.of_this_machine()
-    print(
-        f"strategy: worker {number} of {workers} draws one of every {workers} batches, {chosen}", flush=True
-    )
-    return Place(chosen, Share(number, workers, devices.connect_seconds()))

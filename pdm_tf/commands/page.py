@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from pdm_tf.commands.options import DataOptions, RunOptions, trained_data, trained_dirs
+from pdm_tf.commands.options import DataOptions
 from pdm_tf.config.words import setting
 from pdm_tf.data import DatasetInfo
 from pdm_tf.errors import UserError
@@ -14,7 +14,7 @@ from pdm_tf.page.studio import Studio
 
 
 @dataclass(frozen=True)
-class Options(RunOptions, DataOptions):
+class Options(DataOptions):
     """Serve a page in the browser to draw and edit with models."""
 
     host: str = setting(
@@ -27,7 +27,7 @@ def run(options: Options) -> None:
     """Serves the page until it is stopped."""
     from pdm_tf.page import layout  # which alone needs gradio; the flags are listed without it
 
-    models = models_from_folders(*trained_dirs(options))
+    models = models_from_folders(*options.trained_dirs())
     infos = [data_at_hand(options, model) for model in models]
     layout.serve(Studio(models, infos), options.host, options.port)
 
@@ -35,7 +35,7 @@ def run(options: Options) -> None:
 def data_at_hand(options: Options, model: Model) -> Optional[DatasetInfo]:
     """The data that a model learnt from; None, and a note of it, where they are missing."""
     try:
-        return trained_data(options, model.config.data)
+        return options.trained_data(model.config.data)
     except UserError as error:
         print(f"note: no x* and no pictures of the data: {error}", flush=True)
         return None

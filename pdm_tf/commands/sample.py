@@ -15,12 +15,7 @@ from pdm_tf.commands.options import (
     OutputOptions,
     RunOptions,
     given_fields,
-    output_folder,
     overrides,
-    place_to_draw,
-    run_dirs,
-    trained_model,
-    use_asked_average,
 )
 from pdm_tf.config.words import require, setting
 from pdm_tf.sampling import output
@@ -43,13 +38,13 @@ class Options(EditOptions, AverageOptions, DrawingOptions, OutputOptions, Device
 
 def run(options: Options) -> None:
     """Draws, and prints where the files lie; what can be refused is refused before a network is made."""
-    place = place_to_draw(options)
-    model = trained_model(options, **({"sampler": "ancestral"} if options.mask else {}))
-    out = output_folder(options, os.path.join(run_dirs(options)[0], "samples"))
+    place = options.place_to_draw()
+    model = options.model(**({"sampler": "ancestral"} if options.mask else {}))
+    out = options.out_folder(os.path.join(options.run_dirs()[0], "samples"))
     labels = class_numbers(options.labels, model.config)
     edit = edit_of(options, model.config.data.image_shape)
     with devices.make_strategy(place.strategy).scope():
-        use_asked_average(model, options)
+        options.use_average(model)
         sampler = Sampler(model.denoiser, model.config.sampling, edit)
     count = options.num_samples
     batch_size = options.batch_size(count, sampler.replicas)

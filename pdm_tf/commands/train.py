@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 from pdm_tf import devices, plots
-from pdm_tf.commands.options import DataOptions, DeviceOptions, RunOptions, chosen_strategy, default_run_dir
+from pdm_tf.commands.options import DataOptions, DeviceOptions, default_run_dir
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.presets import NETWORKS, SIZES, is_named
 from pdm_tf.config.resolve import Given, refuse_other_settings, resolve
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Options(DeviceOptions, DataOptions, RunOptions):
+class Options(DeviceOptions, DataOptions):
     """Train in the run folder, or go on from its newest checkpoint."""
 
     seed: Optional[int] = setting(None, "Of everything random; 0 by default.", least=0, below=2**31)
@@ -124,7 +124,7 @@ def run(options: Options) -> None:
     """Trains, and prints where the results lie."""
     info = find_dataset(options.dataset_name, options.data_dir)
     config, folder, size = plan(options, info)
-    strategy = devices.make_strategy(chosen_strategy(options))
+    strategy = devices.make_strategy(options.chosen_strategy())
     print(to_lines(config, config.used_keys) + size, end="", flush=True)
     if devices.is_chief(strategy) and not folder.has_config():
         folder.write_given(options.given)

@@ -10,9 +10,7 @@ from pdm_tf.commands.options import (
     DrawingOptions,
     RunOptions,
     default_run_dir,
-    run_dirs,
     sampled_as_asked,
-    trained_dirs,
 )
 from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
 from pdm_tf.errors import UserError
@@ -102,7 +100,7 @@ def test_several_run_folders(tmp_path, monkeypatch):
     write_run(tmp_path / "lr=3,bs=4")
 
     def folders(*texts):
-        return run_dirs(RunOptions(run_dir=texts))
+        return RunOptions(run_dir=texts).run_dirs()
 
     assert folders() == ["runs/avatars64"]
     assert folders("low,high") == folders("low", "high") == folders("low,,high,") == ["low", "high"]
@@ -133,12 +131,12 @@ def test_before_there_is_a_run_the_weights_that_ship_for_its_data_are_taken(tmp_
     monkeypatch.setattr("pdm_tf.commands.options.PRETRAINED", tmp_path / "pretrained")
     shipped = tmp_path / "pretrained/avatars32"
     write_run(shipped)
-    assert trained_dirs(RunOptions(dataset="avatars32")) == [str(shipped)]
+    assert RunOptions(dataset="avatars32").trained_dirs() == [str(shipped)]
     assert "no run in runs/avatars32: using the weights that ship" in capsys.readouterr().out
     write_run(tmp_path / "runs/avatars32")
-    assert trained_dirs(RunOptions(dataset="avatars32")) == ["runs/avatars32"]
+    assert RunOptions(dataset="avatars32").trained_dirs() == ["runs/avatars32"]
     for dataset in ("avatars64", "folder:data/avatars32"):
-        assert trained_dirs(RunOptions(dataset=dataset)) != [str(shipped)]
+        assert RunOptions(dataset=dataset).trained_dirs() != [str(shipped)]
 
 
 def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
