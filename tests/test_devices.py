@@ -42,13 +42,6 @@ def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys, monkeyp
     assert capsys.readouterr().out == "strategy: cpu (no TPU_NAME, no cluster in TF_CONFIG, no GPU)\n"
 
 
-@pytest.mark.parametrize("name", ["cpu", "mirrored", "multi_worker", "tpu"])
-def test_what_is_asked_for_is_chosen_whatever_there_is(monkeypatch, name):
-    monkeypatch.setenv("TPU_NAME", "node-1")
-    monkeypatch.setenv("TF_CONFIG", cluster())
-    assert choose(name) == (name, "as asked for")
-
-
 @pytest.mark.parametrize(("gpus", "having"), [([], {"tpu"}), (["gpu"], {"tpu", "mirrored", "multi_worker"})])
 def test_an_accelerator_is_a_tpu_or_a_gpu_that_is_used(monkeypatch, gpus, having):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)

@@ -90,7 +90,7 @@ def test_all_changes_at_once_are_one_affine_map_resampled_by_pillow(image):
 
 
 def test_each_change_comes_as_often_as_it_should_and_labels_are_zero_where_nothing_is_done():
-    count, probability = 20_000, 0.2
+    count, probability = 4000, 0.2
     drawn = tf.function(draw_changes)(stream(0, "changes"), tf.range(count), probability)
     shares = {name: float(np.mean(value.numpy() != 0)) for name, value in zip(Changes._fields, drawn)}
     expected = dict.fromkeys(Changes._fields, probability)
@@ -188,11 +188,6 @@ def test_weights_begin_a_network_with_another_choice_of_augmentation(make_model,
     assign_arrays(here.trainable_variables, with_augmentation(arrays, shapes), "here")
     t = tf.range(16)
     np.testing.assert_array_equal(there(images, t)[0], here(images, t)[0])
-
-
-def test_a_network_without_the_input_is_refused(make_model):
-    with pytest.raises(ValueError, match="a network that is `augmented`"):
-        make_model(augmentation=0.5)
 
 
 def test_a_network_of_two_patch_sizes_is_augmented_at_both(augmented, images):

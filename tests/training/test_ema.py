@@ -63,19 +63,6 @@ def test_applied_gives_the_variables_back_bit_for_bit():
     np.testing.assert_array_equal(variable, own)
 
 
-def test_save_and_load(tmp_path):
-    variable = tf.Variable([1.0, 2.0], name="network/kernel")
-    ema = ExponentialMovingAverage([variable], 0.9)
-    ema.averages[0][:] = [5.0, 6.0]
-    ema.save(tmp_path / "ema.npz")
-    again = ExponentialMovingAverage([variable], 0.9)
-    again.load(tmp_path / "ema.npz")
-    np.testing.assert_array_equal(again.averages[0], [5.0, 6.0])
-    np.testing.assert_array_equal(variable, [1.0, 2.0])
-    again.load(tmp_path / "ema.npz", into_variables=True)
-    np.testing.assert_array_equal(variable, [5.0, 6.0])
-
-
 @pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])
 def test_power_averages_equal_their_closed_form(tmp_path, length):
     """Eq. 2, of weights that stay as an update finds them since the update before it."""

@@ -205,12 +205,6 @@ def test_cooldown_is_linear_over_the_last_steps_and_the_last_still_learns():
     assert max(float(short(step)) for step in range(10)) == pytest.approx(0.6, abs=0.1)
 
 
-def test_mixed_bfloat16_trains_on_cpu(make_model, images):
-    model = make_model(network={"precision": "mixed_bfloat16"})
-    assert np.isfinite(model.train_step(images[:4])["loss"])
-    assert {v.dtype for v in model.network.trainable_variables} == {tf.float32}
-
-
 def test_config_round_trip(make_model):
     model = make_model(prediction="v", t_stop=396, label_dropout=0.3)
     again = PatchedDiffusion.from_config(model.get_config())

@@ -152,6 +152,7 @@ def test_the_interval_with_the_most_noise_begins_from_noise_and_takes_its_share_
     assert len(sampler.schedule) == 30
 
 
+@pytest.mark.slow
 def test_replicas_share_a_preview():
     devices = tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
