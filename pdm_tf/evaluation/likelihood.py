@@ -238,8 +238,7 @@ class Likelihood:
             intervals.append(Interval("L_0, the decoder", 0, 1, between(0, 1)))
         for part in denoiser.parts if len(denoiser.parts) > 1 else ():
             bits = between(part.t_start, part.t_stop)
-            title = f"{part.title}, t {part.t_start}..{part.t_stop - 1}"
-            intervals.append(Interval(title, part.t_start, part.t_stop, bits))
+            intervals.append(Interval(part.title, part.t_start, part.t_stop, bits))
         counts = np.bincount(t.ravel(), minlength=steps)
         sums = np.bincount(t.ravel(), floored.ravel(), minlength=steps)
         return Bits(
