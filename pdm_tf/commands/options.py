@@ -70,8 +70,8 @@ class RunOptions:
     def trained_dirs(self) -> list[str]:
         """`run_dirs`; before there is a default one, the weights that ship for its data, which is printed."""
         folders, shipped = self.run_dirs(), PRETRAINED / self.dataset_name
-        own = self.run_dir or not is_named(self.dataset_name) or RunFolder(folders[0]).has_config()
-        if own or not RunFolder(shipped).has_config():
+        is_other = self.run_dir or not is_named(self.dataset_name) or RunFolder(folders[0]).has_config()
+        if is_other or not RunFolder(shipped).has_config():
             return folders
         print(f"no run in {folders[0]}: using the weights that ship with the project, {shipped}", flush=True)
         return [str(shipped)]

@@ -33,7 +33,7 @@ def run(options: Options) -> None:
 
 
 def data_at_hand(options: Options, model: Model) -> Optional[DatasetInfo]:
-    """The data that a model learnt from; None, and a note of it, where they are missing."""
+    """The data that a model learnt from; None, and a printed note, where they are missing."""
     try:
         return options.trained_data(model.config.data)
     except UserError as error:

@@ -248,10 +248,10 @@ class Config:
 
 
 def changes(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
-    """As `words.differences`; but data count by their digests, or else by the place that their names mean.
+    """As `words.differences`, with data sets compared by their digests, or else by their places.
 
-    So a data set that was moved, or is named in another way, is the same, and one that was made anew in its
-    place is not. It is one difference, that of data.dataset.
+    A data set that was moved, or is named in another way, is the same; other data in its place are one
+    difference, that of data.dataset.
     """
     found = words.differences(old, new)
     found.pop("data.sha256", None)

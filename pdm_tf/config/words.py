@@ -104,15 +104,16 @@ def get(section: typing.Any, key: str) -> typing.Any:
 
 def replace(section: typing.Any, values: Mapping[str, typing.Any]) -> typing.Any:
     """A copy of a section with dotted keys, of whatever depth, set."""
-    own, inner = {}, {}
+    direct: dict[str, typing.Any] = {}
+    inner: dict[str, dict[str, typing.Any]] = {}
     for key, value in values.items():
         name, _, rest = key.partition(".")
         if rest:
             inner.setdefault(name, {})[rest] = value
         else:
-            own[name] = value
+            direct[name] = value
     parts = {name: replace(getattr(section, name), rest) for name, rest in inner.items()}
-    return dataclasses.replace(section, **own, **parts)
+    return dataclasses.replace(section, **direct, **parts)
 
 
 def differences(old: typing.Any, new: typing.Any) -> dict[str, tuple[typing.Any, typing.Any]]:
