@@ -1,93 +1,66 @@
-"""Memory and time of a training step with and without recomputed activations.
+"""Memory and time of a training step with and without gradient checkpointing.
 
     python -m benchmarks.memory [--networks emoji64 c64 lsun_church] [--repeats 3]
 
-Each figure comes from a fresh process: the peak of its resident memory over some train steps,
-less what was resident once weights and optimizer state were there. The two ways take turns, and the ratio
-is taken within each turn, so that whatever else the machine does falls on both.
+Memory is the peak of a fresh process over some train steps, less what was resident once weights and optimizer
+state were there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
-import time
 
-# Batches that leave the activations, not the weights, to fill the memory, and fit a small machine.
+import numpy as np
+
+from benchmarks.turns import in_fresh_process, seconds, step_on_zeros, with_range
+from pdm_tf.config.presets import preset
+from pdm_tf.progress import peak_resident
+
+# Batches whose activations, not the weights, fill the memory, and that fit a small machine.
 BATCHES = {"emoji64": 64, "c64": 32, "lsun_church": 8}
 STEPS = 3
+# 64x64 pixels, P=2, 6.95M parameters.
+C64 = {
+    "network.patch_size": 2,
+    "network.base_channels": 64,
+    "network.channel_multipliers": (1, 2, 2),
+    "network.blocks_per_level": 2,
+    "network.attention_resolutions": (16, 8),
+    "network.class_conditioning": "none",
+}
 
 
-def config_of(network: str, gradient_checkpointing: bool):
-    """A preset, or "c64": 64x64 pixels, P=2, 6.95M parameters."""
-    from pdm_tf.config.presets import preset
-
+def measure(network: str, gradient_checkpointing: bool, jit_compile: bool) -> tuple[float, float]:
+    """MiB that the steps add to the process, and the median seconds of a step after the first."""
     settings = {
         "training.gradient_checkpointing": gradient_checkpointing,
         "training.batch_size": BATCHES[network],
+        "training.jit_compile": jit_compile,
     }
-    if network == "c64":
-        c64 = {
-            "network.patch_size": 2, "network.base_channels": 64, "network.channel_multipliers": (1, 2, 2),
-            "network.blocks_per_level": 2, "network.attention_resolutions": (16, 8),
-            "network.class_conditioning": "none",
-        }  # fmt: skip
-        return preset("emoji64").replace({**settings, **c64})
-    return preset(network).replace(settings)
-
-
-def measure(network: str, gradient_checkpointing: bool, jit_compile: bool) -> dict[str, float]:
-    """MiB that the steps add to the process, and the median seconds of a step after the first."""
-    import tensorflow as tf
-
-    from pdm_tf.progress import peak_resident
-    from pdm_tf.training.model import build_model
-    from pdm_tf.training.state import training_state
-
-    config = config_of(network, gradient_checkpointing).replace({"training.jit_compile": jit_compile})
-    model = build_model(config, "float32")
-    training_state(model)  # makes the optimizer's slots
-    batch = tf.zeros((config.training.batch_size, *config.data.image_shape))
-    labels = tf.zeros(config.training.batch_size, tf.int32)
-    step = tf.function(lambda: model.train_step((batch, labels)), jit_compile=jit_compile)
-    before, seconds = resident_mebibytes(), []
-    for _ in range(1 + STEPS):
-        begin = time.perf_counter()
-        float(step()["loss"])
-        seconds.append(time.perf_counter() - begin)
-    return {"mebibytes": peak_resident() - before, "seconds": statistics.median(seconds[1:])}
-
-
-def resident_mebibytes() -> float:
-    """What is resident now."""
+    config = preset("emoji64").replace(C64) if network == "c64" else preset(network)
+    _, step = step_on_zeros(config.replace(settings))
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def in_fresh_process(*arguments: str) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--measure", *arguments]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return json.loads(output.stdout.splitlines()[-1])
+        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    step()
+    times = [seconds(step) for _ in range(STEPS)]
+    return peak_resident() - before, statistics.median(times)
 
 
 def compare(network: str, repeats: int, jit_compile: bool) -> str:
     """One line of the table."""
     turns = [
-        [in_fresh_process(network, str(int(r)), str(int(jit_compile))) for r in (False, True)]
+        [in_fresh_process(measure, network, checkpointing, jit_compile) for checkpointing in (False, True)]
         for _ in range(repeats)
     ]
-    kept, again = ({k: statistics.median(t[i][k] for t in turns) for k in turns[0][0]} for i in (0, 1))
-    memory = statistics.median(t[1]["mebibytes"] / t[0]["mebibytes"] for t in turns)
-    times = sorted(t[1]["seconds"] / t[0]["seconds"] for t in turns)
+    turns = np.array(turns)  # (repeats, 2, 2): without and with; MiB and seconds
+    (mib, plain_seconds), (checkpointed_mib, checkpointed_seconds) = np.median(turns, axis=0)
+    ratios = turns[:, 1] / turns[:, 0]
     return (
-        f"{network:>12} {BATCHES[network]:6} {kept['mebibytes']:9.0f} {again['mebibytes']:10.0f}"
-        f" {memory:7.2f}x {kept['seconds']:8.2f} {again['seconds']:9.2f} {statistics.median(times):7.2f}x"
-        f"  ({times[0]:.2f} to {times[-1]:.2f})"
+        f"{network:>12} {BATCHES[network]:6} {mib:7.0f} {checkpointed_mib:12.0f} "
+        f"{np.median(ratios[:, 0]):7.2f}x {plain_seconds:8.2f} {checkpointed_seconds:12.2f}   "
+        f"{with_range(ratios[:, 1])}"
     )
 
 
@@ -96,13 +69,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=[*BATCHES], default=[*BATCHES])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--jit_compile", action="store_true", help="compile the step with XLA")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        network, *switches = arguments.measure
-        print(json.dumps(measure(network, *(switch == "1" for switch in switches))))
-        return
-    print("     network  batch  MiB kept  recomputed   ratio   s kept recomputed   ratio  (min to max)")
+    print("     network  batch     MiB checkpointed    ratio  seconds checkpointed   ratio (min to max)")
     for network in arguments.networks:
         print(compare(network, arguments.repeats, arguments.jit_compile), flush=True)
 

@@ -2,7 +2,7 @@
 
     peers_python benchmarks/peers_torch.py KIND MODE BATCH
 
-It prints one JSON line that says what it is, then, for each line on its standard input, a call's seconds.
+It prints its title and parameters as one JSON line, then a call's seconds for each line on standard input.
 """
 
 from __future__ import annotations
@@ -89,11 +89,8 @@ def main() -> None:
         call = train_step_of(compiled, network.parameters(), batch)
     for _ in range(2):
         call()
-    said = {
-        "what": f"diffusers {diffusers.__version__}, PyTorch {torch.__version__}",
-        "parameters": sum(p.numel() for p in network.parameters()),
-    }
-    print(json.dumps(said), flush=True)
+    title = f"diffusers {diffusers.__version__}, PyTorch {torch.__version__}"
+    print(json.dumps([title, sum(p.numel() for p in network.parameters())]), flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
         for _ in range(CALLS):

@@ -3,22 +3,21 @@
     python -m benchmarks.unet [--batch=8] [--repeats=7]
 
 The network is the design's yardstick: 64 x 64, P = 2, c = 64, multipliers 1,2,2, 2 blocks a level
-(6,946,200 parameters). The variants run in turn, again and again, so that a change of the machine's speed
-hits all of them; a ratio is the median over the turns of (variant / first) and its spread their range.
-The peer, "stack's", is the same network with the GroupNormalization of tensorflow-addons (or Keras' own).
-oneDNN is on or off for a whole process: run it with TF_ENABLE_ONEDNN_OPTS=0 before it for the other half.
+(6,946,200 parameters). The peer, "stack's", is the same network with the GroupNormalization of
+tensorflow-addons (or Keras' own). A ratio is the median over the turns of (variant / first), with its range.
+oneDNN is on or off for a whole process: run it with TF_ENABLE_ONEDNN_OPTS=0 for the other half.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import time
+from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf import stack
+from benchmarks.turns import in_turns, machine, seconds, with_range
 from pdm_tf.networks import layers, patched
 from pdm_tf.networks.group_norm import GroupNorm
 from pdm_tf.stack import GroupNormalization
@@ -26,6 +25,7 @@ from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.optimizer import GuardedAdam
 
 SHAPE = (64, 64, 3)
+CALLS = 3  # a measurement's
 
 
 class StacksGroupNorm(GroupNormalization):
@@ -41,9 +41,7 @@ class StacksGroupNorm(GroupNormalization):
 
 def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
     """The yardstick with random weights: graph optimizers remove blocks whose kernels are zero."""
-    before = layers.GroupNorm
-    layers.GroupNorm = patched.GroupNorm = norm
-    try:
+    with mock.patch.object(layers, "GroupNorm", norm), mock.patch.object(patched, "GroupNorm", norm):
         network = patched.PatchedNetwork(
             SHAPE,
             patch_size=2,
@@ -54,22 +52,21 @@ def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
             attention_resolutions=(16, 8),
             head_channels=64,
         )
-    finally:
-        layers.GroupNorm = patched.GroupNorm = before
     rng = np.random.default_rng(0)
     for variable in network.trainable_variables:
         variable.assign(rng.normal(0, 0.02, variable.shape).astype(np.float32))
     return network
 
 
-def forward_of(network: patched.PatchedNetwork, batch: int):
+def forward_of(network: patched.PatchedNetwork, batch: int) -> Callable[[], object]:
     """A function that runs one forward pass."""
-    z, t = tf.random.normal((batch, *SHAPE)), tf.fill([batch], 500)
+    z = tf.random.normal((batch, *SHAPE))
+    t = tf.fill([batch], 500)
     compiled = tf.function(lambda: network(z, t, t))
     return lambda: compiled()[0].numpy()
 
 
-def train_step_of(network: patched.PatchedNetwork, batch: int):
+def train_step_of(network: patched.PatchedNetwork, batch: int) -> Callable[[], object]:
     """A function that runs one step as `fit` does, optimizer and metrics included."""
     model = PatchedDiffusion(network)
     model.compile(optimizer=GuardedAdam(1e-4))
@@ -77,14 +74,6 @@ def train_step_of(network: patched.PatchedNetwork, batch: int):
     batches = iter(tf.data.Dataset.from_tensors(images).repeat())
     step = model.make_train_function()
     return lambda: step(batches)
-
-
-def seconds(run) -> float:
-    """Wall time of three calls, for one."""
-    start = time.perf_counter()
-    for _ in range(3):
-        run()
-    return (time.perf_counter() - start) / 3
 
 
 def main() -> None:
@@ -99,27 +88,17 @@ def main() -> None:
         "ours, mixed_bfloat16": ("mixed_bfloat16", GroupNorm),
         "stack's, mixed_bfloat16": ("mixed_bfloat16", StacksGroupNorm),
     }
-    cores = len(os.sched_getaffinity(0))
-    onednn = "on" if stack.onednn_is_on() else "off"
-    print(
-        f"TensorFlow {tf.__version__}, oneDNN {onednn}, {cores} cores, batch {options.batch}, "
-        f"{options.repeats} turns"
-    )
+    print(f"{machine()}, batch {options.batch}, {options.repeats} turns")
     for kind, make in (("forward", forward_of), ("train step", train_step_of)):
-        runs = {name: make(make_network(*settings), options.batch) for name, settings in variants.items()}
-        for run in runs.values():
-            seconds(run)
-        times = {name: [] for name in runs}
-        for _ in range(options.repeats):
-            for name, run in runs.items():
-                times[name].append(seconds(run))
-        first = np.array(next(iter(times.values())))
+        calls = {name: make(make_network(*settings), options.batch) for name, settings in variants.items()}
+        for call in calls.values():
+            call()  # traces the graph
+        measures = {name: lambda call=call: seconds(call, CALLS) for name, call in calls.items()}
+        times = in_turns(measures, options.repeats)
+        first = next(iter(times.values()))
         for name, values in times.items():
-            ratio = first / np.array(values)
-            print(
-                f"{kind:10}  {name:23} {options.batch / np.median(values):6.1f} images/s"
-                f"  x {np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
-            )
+            rate = options.batch / np.median(values)
+            print(f"{kind:10}  {name:23} {rate:6.1f} images/s  x {with_range(first / values)}")
 
 
 if __name__ == "__main__":

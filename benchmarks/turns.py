@@ -1,0 +1,59 @@
+"""Measurements in turns, so that other load on the machine falls on all that is compared."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pdm_tf import stack
+from pdm_tf.config.fields import Config
+from pdm_tf.training.loop import training_state
+from pdm_tf.training.model import PatchedDiffusion, build_model
+
+
+def in_turns(measures: Mapping[Any, Callable[[], float]], turns: int) -> dict[Any, np.ndarray]:
+    """The number that each function returns, called once in each turn: (turns,)."""
+    rows = [[measure() for measure in measures.values()] for _ in range(turns)]
+    return dict(zip(measures, np.array(rows).T))
+
+
+def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
+    """The mean wall time of a call."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def with_range(values: Sequence[float]) -> str:
+    """Median and range as text."""
+    return f"{np.median(values):.2f} ({np.min(values):.2f} to {np.max(values):.2f})"
+
+
+def machine() -> str:
+    """The versions and cores that a table is of."""
+    onednn = "on" if stack.onednn_is_on() else "off"
+    return f"TensorFlow {tf.__version__}, oneDNN {onednn}, {len(os.sched_getaffinity(0))} cores"
+
+
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """What a function returns in a new process; it is one of a module."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def step_on_zeros(config: Config) -> tuple[PatchedDiffusion, Callable[[], float]]:
+    """A float32 model and its compiled train step on a batch of zeros, which returns the loss."""
+    model = build_model(config, "float32")
+    training_state(model)  # makes the optimizer's slots
+    size = config.training.batch_size
+    batch = (tf.zeros((size, *config.data.image_shape)), tf.zeros(size, tf.int32))
+    step = tf.function(lambda: model.train_step(batch)["loss"], jit_compile=config.training.jit_compile)
+    return model, lambda: float(step())
