@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
+from benchmarks.turns import in_turns, seconds, step_on_zeros
 from experiments.driver import Driver, Execute, main_py, markdown, settings_flags
 from pdm_tf import errors
+from pdm_tf.analysis.tables import with_error
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.words import get, leaves
 from pdm_tf.denoiser import build_network
@@ -36,7 +36,6 @@ from pdm_tf.models import Model
 from pdm_tf.plots import png_figure
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.sampler import Sampler
-from pdm_tf.training.model import build_model
 
 SMALL = "P everywhere"
 LARGE = "2P everywhere"
@@ -217,58 +216,40 @@ def costs(configs: Mapping[str, Sequence[Config]]) -> dict[str, dict[str, int]]:
     return found
 
 
-def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int) -> dict[Any, list[float]]:
-    """Seconds of each call, once in each turn, after one that does not count."""
-    for call in calls.values():
-        call()
-    seconds = {name: [] for name in calls}
-    for _ in range(turns):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def sampling_seconds(models: Mapping[str, Model], batch_size: int, turns: int) -> dict[str, list[float]]:
+def sampling_seconds(models: Mapping[str, Model], batch_size: int, turns: int) -> dict[str, np.ndarray]:
     """Seconds of sampling an image, by model and turn."""
 
-    def sampling(model: Model) -> Callable[[], np.ndarray]:
+    def sampling(model: Model) -> Callable[[], float]:
         sampler = Sampler(model.denoiser, model.config.sampling)
-        return lambda: sampler(0, range(batch_size), np.zeros(batch_size, np.int32))
+        labels = np.zeros(batch_size, np.int32)
+        return lambda: seconds(lambda: sampler(0, range(batch_size), labels)) / batch_size
 
-    calls = {name: sampling(model) for name, model in models.items()}
-    for call in calls.values():
-        call()
-        call()
-    return {name: [turn / batch_size for turn in seconds] for name, seconds in in_turns(calls, turns).items()}
+    return _measured_in_turns({name: sampling(model) for name, model in models.items()}, turns)
 
 
-def training_seconds(configs: Mapping[str, Sequence[Config]], turns: int) -> dict[str, list[float]]:
+def training_seconds(configs: Mapping[str, Sequence[Config]], turns: int) -> dict[str, np.ndarray]:
     """Seconds of training an image, by model and turn; of experts weighted by their lengths."""
 
-    def training(config: Config) -> Callable[[], list[float]]:
-        model = build_model(config, "float32")
-        images = tf.zeros((config.training.batch_size, *config.data.image_shape))
-        labels = tf.zeros(config.training.batch_size, tf.int32)
-        batch = (images, labels)
-        step = tf.function(lambda: model.train_step(batch)["loss"])
-        return lambda: [float(step()) for _ in range(TIMED_STEPS)]
+    def training(config: Config) -> Callable[[], float]:
+        _, step = step_on_zeros(config)
+        return lambda: seconds(step, TIMED_STEPS) / config.training.batch_size
 
     runs = {(name, part): config for name, parts in configs.items() for part, config in enumerate(parts)}
-    seconds = in_turns({key: training(config) for key, config in runs.items()}, turns)
-    found = {}
-    for name, parts in configs.items():
-        whole = sum(config.training.steps for config in parts)
-        shares = [
-            config.training.steps
-            / whole
-            / (config.training.batch_size * TIMED_STEPS)
-            * np.array(seconds[name, part])
-            for part, config in enumerate(parts)
-        ]
-        found[name] = np.sum(shares, axis=0).tolist()
-    return found
+    found = _measured_in_turns({key: training(config) for key, config in runs.items()}, turns)
+    lengths = {key: config.training.steps for key, config in runs.items()}
+    return {
+        name: np.average(
+            [found[name, part] for part in range(len(parts))],
+            axis=0,
+            weights=[lengths[name, part] for part in range(len(parts))],
+        )
+        for name, parts in configs.items()
+    }
+
+
+def _measured_in_turns(measures: Mapping[Any, Callable[[], float]], turns: int) -> dict[Any, np.ndarray]:
+    in_turns(measures, 3)  # traces graphs, and the calls of a sampler grow
+    return in_turns(measures, turns)
 
 
 def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -298,18 +279,13 @@ def _mean(values: Sequence[float]) -> dict[str, float | None]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows in Markdown."""
-
-    def text(measured: Mapping[str, float | None]) -> str:
-        error = "" if measured["error"] is None else f" ± {measured['error']:.2g}"
-        return f"{measured['value']:.4g}{error}"
-
     titles = ["model", "parameters", *rows[0]["metrics"]]
     titles += ["training, images/s", "sampling, images/s", "sampling time", "sampling FLOPs"]
     lines = [
         [
             row["model"],
             f"{row['parameters']:,}",
-            *map(text, row["metrics"].values()),
+            *map(with_error, row["metrics"].values()),
             f"{row['training_rate']:.3g}",
             f"{row['sampling_rate']:.3g}",
             f"{row['sampling_time']:.2f}",

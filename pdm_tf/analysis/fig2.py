@@ -74,43 +74,31 @@ def _curves(squared: dict[str, np.ndarray], smallest: str) -> dict[str, dict[str
 def _over_seeds(above: np.ndarray, below: np.ndarray | None) -> dict[str, list[float | None]]:
     """sqrt(mean above / mean below) at each t, of (seeds, T, N) and (T, N): value and error.
 
-    The error is the jackknife's over images, or of several seeds their standard deviation.
+    The error is the jackknife's over images, or of several seeds their standard deviation. None where `below`
+    is next to nothing, or where the jackknife's error of a seed's ratio is more than half of it.
     """
-    curves = [_over_images(seed, below) for seed in above]
-    if len(curves) == 1:
-        return curves[0]
-    values = []
-    errors = []
-    for seeds in zip(*(curve["value"] for curve in curves)):
-        known = None not in seeds
-        values.append(float(np.mean(seeds)) if known else None)
-        errors.append(float(np.std(seeds, ddof=1)) if known else None)
-    return {"value": values, "error": errors}
+    values, errors = zip(*(_over_images(seed, below) for seed in above))
+    value = np.mean(values, axis=0)
+    error = errors[0] if len(errors) == 1 else np.std(values, axis=0, ddof=1)
+    return {
+        name: [None if np.isnan(number) else float(number) for number in numbers]
+        for name, numbers in (("value", value), ("error", error))
+    }
 
 
-def _over_images(above: np.ndarray, below: np.ndarray | None) -> dict[str, list[float | None]]:
-    """sqrt(mean above / mean below) over images, of (T, N), at each t, and its jackknife error.
-
-    None where `below` is next to nothing, or where the error of the ratio is more than half of it.
-    """
-    values = []
-    errors = []
-    for number, row in enumerate(above):
-        other = np.ones_like(row) if below is None else below[number]
-        count = len(row)
-        value = None
-        error = None
-        if below is None or np.sqrt(np.mean(other)) > LEVEL / 2:
-            value = float(np.sqrt(np.mean(row) / np.mean(other)))
-            if count > 1:
-                without = np.sqrt((np.sum(row) - row) / np.maximum(np.sum(other) - other, 1e-30))
-                error = float(np.sqrt((count - 1) * np.mean((without - without.mean()) ** 2)))
-        if below is not None and error is not None and error > value / 2:
-            value = None
-            error = None
-        values.append(value)
-        errors.append(error)
-    return {"value": values, "error": errors}
+def _over_images(above: np.ndarray, below: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Value and jackknife error over images, each (T,), of (T, N) and (T, N); NaN for None."""
+    other = np.ones_like(above) if below is None else below
+    count = above.shape[1]
+    value = np.sqrt(above.mean(axis=1) / np.maximum(other.mean(axis=1), 1e-30))
+    sums = above.sum(axis=1, keepdims=True) - above
+    without = np.sqrt(sums / np.maximum(other.sum(axis=1, keepdims=True) - other, 1e-30))
+    error = np.sqrt((count - 1) * without.var(axis=1)) if count > 1 else np.full(len(value), np.nan)
+    if below is not None:
+        unknown = (np.sqrt(other.mean(axis=1)) <= LEVEL / 2) | (error > value / 2)
+        value = np.where(unknown, np.nan, value)
+        error = np.where(unknown, np.nan, error)
+    return value, error
 
 
 def _sentence(numbers: dict) -> str:

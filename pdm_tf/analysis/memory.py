@@ -22,7 +22,6 @@ from pdm_tf.progress import bar, peak_resident
 from pdm_tf.training.model import build_model
 from pdm_tf.training.state import training_state
 
-FIRST = (1, 16)  # batches whose peaks give a first guess
 TOLERANCE = 16  # the largest batch is found to 1 part in this
 
 
@@ -83,49 +82,24 @@ def _sentence(rows: dict, gib: float) -> str:
 
 
 def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict[int, float]]:
-    """The largest batch whose peak is within the limit, to one part in `TOLERANCE`, by bisection.
-
-    A peak is nearly a line over the batch, so the next try is where the line through the nearest two meets
-    the limit, kept inside the bracket.
+    """The largest batch whose peak is within the limit, to 1 part in `TOLERANCE`: by growth, then bisection.
 
     Args:
-      peak: batch -> memory, in the unit of `limit`; inf where the process was killed for memory.
+      peak: batch -> memory, in the unit of `limit`; inf where the process ran out of it.
     Returns:
       The batch (0: not even one image fits), and all peaks that were measured.
     """
     peaks: dict[int, float] = {}
     fits = 0
     fails = math.inf
-
-    def attempt(batch: int) -> None:
-        nonlocal fits, fails
+    while fails - fits > max(1, fits // TOLERANCE):
+        batch = max(1, 4 * fits) if math.isinf(fails) else int(fits + fails) // 2
         peaks[batch] = peak(batch)
         if peaks[batch] <= limit:
-            fits = max(fits, batch)
+            fits = batch
         else:
-            fails = min(fails, batch)
-
-    for batch in FIRST:
-        if batch < fails:
-            attempt(batch)
-    while fails - fits > max(1, fits // TOLERANCE):
-        attempt(_next_batch(peaks, limit, fits, fails))
+            fails = batch
     return fits, peaks
-
-
-def _next_batch(peaks: dict[int, float], limit: float, fits: int, fails: float) -> int:
-    """A batch strictly between `fits` and `fails`."""
-    most = 8 * max(fits, 1) if math.isinf(fails) else fails - 1  # never far beyond what is known
-    known = sorted(batch for batch, value in peaks.items() if math.isfinite(value))
-    if len(known) < 2 or peaks[known[-1]] <= peaks[known[0]]:
-        return int((fits + most + 1) // 2)
-    slope = (peaks[known[-1]] - peaks[known[0]]) / (known[-1] - known[0])
-    nearest = min(known, key=lambda batch: abs(peaks[batch] - limit))
-    guess = nearest + (limit - peaks[nearest]) / slope
-    # Just above what fits, so that the next try closes the bracket where the line is right.
-    step = max(1, fits // TOLERANCE)
-    guess = fits + step if math.isfinite(fails) and guess - fits < step else math.floor(guess)
-    return int(min(max(guess, fits + 1), most))
 
 
 def peak_in_child(config: Config) -> float:

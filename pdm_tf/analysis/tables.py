@@ -67,7 +67,7 @@ def as_texts(rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[lis
         [
             title,
             *(_text(row.get(name)) for name in names),
-            *(_text_with_error(row.get("metrics", {}).get(name)) for name in metrics),
+            *(with_error(row.get("metrics", {}).get(name)) for name in metrics),
         ]
         for title, row in rows.items()
     ]
@@ -82,7 +82,8 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _text_with_error(metric: Mapping[str, float | None] | None) -> str:
+def with_error(metric: Mapping[str, float | None] | None) -> str:
+    """A value with its error as text."""
     if metric is None:
         return "-"
     error = "" if metric.get("error") is None else f" ± {metric['error']:.2g}"
