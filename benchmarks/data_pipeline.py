@@ -2,10 +2,9 @@
 
     python -m benchmarks.data_pipeline [--sizes 64 256 1024] [--seconds 10] [--repeats 5]
 
-Both read the same pictures, in the same encoding, with the same number of processes or cores: ours from
-TFRecord through `pdm_tf.data.load_batches`, the peer from PNG or JPEG files with Pillow in worker processes,
-which hand batches over in shared memory as torch's DataLoader does. Ours and the peer take turns, and the
-ratio is taken within each turn, so that whatever else the machine does falls on both.
+Both read the same pictures, in the same encoding, with the same number of processes or cores: ours
+from TFRecord through `pdm_tf.data.load_batches`, the peer from PNG or JPEG files with Pillow in worker
+processes that hand batches over in shared memory, as torch's DataLoader does. A ratio is that of one turn.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ import contextlib
 import io
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
+from benchmarks.turns import in_turns, machine, with_range
 from data_tools import image_folder
 from pdm_tf.data import describe_directory, load_batches, naming_shards
 
@@ -43,8 +41,8 @@ def natural_image(seed: int, size: int) -> np.ndarray:
     planes = []
     shared = np.fft.rfft2(random.normal(size=(size, size)))
     for _ in range(3):
-        plane = np.fft.rfft2(random.normal(size=(size, size)))
-        planes.append(np.fft.irfft2((shared + 0.3 * plane) / frequency**1.3, s=(size, size)))
+        own = np.fft.rfft2(random.normal(size=(size, size)))
+        planes.append(np.fft.irfft2((shared + 0.3 * own) / frequency**1.3, s=(size, size)))
     image = np.stack(planes, -1)
     image = (image - image.mean()) / image.std() * 55 + 120
     return (image + random.normal(0, 1.5, image.shape)).clip(0, 255).astype(np.uint8)
@@ -63,9 +61,6 @@ def make_fixtures(folder: Path, size: int, encoding: str) -> tuple[list[Path], P
     with contextlib.redirect_stdout(io.StringIO()):
         image_folder.main(["--input", str(files), "--output", str(output), "--encoding", encoding, *shared])
     return paths, output
-
-
-# --- the peer ------------------------------------------------------------------------------------
 
 
 def read_file(path: Path, flip: bool) -> np.ndarray:
@@ -91,7 +86,7 @@ def _fill_slot(job: tuple[str, int, list[Path], int]) -> int:
 
 
 def process_batches(paths: list[Path], batch: int, workers: int, size: int) -> Iterator[np.ndarray]:
-    """Endless batches of a loader shaped like torch's DataLoader.
+    """Endless batches of a loader shaped like torch's.
 
     A worker makes a whole batch, two batches ahead for each worker, and hands it over in shared memory.
     """
@@ -119,63 +114,40 @@ def process_batches(paths: list[Path], batch: int, workers: int, size: int) -> I
         memory.unlink()
 
 
-# --- measuring -----------------------------------------------------------------------------------
-
-
 def images_per_second(batches: Iterable, batch: int, seconds: float) -> float:
     """Takes batches for `seconds`, after a few to fill the queues."""
     iterator = iter(batches)
     for _ in range(WARM_UP_BATCHES):
         next(iterator)
-    begin, taken = time.perf_counter(), 0
+    begin = time.perf_counter()
+    taken = 0
     while time.perf_counter() - begin < seconds:
         next(iterator)
         taken += 1
     return taken * batch / (time.perf_counter() - begin)
 
 
-def waiting_share(batches: Iterable, step: Callable, steps: int) -> float:
-    """The share of a training loop's time, over `steps` steps, that is spent waiting for `batches`.
-
-    Args:
-      batches: what `load_batches` returns (endless).
-      step: called with a batch; must not return before its work is done.
-      steps: how many.
-    """
-    iterator = iter(batches)
-    for _ in range(WARM_UP_BATCHES):
-        step(next(iterator))
-    waited, begin = 0.0, time.perf_counter()
-    for _ in range(steps):
-        before = time.perf_counter()
-        batch = next(iterator)
-        waited += time.perf_counter() - before
-        step(batch)
-    return waited / (time.perf_counter() - begin)
-
-
 def measure(size: int, encoding: str, seconds: float, repeats: int, workers: int) -> str:
     """One line of the table."""
     batch = BATCHES[size]
-    ours, peers = [], []
     with tempfile.TemporaryDirectory(prefix="data_pipeline_") as folder:
         paths, output = make_fixtures(Path(folder), size, encoding)
         info = describe_directory(output)
         kilobytes = sum(os.path.getsize(path) for path in paths) / len(paths) / 1e3
+
+        def ours() -> float:
+            batches = load_batches(info, split="train", batch_size=batch, seed=0, horizontal_flip=True)
+            return images_per_second(batches, batch, seconds)
+
+        def peer() -> float:
+            with contextlib.closing(process_batches(paths, batch, workers, size)) as batches:
+                return images_per_second(batches, batch, seconds)
+
         with naming_shards():
-            for repeat in range(repeats):
-                batches = load_batches(
-                    info, split="train", batch_size=batch, seed=repeat, horizontal_flip=True
-                )
-                ours.append(images_per_second(batches, batch, seconds))
-                peer = process_batches(paths, batch, workers, size)
-                peers.append(images_per_second(peer, batch, seconds))
-                peer.close()
-    ratios = sorted(a / b for a, b in zip(ours, peers))
+            rates = in_turns({"ours": ours, "peer": peer}, repeats)
     return (
-        f"{size:5} {encoding:>5} {kilobytes:8.1f} {batch:6} {statistics.median(ours):10.1f}"
-        f" {statistics.median(peers):10.1f} {statistics.median(ratios):7.2f}x"
-        f"  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        f"{size:5} {encoding:>5} {kilobytes:8.1f} {batch:6} {np.median(rates['ours']):10.1f} "
+        f"{np.median(rates['peer']):10.1f}   {with_range(rates['ours'] / rates['peer'])}"
     )
 
 
@@ -187,7 +159,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="processes of the peer")
     arguments = parser.parse_args()
-    print(f"tensorflow {tf.__version__}, {os.cpu_count()} cores; peer: worker processes, shared memory")
+    print(f"{machine()}; peer: worker processes, shared memory")
     print(" size   enc  KB/file  batch  ours img/s peer img/s    ratio  (min to max)")
     for size in arguments.sizes:
         for encoding in arguments.encodings:

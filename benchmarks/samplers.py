@@ -19,6 +19,7 @@ import time
 import numpy as np
 
 from pdm_tf import data
+from pdm_tf.analysis.tables import with_error
 from pdm_tf.config.fields import Config, SamplingConfig, check_sampling
 from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.denoiser import Denoiser
@@ -99,10 +100,11 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 
 def cells(distances: dict[str, list[float]]) -> str:
-    """Each distance's mean, and its standard deviation over seeds where there are some."""
+    """Each distance's mean, with its standard deviation over seeds where there are several."""
+    errors = [np.std(values, ddof=1) if len(values) > 1 else None for values in distances.values()]
     return " | ".join(
-        f"{np.mean(values):.4g}" + (f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
-        for values in distances.values()
+        with_error({"value": np.mean(values), "error": error})
+        for values, error in zip(distances.values(), errors)
     )
 
 

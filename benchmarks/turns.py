@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from pdm_tf import stack
 from pdm_tf.config.fields import Config
-from pdm_tf.training.loop import training_state
 from pdm_tf.training.model import PatchedDiffusion, build_model
+from pdm_tf.training.state import training_state
 
 
 def in_turns(measures: Mapping[Any, Callable[[], float]], turns: int) -> dict[Any, np.ndarray]:
@@ -54,6 +54,6 @@ def step_on_zeros(config: Config) -> tuple[PatchedDiffusion, Callable[[], float]
     model = build_model(config, "float32")
     training_state(model)  # makes the optimizer's slots
     size = config.training.batch_size
-    batch = (tf.zeros((size, *config.data.image_shape)), tf.zeros(size, tf.int32))
+    batch = {"image": tf.zeros((size, *config.data.image_shape)), "label": tf.zeros(size, tf.int32)}
     step = tf.function(lambda: model.train_step(batch)["loss"], jit_compile=config.training.jit_compile)
     return model, lambda: float(step())

@@ -92,7 +92,6 @@ SMALL = {
     "benchmarks.training_loop": "--steps=10 --repeats=1",
     "benchmarks.samplers": "--steps=2 --num_images=4 --batch_size=4 --seeds=2",
     "benchmarks.distances": "--count=200 --dimension=16",
-    "benchmarks.sizes": "--sizes tiny --sides 32 --batch=1 --steps=1",
     "benchmarks.peers": "not here: needs torch, in an environment of its own",
     "benchmarks.serving": "not here: needs the servers; tests/test_serving.py",
     "experiments.patch_sizes": "--seeds=1 --steps=4 --num_images=4 --held_out=4 --batch_size=4 --turns=1 "

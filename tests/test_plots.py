@@ -45,7 +45,9 @@ def test_figures_do_not_depend_on_the_users_style(tmp_path):
 
 def test_nobody_else_imports_matplotlib(repository):
     sources = [
-        p for top in ("pdm_tf", "benchmarks", "flags", "data_tools") for p in (repository / top).rglob("*.py")
+        p
+        for top in ("pdm_tf", "benchmarks", "experiments", "flags", "data_tools")
+        for p in (repository / top).rglob("*.py")
     ]
     users = [p.name for p in sources if re.search(r"^\s*(import|from) matplotlib", p.read_text(), re.M)]
     assert users == ["plots.py"]

@@ -16,7 +16,7 @@ from pdm_tf.training.metrics import QUARTERS
 
 SMOOTHING = 10  # log lines of a running mean
 EVEN = "mean squared error of x, all t alike"
-AS_TRAINED = "mean squared error of x, mean of quarters of t (t within one as training draws it)"
+AS_TRAINED = "mean squared error of x, quarters of training's t alike"
 
 
 def measure(study: Study) -> Result:

@@ -36,38 +36,26 @@ def test_a_killed_process_is_too_much_and_nothing_may_fit_at_all():
 def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_other(
     info, tmp_path, monkeypatch
 ):
-    each = {1: 32.0, 2: 8.0, 4: 4.0}  # an image of each P takes so much
+    mebibytes = {1: 2000.0, 2: 8.0, 4: 4.0}  # of an image with each P
 
     def peak(config):
         assert config.training.grad_accum == 1
-        return 100 + each[config.network.patch_size] * config.training.batch_size
+        return 100 + mebibytes[config.network.patch_size] * config.training.batch_size
 
     monkeypatch.setattr(memory, "peak_in_child", peak)
     models = [model_of(None, tmp_path / f"P{p}", network__patch_size=p) for p in (4, 2)]
-    found = memory.measure(study_of(info, models[0], memory_gib=1.0))
-    batches = {name: row["largest_batch"] for name, row in found.numbers["rows"].items()}
-    assert list(batches) == ["x, P=4", "the same with P=1"]
-    assert batches["x, P=4"] / batches["the same with P=1"] == pytest.approx(8, rel=0.1)
-    found = memory.measure(study_of(info, *models, memory_gib=1.0))
-    assert list(found.numbers["rows"]) == ["x, P=4", "x, P=2"]
-    assert "times as many" in found.sentence.split("x, P=4")[1] and found.sentence.count("times as many") == 1
-    memory.draw(found, tmp_path / "memory.png")
-
-
-@pytest.mark.parametrize("one_image", [3000.0, math.inf], ids=["too much", "killed"])
-def test_where_not_even_one_image_fits_it_is_said_and_drawn(info, tmp_path, monkeypatch, one_image):
-
-    def peak(config):
-        return one_image if config.network.patch_size == 1 else 100.0 + config.training.batch_size
-
-    monkeypatch.setattr(memory, "peak_in_child", peak)
-    model = model_of(None, tmp_path / "run", network__patch_size=4)
-    found = memory.measure(study_of(info, model, memory_gib=1.0))
-    none = found.numbers["rows"]["the same with P=1"]
-    assert none["largest_batch"] == 0 and none["mebibytes_per_image"] is None
-    assert "0 of the same with P=1 (not even one image fits)" in found.sentence
-    memory.draw(found, tmp_path / "memory.png")
-    assert (tmp_path / "memory.png").exists()
+    result = memory.measure(study_of(info, models[0], memory_gib=1.0))
+    rows = result.numbers["rows"]
+    assert list(rows) == ["x, P=4", "the same with P=1"]
+    assert rows["x, P=4"]["mebibytes_per_image"] == pytest.approx(4)
+    assert rows["the same with P=1"]["largest_batch"] == 0
+    assert rows["the same with P=1"]["mebibytes_per_image"] is None
+    assert "0 of the same with P=1 (not even one image fits)" in result.sentence
+    memory.draw(result, tmp_path / "memory.png")
+    result = memory.measure(study_of(info, *models, memory_gib=1.0))
+    batches = {title: row["largest_batch"] for title, row in result.numbers["rows"].items()}
+    assert batches["x, P=4"] / batches["x, P=2"] == pytest.approx(2, rel=0.1)
+    assert result.sentence.split("x, P=4")[1].count("times as many") == 1
 
 
 @pytest.mark.slow

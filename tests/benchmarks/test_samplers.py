@@ -3,12 +3,11 @@
 import sys
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from benchmarks import samplers
-from benchmarks.samplers import cells, main, measure, settings_of
-from pdm_tf.errors import UserError, run
+from benchmarks.samplers import main, measure, settings_of
+from pdm_tf.errors import run
 from pdm_tf.evaluation.features import Detector
 from pdm_tf.evaluation.metrics import Comparison
 from pdm_tf.evaluation.references import of_images
@@ -59,19 +58,3 @@ def test_the_table_has_the_held_out_images_and_a_row_for_each_sampler(tmp_path, 
     assert floor.startswith("| emoji64, validation (95) |")
     assert [row.split(" | ")[:2] for row in rows] == [["| ddim", "1"], ["| ddim", "2"]]
     assert all(len(row.split("|")) == len(header.split("|")) for row in (floor, *rows))
-
-
-def test_a_cell_is_the_mean_and_the_deviation_over_seeds():
-    assert cells({"FD": [1.0, 2.0, 3.0], "KD": [5.0]}) == "2 ± 1 | 5"
-
-
-@pytest.mark.parametrize("name", ["euler", "ddim/cosine"])
-def test_a_row_that_cannot_be_sampled_is_refused(name):
-    with pytest.raises(UserError, match="use one of"):
-        settings_of(name, 5, 1.0, tiny_config())
-
-
-def test_without_a_run_the_program_ends_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["samplers", f"--run_dir={tmp_path}"])
-    assert run(main) == 2
-    assert "holds no run" in capsys.readouterr().err
