@@ -42,14 +42,15 @@ def test_other_weightings():
     np.testing.assert_allclose(weights("p2"), snr / np.sqrt(1 + snr), rtol=1e-9)
 
 
-def test_snr_plus_one_weighting_is_the_loss_on_v():
+@pytest.mark.parametrize("prediction, weighting", [("v", "snr_plus_one"), ("eps", "snr")])
+def test_a_weighting_is_the_loss_on_v_or_eps(prediction, weighting):
     rng = np.random.default_rng(1)
-    x, eps, pred_v = (tf.constant(rng.normal(size=(3, 2, 2, 1))) for _ in range(3))
+    x, eps, output = (tf.constant(rng.normal(size=(3, 2, 2, 1))) for _ in range(3))
     level = at(1, 300, 900)
-    z, v = diffuse(x, eps, level), level.signal * eps - level.noise * x
-    on_v = tf.reduce_sum((pred_v - v) ** 2, [1, 2, 3])
-    loss = simple_loss(x, predicted_x("v", pred_v, z, level), level, "snr_plus_one")
-    np.testing.assert_allclose(loss, on_v, rtol=1e-9)
+    target = eps if prediction == "eps" else level.signal * eps - level.noise * x
+    pred_x = predicted_x(prediction, output, diffuse(x, eps, level), level)
+    loss = simple_loss(x, pred_x, level, weighting)
+    np.testing.assert_allclose(loss, tf.reduce_sum((output - target) ** 2, [1, 2, 3]), rtol=1e-9)
 
 
 @pytest.mark.parametrize("bias", [0.0, 2.0, -3.0])
@@ -101,16 +102,6 @@ def test_the_vlb_weight_is_half_the_fall_of_the_snr_and_the_first_step_a_decoder
     np.testing.assert_allclose(weights("vlb", schedule), expected, rtol=1e-9)
 
 
-def test_snr_weighting_is_the_loss_on_eps():
-    rng = np.random.default_rng(1)
-    x, eps, pred_eps = (tf.constant(rng.normal(size=(3, 2, 2, 1))) for _ in range(3))
-    level = at(1, 300, 900)
-    z = diffuse(x, eps, level)
-    pred_x = predicted_x("eps", pred_eps, z, level)
-    on_eps = tf.reduce_sum((pred_eps - eps) ** 2, [1, 2, 3])
-    np.testing.assert_allclose(simple_loss(x, pred_x, level, "snr"), on_eps, rtol=1e-9)
-
-
 def test_vlb_weighting_is_the_kl_of_the_posteriors_at_the_true_variance():
     """(SNR_s - SNR_t)/2 ||x_theta - x||^2 = KL(N(mu(x), b_tilde) || N(mu(x_theta), b_tilde))."""
     rng = np.random.default_rng(2)
@@ -128,8 +119,7 @@ def test_simple_loss_sums_over_pixels():
     np.testing.assert_allclose(loss, SCHEDULE.snr[[396, 0]] ** 0.5 * 24 * 0.25, rtol=1e-9)
 
 
-@pytest.mark.parametrize("prediction", ["x", "eps", "v"])
-@pytest.mark.parametrize("t", [5, 396, 900])
+@pytest.mark.parametrize("prediction, t", [("x", 5), ("eps", 396), ("v", 900)])
 def test_the_minimiser_for_gaussian_data_is_the_known_linear_denoiser(prediction, t):
     """For x ~ N(m, s^2), E[x | z] = m + s^2 sqrt(alpha) / (alpha s^2 + 1 - alpha) (z - sqrt(alpha) m).
 

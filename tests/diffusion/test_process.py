@@ -21,7 +21,7 @@ def constant(value, shape=(1, 1, 1, 1)):
 
 def test_marginals_equal_a_simulation_of_the_chain():
     """Eq. 1 applied t times gives Eq. 2, for a start that is not at the origin."""
-    rng, x, count = np.random.default_rng(0), 0.7, 200_000
+    rng, x, count = np.random.default_rng(0), 0.7, 50_000
     beta = np.linspace(1e-4, 0.02, 1000)
     signal, noise = np.sqrt(FULL.alpha), np.sqrt(1 - FULL.alpha)
     z = np.full(count, x)
@@ -35,7 +35,7 @@ def test_marginals_equal_a_simulation_of_the_chain():
 
 
 @pytest.mark.parametrize("schedule", [FULL, STRIDED], ids=["full", "strided"])
-@pytest.mark.parametrize("place", [0.001, 0.01, 0.4, 0.999])
+@pytest.mark.parametrize("place", [0.001, 0.4, 0.999])
 def test_posterior_equals_bayes_rule(schedule, place):
     """q(z_s | z_t, x) ~ q(z_t | z_s) q(z_s | x): a product of two Gaussians in z_s."""
     i, x, z = max(1, int(place * (len(schedule) - 1))), 0.3, -0.8

@@ -18,7 +18,6 @@ from pdm_tf.diffusion.schedules import (
     shifted,
     shifted_cosine,
     strided_timesteps,
-    take,
 )
 
 FULL = linear()
@@ -49,19 +48,14 @@ def test_log_beta_tilde_repeats_its_second_entry_where_beta_tilde_is_zero():
     assert np.isfinite(FULL.respaced([500]).log_beta_tilde).all()
 
 
-@pytest.mark.parametrize("sections", [(250,), (1000,), (7,), (90, 60, 60, 20, 20), (10, 20, 30), (3, 1)])
-def test_strided_timesteps_keep_what_was_asked(sections):
-    kept = strided_timesteps(1000, sections)
-    assert len(kept) == sum(sections) and np.all(np.diff(kept) > 0)
-    assert kept[0] == 0 and kept[-1] == 999
+@pytest.mark.parametrize("sections", [(250,), (1000,), (90, 60, 60, 20, 20), (3, 1)])
+def test_strided_timesteps_are_as_many_as_asked_in_each_section(sections):
+    timesteps = strided_timesteps(1000, sections)
+    assert len(timesteps) == sum(sections) and np.all(np.diff(timesteps) > 0)
+    assert timesteps[0] == 0 and timesteps[-1] == 999
     bounds = np.linspace(0, 1000, len(sections) + 1)
     for count, low, high in zip(sections, bounds, bounds[1:]):
-        assert np.sum((kept >= np.ceil(low)) & (kept < high)) == pytest.approx(count, abs=1)
-
-
-def test_even_spacing_keeps_both_ends():
-    kept = strided_timesteps(1000, (250,))
-    assert kept[-1] == 999 and set(np.diff(kept)) <= {4, 5}
+        assert np.sum((timesteps >= np.ceil(low)) & (timesteps < high)) == pytest.approx(count, abs=1)
 
 
 def test_a_single_step_starts_where_sampling_starts():
@@ -70,11 +64,11 @@ def test_a_single_step_starts_where_sampling_starts():
     np.testing.assert_array_equal(strided_timesteps(2, (1, 1)), [0, 1])
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 20, 250, 999, 1000])
+@pytest.mark.parametrize("count", [1, 2, 20, 999, 1000])
 def test_logsnr_timesteps_are_as_many_as_asked_and_reach_pure_noise(count):
-    kept = logsnr_timesteps(FULL, count)
-    assert len(kept) == count and np.all(np.diff(kept) > 0) and kept[-1] == 999
-    assert count == 1 or kept[0] == 0
+    timesteps = logsnr_timesteps(FULL, count)
+    assert len(timesteps) == count and np.all(np.diff(timesteps) > 0) and timesteps[-1] == 999
+    assert count == 1 or timesteps[0] == 0
 
 
 def test_logsnr_timesteps_are_evenly_spaced_in_log_snr():
@@ -94,22 +88,15 @@ def test_logsnr_timesteps_of_a_strided_schedule_are_its_own():
     assert set(logsnr_timesteps(strided, 3)) <= {3, 50, 100, 400, 700, 999}
 
 
-@pytest.mark.parametrize("count", [0, 1001])
-def test_impossible_numbers_of_logsnr_timesteps_are_refused(count):
+def test_impossible_subsets_are_refused():
+    for sections in ((1001,), (0,), (201, 1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="cannot keep"):
+            strided_timesteps(1000, sections)
     with pytest.raises(ValueError, match="cannot keep"):
-        logsnr_timesteps(FULL, count)
-
-
-@pytest.mark.parametrize("sections", [(1001,), (0,), (201, 1, 1, 1, 1)])
-def test_impossible_sections_are_refused(sections):
-    with pytest.raises(ValueError, match="cannot keep"):
-        strided_timesteps(1000, sections)
-
-
-@pytest.mark.parametrize("kept", [[], [3, 3], [5, 4], [1000], [-1]])
-def test_impossible_subsets_are_refused(kept):
-    with pytest.raises(ValueError, match="ascend strictly"):
-        FULL.respaced(kept)
+        logsnr_timesteps(FULL, 1001)
+    for timesteps in ([], [3, 3], [5, 4], [1000], [-1]):
+        with pytest.raises(ValueError, match="ascend strictly"):
+            FULL.respaced(timesteps)
 
 
 def test_a_strided_schedule_has_the_full_ones_marginals_and_composed_transitions():
@@ -184,19 +171,6 @@ def test_a_level_is_of_one_step_or_of_one_for_each_image(dtype):
             np.testing.assert_array_equal(np.ravel(getattr(level, name)), rounded)
 
 
-def test_a_strided_level_tells_the_network_the_t_of_the_process():
-    np.testing.assert_array_equal(FULL.respaced([3, 50, 999]).at(tf.constant([2, 0])).t, [999, 3])
-
-
-def test_rows_of_a_table_broadcast_over_images():
-    table = np.array([[0.1, 1.0], [0.2, 2.0], [0.3, 3.0]])
-    first, second = take(table, tf.constant([2, 0]), tf.float64)
-    assert first.shape == (2, 1, 1, 1) and first.dtype == tf.float64
-    np.testing.assert_array_equal(tf.squeeze(first), [0.3, 0.1])
-    np.testing.assert_array_equal(tf.squeeze(second), [3.0, 1.0])
-    assert [value.shape for value in take(table, tf.constant(1), tf.float32)] == [(), ()]
-
-
 @pytest.mark.parametrize("steps", [1000, 64])
 def test_cosine_is_the_papers_formula_with_beta_clipped(steps):
     """beta_t = min(1 - f(t + 1) / f(t), 0.999), f the squared cosine (Nichol & Dhariwal, 2021, Eq. 17)."""
@@ -213,23 +187,12 @@ def test_cosine_is_the_papers_formula_with_beta_clipped(steps):
     assert schedule.beta.max() == schedule.beta[-1] == pytest.approx(0.999, rel=1e-9)
 
 
-@pytest.mark.parametrize("side", [32, 64, 256, 1024])
+@pytest.mark.parametrize("side", [32, 64, 1024])
 def test_shifted_cosine_has_the_log_snr_of_simple_diffusion(side):
     """-2 ln tan(pi t / 2) + 2 ln(64 / side), t at the middles of the steps (Hoogeboom et al., 2023)."""
-    schedule = shifted_cosine(1000, side)
-    for i in (0, 1, 250, 499, 500, 998, 999):
-        t = (i + 0.5) / 1000
-        wanted = -2 * math.log(math.tan(math.pi * t / 2)) + 2 * math.log(64 / side)
-        assert 2 * schedule.half_log_snr[i] == pytest.approx(wanted, abs=1e-8)
-    shift = 2 * (schedule.half_log_snr - shifted_cosine(1000, 64).half_log_snr)
-    np.testing.assert_allclose(shift, 2 * math.log(64 / side), atol=1e-8)
-    assert np.isfinite(schedule.half_log_snr).all() and np.all(np.diff(schedule.alpha) < 0)
-
-
-def test_at_64_pixels_shifted_cosine_is_the_plain_one_with_an_snr_of_1_in_the_middle():
-    schedule = shifted_cosine(999, 64)
-    assert schedule.snr[499] == pytest.approx(1.0, rel=1e-12)
-    np.testing.assert_allclose(np.sqrt(schedule.alpha), np.cos((np.arange(999) + 0.5) / 999 * np.pi / 2))
+    t = (np.arange(1000) + 0.5) / 1000
+    wanted = -2 * np.log(np.tan(math.pi * t / 2)) + 2 * math.log(64 / side)
+    np.testing.assert_allclose(2 * shifted_cosine(1000, side).half_log_snr, wanted, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -251,17 +214,17 @@ def other_values(leaf):
     return {int: [leaf.default + 1], float: [leaf.default / 2 or 0.25]}[leaf.kind]
 
 
-@pytest.mark.parametrize("key, leaf", leaves(DiffusionConfig).items(), ids=leaves(DiffusionConfig))
-def test_experts_share_what_decides_the_schedule_and_nothing_else_of_the_process(key, leaf):
+def test_experts_share_what_decides_the_schedule_and_nothing_else_of_the_process():
     """A field that changed the schedule without being marked would join unlike experts in silence."""
-    changes = False
-    for name in SCHEDULES:
-        plain = DiffusionConfig(schedule=name)
-        for value in other_values(leaf):
-            d = dataclasses.replace(plain, **{key: value})
-            tables = [SCHEDULES[one.schedule](one, 64).alpha for one in (plain, d)]
-            changes |= not np.array_equal(*tables)
-    assert changes == leaf.rule.shared
+    for key, leaf in leaves(DiffusionConfig).items():
+        changes = False
+        for name in SCHEDULES:
+            plain = DiffusionConfig(schedule=name)
+            for value in other_values(leaf):
+                d = dataclasses.replace(plain, **{key: value})
+                tables = [SCHEDULES[one.schedule](one, 64).alpha for one in (plain, d)]
+                changes |= not np.array_equal(*tables)
+        assert changes == leaf.rule.shared, key
 
 
 def test_at_64_pixels_shifting_changes_nothing():

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.config.fields import SamplingConfig
-from pdm_tf.config.words import leaves, options_of
+from pdm_tf.config.words import options_of
 from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.errors import UserError
@@ -20,8 +20,6 @@ from pdm_tf.sampling.repaint import repaint
 from pdm_tf.sampling.sampler import SAMPLERS, Sampler, steps_of_share
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, tiny_denoiser
-
-LABELS = [0, 1, 2, 0]
 
 
 def easy_denoiser(t_start=0, t_stop=1000):
@@ -52,42 +50,23 @@ def denoiser():
     return tiny_denoiser()
 
 
-@pytest.fixture(scope="module")
-def ancestral_of_4_steps(denoiser):
-    return sampler_of(denoiser, steps=(4,))
-
-
-def test_an_image_is_the_same_in_any_batch_of_one_size(ancestral_of_4_steps):
-    together = ancestral_of_4_steps(5, [0, 1, 2, 3], LABELS)
-    elsewhere = ancestral_of_4_steps(5, [9, 3, 0, 7], [2, 0, 0, 1])
-    np.testing.assert_array_equal(elsewhere[1], together[3])
-    np.testing.assert_array_equal(elsewhere[2], together[0])
-    # In a batch of another size a network's kernels may round otherwise.
-    alone = ancestral_of_4_steps(5, [3], [0])
-    np.testing.assert_allclose(alone[0], together[3], atol=1e-4)
-
-
-def test_seed_index_and_label_each_change_the_image(ancestral_of_4_steps):
-    first = ancestral_of_4_steps(5, [0, 0, 1, 0], [0, 1, 0, 0])
-    np.testing.assert_array_equal(first[0], first[3])
-    assert np.abs(first[0] - first[1]).max() > 1e-3 and np.abs(first[0] - first[2]).max() > 0.1
-    other = ancestral_of_4_steps(6, [0, 0, 1, 0], [0, 1, 0, 0])
-    assert np.abs(first[0] - other[0]).max() > 0.1
+def test_an_image_depends_on_its_seed_index_and_label_and_not_on_its_batch(denoiser):
+    sampler = sampler_of(denoiser, steps=(4,))
+    together = sampler(5, [0, 1, 2, 3], [0, 1, 2, 0])
+    elsewhere = sampler(5, [9, 3, 0, 0], [2, 0, 0, 1])
+    np.testing.assert_array_equal(elsewhere[[1, 2]], together[[3, 0]])
+    assert np.abs(elsewhere[3] - together[0]).max() > 1e-3 and np.abs(together[3] - together[0]).max() > 0.1
+    assert np.abs(sampler(6, [0, 1, 2, 3], [0, 1, 2, 0]) - together).max() > 0.1
 
 
 def test_inside_xla_an_image_is_the_same_in_any_batch_too(easy):
-    mask = np.arange(256).reshape(16, 16) % 3 == 0
-    for settings in (
-        {"sampler": "dpm_solver", "guidance": 1.5},
-        {"mask": mask, "image": np.ones((16, 16, 3), np.float32), "jump_length": 2, "resamplings": 2},
-    ):
-        sampler = sampler_of(easy, steps=(4,), jit_compile=True, **settings)
-        together, elsewhere = sampler(3, [0, 1], [0, 1]), sampler(3, [1, 7], [1, 2])
-        np.testing.assert_array_equal(elsewhere[0], together[1])
-        assert np.abs(together[0] - together[1]).max() > 0.01
+    sampler = sampler_of(easy, steps=(4,), jit_compile=True, sampler="dpm_solver", guidance=1.5)
+    together, elsewhere = sampler(3, [0, 1], [0, 1]), sampler(3, [1, 7], [1, 2])
+    np.testing.assert_array_equal(elsewhere[0], together[1])
+    assert np.abs(together[0] - together[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["ancestral", "heun", "unipc", "repaint"])
+@pytest.mark.parametrize("name", ["heun", "unipc", "repaint"])
 def test_xla_computes_the_same_from_the_same_noise(easy, name):
     # XLA's random numbers are its own, so these are a table.
     z, noises = np.random.default_rng(0).standard_normal((2, 12, 2, 16, 16, 3)).astype(np.float32)
@@ -135,18 +114,15 @@ def test_the_respaced_timesteps(easy):
     assert timesteps(easy, steps=(5,)) == [0, 250, 500, 749, 999]
     assert timesteps(easy, steps=(2, 1)) == [0, 499, 999]
     assert timesteps(easy, steps=(3,), spacing="logsnr") == [0, 302, 999]
-    assert timesteps(easy, steps=(1,)) == [999]
-    assert timesteps(easy, steps=(1000,)) == list(range(1000))
-
-
-def test_a_part_of_the_process_is_sampled_on_its_own_steps():
-    images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    # Of a part of the process its own.
+    images = np.zeros((3, 16, 16, 3), np.float32)
     assert timesteps(easy_denoiser(500, 1000), steps=(3,)) == [500, 750, 999]
-    assert timesteps(easy_denoiser(0, 400), steps=(3,), image=images) == [0, 200, 399]
     assert timesteps(easy_denoiser(200, 400), steps=(2, 1), image=images) == [200, 299, 399]
     assert timesteps(easy_denoiser(0, 400), steps=(2,), spacing="logsnr", image=images) == [0, 399]
     with pytest.raises(ValueError, match="t < 400 cannot begin from pure noise"):
         sampler_of(easy_denoiser(0, 400), steps=(3,))
+    assert steps_of_share((250,), easy_denoiser(0, 400)) == (100,)
+    assert steps_of_share((90, 2), easy_denoiser(0, 100)) == (9, 1)
 
 
 def test_each_index_begins_at_its_own_image():
@@ -165,26 +141,21 @@ def test_strength_cuts_the_schedule(easy):
         sampler_of(easy, steps=(1,), image=image, strength=0.9)
 
 
-def test_a_mask_without_what_it_needs_is_refused(easy):
+def test_settings_that_cannot_work_are_refused(easy):
     mask, image = np.ones((16, 16), bool), np.zeros((16, 16, 3), np.float32)
     with pytest.raises(UserError, match="a mask needs the ancestral sampler"):
         sampler_of(easy, sampler="ddim", image=image, mask=mask)
-
-
-def test_settings_that_cannot_work_are_refused(easy):
     with pytest.raises(UserError, match="sampler=euler: use one of ancestral, ddim"):
         sampler_of(easy, sampler="euler")
-    with pytest.raises(ValueError, match="cannot keep 1001"):
-        sampler_of(easy, steps=(1001,))
+    with pytest.raises(UserError, match=r"strength=2.0: use a number from 0 to 1"):
+        Edit(image, strength=2.0)
 
 
-OF_SAMPLERS = {k: leaf for k, leaf in leaves(SamplingConfig).items() if set(leaf.rule.of) & set(SAMPLERS)}
 OTHER = {"variance": "small", "eta": 0.5, "order": 3}
 
 
 @pytest.mark.parametrize("name", ["ancestral", "ddim", "unipc"])
 def test_an_option_of_a_sampler_changes_its_images(easy, name):
-    assert set(OTHER) == set(OF_SAMPLERS)
     images = sampler_of(easy, sampler=name, steps=(5,))(5, [0, 1], [0, 1])
     for key in options_of(SamplingConfig(), name):
         other = sampler_of(easy, sampler=name, steps=(5,), **{key: OTHER[key]})
@@ -242,23 +213,21 @@ def ddim_step_to_0(z, pred_x, schedule):
     return there.signal * pred_x + there.noise * (z - here.signal * pred_x) / here.noise
 
 
-def test_steps_of_a_part_are_its_share_and_at_least_one():
-    assert steps_of_share((250,), easy_denoiser(0, 400)) == (100,)
-    assert steps_of_share((90, 2), easy_denoiser(0, 100)) == (9, 1)
-
-
 IMAGE = np.random.default_rng(1).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
 CASES = {
     "unipc": {"sampler": "unipc"},
     "guided heun": {"sampler": "heun", "guidance": 2.0},
     "an image for each": {"image": np.stack([IMAGE, -IMAGE]), "sampler": "ddim", "eta": 0.5, "strength": 0.7},
-    "repaint": {"image": IMAGE, "mask": IMAGE[..., 0] > 0, "jump_length": 3, "resamplings": 2},
+    "repaint": {"image": IMAGE, "mask": IMAGE[..., 0] > 0, "jump_length": 2, "resamplings": 2},
 }
+FAST = ("guided heun", "repaint")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CASES]
+)
 def test_step_by_step_the_bytes_are_those_of_one_graph(denoiser, name):
-    sampler = sampler_of(denoiser, steps=(6,), **CASES[name])
+    sampler = sampler_of(denoiser, steps=(4,), **CASES[name])
     numbers = tf.constant(5), tf.constant([0, 1]), tf.constant([2, 0])
     whole = tf.function(sampler.sample)(*numbers)
     np.testing.assert_array_equal(sampler(5, [0, 1], [2, 0]), whole)
