@@ -212,15 +212,13 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
     Raises:
       ValueError: a section asks for fewer than 1 step or for more than it has.
     """
-    sizes = [len(part) for part in np.array_split(np.arange(num_timesteps), len(sections))]
-    kept, start = [], 0
-    for size, count in zip(sizes, sections):
-        if not 1 <= count <= size:
-            raise ValueError(f"cannot keep {count} of a section of {size} timesteps")
-        kept.append(start + np.round(np.linspace(0, size - 1, count)).astype(np.int32))
-        start += size
-    kept[-1][-1] = num_timesteps - 1
-    return np.concatenate(kept).astype(np.int32)
+    parts = []
+    for section, count in zip(np.array_split(np.arange(num_timesteps), len(sections)), sections):
+        if not 1 <= count <= len(section):
+            raise ValueError(f"cannot keep {count} of a section of {len(section)} timesteps")
+        parts.append(section[0] + np.round(np.linspace(0, len(section) - 1, count)))
+    parts[-1][-1] = num_timesteps - 1
+    return np.concatenate(parts).astype(np.int32)
 
 
 def logsnr_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:

@@ -31,7 +31,7 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> 
         w = tf.convert_to_tensor(weight, tf.float32)  # as a tensor's: an exported model draws the same images
         return dynamic_threshold(w * conditional - (w - 1.0) * null), tf.split(u, 2)[0]
 
-    def as_the_graph_finds(z, t):
+    def weight_of_each(z, t):
         count = tf.shape(z)[0]
         w = tf.broadcast_to(weight, [count])
         places = tf.where(tf.not_equal(w, 1.0))
@@ -44,7 +44,7 @@ def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> 
         return tf.tensor_scatter_nd_update(tf.clip_by_value(pred_x[:count], -1.0, 1.0), places, x), u[:count]
 
     if tf.is_tensor(weight):
-        return as_the_graph_finds
+        return weight_of_each
     return plain if weight == 1.0 else with_guidance
 
 

@@ -40,7 +40,7 @@ def repaint(
       The loop; its x_theta have the known pixels in place.
     """
     indices = resampling_indices(len(schedule), jump_length, resamplings)
-    here, there = tf.constant(indices[:-1]), tf.constant(indices[1:])
+    visited = tf.constant(indices)
 
     def down(i, k, z):
         level = schedule.at(i, z.dtype)
@@ -54,7 +54,8 @@ def repaint(
         return tf.sqrt(1.0 - beta) * z + tf.sqrt(beta) * noise(2 * k)
 
     def step(k, z, x_before):
-        i, j = here[k], there[k]
+        i = visited[k]
+        j = visited[k + 1]
         pred_x, z = tf.cond(j < i, lambda: down(i, k, z), lambda: (x_before, up(j, k, z)))
         return pred_x, [z, pred_x]
 

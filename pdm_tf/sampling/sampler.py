@@ -72,7 +72,9 @@ class Sampler:
           UserError: settings that are not allowed, or do not go together.
         """
         check(settings, "sampling.")
-        self.denoiser, self.settings, self.edit = denoiser, settings, edit
+        self.denoiser = denoiser
+        self.settings = settings
+        self.edit = edit
         self.guidance = settings.guidance if guidance is None else guidance
         self.inpaints = edit is not None and edit.mask is not None
         if self.inpaints and settings.sampler != "ancestral":

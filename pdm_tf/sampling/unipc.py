@@ -21,7 +21,8 @@ def unipc(denoise: Denoise, schedule: NoiseSchedule, *, order: int = 2) -> StepF
     """
 
     def step(level, z, noise, row, memory):
-        correct, predict = row[: order + 3], row[order + 3 :]
+        correct = row[: order + 3]
+        predict = row[order + 3 :]
         z_before, *x_before = memory
         pred_x, _ = denoise(z, level.t)
         known = [pred_x, *x_before]
@@ -41,7 +42,8 @@ def _weights(schedule: NoiseSchedule, order: int) -> np.ndarray:
     last = len(schedule) - 1
     table = np.zeros((len(schedule), 2 * order + 4))
     for i in range(last, -1, -1):
-        correct, predict = table[i, : order + 3], table[i, order + 3 :]
+        correct = table[i, : order + 3]
+        predict = table[i, order + 3 :]
         if i == last:
             correct[0] = 1.0  # there is nothing to correct from
         else:
