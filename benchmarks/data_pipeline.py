@@ -41,8 +41,8 @@ def natural_image(seed: int, size: int) -> np.ndarray:
     planes = []
     shared = np.fft.rfft2(random.normal(size=(size, size)))
     for _ in range(3):
-        own = np.fft.rfft2(random.normal(size=(size, size)))
-        planes.append(np.fft.irfft2((shared + 0.3 * own) / frequency**1.3, s=(size, size)))
+        channel = np.fft.rfft2(random.normal(size=(size, size)))
+        planes.append(np.fft.irfft2((shared + 0.3 * channel) / frequency**1.3, s=(size, size)))
     image = np.stack(planes, -1)
     image = (image - image.mean()) / image.std() * 55 + 120
     return (image + random.normal(0, 1.5, image.shape)).clip(0, 255).astype(np.uint8)

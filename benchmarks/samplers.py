@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
 import time
@@ -75,9 +74,11 @@ def measure(
 def benchmark(arguments: argparse.Namespace) -> None:
     """Prints the table, a line as soon as it is measured, and writes each as JSON to --out."""
     model = Model.from_folders(*arguments.run_dir.split(","))
-    rows = itertools.product(arguments.samplers.split(","), map(int, arguments.steps.split(",")))
-    # All that can be refused is looked at before anything is measured.
-    rows = [(name, steps, settings_of(name, steps, arguments.guidance, model.config)) for name, steps in rows]
+    rows = [  # all refusals come before any measurement
+        (name, steps, settings_of(name, steps, arguments.guidance, model.config))
+        for name in arguments.samplers.split(",")
+        for steps in map(int, arguments.steps.split(","))
+    ]
     denoiser, config = model.denoiser, model.config
     detector, info = load_detector(), data.find_dataset(config.data.dataset, arguments.data_dir)
     train, held_out = (

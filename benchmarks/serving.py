@@ -3,7 +3,7 @@
     python -m benchmarks.serving exports/avatars64 --python=.venv-serve/bin/python [--clients=8] [--repeats=5]
 
 Each client asks for one image after another, of seeds, labels and guidance of its own, in JSON over HTTP. The
-servers take turns, the ratio is taken within each turn, and both must answer the same bytes.
+servers take turns, and both must answer the same bytes. A ratio is that of one turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.turns import with_range
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -43,10 +44,10 @@ def free_ports(count: int) -> list[int]:
 def serving(python: str, example: str, *arguments) -> Iterator[str]:
     """Runs a server of examples/ where nothing of this project can be imported, and ends it by SIGTERM.
 
-    Gives the line that it says when it is ready.
+    Yields the line that it prints when it is ready.
 
     Raises:
-      RuntimeError: it ended before that, or not with status 0; with what it said.
+      RuntimeError: it ended before that, or not with status 0; with its output.
     """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as folder:
@@ -54,22 +55,22 @@ def serving(python: str, example: str, *arguments) -> Iterator[str]:
             [python, str(EXAMPLES / example), *map(str, arguments)], cwd=folder, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        said = []
+        output = []
         try:
             for line in server.stdout:
-                said.append(line)
+                output.append(line)
                 if line.startswith("serving "):
                     break
             else:
-                raise RuntimeError(f"the server ended: {''.join(said)}")
+                raise RuntimeError(f"the server ended: {''.join(output)}")
             # Its pipe must be read on, or the server would stop when it is full.
-            reader = threading.Thread(target=lambda: said.extend(server.stdout), daemon=True)
+            reader = threading.Thread(target=lambda: output.extend(server.stdout), daemon=True)
             reader.start()
             yield line
             server.send_signal(signal.SIGTERM)
             if server.wait(120):
                 reader.join()
-                raise RuntimeError(f"the server ended with status {server.returncode}: {''.join(said)}")
+                raise RuntimeError(f"the server ended with status {server.returncode}: {''.join(output)}")
         finally:
             server.kill()
 
@@ -115,17 +116,12 @@ def from_triton(address: str, name: str, seed: int, label: int, guidance: float)
     return np.array(images["data"], np.uint8).reshape(images["shape"])
 
 
-def asked(draw: Callable[..., np.ndarray], requests: Sequence[tuple], clients: int) -> tuple[float, list]:
-    """Images a second of so many clients, and the images."""
+def rate_of(draw: Callable[..., np.ndarray], requests: Sequence[tuple], clients: int) -> tuple[float, list]:
+    """Images a second with this number of clients, and the images."""
     begin = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
         images = list(pool.map(lambda request: draw(*request), requests))
     return len(requests) / (time.monotonic() - begin), images
-
-
-def told(rates: Sequence[float]) -> str:
-    """The median of some figures, and their range."""
-    return f"{statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -138,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     folder, python = options.folder.absolute(), str(Path(options.python).absolute())
-    about = json.loads((folder / "assets.extra/pdm_tf.json").read_text())
-    weights = (1.0, 1.5) if about["num_classes"] else (1.0,)
+    export = json.loads((folder / "assets.extra/pdm_tf.json").read_text())
+    weights = (1.0, 1.5) if export["num_classes"] else (1.0,)
     with ray(python, folder) as model, triton(python, folder) as (http, _):
         servers = {
             "examples/serve.py": lambda *request: from_ray(model, *request),
@@ -149,17 +145,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for turn in range(options.repeats):
             seeds = range(turn * options.images, (turn + 1) * options.images)
             requests = [
-                (seed, seed % max(1, about["num_classes"]), weights[seed // 2 % len(weights)])
+                (seed, seed % max(1, export["num_classes"]), weights[seed // 2 % len(weights)])
                 for seed in seeds
             ]
-            found = {name: asked(draw, requests, options.clients) for name, draw in servers.items()}
+            found = {name: rate_of(draw, requests, options.clients) for name, draw in servers.items()}
             for name, (rate, _) in found.items():
                 rates[name].append(rate)
             np.testing.assert_array_equal(*(images for _, images in found.values()))
-    for name, own in rates.items():
-        print(f"{name}: {told(own)} images/s, {options.clients} clients")
-    first, second = rates.values()
-    print(f"the second is {told([b / a for a, b in zip(first, second)])} times as fast")
+    for name, values in rates.items():
+        print(f"{name}: {with_range(values)} images/s, {options.clients} clients")
+    first, second = map(np.array, rates.values())
+    print(f"the second is {with_range(second / first)} times as fast")
 
 
 if __name__ == "__main__":

@@ -5,28 +5,11 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from experiments import driver
-from experiments.driver import Driver, markdown, settings_flags, write_part
-from pdm_tf.config.fields import parse_settings
+from experiments.driver import Driver, markdown, write_part
 from pdm_tf.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, UserError, run
-from pdm_tf.run import RunFolder
-from pdm_tf.weights import write_arrays
-
-
-def test_a_run_is_trained_up_to_its_length(tmp_path):
-    commands = []
-    work = Driver(tmp_path, commands.append)
-    folder = RunFolder(tmp_path / "run")
-    work.train(folder, 100, ["--seed=1"])
-    write_arrays(folder.weights(100), {"a": np.zeros(1)})
-    work.train(folder, 100, ["--seed=1"])
-    work.train(folder, 200, ["--seed=1"])
-    assert commands == [
-        ["--mode=train", f"--run_dir={folder}", f"--train_steps={steps}", "--seed=1"] for steps in (100, 200)
-    ]
 
 
 def test_numbers_are_measured_once_for_each_key_and_again_where_a_measurement_was_killed(tmp_path):
@@ -47,12 +30,6 @@ def test_numbers_are_measured_once_for_each_key_and_again_where_a_measurement_wa
     assert calls == [None, 0.5, 0.7]
     work.forget({"seed": 1})
     assert work.once({"seed": 1}, lambda: measure(0.9))["value"] == 0.9
-
-
-def test_settings_are_read_back_from_their_flags():
-    settings = {"network.channel_multipliers": (1, 2), "training.ema_lengths": (), "network.rope": True}
-    texts = [flag.removeprefix("--set=") for flag in settings_flags(settings)]
-    assert parse_settings(texts) == settings
 
 
 def test_a_page_is_written_between_its_marks(tmp_path):
