@@ -62,6 +62,7 @@ def export(denoiser, folder):
     config = dataclasses.replace(tiny_config(), sampling=SamplingConfig(steps=(5,)))
     model = Model([Run(RunFolder(folder.parent / "run"), config)])
     model.denoiser = denoiser
+    model.denoisers = [part.denoiser for part in denoiser.parts]
     export_saved_model(model, folder)
     return folder
 
