@@ -2,7 +2,7 @@
 
 A 3x3 stem and 16 blocks: a 1x1 convolution that expands, a depthwise one, a 1x1 that projects, each followed
 by batch normalisation, the first two by ReLU6 too; no squeeze-and-excite. Where a block keeps its shape, its
-input is added. Weights: data_tools/efficientnet.py makes the file, efficientnet_lite0/README.md says of what.
+input is added. Weights: data_tools/efficientnet.py makes the file; its source: efficientnet_lite0/README.md.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ EPSILON = 1e-3
 
 def blocks() -> Iterator[tuple[str, int, int, bool]]:
     """Name, stride and expansion of each block, and whether its input is added."""
-    number, before = 0, STEM_CHANNELS
+    number = 0
+    before = STEM_CHANNELS
     for repeats, _, stride, expansion, channels in STAGES:
         for repeat in range(repeats):
             first = repeat == 0
             yield f"block_{number}", stride if first else 1, expansion, not first and before == channels
-            number, before = number + 1, channels
+            number += 1
+            before = channels
 
 
 def network() -> Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]:

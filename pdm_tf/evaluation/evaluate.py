@@ -57,7 +57,8 @@ class Drawing:
         """The samples of a model, and how their labels were chosen."""
         with make_strategy(self.strategy).scope():
             sampler = Sampler(model.denoiser, model.config.sampling)
-        labels, chosen = self.labels, "in turn"
+        labels = self.labels
+        chosen = "in turn"
         if not labels:
             counts = [] if self.equal_shares else reference.label_counts
             chosen = "shares of the reference" if counts else "equal shares"

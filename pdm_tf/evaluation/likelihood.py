@@ -5,12 +5,12 @@ The mean over H * W * C of  L_T + sum_{0 < t < T} L_t + L_0, in bits:
     L_T = KL(q(z_T | x) || N(0, I)),  L_t = KL(q(z_s | z_t, x) || p_theta(z_s | z_t)),
     L_0 = -log p_theta(x | z_0)
 
-It is a bound: the model's own -log2 p(x) is at most that much, and so mostly is the likelihood of the
-probability-flow ODE. Data are of 8 bits: the decoder is a Gaussian rounded to the 256 levels. As in the DDPM
-family it gives no number less than a probability of 1e-12, and x_theta is clipped to [-1, 1]. Patching is a
-permutation of an image's numbers: there is no Jacobian. Of split experts, each t asks its owner
-(Section 4.1). x-prediction with gamma_t = sqrt(SNR) is not trained on the bound, whose weight is
-(SNR_s - SNR_t) / 2: expect more bits than of a model that is, at the smallest t above all.
+It is an upper bound of -log2 p(x); the probability-flow ODE's is another quantity, and usually smaller. Data
+are of 8 bits: the decoder is a Gaussian rounded to the 256 levels. As in the DDPM family it gives no number
+less than a probability of 1e-12, and x_theta is clipped to [-1, 1]. Patching is a permutation of an image's
+numbers: there is no Jacobian. Of split experts, each t asks its owner (Section 4.1). x-prediction with
+gamma_t = sqrt(SNR) is not trained on the bound, whose weight is (SNR_s - SNR_t) / 2: expect more bits than of
+a model that is, at the smallest t above all.
 """
 
 from __future__ import annotations
@@ -278,11 +278,17 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """The first images of a split as `Likelihood` wants them."""
     batches = load_batches(
-        info, split=split, batch_size=batch_size, seed=0, repeat=False, shuffle=False,
-        image_shape=image_shape, drop_remainder=False,
-    ).unbatch().take(count).batch(batch_size)  # fmt: skip
+        info,
+        split=split,
+        batch_size=batch_size,
+        seed=0,
+        repeat=False,
+        shuffle=False,
+        image_shape=image_shape,
+        drop_remainder=False,
+    )
     with naming_shards():
-        for batch in batches.as_numpy_iterator():
+        for batch in batches.unbatch().take(count).batch(batch_size).as_numpy_iterator():
             yield batch["image"], batch["label"], batch["place"]
 
 

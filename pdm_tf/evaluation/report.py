@@ -39,7 +39,10 @@ def report(
     """
     out = as_path(out)
     comparison = Comparison(detector, reference)
-    rows, results, lines, ledgers = [], [], [], []
+    rows = []
+    results = []
+    lines = []
+    ledgers = []
     for number, image_set in enumerate(image_sets, 1):
         metrics = comparison.measure(image_set.features)
         count = len(image_set.features.pooled)

@@ -131,10 +131,9 @@ def test_evaluations_of_two_runs_samples_lie_in_folders_of_their_own():
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_same_numbers(tmp_path, reference):
     write_run(tmp_path / "run")
-    command = [
-        sys.executable, "main.py", "--mode=evaluate", f"--run_dir={tmp_path / 'run'}", "--strategy=cpu",
-        "--steps=40", "--num_samples=48", "--sample_batch_size=4", f"--reference={reference}",
-    ]  # fmt: skip
+    flags = ["--strategy=cpu", "--steps=40", "--num_samples=48", "--sample_batch_size=4"]
+    command = [sys.executable, "main.py", "--mode=evaluate", f"--run_dir={tmp_path / 'run'}", *flags]
+    command.append(f"--reference={reference}")
     killed = subprocess.Popen([*command, f"--out={tmp_path / 'out'}"], cwd=ROOT, stdout=subprocess.DEVNULL)
     while killed.poll() is None and not list((tmp_path / "out").glob(".unfinished-*/*_00000028.npz")):
         time.sleep(0.01)
