@@ -78,11 +78,12 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
 ):
     monkeypatch.chdir(tmp_path)  # where there is no run of the default name
     shipped = PRETRAINED / DEFAULT_DATASET
-    status, said = sample(capsys, steps=None, out=tmp_path / "plain")
+    one = {"num_samples": 1, "sample_batch_size": 1}
+    status, said = sample(capsys, **one, steps=None, out=tmp_path / "plain")
     assert status == 0 and f"using the weights that ship with the project, {shipped}" in said
     how = {"sampler": "dpm_solver", "spacing": "logsnr", "steps": "20", "guidance": 1.0}
-    assert sample(capsys, run_dir=shipped, out=tmp_path / "same", **how)[0] == 0
-    assert sample(capsys, run_dir=shipped, steps=None, spacing="even", out=tmp_path / "other")[0] == 0
+    assert sample(capsys, run_dir=shipped, out=tmp_path / "same", **one, **how)[0] == 0
+    assert sample(capsys, run_dir=shipped, **one, steps=None, spacing="even", out=tmp_path / "other")[0] == 0
     plain, same, other = (pixels(tmp_path / name) for name in ("plain", "same", "other"))
     np.testing.assert_array_equal(plain, same)
     assert plain.std() > 10 and np.any(plain != other)
