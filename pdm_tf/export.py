@@ -221,7 +221,7 @@ def export_saved_model(model: Model, out: str | os.PathLike) -> None:
         # warns, and `denoise` could not be differentiated.
         signatures = {name: getattr(module, name) for name in SIGNATURES}
         signatures["serving_default"] = module.sample
-        tf.saved_model.save(module, str(partial), signatures)
+        tf.saved_model.save(module, str(partial), signatures=signatures)
         (partial / METADATA).parent.mkdir()
         write_warm_up(model.denoiser, partial / WARM_UP, as_path(out).name)
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
