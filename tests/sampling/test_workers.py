@@ -1,13 +1,11 @@
 """Two real processes that share out the images of one command."""
 
-import json
 import signal
 import time
 
-import numpy as np
 import pytest
 
-from tests.tiny_runs import tiny_config, write_run
+from tests.tiny_runs import write_run
 from tests.training.processes import START_SECONDS, addresses, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -45,24 +43,3 @@ def test_two_workers_write_what_one_writes_and_a_killed_one_goes_on(tmp_path):
         for out in ("alone", "both")
     )
     assert both == alone and len(both) == 42
-
-
-def test_two_workers_evaluate_what_one_evaluates(tmp_path):
-    config = tiny_config(data__num_classes=9, data__label_names=(), data__image_shape=(64, 64, 3))
-    run, cluster = write_run(tmp_path / "run", config), addresses()
-    common = [
-        "--mode=evaluate", f"--run_dir={run}", "--num_samples=150", "--sample_batch_size=16", "--steps=2",
-    ]  # fmt: skip
-
-    def worker(index, log, cluster=cluster, out="both"):
-        return start(cluster, index, *common, f"--out={tmp_path / out}", log=tmp_path / log)
-
-    run_all(worker(0, "alone.log", None, "alone"))
-    run_all(worker(1, "1.log"))
-    run_all(worker(0, "0.log"))
-    rows = []
-    for out in ("alone", "both"):
-        assert {p.name for p in (tmp_path / out).iterdir()} == {"evaluation.json", "nearest.png"}
-        rows.append(json.loads((tmp_path / out / "evaluation.json").read_text())["results"][0])
-    assert rows[0] == rows[1] and np.isfinite(rows[0]["metrics"]["FD-efficientnet_lite0"]["value"])
-    assert "worker 1 of 2: its share is drawn" in (tmp_path / "1.log").read_text()
