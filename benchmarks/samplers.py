@@ -58,17 +58,21 @@ def measure(
     """
     sampler = Sampler(denoiser, settings)
     sampler(0, range(batch), np.resize(labels, batch))  # traces and warms up
-    found, seconds = [], 0.0
+    found = []
+    seconds = 0.0
     for seed in range(seeds):
-        draw, before = SampleBatches(sampler, seed, len(labels), batch, labels), time.monotonic()
-        images = list(draw)
+        before = time.monotonic()
+        images = list(SampleBatches(sampler, seed, len(labels), batch, labels))
         seconds += time.monotonic() - before
         found.append(comparison.distances(extract(comparison.detector, images).pooled))
     drawn = seeds * -(-len(labels) // batch) * batch
     return {
-        "seconds_per_image": seconds / drawn, "num_images": len(labels), **dataclasses.asdict(settings),
+        "seconds_per_image": seconds / drawn,
+        "num_images": len(labels),
+        "passes": sampler.num_passes,
+        **dataclasses.asdict(settings),
         "distances": {name: [values[name] for values in found] for name in found[0]},
-    }  # fmt: skip
+    }
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
@@ -88,13 +92,13 @@ def benchmark(arguments: argparse.Namespace) -> None:
     comparison = Comparison(detector, train)
     labels = shared_labels(train.label_counts or [1], arguments.num_images, 0)
     floor = {name: [value] for name, value in comparison.distances(held_out.features).items()}
-    print(f"| sampler | steps | seconds an image | {' | '.join(floor)} |\n|{'---|' * (3 + len(floor))}")
-    print(f"| {held_out.title} | | | {cells(floor)} |", flush=True)
+    print(f"| sampler | steps | passes | seconds an image | {' | '.join(floor)} |")
+    print(f"|{'---|' * (4 + len(floor))}")
+    print(f"| {held_out.title} | | | | {cells(floor)} |", flush=True)
     for name, steps, settings in rows:
         line = measure(denoiser, settings, labels, comparison, arguments.batch_size, arguments.seeds)
-        print(
-            f"| {name} | {steps} | {line['seconds_per_image']:.3f} | {cells(line['distances'])} |", flush=True
-        )
+        cost = f"{line['passes']} | {line['seconds_per_image']:.3f}"
+        print(f"| {name} | {steps} | {cost} | {cells(line['distances'])} |", flush=True)
         if arguments.out:
             with open(arguments.out, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -117,9 +121,10 @@ def main() -> None:
     )
     parser.add_argument("--data_dir", default="data")
     parser.add_argument(
-        "--samplers", default="ancestral,ddim,dpm_solver,dpm_solver/logsnr,unipc/logsnr,ipndm/logsnr",
+        "--samplers",
+        default="ancestral,ddim,heun/logsnr,dpm_solver,dpm_solver/logsnr,unipc/logsnr,ipndm/logsnr",
         help="names, or SAMPLER/SPACING",
-    )  # fmt: skip
+    )
     parser.add_argument("--steps", default="10,20,50,250")
     parser.add_argument("--num_images", type=int, default=500, help="for each seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many")

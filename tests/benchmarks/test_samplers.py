@@ -50,11 +50,11 @@ def test_the_table_has_the_held_out_images_and_a_row_for_each_sampler(tmp_path, 
     monkeypatch.setattr("pdm_tf.evaluation.references.CACHE", tmp_path)
     config = tiny_config(data__image_shape=(64, 64, 3), data__num_classes=9, data__label_names=())
     write_run(tmp_path / "run", config)
-    arguments = ["--samplers=ddim", "--steps=1,2", "--num_images=4", "--batch_size=4", "--seeds=2"]
+    arguments = ["--samplers=ddim,heun", "--steps=2", "--num_images=4", "--batch_size=4", "--seeds=2"]
     monkeypatch.setattr(sys, "argv", ["samplers", f"--run_dir={tmp_path / 'run'}", *arguments])
     assert run(main) == 0
     header, _, floor, *rows = capsys.readouterr().out.strip().splitlines()
-    assert header == "| sampler | steps | seconds an image | FD-colour | KD-colour |"
+    assert header == "| sampler | steps | passes | seconds an image | FD-colour | KD-colour |"
     assert floor.startswith("| emoji64, validation (95) |")
-    assert [row.split(" | ")[:2] for row in rows] == [["| ddim", "1"], ["| ddim", "2"]]
+    assert [row.split(" | ")[:3] for row in rows] == [["| ddim", "2", "2"], ["| heun", "2", "3"]]
     assert all(len(row.split("|")) == len(header.split("|")) for row in (floor, *rows))
