@@ -164,8 +164,7 @@ def main() -> None:
     for size in arguments.sizes:
         for encoding in arguments.encodings:
             print(
-                measure(size, encoding, arguments.seconds, arguments.repeats, arguments.workers),
-                flush=True,
+                measure(size, encoding, arguments.seconds, arguments.repeats, arguments.workers), flush=True
             )
 
 

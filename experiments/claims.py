@@ -116,9 +116,7 @@ def table1(numbers: dict[str, Any]) -> list[Claim]:
     speeds = [row["images_per_second"] / rows[0]["images_per_second"] for row in rows]
     values = ", ".join(f"{speed:.2f} of P = {row['patch_size']}" for speed, row in zip(speeds, rows))
     faster = Claim(
-        "the larger P, the faster (1, 1.41, 2.59 times)",
-        f"times as fast: {values}",
-        speeds == sorted(speeds),
+        "the larger P, the faster (1, 1.41, 2.59 times)", f"times as fast: {values}", speeds == sorted(speeds)
     )
     return [faster, *table1_distances(numbers)]
 

@@ -58,15 +58,9 @@ RUNGS: list[tuple[str, dict[str, Any]]] = [
     ("v prediction", {"diffusion.prediction": "v"}),
     ("blurred inputs (the last of Appendix D)", {"network.blurred_inputs": (1.0, 2.0, 4.0, 8.0)}),
     ("no blurred inputs, no injections", {"network.blurred_inputs": (), "network.input_injections": ()}),
-    (
-        "x prediction, bounded v-loss",
-        {"diffusion.prediction": "x", "diffusion.loss_weighting": "bounded_v"},
-    ),
+    ("x prediction, bounded v-loss", {"diffusion.prediction": "x", "diffusion.loss_weighting": "bounded_v"}),
     ("RMSNorm", {"network.norm": "rms"}),
-    (
-        "adaLN-Zero in place of 1/sqrt(N)",
-        {"network.t_gates": True, "network.residual_scaling": "none"},
-    ),
+    ("adaLN-Zero in place of 1/sqrt(N)", {"network.t_gates": True, "network.residual_scaling": "none"}),
     ("QK-norm", {"network.qk_norm": True}),
     ("logit-normal t", {"diffusion.t_distribution": "logit_normal", "diffusion.t_mean": -2.88}),
     (

@@ -169,8 +169,7 @@ class PatchSizes:
             "measured": measured,
             "costs": costs(configs),
             "sampling_seconds": self.driver.once(
-                {"speed": "sampling", **speed},
-                lambda: sampling_seconds(models, options.batch_size, turns),
+                {"speed": "sampling", **speed}, lambda: sampling_seconds(models, options.batch_size, turns)
             ),
             "training_seconds": self.driver.once(
                 {"speed": "training", **speed}, lambda: training_seconds(configs, turns)

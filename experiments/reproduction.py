@@ -272,10 +272,7 @@ class Reproduction:
 
     def _execute_once(self, file: Path, runs: Sequence[Run], arguments: Sequence[str]) -> None:
         """Executes a command that makes a file, unless it did with the weights that its runs have now."""
-        key = {
-            "command": list(arguments),
-            "steps": [steps_done(self.folder(run)) for run in runs],
-        }
+        key = {"command": list(arguments), "steps": [steps_done(self.folder(run)) for run in runs]}
         if not file.exists():
             self.driver.forget(key)
 

@@ -101,10 +101,7 @@ def _sentence(numbers: dict) -> str:
 def draw(result: Result, path: str | os.PathLike) -> None:
     """Curves with the spread over seeds, one panel for each weighting."""
     numbers = result.numbers
-    titles = {
-        "mse": numbers["mse"],
-        "simple_loss": f"L_simple, {numbers['weightings'][0]}",
-    }
+    titles = {"mse": numbers["mse"], "simple_loss": f"L_simple, {numbers['weightings'][0]}"}
     panels = []
     for kind, title in titles.items():
         lines = {}

@@ -100,11 +100,7 @@ class Study:
                 )
         conditional, horizontal_flip = _distribution_of(first)
         return optimum_of(
-            self.info,
-            schedule,
-            self.image_shape,
-            conditional=conditional,
-            horizontal_flip=horizontal_flip,
+            self.info, schedule, self.image_shape, conditional=conditional, horizontal_flip=horizontal_flip
         )
 
     def examples(self, split: str = "train", label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
