@@ -24,8 +24,7 @@ def model_of(denoiser, folder: Path, **settings) -> Model:
     """A model with a given denoiser."""
     config = tiny_config(**{"data__num_classes": 2, "data__label_names": ("a", "b"), **settings})
     model = Model([Run(RunFolder(folder), config)])
-    model.__dict__["denoiser"] = denoiser  # in place of the networks that would be built
-    model.__dict__["digest"] = str(folder)
+    model.__dict__.update(denoiser=denoiser, denoisers=[denoiser])  # in place of the networks
     return model
 
 
