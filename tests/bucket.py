@@ -135,7 +135,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         name, before = self.uploads[query["upload_id"]]
         data = before + body
         self.uploads[query["upload_id"]] = (name, data)
-        total = self.headers["Content-Range"].rpartition("/")[2]
+        total = self.headers.get("Content-Range", "*/0").rpartition("/")[2]  # none: the object is empty
         if int(total) > len(data):
             return self._answer(308, headers={"Range": f"bytes=0-{len(data) - 1}"} if data else {})
         self._put(name, data)

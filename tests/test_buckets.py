@@ -288,7 +288,7 @@ def test_a_killed_run_there_ends_as_one_that_was_left_alone_here(bucket, place, 
             (tmp_path / "run/evaluation/evaluation.json").read_bytes(),
         )
     )
-    assert there["FD-efficientnet_lite0"] == here["FD-efficientnet_lite0"]
+    assert there["metrics"]["FD-efficientnet_lite0"] == here["metrics"]["FD-efficientnet_lite0"]
     done = bucket.run(
         "main.py", "--mode=evaluate", f"--samples={place}/{samples}", f"--reference={place}/{samples}",
         f"--out={place}/scores",
