@@ -116,13 +116,6 @@ def test_a_number_that_a_new_process_has_again_is_no_sign_of_life(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
-@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
-def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, write):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file/below"), write(tmp_path / "file" / "below"):
-        pass
-
-
 def test_text_and_json_come_back_and_equal_values_give_equal_bytes(tmp_path):
     odd = os.fsdecode(b"caf\xe9 \xc3\xa9")
     atomic_text(tmp_path / odd, odd)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import main
 from pdm_tf import devices
@@ -330,15 +329,6 @@ def test_the_presets_cost_what_the_table_says(capsys):
         assert f"trainable parameters: {parameters}" in output
         found = re.search(r"forward: ([\d.e+]+) GFLOP", output)[1]
         assert float(found) == pytest.approx(float(gigaflops), rel=5e-3)
-
-
-@pytest.mark.heavy
-def test_the_picture_of_a_trajectory_is_what_its_command_draws(tmp_path):
-    (command,) = [item for item in COMMANDS if "--trajectory=7" in item.words]
-    main.run([*command.words[2:], f"--out={tmp_path}"])
-    files = tmp_path / "trajectory.png", ROOT / "docs/trajectory.png"
-    drawn, shown = (np.asarray(Image.open(path)).astype(int) for path in files)
-    assert drawn.shape == shown.shape and np.abs(drawn - shown).mean() < 2
 
 
 # --- The text beside commands ------------------------------------------------------------------------

@@ -22,8 +22,7 @@ from pdm_tf.images import (
     write_png,
     write_samples,
 )
-from pdm_tf.weights import read_arrays
-from tests.data.fixtures import cmyk_jpeg, encode, make_folder, natural_image
+from tests.data.fixtures import encode, make_folder, natural_image
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)
 PIXELS = natural_image(3, 24, 36)
@@ -79,36 +78,10 @@ def test_a_gif_plays_its_frames_in_order(tmp_path):
 # --- every kind of file that archives and users hold becomes the right pixels --------------------
 
 
-def test_png_and_image_are_inverses(tmp_path):
-    image = np.concatenate([RANDOM, RANDOM], axis=-1)[0]
-    for channels in (1, 2, 3, 4):
-        write_png(tmp_path / "a.png", image[..., :channels])
-        found = read_image(tmp_path / "a.png", (6, 4, channels))
-        np.testing.assert_array_equal(found, image[..., :channels])
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "BMP", "WEBP", "JPEG", "GIF"])
-def test_formats_whole_and_cut(image_format):
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(image_format, {})
-    data = encode(GREY if image_format == "GIF" else PIXELS, image_format, **options)
-    expected = GREY[..., None] if image_format == "GIF" else PIXELS
-    assert np.abs(rgb(data) - expected).mean() < (6 if image_format == "JPEG" else 1e-9)
-    with pytest.raises(images.ImageError):
-        images.decode(data[: len(data) // 2])
-
-
 def test_what_is_no_image_is_refused_without_an_address_in_memory():
     for nothing in (b"", b"no image"):
         with pytest.raises(images.ImageError, match=r"^its bytes are of no known image format$"):
             images.decode(nothing)
-
-
-def test_an_animation_gives_its_first_frame():
-    frames = [Image.new("P", (5, 4), colour) for colour in (1, 2)]
-    for frame in frames:
-        frame.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
-    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (rgb(data) == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
@@ -124,12 +97,6 @@ def test_transparency_shows_the_background(mode, background, expected):
     else:
         data = saved(Image.new("RGBA", (4, 2), (255, 0, 0, 0)).convert(mode))
     assert (rgb(data, background)[1, 3] == expected).all()
-
-
-def test_half_transparent_pixels_are_mixed_and_cmyk_becomes_rgb():
-    data = saved(Image.new("RGBA", (2, 2), (255, 0, 0, 128)))
-    assert np.abs(rgb(data, "black") - [128, 0, 0]).max() <= 1
-    assert np.abs(rgb(cmyk_jpeg(PIXELS)) - PIXELS).mean() < 8
 
 
 def test_grey_of_any_depth_is_read_by_its_upper_eight_bits(tmp_path):
@@ -155,13 +122,6 @@ def test_grey_of_any_depth_is_read_by_its_upper_eight_bits(tmp_path):
 def test_one_level_of_sixteen_bits_may_be_transparent():
     data = encode(np.array([[0x1234, 0x1235]], np.uint16), transparency=0x1234)
     assert (rgb(data, "red") == [[[255, 0, 0], [0x12] * 3]]).all()
-
-
-def test_encodings():
-    image = Image.fromarray(PIXELS)
-    assert (rgb(images.encode(image, "png", png_level=3, jpeg_quality=1)) == PIXELS).all()
-    jpeg = images.encode(image, "jpeg", png_level=3, jpeg_quality=95)
-    assert jpeg[:2] == b"\xff\xd8" and np.abs(rgb(jpeg) - PIXELS).mean() < 3
 
 
 def test_a_png_may_hold_more_text_than_picture():
@@ -206,10 +166,7 @@ def test_images_and_masks_are_turned_upright_before_they_are_measured(tmp_path, 
 ORIENTATION_6 = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
 ODD_TAGS = {
     "Software as RATIONAL": (exif_bytes(ORIENTATION_6, (0x0131, 5, 1, struct.pack("<I", 38))), True),
-    "a value beyond the end": (exif_bytes(ORIENTATION_6, (0x010F, 2, 9999, struct.pack("<I", 9999))), True),
-    "an unknown type": (exif_bytes(ORIENTATION_6, (0x010F, 99, 1, bytes(4))), True),
     "no such orientation": (exif_bytes((0x0112, 3, 1, struct.pack("<HH", 9, 0))), False),
-    "an orientation in words": (exif_bytes((0x0112, 2, 4, b"six\0")), False),
     "cut off": (exif_bytes(ORIENTATION_6)[:16], False),
     "no EXIF at all": (b"Exif\0\0rubbish and nothing else", False),
 }
@@ -310,20 +267,13 @@ def test_light_parts_of_a_mask_are_inpainted_and_transparent_ones_are_not(tmp_pa
 
 def test_files_that_cannot_be_used_are_refused_in_one_line(tmp_path):
     write_png(tmp_path / "black.png", np.zeros((6, 4, 3), np.uint8))
-    (tmp_path / "text.png").write_text("no image")
     whole = encode(PIXELS)
     (tmp_path / "cut.png").write_bytes(whole[:80])
-    place = whole.index(b"IDAT") - 4
-    (tmp_path / "chunk.png").write_bytes(whole[:place] + bytes(8) + b"no chunk" + whole[place:])
     (tmp_path / "float").write_bytes(encode(np.zeros((6, 4), np.float32), "TIFF"))
-    (tmp_path / "long").write_bytes(encode(np.full((6, 4), 1 << 20, np.int32), "TIFF"))
     refusals = {
         ("none.png", (6, 4, 3)): "none.png does not exist",
-        ("text.png", (6, 4, 3)): "text.png cannot be read as an image",
         ("cut.png", PIXELS.shape): "cut.png cannot be read as an image",
-        ("chunk.png", PIXELS.shape): "chunk.png cannot be read as an image (",
         ("float", (6, 4, 3)): "cannot be read as an image (its levels",
-        ("long", (6, 4, 3)): "cannot be read as an image (its levels",
         ("black.png", (8, 16, 3)): "4 pixels wide and 6 high: resize it to the model's 16 x 8",
         ("black.png", (6, 4, 5)): "5 channels cannot edit image files",
     }
@@ -434,12 +384,6 @@ def test_streamed_samples_are_the_file_that_numpy_writes(tmp_path, labels):
     assert (tmp_path / "a.npz").read_bytes() == whole.getvalue()
 
 
-def test_too_few_samples_leave_no_file(tmp_path):
-    with pytest.raises(AssertionError, match="2 images came, and 5 were promised"):
-        write_samples(tmp_path / "a.npz", iter([RANDOM[:2]]), RANDOM.shape, None)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_samples_are_read_in_batches_of_their_order(tmp_path, write):
     path = tmp_path / "a.npz"
@@ -454,22 +398,14 @@ def test_samples_are_read_in_batches_of_their_order(tmp_path, write):
 def test_files_that_hold_no_samples_are_refused_in_one_line(tmp_path):
     for name, arrays in {
         "floats": [RANDOM.astype(np.float32)],
-        "flat": [RANDOM[0]],
-        "columns": [np.asfortranarray(RANDOM)],
         "objects": [np.array([{}], object)],
         "none": [],
     }.items():
         np.savez(tmp_path / f"{name}.npz", *arrays)
     np.savez(tmp_path / "whole.npz", RANDOM)
     whole = (tmp_path / "whole.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[:-100])
     place = whole.index(RANDOM.tobytes()) + 100
     (tmp_path / "altered.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    version = whole.index(b"PK\x01\x02") + 6
-    (tmp_path / "version.npz").write_bytes(whole[:version] + b"\x63" + whole[version + 1 :])
-    with pytest.raises(UserError, match=r"version.npz is damaged \(zip file version 9.9\)"):
-        read_arrays(tmp_path / "version.npz")
-    (tmp_path / "folder.npz").mkdir()
     for path in set(tmp_path.iterdir()) - {tmp_path / "whole.npz"}:
         with pytest.raises(UserError, match=rf"^\S*{path.name} is no whole .npz file of uint8 images[^\n]*$"):
             list(read_samples(path))

@@ -11,9 +11,8 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf import paths
-from pdm_tf.atomic import for_tensorflow
 from pdm_tf.errors import UserError
-from pdm_tf.paths import as_path, entries, files_below, is_remote, local_path
+from pdm_tf.paths import as_path, is_remote
 from pdm_tf.run import RunFolder
 from tests.data.fixtures import numbered_dataset
 from tests.in_process import run_mode
@@ -72,13 +71,8 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 @pytest.mark.parametrize("words", [
     "train --run_dir=foo://x",
-    "train --warm_start=foo://x",
     "train --dataset=folder:foo://x",
-    "train --dataset=lsun_church --data_dir=foo://x",
-    "sample --run_dir=foo://x",
     "sample --init_image=foo://x",
-    "evaluate --samples=foo://x --out=out",
-    "evaluate --reference=foo://x --out=out",
     "export --out=foo://x",
 ])  # fmt: skip
 def test_so_in_every_flag_before_any_compute(words, tmp_path, capsys, monkeypatch):
@@ -95,27 +89,6 @@ def test_a_local_folder_that_epath_would_take_for_a_bucket_is_one_of_this_machin
         path = as_path(text)
         assert not is_remote(path / "z") and os.path.normpath(path).lstrip("/") == text.lstrip("/")
     assert as_path("/gsx/y") == Path("/gsx/y") and not is_remote(as_path(Path("/gs/x")))
-
-
-def test_entries_and_files_are_by_name_and_what_is_not_there_is_empty(tmp_path):
-    for name in ("b/2", "b/1", "a"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    assert [path.name for path in entries(tmp_path)] == ["a", "b"]
-    assert [path.name for path in files_below(tmp_path)] == ["a", "1", "2"]
-    assert entries(tmp_path / "none") == [] and list(files_below(tmp_path / "none")) == []
-
-
-def test_tensorflow_finds_a_checkpoint_in_a_folder_of_any_name(tmp_path):
-    folder = tmp_path / ODD
-    folder.mkdir()
-    variable = tf.Variable(3.0)
-    with for_tensorflow(folder) as plain:
-        tf.train.Checkpoint(v=variable).write(f"{plain}/state")
-    variable.assign(4.0)
-    with for_tensorflow(folder) as plain:
-        tf.train.Checkpoint(v=variable).read(f"{plain}/state").assert_consumed()
-    assert variable.numpy() == 3.0 and (folder / "state.index").exists() and not os.path.exists(plain)
 
 
 @pytest.mark.slow
@@ -155,7 +128,3 @@ def test_a_run_of_any_name_trains_resumes_samples_and_exports(tmp_path, capsys, 
     # Libraries that are first used here may make their hidden folders in this home.
     made = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
     assert made == {ODD, data.name, "moved", "exports"}
-
-
-def test_what_must_lie_on_this_machine_may_have_any_name_there(tmp_path):
-    assert local_path(str(tmp_path / ODD)) == tmp_path / ODD

@@ -109,8 +109,6 @@ def test_what_does_not_fit_is_refused_in_one_line(machine):
         return output
 
     assert "needs Python 3.9 to 3.13" in machine.python("python3", "3.14").setup()[1]
-    assert "python3 is 3.14" in refusal()
-    assert "none of nowhere runs" in refusal(PYTHON="nowhere")
     machine.python("python3", "3.12", no_venv=1)
     assert "apt install python3.12-venv" in refusal()
     (machine.folder / "thesis").mkdir()

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -19,7 +14,6 @@ from data_tools.shards import Item
 from pdm_tf.data import describe_directory, find_dataset
 from pdm_tf.errors import UserError
 from pdm_tf.images import decode
-from tests.data_tools.conversions import hashes
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +69,6 @@ def test_a_small_set(tmp_path, packages):
     assert "avatars --size 32 --count 45 --held_out 5 --shard_mb 0.01 --output" in card
 
 
-def test_a_face_is_a_function_of_its_name_at_any_size(packages):
-    faces = [Item(f"{style}/{number}", None) for style in avatars.STYLES for number in (0, 1)]
-    small, large = ([pixels(face, packages, size) for face in faces] for size in (32, 128))
-    avatars._drawer.cache_clear()  # and of no process
-    for face, image in zip(faces, large):
-        assert np.array_equal(pixels(face, packages, 128), image)
-    shrunk = [image.reshape(32, 4, 32, 4, 3).mean((1, 3)) for image in large]
-    apart = np.array([[np.abs(a - b).mean() for a in small] for b in shrunk])
-    # Drawn small, or drawn large and shrunk: the same face, and no other's.
-    assert (apart.argmin(1) == np.arange(len(faces))).all() and apart.diagonal().max() < 4
-
-
 @pytest.mark.slow
 def test_more_faces_are_the_same_ones_and_others_and_none_twice(packages):
     few, many = ({item.name for item in avatars.list_items(packages, count)[0]} for count in (90, 6840))
@@ -113,26 +95,6 @@ def test_the_set_that_ships_needs_no_node(monkeypatch, tmp_path):
     assert info.num_examples == {"train": 4000, "validation": 400} and info.label_names == avatars.STYLES
     assert verify.verify(info.directory, decode=False) == []
     assert len({image for split in encoded(info).values() for image, _ in split}) == 4400
-
-
-@pytest.mark.slow
-def test_kill_9_and_run_again_gives_the_same_bytes(tmp_path, packages):
-    more = ["--size", "128", "--count", "200", "--shard_mb", "0.1"]
-    process = subprocess.Popen([sys.executable, "-m", "data_tools.avatars", *small(tmp_path / "a", *more)])
-    try:
-        end = time.monotonic() + 50
-        while time.monotonic() < end and len(list((tmp_path / "a").glob("avatars*"))) < 4:
-            time.sleep(0.05)
-        assert process.poll() is None, "finished before it could be killed"
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("avatars*")}
-    assert len(kept) >= 4
-    for name in ("a", "b"):
-        avatars.main(small(tmp_path / name, *more))
-    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
-    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
 # --- without what it needs -----------------------------------------------------------------------
@@ -168,13 +130,3 @@ def test_node_ends_while_it_draws(packages):
     with pytest.raises(UserError, match=r"Node.js ended while it drew lorelei/1"):
         avatars.load(face, packages=packages, size=16)
     avatars._drawer.cache_clear()
-
-
-def test_flags_that_cannot_be(tmp_path):
-    for more, message in (
-        (["--validation_fraction", "0.1"], r"--validation_fraction: .* with --held_out"),
-        (["--size", "8"], r"--size=8: must be in 16..2048"),
-        (["--count", "0"], r"--count must be at least 1"),
-    ):
-        with pytest.raises(UserError, match=message):
-            avatars.main(small(tmp_path / "set", *more))

@@ -68,8 +68,6 @@ def test_lsun_archive_cut_short(tmp_path):
     lsun.open_lmdb.cache_clear()
     with pytest.raises(UserError, match=r"no LMDB that can be read"):
         run(lsun, raw, tmp_path)
-    with pytest.raises(UserError, match=r"holds no data.mdb; unzip"):
-        run(lsun, tmp_path, tmp_path)
 
 
 # --- ImageNet ------------------------------------------------------------------------------------
@@ -120,7 +118,6 @@ def test_what_is_not_imagenet_is_told_what_fits(tmp_path, imagenet_tar):
     for source, message in {
         imagenet_tar[0]: r"holds 3 classes, not 1000.*--classes=3",
         tmp_path / "x.tar": r"holds validation.tar, not nXXXXXXXX.tar",
-        tmp_path / "none.tar": r"there is no file \S*none.tar",
         tmp_path
         / "train": r"train is a folder: .* data_tools.image_folder --labels --resolution 256 --input",
     }.items():
@@ -141,8 +138,6 @@ def test_ffhq_folder_and_tfrecords_give_the_same_pixels(tmp_path):
         assert info.num_examples == {"train": 6}
     with pytest.raises(UserError, match=r"is 32x32; pass --resolution=32"):
         run(ffhq, tmp_path / "images1024x1024", tmp_path)
-    with pytest.raises(UserError, match=r"neither a folder nor a file"):
-        run(ffhq, tmp_path / "none", tmp_path)
 
 
 def test_ffhq_damaged_tfrecords(tmp_path):
@@ -230,11 +225,7 @@ def test_image_folder_refuses_what_it_cannot_do(tmp_path):
     fixtures.make_folder(source, {"a.png": PICTURE, "b.png": fixtures.encode(np.zeros((9, 8), np.uint8))})
     for more, message in [
         ([], r"cannot read b.png \(the image is 9x8, the first one 8x8; pass --resolution"),
-        (["--labels"], r"a.png lies in no sub-folder"),
         (["--resolution", "8y8"], r"--resolution=8y8: write a size"),
-        (["--background", "whyte"], r"--background=whyte"),
-        (["--validation_fraction", "1"], r"--validation_fraction=1.0"),
-        (["--shard_mb", "inf"], r"--shard_mb=inf"),
         (["--channels", "4", "--encoding", "jpeg"], r"--channels=4 needs --encoding=png"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -242,8 +233,6 @@ def test_image_folder_refuses_what_it_cannot_do(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"there are no images"):
         run(image_folder, tmp_path / "empty", tmp_path)
-    with pytest.raises(UserError, match=r"is no folder"):
-        run(image_folder, tmp_path / "none", tmp_path)
 
 
 def test_a_file_of_another_kind_is_said_to_be_that(tmp_path):
@@ -251,7 +240,6 @@ def test_a_file_of_another_kind_is_said_to_be_that(tmp_path):
     for name, (data, message) in {
         "zip": (b"PK\x03\x04" + bytes(100), "is an archive, or compressed: unpack it first"),
         "page": (b"\n<!DOCTYPE html><html>Quota exceeded</html>" * 3, "is a web page"),
-        "image": (PICTURE, "is a single image: give the folder"),
         "tar": ((tmp_path / "tar").read_bytes(), "is an archive"),
         "empty": (b"", "is empty: fetch it again"),
     }.items():
@@ -338,8 +326,6 @@ def test_a_damaged_fashion_mnist(tmp_path, fashion):
     for damaged, message in {
         whole[:-20]: r"cannot read \S*train-images-idx3-ubyte.gz \(",
         gzip.compress(gzip.decompress(whole)[:-1]): r"no IDX file of 9,408 bytes, or is damaged",
-        b"<html>quota exceeded</html>": r"no IDX file|cannot read",
-        gzip.compress(bytes([0, 0, 8, 3]) + bytes(12)): r"that is no Fashion-MNIST",
     }.items():
         path.write_bytes(damaged)
         fashion_mnist.read_idx.cache_clear()

@@ -39,11 +39,6 @@ def test_verify_names_what_is_damaged(finished, capsys):
     assert "has 0 bytes" in lines[str(emptied)] and "holds 0 records" in lines[str(emptied)]
 
 
-def test_verify_accepts_what_is_whole(finished, capsys):
-    assert verify.verify(finished.directory, decode=False) == []
-    assert "30 records, as in the manifest" in capsys.readouterr().out
-
-
 def test_verify_of_damaged_metadata(finished):
     features = finished.directory / "features.json"
     features.write_text(features.read_text() + " ")

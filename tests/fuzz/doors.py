@@ -7,7 +7,6 @@ else that it raises is a mistake of the program's.
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import shutil
@@ -227,20 +226,6 @@ def checkpoints(folder: Path) -> Case:
     return case
 
 
-def metrics(folder: Path) -> Case:
-    """metrics.jsonl of a run."""
-    run = RunFolder(folder)
-    run.logs.mkdir(parents=True)
-    lines = [json.dumps({"step": step, "loss": 1.5, "validation/loss": 2.0}) for step in range(5)]
-
-    def case(chance: random.Random) -> None:
-        changed = [damaged_json(line, chance) if chance.random() < 0.3 else line.encode() for line in lines]
-        run.metrics_file.write_bytes(b"\n".join(changed))
-        assert all(values.shape[1] == 2 for values in run.metrics().values())
-
-    return case
-
-
 # --- command lines -------------------------------------------------------------------------------
 
 
@@ -362,6 +347,6 @@ def _one_command(main, line: list[str]) -> None:
 DOORS = {
     door.__name__: door
     for door in (
-        image_files, shards, metadata, configs, archives, checkpoints, metrics, command_lines,
+        image_files, shards, metadata, configs, archives, checkpoints, command_lines,
     )
 }  # fmt: skip
