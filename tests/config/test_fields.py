@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
-from pdm_tf.config.fields import Config, DataConfig, changes, parse_settings, validate
-from pdm_tf.config.presets import network_settings, preset, sized_preset
+from pdm_tf.config.fields import Config, changes, parse_settings, validate
+from pdm_tf.config.presets import network_settings, preset
 from pdm_tf.config.words import differences, leaves, to_lines
 from pdm_tf.errors import UserError
 
@@ -85,13 +85,6 @@ def test_presets_are_those_of_the_tables():
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
 
 
-@pytest.mark.parametrize("size", ["tiny", "base"])
-@pytest.mark.parametrize("image_shape, classes", [((28, 28, 1), 10), ((1024, 1024, 3), 0)])
-def test_other_data_get_a_vit_of_a_size_too(size, image_shape, classes):
-    vit = with_network("vit", sized_preset(size, DataConfig("folder:x", image_shape, classes)))
-    assert image_shape[0] * image_shape[1] // vit.network.patch_size**2 <= 1024
-
-
 def test_settings_are_typed():
     settings = parse_settings([
         "network.channel_multipliers=1,1.5,2", "network.attention_resolutions=",
@@ -133,18 +126,11 @@ def test_settings_that_are_refused(assignment, message):
 
 IMPOSSIBLE = [
     ("unet", "network.patch_size=3", r"image height 64 does not divide by .* = 12: resize to 60"),
-    ("unet", "network.base_channels=40", "must divide by 32"),
     ("unet", "network.head_channels=48", "must divide by network.head_channels=48"),
     ("unet", "network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
-    ("vit", "network.patch_size=3", "image height 64 does not divide by patch_size = 3: resize to 63"),
-    ("vit", "network.head_channels=48", "base_channels=128 must divide by network.head_channels=48"),
     ("vit", "network.input_injections=8", "there are network.depth=7 blocks"),
-    ("vit", "network.t_conditioning=once", "use network.t_gates=false"),
     ("unet", "diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
-    ("unet", "diffusion.beta_end=1e-5", "0 < beta_start < beta_end < 1"),
     ("unet", "training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
-    ("unet", "training.eval_every=1020", "not a multiple of training.log_every"),
-    ("unet", "optimizer.cooldown_steps=10000000", "is more than training.steps=.*: the rate falls over"),
     ("unet", "data.num_classes=0", "needs labels, and emoji64 has none"),
     ("unet", "data.augmentation=0.1 data.horizontal_flip=true", r"use data\.horizontal_flip=false$"),
 ]
@@ -171,11 +157,8 @@ def test_every_field_says_all_of_itself():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not valid JSON"),
         ('{"nets": {}}', "unknown key nets"),
         ('{"seed": "0"}', "use a whole number"),
-        ('{"network": 3}', "expected an object"),
-        ('{"training": {"jit_compile": 1}}', "use true or false"),
     ],
 )
 def test_damaged_config_files_are_refused(text, message):
@@ -188,12 +171,9 @@ def test_damaged_config_files_are_refused(text, message):
     [
         (("folder:d", "1"), ("folder:/elsewhere/d/", "1"), True),
         (("folder:d", "1"), ("folder:d", "2"), False),
-        (("folder:d", "1"), ("tfds:d", "1"), True),
         # Without a digest the place alone is known.
         (("folder:d", ""), ("folder:./x/..//d/", "1"), True),
-        (("folder:gs://b/d", ""), ("folder:gs://b/d/", ""), True),
         (("folder:d", ""), ("folder:e", "1"), False),
-        (("tfds:d", ""), ("tfds:d/", ""), False),
     ],
 )
 def test_data_are_what_they_are_and_not_how_their_place_is_written(old, new, same):

@@ -67,27 +67,6 @@ def test_it_bounds_the_entropy_of_the_data_closely(whole):
     assert f"| bits/dim | {value:.4f} | {error:.4f} |" in whole.table()
 
 
-def test_the_exact_x_of_a_small_data_set_costs_the_bits_of_saying_which_image_it_is():
-    """Of K images that are far apart the reverse steps have log2(K) bits, and a little for being 1,000."""
-    images = np.concatenate([batch[0] for batch in batches_of(16)])
-    images = np.sign(images - MEAN).astype(np.float32)  # -1 and 1: on the levels, and far apart
-
-    def exact(z, t, labels):
-        level = linear().at(t, tf.float64)
-        steps = tf.cast(z, tf.float64)[:, None] - level.signal[:, None] * images.astype(np.float64)
-        log_weights = -tf.reduce_sum(tf.square(steps), [2, 3, 4]) / (2 * level.noise[:, :, 0, 0] ** 2)
-        x = tf.einsum("bk,khwc->bhwc", tf.nn.softmax(log_weights), images.astype(np.float64))
-        return tf.cast(x, z.dtype), 0 * z
-
-    four_times = np.tile(images, (4, 1, 1, 1))
-    batch = (four_times, np.zeros(64, np.int32), np.arange(64))
-    found = likelihood_of(answer=exact)([batch], strata=250, progress=False)
-    dimensions = np.prod(SHAPE)
-    _, steps, _ = found.intervals
-    bits, error = steps.bits.value * dimensions, steps.bits.error * dimensions
-    assert 4 - 4 * error < bits < 4 * 1.1 + 4 * error and error < 0.4, (bits, error)
-
-
 def test_experts_measure_what_one_network_does_and_have_their_own_intervals(likelihood):
     parts = [FakeDenoiser(posterior_mean, image_shape=SHAPE, t_start=a, t_stop=b) for a, b in SPLIT]
     split = Likelihood(SplitDenoiser(parts), "small")(batches_of(8, 3), strata=50, progress=False)

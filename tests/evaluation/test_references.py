@@ -13,7 +13,7 @@ from pdm_tf.evaluation import references
 from pdm_tf.evaluation.distances import frechet_distance
 from pdm_tf.evaluation.features import Detector
 from pdm_tf.images import write_png, write_samples
-from tests.data.fixtures import encode, example, flip_byte, numbered_dataset, write_shards
+from tests.data.fixtures import flip_byte, numbered_dataset
 
 
 class Averages:
@@ -123,14 +123,6 @@ def test_a_damaged_data_set_leaves_no_reference(dataset, cache):
     assert not cache.exists()
     with pytest.raises(UserError, match="no split 'test'"):
         references.of_split(detector(), dataset, "test")
-
-
-def test_grey_data_are_repeated(tmp_path):
-    grey = [np.full((8, 6), level, np.uint8) for level in (0, 90, 200)]
-    info = write_shards(tmp_path, [[example(encode(image)) for image in grey]], shape=(8, 6, 1))
-    reference = references.of_split(detector(), info, "train")
-    assert reference.image_shape == (8, 6, 1)
-    np.testing.assert_allclose(reference.moments.mean[:3], np.mean([0, 90, 200]))
 
 
 # --- files and folders ---------------------------------------------------------------------------

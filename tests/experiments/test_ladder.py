@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.ladder import RUNGS, config_of, spikes, table
+from experiments.ladder import RUNGS, config_of, spikes
 from pdm_tf.config.presets import network_settings, preset
 from pdm_tf.config.words import differences, get
 
@@ -40,11 +40,3 @@ def test_spikes_are_counted_against_the_steps_before_them():
     assert spikes([*steady, 11.0, 1.0, 9.0, 300.0]) == 2
     assert spikes([*steady, float("nan"), float("inf"), 1.0]) == 2
     assert spikes(list(np.geomspace(1, 1e4, 600))) == 0  # slow growth is none
-
-
-def test_the_table_is_of_means_and_ranges_over_seeds():
-    seeds = [
-        {"held_out": value, "noisy_mse": 2.0, "skipped": seed, "gradient_norm": [1.0, 4.0]}
-        for seed, value in enumerate((0.25, 0.75))
-    ]
-    assert "| 2. PreNorm | 0.5 (0.25 to 0.75) | 2 (2 to 2) | 1.6 (to 1.6) | 0 | 1 | 2 |" in table({2: seeds})

@@ -75,16 +75,9 @@ def test_the_mode_stands_anywhere_and_is_the_first_by_default():
     "arguments, message",
     [
         (["--loaves=0"], "--loaves=0: use a number above 0"),
-        (["--loaves=two"], "--loaves=two: use a whole number"),
-        (["--heat=nan"], "--heat=nan: use a finite number"),
         (["--heat=301"], "--heat=301.0: use a number from 0 to 300"),
-        (["--flour=oat"], "--flour=oat: use one of rye, wheat"),
-        (["--sizes=1,x"], "--sizes=x: use a whole number"),
-        (["--salted=perhaps"], "perhaps"),
         (["--heat"], "Missing value for flag --heat"),
-        (["bread"], "unexpected argument 'bread'; flags are written --name=value"),
         (["--loafs=3"], "there is no flag --loafs; did you mean --loaves?"),
-        (["--nonsense"], "there is no flag --nonsense: python main.py --mode=bake --help lists the flags"),
         (
             ["--oven_loaves=3"],
             "--oven_loaves is a flag of --mode=eat and not of --mode=bake; did you mean --loaves?",
