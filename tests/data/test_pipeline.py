@@ -36,7 +36,7 @@ def numbers(found):
     return [number for batch in found for number in fixtures.numbers_of(batch["image"])]
 
 
-@pytest.mark.parametrize("start", [1, 11, 23])
+@pytest.mark.parametrize("start", [1, 23])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_start_batch_continues_bit_for_bit(info, start, shuffle):
     whole = batches(info, start + 13, shuffle=shuffle, horizontal_flip=True)
@@ -81,7 +81,7 @@ def test_shuffles_within_a_shard_and_across_shards(tmp_path):
     assert np.mean(steps == 1) < 0.2 and np.mean(steps > 40) > 0.3
 
 
-@pytest.mark.parametrize("pipelines", [2, 3])
+@pytest.mark.parametrize("pipelines", [3])
 def test_pipelines_split_each_global_batch(info, pipelines):
     whole = batches(info, 9, batch_size=2 * pipelines, horizontal_flip=True)
     shared = {"batch_size": 2, "start_batch": 3, "input_pipelines": pipelines, "horizontal_flip": True}
@@ -194,24 +194,6 @@ def test_sixteen_bit_greyscale(tmp_path):
     info = fixtures.write_shards(tmp_path, shards, shape=(2, 2, 1), dtype=np.uint16)
     (batch,) = batches(info, 1, batch_size=1)
     np.testing.assert_allclose(batch["image"][0, ..., 0], image / 32767.5 - 1, atol=1e-6)
-
-
-def test_distributed_datasets_from_function(info):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-
-    def local_batches(context):
-        return load_batches(
-            info,
-            split="train",
-            batch_size=context.get_per_replica_batch_size(4),
-            seed=7,
-            input_pipelines=context.num_input_pipelines,
-            input_pipeline_id=context.input_pipeline_id,
-        )
-
-    iterator = iter(strategy.distribute_datasets_from_function(local_batches))
-    found = [next(iterator) for _ in range(3)]
-    assert numbers(found) == numbers(batches(info, 3))
 
 
 def test_emoji64_ships_with_the_project():

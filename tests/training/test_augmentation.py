@@ -9,9 +9,8 @@ from pdm_tf.networks.patched import AUGMENTATION_LABELS
 from pdm_tf.networks.warm_start import with_augmentation
 from pdm_tf.randomness import stream
 from pdm_tf.training.augmentation import Changes, apply_changes, draw_changes
-from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.weights import assign_arrays, variable_names
-from tests.training.conftest import assert_accumulation_equals_the_whole_batch, largest_difference, weights
+from tests.training.conftest import assert_accumulation_equals_the_whole_batch
 
 NOTHING = dict.fromkeys(Changes._fields, 0.0)
 
@@ -38,17 +37,6 @@ def test_swaps_and_shifts_by_whole_pixels_copy_pixels(image):
     # What comes in from outside is the image mirrored at its edge.
     np.testing.assert_array_equal(moved[:6, :5], image[6:, 4::-1])
     np.testing.assert_array_equal(moved[6:, 5:], image[:5:-1, :15])
-
-
-def test_a_quarter_turn_and_a_doubling_are_those_of_numpy():
-    image = np.random.default_rng(0).uniform(-1, 1, (9, 9, 2)).astype(np.float32)
-    # From right to down: clockwise as one sees it.
-    np.testing.assert_allclose(changed(image, angle=np.pi / 2), np.rot90(image, -1), atol=1e-5)
-    np.testing.assert_allclose(changed(image, log_scale=1)[::2, ::2], image[2:7, 2:7], atol=1e-6)
-    np.testing.assert_allclose(changed(image, log_stretch=1)[4, ::2], image[4, 2:7], atol=1e-6)
-    np.testing.assert_allclose(
-        changed(image, log_stretch=1, axis=np.pi / 2)[::2, 4], image[2:7, 4], atol=1e-6
-    )
 
 
 def matrix_of(c, height, width):
@@ -160,21 +148,6 @@ def test_the_labels_of_augmentation_reach_the_network_and_parts_of_a_batch_keep_
     )
     np.testing.assert_array_equal(labelled != unlabelled, np.any(batch["augmentation"].numpy() != 0, axis=1))
     assert_accumulation_equals_the_whole_batch(model, images, 4)
-
-
-def test_training_moves_the_layer_and_is_a_function_of_seed_and_step(augmented, images):
-    def run(**how):
-        model = augmented(**how)
-        before = model.network.embed_augmentation.kernel.numpy()
-        losses = model.train_step(images[:8])
-        return weights(model), np.abs(model.network.embed_augmentation.kernel - before).max(), losses
-
-    (one, moved, _), (again, _, _) = run(), run()
-    assert moved > 1e-4 and largest_difference(one, again) == 0
-    again = PatchedDiffusion.from_config(augmented().get_config())
-    assert again.augmentation == 0.5 and again.network.augmented
-    # A network with the input trains on images as they are, too, as at the end of a training.
-    assert np.isfinite(run(augmentation=0.0)[2]["loss"])
 
 
 @pytest.mark.parametrize("here_augmented", [True, False])

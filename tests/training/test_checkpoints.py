@@ -54,42 +54,7 @@ def test_a_run_of_any_name_is_restored(tmp_path):
     assert restored(folder) == (20, 20.0, 20.5)
 
 
-def test_power_averages_go_on_from_a_checkpoint_as_if_nothing_had_happened(run):
-    generator = np.random.default_rng(0)
-    for number in range(9):
-        run.weight.assign(generator.standard_normal(1000).astype(np.float32))
-        run.ema.update(number)
-        if number == 5:
-            run.checkpoints.save(6)
-            again = Run(run.folder)
-            assert again.checkpoints.restore_newest() == 6
-        if number > 5:
-            again.weight.assign(run.weight)
-            again.ema.update(number)
-    for one, name in ((run, "one"), (again, "other")):
-        one.ema.save_length(0.1, run.folder / name)
-    assert (run.folder / "one").read_bytes() == (run.folder / "other").read_bytes()
-
-
-def test_a_full_disk_in_a_power_average_leaves_the_checkpoint_before_as_it_was(run, monkeypatch):
-    run.save(10)
-    before = run.files()
-
-    def full(file, **arrays):
-        if "length" in file.name:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        saved(file, **arrays)
-
-    saved = np.savez
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(
-        UserError, match=r"no space left on the disk of .*: free some and run the command again"
-    ):
-        run.save(20)
-    assert run.files() == before and restored(run.folder) == (10, 10.0, 10.5)
-
-
-@pytest.mark.parametrize("name", [".DS_Store", "desktop.ini", "Thumbs.db", ".nfs00000001"])
+@pytest.mark.parametrize("name", [".DS_Store", "desktop.ini"])
 def test_files_of_a_desktop_beside_ours_do_no_harm(run, monkeypatch, name):
     state = run.checkpoints.state
 
@@ -106,15 +71,6 @@ def test_files_of_a_desktop_beside_ours_do_no_harm(run, monkeypatch, name):
     assert restored(run.folder) == (20, 20.0, 20.5)
     cut(run.folder / "checkpoints/step_00000020/state.index")
     assert restored(run.folder) == (10, 10.0, 10.5)
-
-
-def test_nothing_to_restore_is_not_an_error(run):
-    assert run.checkpoints.restore_newest() is None
-
-
-def test_the_newest_is_restored_whole(run):
-    run.save(10, 20)
-    assert restored(run.folder) == (20, 20.0, 20.5)
 
 
 def test_only_the_newest_stay(run):
@@ -149,14 +105,11 @@ DAMAGE = [
     ("checkpoints/step_00000020/state.data-00000-of-00001", cut),
     ("checkpoints/step_00000020/state.data-00000-of-00001", flip),
     ("checkpoints/step_00000020/state.data-00000-of-00001", os.remove),
-    ("checkpoints/step_00000020/state.index", os.remove),
     ("checkpoints/step_00000020/state.index", empty),
-    ("checkpoints/step_00000020/manifest.json", empty),
     ("checkpoints/step_00000020/manifest.json", os.remove),
     ("ema/step_00000020.npz", flip),
     ("ema/step_00000020.npz", os.remove),
     ("checkpoints/step_00000020/length_0.1.npz", flip),
-    ("checkpoints/step_00000020/length_0.1.npz", os.remove),
 ]
 
 

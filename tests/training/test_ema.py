@@ -31,16 +31,6 @@ def test_an_update_takes_the_weights_of_its_own_moment():
     np.testing.assert_array_equal(ema.averages[0], np.float32(3.5))
 
 
-def test_warmup_forgets_the_first_weights():
-    variable = tf.Variable([0.0])
-    slow, warm = (ExponentialMovingAverage([variable], 0.999, warmup) for warmup in (False, True))
-    variable.assign([1.0])
-    for number in range(100):
-        slow.update(number)
-        warm.update(number)
-    assert slow.averages[0][0] < 0.1 and warm.averages[0][0] > 0.99
-
-
 @pytest.mark.parametrize("warmup", [False, True])
 def test_the_share_of_the_first_weights_is_what_is_left_of_them(warmup):
     variable = tf.Variable([1.0])
@@ -63,7 +53,7 @@ def test_applied_gives_the_variables_back_bit_for_bit():
     np.testing.assert_array_equal(variable, own)
 
 
-@pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])
+@pytest.mark.parametrize("length", [0.01, 0.25])
 def test_power_averages_equal_their_closed_form(tmp_path, length):
     """Eq. 2, of weights that stay as an update finds them since the update before it."""
     history = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)

@@ -134,14 +134,3 @@ def test_tensorboard_gets_the_scalars_and_pictures(tmp_path):
     assert [(event.step, event.summary.value[0].tag) for event in events] == [
         (3, "validation/loss"), (3, "samples"),
     ]  # fmt: skip
-
-
-def test_a_worker_that_is_not_the_chief_writes_nothing_and_knows_of_bad_steps(model, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    log, bad = MetricsLog(None, 0, 4), BadSteps()
-    model.mean.update_state(3.0)
-    log.write(1, model, bad, 1, HIDDEN)
-    assert float(model.mean.result()) == 0 and not list(tmp_path.iterdir())
-    bad.variable.assign([1, 1, 1, 5])
-    with pytest.raises(UserError):
-        log.write(2, model, bad, 1, HIDDEN)

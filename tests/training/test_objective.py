@@ -16,7 +16,6 @@ from tests.fakes import FakeDenoiser
 from tests.training.conftest import (
     TINY,
     assert_accumulation_equals_the_whole_batch,
-    assert_two_devices_equal_one,
     batch_of,
 )
 
@@ -60,7 +59,7 @@ def test_the_mean_loss_is_the_expectation_under_the_timestep_distribution():
 
 
 @pytest.mark.parametrize(("share", "count", "large"), [
-    (0.5, 8, [1, 3, 5, 7]), (0.25, 8, [3, 7]), (0.75, 4, [1, 2, 3]), (0.01, 4, [3]), (0.99, 3, [1, 2]),
+    (0.25, 8, [3, 7]), (0.01, 4, [3]), (0.99, 3, [1, 2]),
 ])  # fmt: skip
 def test_a_batch_is_shared_out_evenly_between_two_patch_sizes(share, count, large):
     t = training_losses(Objective(halves(), DiffusionConfig(large_share=share)), count)["t"]
@@ -131,18 +130,3 @@ def test_losses_of_two_patch_sizes_are_those_of_the_whole_denoiser_weighted(two_
 
 def test_accumulation_equals_the_whole_batch(two_sizes, images):
     assert_accumulation_equals_the_whole_batch(two_sizes(), images[:8], 2)
-
-
-@pytest.mark.slow
-def test_two_devices_equal_one(images):
-    assert_two_devices_equal_one(TWO, lambda: keras.optimizers.legacy.SGD(1e-4), images, steps=2)
-
-
-@pytest.mark.slow
-def test_it_learns_at_both_sizes_in_bfloat16(two_sizes, images):
-    model = two_sizes(network={"precision": "mixed_bfloat16"}, loss_weighting="constant")
-    model.compile(optimizer=keras.optimizers.legacy.Adam(3e-3))
-    data = tf.data.Dataset.from_tensors(np.repeat(images[:1], 16, 0)).repeat()
-    history = model.fit(data, steps_per_epoch=20, epochs=4, verbose=0).history
-    for name in ("mse_quarter1", "mse_quarter4"):
-        assert history[name][-1] < 0.7 * history[name][0], name

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -217,30 +215,3 @@ def test_a_run_is_scored_and_a_signal_in_a_score_is_caught_up_with(tmp_path, mon
     assert list(values(tmp_path)) == [4, 8, 12]
     assert RunFolder(tmp_path).metrics()["validation/bits_per_dim"][:, 0].tolist() == [4, 8, 12]
     assert RunFolder(tmp_path).newest_weights() == RunFolder(tmp_path).weights(12)
-
-
-PROGRAM = """
-import sys
-from tests.training import test_scoring as t
-from pdm_tf.training import scoring
-scoring.load_detector = lambda: t.DETECTOR
-t.train(sys.argv[1], *t.SCORED)
-"""
-
-
-@pytest.mark.slow
-def test_a_real_process_killed_while_it_scores_keeps_the_same_best(tmp_path):
-    def process(folder):
-        home = {**os.environ, "HOME": str(tmp_path)}
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], env=home)
-
-    assert process(tmp_path / "whole").wait() == 0
-    killed, run = process(tmp_path / "killed"), RunFolder(tmp_path / "killed")
-    while killed.poll() is None and not run.best_weights.exists():
-        pass
-    killed.kill()
-    killed.wait()
-    assert process(tmp_path / "killed").wait() == 0
-    assert values(tmp_path / "killed") == values(tmp_path / "whole")
-    notes = [json.loads(RunFolder(tmp_path / name).best_note.read_text()) for name in ("killed", "whole")]
-    assert notes[0] == notes[1]

@@ -15,11 +15,7 @@ from tensorflow.python.framework import kernels
 
 from pdm_tf import stack
 from pdm_tf.config.presets import network_settings, preset
-from pdm_tf.config.words import replace
-from pdm_tf.denoiser import build_denoiser, build_network
-from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.training.model import build_model
-from tests.tiny_runs import randomized
 
 PRESETS = {
     "lsun_church": preset("lsun_church", 4),
@@ -168,35 +164,3 @@ def test_the_train_step_at_full_size_fits(name):
     assert len(found) >= 3 * len(layers) - 6
     # A ViT's embeddings and modulations, a few numbers an image, are products too.
     assert found.count("bf16") > (0.9 if config.network.kind == "unet" else 0.6) * len(found)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        *(("imagenet256_low", 1), ("imagenet256_low", 2), ("imagenet256_vit", 1)),
-        ("imagenet256_vit_two_sizes", 2),
-    ],
-)
-def test_the_train_step_compiles_and_runs_with_few_blocks(name, parts):
-    """XLA's CPU compiler takes many minutes for all the blocks of a preset, which are one like the other."""
-    changes = {"network.depth": 2, "network.class_tokens_from": 2, "training.grad_accum": parts}
-    step, arguments, model = train_step_of(small(name, **{**SHALLOW, **changes}))
-    before = [v.numpy() for v in model.network.trainable_variables]
-    losses = [float(step(*arguments)["loss"]) for _ in range(2)]
-    assert np.isfinite(losses).all() and model.bad_steps.variable.numpy()[0] == 0
-    assert int(model.optimizer.iterations) == 2
-    assert any(np.abs(v - b).max() > 0 for v, b in zip(model.network.trainable_variables, before))
-
-
-@pytest.mark.heavy
-def test_the_sampler_of_a_gated_network_fits_compiles_and_runs():
-    # As one network of the whole process: an expert of the low noise cannot begin from pure noise.
-    config = small("imagenet256_low", **SHALLOW, **{"diffusion.t_stop": 1000})
-    network = randomized(build_network(config, "mixed_bfloat16"))
-    settings = replace(config.sampling, {"steps": (3,), "guidance": 1.5, "jit_compile": True})
-    sampler = Sampler(build_denoiser(config.diffusion, network), settings)
-    arguments = [tf.constant(0), tf.range(2), tf.constant([3, 5])]
-    assert_fit(tf.function(sampler.sample, jit_compile=True), arguments)
-    images = sampler(0, range(2), [3, 5])
-    assert images.shape == (2, 32, 32, 3) and np.abs(images).max() <= 1 and images.std() > 0
