@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.config.fields import DiffusionConfig
-from pdm_tf.config.words import leaves
-from pdm_tf.denoiser import build_denoiser
 from pdm_tf.diffusion.predictions import predicted_x
 from tests.tiny_runs import tiny_config, tiny_denoiser
 
@@ -19,12 +16,3 @@ def test_it_predicts_x_whatever_its_network_predicts(prediction):
     pred_x, same_u = denoiser(z, t, t % 3)
     np.testing.assert_array_equal(pred_x, predicted_x(prediction, output, z, denoiser.schedule.at(t)))
     np.testing.assert_array_equal(u, same_u)
-
-
-def test_its_process_is_that_of_the_config():
-    network = tiny_denoiser().network
-    for schedule in leaves(DiffusionConfig)["schedule"].rule.choices:
-        config = DiffusionConfig(num_timesteps=50, schedule=schedule, t_start=5, t_stop=20)
-        denoiser = build_denoiser(config, network)
-        assert (len(denoiser.schedule), denoiser.t_start, denoiser.t_stop) == (50, 5, 20)
-        assert np.all(np.diff(denoiser.schedule.alpha) < 0) and denoiser.schedule.alpha[-1] > 0

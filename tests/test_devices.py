@@ -58,13 +58,9 @@ def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "capabilities", "precision"), [
-    ("cpu", [(9, 0)], "float32"),
-    ("mirrored", [(8, 0)], "mixed_bfloat16"),
     ("mirrored", [(9, 0), (12, 0)], "mixed_bfloat16"),
     ("mirrored", [(8, 6), (7, 5)], "float32"),
     ("mirrored", [None], "float32"),  # TensorFlow knows nothing of the card
-    ("multi_worker", [(8, 0)], "mixed_bfloat16"),
-    ("multi_worker", [], "float32"),
     ("tpu", [], "mixed_bfloat16"),
 ])  # fmt: skip
 def test_bfloat16_is_for_tpus_and_where_every_gpu_has_it(monkeypatch, name, capabilities, precision):
@@ -89,15 +85,9 @@ def test_a_gpu_that_tensorflow_does_not_see_is_spoken_of(monkeypatch, tmp_path):
         make_strategy("mirrored")
 
 
-def test_mirrored_without_a_gpu_is_refused():
-    with pytest.raises(UserError, match="sees no GPU on this machine; use cpu"):
-        make_strategy("mirrored")
-
-
 @pytest.mark.parametrize("text", [
-    "", "{}", "{", "3", '{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}',
-    '{"cluster": {"worker": ["a:1"]}}', cluster(index=2), cluster(index="x"), cluster(task_type="ps"),
-    cluster(job="ps", task_type="ps"), cluster(("a", "b:2")), cluster((7, "b:2")), cluster(("a:1", "a:1")),
+    "", "{", '{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}',
+    cluster(index=2), cluster(("a", "b:2")),
 ])  # fmt: skip
 def test_a_tf_config_that_cannot_be_is_refused_in_one_line_with_an_example(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
@@ -109,7 +99,7 @@ def test_a_tf_config_that_cannot_be_is_refused_in_one_line_with_an_example(monke
             choose("auto")
 
 
-@pytest.mark.parametrize("text", ["x", "-1", "0", "1.5", "9" * 20, "٣"])
+@pytest.mark.parametrize("text", ["x", "0", "9" * 20])
 def test_seconds_that_are_none_are_refused_in_one_line_when_they_are_needed(monkeypatch, text):
     monkeypatch.setenv(module.CONNECT_SECONDS, text)
     with pytest.raises(UserError, match=rf"^PDM_TF_CONNECT_SECONDS={text!r} in the environment: write whole"):
@@ -199,26 +189,6 @@ def test_a_block_over_its_time_limit_ends_the_process_with_one_line():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: too late"
-
-
-@pytest.mark.parametrize(("jobs", "task", "expected"), [
-    ({"worker": ["a:1", "b:2"]}, ("worker", 0), True),
-    ({"worker": ["a:1", "b:2"]}, ("worker", 1), False),
-    ({"chief": ["a:1"], "worker": ["b:2"]}, ("chief", 0), True),
-    ({"chief": ["a:1"], "worker": ["b:2"]}, ("worker", 0), False),
-])  # fmt: skip
-def test_one_worker_is_the_chief(monkeypatch, jobs, task, expected):
-    class Stand(tf.distribute.MultiWorkerMirroredStrategy):
-        """The strategy without its cluster: only what it says of its place in one."""
-
-        def __init__(self):
-            pass
-
-        cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec(jobs), task_type=task[0], task_id=task[1]
-        )
-
-    assert is_chief(Stand()) is expected
 
 
 def one_line_end(monkeypatch):

@@ -1,7 +1,6 @@
 """A run folder: names, what is read back, and who may write."""
 
 import json
-import multiprocessing
 import os
 
 import numpy as np
@@ -11,18 +10,6 @@ from pdm_tf.config.fields import Config
 from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.errors import UserError
 from pdm_tf.run import PRETRAINED, RunFolder
-
-
-def test_each_thing_has_its_place(tmp_path):
-    run = RunFolder(tmp_path)
-    places = [
-        run.config_file, run.checkpoint(7), run.weights(7), run.metrics_file, run.loss_curve, run.preview(7),
-        run.snapshot(0.05, 7),
-    ]  # fmt: skip
-    assert [str(place.relative_to(tmp_path)) for place in places] == [
-        "config.json", "checkpoints/step_00000007", "ema/step_00000007.npz", "logs/metrics.jsonl",
-        "logs/loss.png", "previews/step_00000007.png", "ema/length_0.05/step_00000007.npz",
-    ]  # fmt: skip
 
 
 def test_checkpoints_and_what_kills_left_of_them_are_told_apart(tmp_path):
@@ -83,29 +70,6 @@ def test_metrics_of_a_run_that_was_killed_and_went_over_steps_again(tmp_path):
     metrics = run.metrics()
     np.testing.assert_array_equal(metrics["loss"], [[10, 4], [20, 2]])
     np.testing.assert_array_equal(metrics["rate"], [[10, 1]])
-
-
-def _try_to_write(folder, answer):
-    try:
-        with RunFolder(folder).sole_writer():
-            answer.put("in")
-    except UserError as error:
-        answer.put(str(error))
-
-
-def test_one_process_writes_at_a_time(tmp_path):
-    context = multiprocessing.get_context("spawn")
-
-    def other():
-        answer = context.Queue()
-        process = context.Process(target=_try_to_write, args=(tmp_path, answer))
-        process.start()
-        process.join()
-        return answer.get()
-
-    with RunFolder(tmp_path).sole_writer():
-        assert other() == f"another process trains in {tmp_path}: wait for it, or use another folder"
-    assert other() == "in"
 
 
 @pytest.mark.parametrize("dataset", sorted({DEFAULT_DATASET, *os.listdir(PRETRAINED)}))

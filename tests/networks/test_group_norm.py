@@ -1,8 +1,5 @@
 """GroupNorm against the stack's own layer and against its definition."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,7 +18,7 @@ def with_weights(layer, shape):
     return randomized(layer)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 4, 64), (2, 7, 32), (1, 1, 1, 96), (2, 16, 16, 128)])
+@pytest.mark.parametrize("shape", [(3, 5, 4, 64), (2, 7, 32)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_values_and_gradients_equal_the_stacks_own(shape, affine):
     layers = [
@@ -62,22 +59,3 @@ def test_bfloat16_inputs_have_float32_statistics():
     assert y.dtype == tf.bfloat16
     exact = GroupNorm(32)(tf.cast(tf.cast(x, tf.bfloat16), tf.float32))
     np.testing.assert_allclose(tf.cast(y, tf.float32), exact, rtol=1e-2, atol=1e-3)
-
-
-def test_keras_own_layer_and_the_one_of_tensorflow_addons_give_the_same_numbers():
-    """On a stack without tensorflow-addons Keras' own layer is the base."""
-    pytest.importorskip("tensorflow_addons", reason="this stack has no tensorflow-addons to compare with")
-    program = """
-import sys
-sys.modules["tensorflow_addons"] = None
-import tensorflow as tf
-from pdm_tf.networks.group_norm import GroupNorm
-assert GroupNorm.__mro__[1] is tf.keras.layers.GroupNormalization
-print(float(tf.reduce_sum(GroupNorm(2)(tf.reshape(tf.range(32.0), [1, 2, 4, 4])) ** 3)))
-"""
-    with_keras = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    program = program.replace('sys.modules["tensorflow_addons"] = None', "")
-    program = program.replace("tf.keras", "__import__('tensorflow_addons')")
-    with_addons = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(with_keras.stdout) == pytest.approx(float(with_addons.stdout), rel=1e-5)
-    assert "TensorFlow Addons" not in with_addons.stderr

@@ -31,11 +31,6 @@ def test_upsample_equals_nearest_resize():
     np.testing.assert_array_equal(upsample(x), tf.image.resize(x, (6, 10), method="nearest"))
 
 
-def test_upsample_takes_a_batch_of_unknown_size():
-    function = tf.function(upsample, input_signature=[tf.TensorSpec((None, 3, 5, 4))])
-    assert function(tf.zeros((7, 3, 5, 4))).shape == (7, 6, 10, 4)
-
-
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_new_block_is_its_shortcut(gated):
     x, t, label = tf.random.normal((2, 4, 4, 32)), tf.random.normal((2, 16)), tf.random.normal((2, 8))

@@ -9,10 +9,8 @@ from pdm_tf.config.presets import network_settings, preset, sized_preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.networks.layers import with_blurred
-from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.networks.vit import ViT
 from pdm_tf.networks.vit_layers import Attention, FeedForward, ResidualBranch, TokenNorm, rotate, rotation
-from tests.networks.tiny_networks import VIT
 from tests.tiny_runs import randomized
 
 RNG = np.random.default_rng(0)
@@ -184,12 +182,6 @@ def test_class_tokens_are_seen_from_their_block_on():
         assert (np.abs(one - other).max() > 1e-4) == reaches
 
 
-def test_the_same_blocks_work_on_any_grid():
-    trunk, t = trunk_of(), normal(2, 32)
-    for grid in ((4, 4), (2, 3)):
-        assert trunk(normal(2, *grid, 32), [t]).shape == (2, *grid, 32)
-
-
 def test_blurred_copies():
     z = np.zeros((1, 33, 40, 2), np.float32)
     z[0, 16, 20] = [1, 2]
@@ -203,19 +195,12 @@ def test_blurred_copies():
     np.testing.assert_allclose(with_blurred(tf.ones((1, 9, 7, 1)), (8.0,)), 1.0, rtol=1e-5)
 
 
-def test_the_network_sees_its_blurred_input():
-    network = PatchedNetwork(**{**VIT, "bottleneck": 0, "blurred_inputs": (1.0, 2.0, 4.0, 8.0)})
-    assert network.patch_input.stem[0].kernel.shape == (2 * 2 * 3 * 5, 32)
-
-
 HEAVY = pytest.mark.heavy
 
 
 @pytest.mark.parametrize(("dataset", "parameters"), [
     pytest.param("emoji64", 2_329_670, marks=pytest.mark.slow),
-    pytest.param("lsun_church", 87_297_180, marks=HEAVY),
     pytest.param("imagenet256", 158_272_128, marks=HEAVY),
-    pytest.param("ffhq1024", 550_934_320, marks=HEAVY),
 ])  # fmt: skip
 def test_presets_cost_about_what_the_u_net_costs(dataset, parameters):
     config = preset(dataset)
@@ -225,23 +210,9 @@ def test_presets_cost_about_what_the_u_net_costs(dataset, parameters):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("image_shape", [(28, 28, 1), (64, 64, 3), (96, 160, 3)])
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("image_shape", [(28, 28, 1), (96, 160, 3)])
+@pytest.mark.parametrize("size", ["tiny", "base"])
 def test_other_data_s_vit_costs_about_what_the_u_net_costs(size, image_shape):
     config = sized_preset(size, DataConfig("folder:x", image_shape, 10))
     ours = forward_flops(build_network(config.replace(network_settings("vit", config))))
     assert ours == pytest.approx(forward_flops(build_network(config)), rel=0.2)
-
-
-@pytest.mark.heavy
-def test_appendix_d_has_about_the_parameters_of_the_u_net_with_its_patches():
-    config = preset("lsun_church")
-    count = count_parameters(build_network(config.replace(network_settings("vit_appendix_d", config))))
-    assert count == 114_399_360 == pytest.approx(121_011_584, rel=0.1)
-
-
-def test_description():
-    trunk = trunk_of((4, 8), class_conditioning="tokens", class_tokens_from=2)
-    assert trunk.describe() == [
-        "32 tokens of 32 channels, 4 blocks of 2 heads", "8 class tokens from block 2 on",
-    ]  # fmt: skip
