@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from pdm_tf.config.presets import DEFAULT_DATASET
-from pdm_tf.images import write_png
 from pdm_tf.run import PRETRAINED
 from tests.in_process import run_mode
 from tests.tiny_runs import tiny_config, write_run
@@ -50,20 +49,6 @@ def test_an_unconditional_run_has_no_labels_and_lies_in_the_run_folder(runs, cap
     assert sample(capsys, run_dir=runs / "plain", sampler="ddim", spacing="logsnr")[0] == 0
     with np.load(runs / "plain" / "samples" / "samples.npz") as file:
         assert file.files == ["arr_0"]
-
-
-def test_inpainting_keeps_what_is_not_masked(runs, tmp_path, capsys):
-    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    mask = np.zeros((16, 16, 1), np.uint8)
-    mask[4:12, 4:12] = 255
-    write_png(tmp_path / "image.png", image)
-    write_png(tmp_path / "mask.png", mask)
-    files = {"init_image": tmp_path / "image.png", "mask": tmp_path / "mask.png"}
-    assert sample(capsys, run_dir=runs / "whole", out=tmp_path, **files, jump_length=1, resamplings=2)[0] == 0
-    with np.load(tmp_path / "samples.npz") as file:
-        kept = mask[..., 0] == 0
-        np.testing.assert_array_equal(file["arr_0"][:, kept], np.stack([image[kept]] * 2))
-        assert (file["arr_0"][:, ~kept] != image[~kept]).mean() > 0.9
 
 
 def pixels(folder):

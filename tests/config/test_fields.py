@@ -85,20 +85,6 @@ def test_presets_are_those_of_the_tables():
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
 
 
-def test_settings_are_typed():
-    settings = parse_settings([
-        "network.channel_multipliers=1,1.5,2", "network.attention_resolutions=",
-        "optimizer.learning_rate=5e-4",
-        "training.jit_compile=true", "diffusion.prediction=v", "training.steps=7", "seed=3",
-    ])  # fmt: skip
-    config = preset("emoji64").replace(settings)
-    assert config.network.channel_multipliers == (1.0, 1.5, 2.0)
-    assert config.network.attention_resolutions == ()
-    assert config.optimizer.learning_rate == 5e-4 and config.training.jit_compile is True
-    assert config.diffusion.prediction == "v" and config.training.steps == 7 and config.seed == 3
-    assert set(differences(preset("emoji64"), config)) == set(settings)
-
-
 def test_lines_are_words_that_a_command_line_takes():
     """What they say of a config, set one by one, makes that config again."""
     config = preset("ffhq1024").replace({"data.label_names": ("cat", "Food & Drink"), "seed": 3})

@@ -53,11 +53,6 @@ def test_json_gives_back_what_it_was_given_and_defaults_for_the_rest():
         words.from_json(Outer, "[" * 100_000, "f.json")
 
 
-def test_options_of_one_name_and_those_that_all_share():
-    assert words.options_of(Middle(), "fast") == {"rate": 0.5}
-    assert words.options_of(Inner(), "fast", shared=True) == {"size": 3, "names": ()}
-
-
 @pytest.mark.parametrize(
     ("rule", "good", "bad", "advice"),
     [

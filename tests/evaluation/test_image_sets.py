@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pdm_tf.errors import UserError
 from pdm_tf.evaluation.features import Detector, extract
 from pdm_tf.evaluation.image_sets import from_path, kept_features, shared_labels
 from pdm_tf.images import write_samples
@@ -52,16 +51,6 @@ def test_workers_share_the_batches_and_the_first_one_has_all(ledger, whole):
     assert_same(kept_features(DETECTOR, first, ledger), whole)
     assert [indices[0] for indices in second.sampler.drawn] == [4]
     assert [indices[0] for indices in first.sampler.drawn] == [0, 8]
-
-
-def test_a_damaged_part_is_named(ledger, whole):
-    kept_features(DETECTOR, draw_of(), ledger)
-    damaged = ledger.folder / "features_00000008.npz"
-    damaged.write_bytes(damaged.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"_00000008\.npz is damaged"):
-        kept_features(DETECTOR, draw_of(), ledger)
-    ledger.discard("features_00000008")
-    assert_same(kept_features(DETECTOR, draw_of(), ledger), whole)
 
 
 def test_a_file_is_read_in_its_order_and_its_images_are_found(tmp_path):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from experiments import driver
-from experiments.driver import Driver, markdown, write_part
-from pdm_tf.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, UserError, run
+from experiments.driver import Driver
+from pdm_tf.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, run
 
 
 def test_numbers_are_measured_once_for_each_key_and_again_where_a_measurement_was_killed(tmp_path):
@@ -30,16 +30,6 @@ def test_numbers_are_measured_once_for_each_key_and_again_where_a_measurement_wa
     assert calls == [None, 0.5, 0.7]
     work.forget({"seed": 1})
     assert work.once({"seed": 1}, lambda: measure(0.9))["value"] == 0.9
-
-
-def test_a_page_is_written_between_its_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("Before.\n<!-- fig4 -->\nstale\n<!-- /fig4 -->\nAfter.\n<!-- fig1 -->\n")
-    write_part(page, "fig4", markdown(["a", ""], [["x|y", 1]]))
-    part = "| a |  |\n| --- | --- |\n| x\\|y | 1 |\n"
-    assert page.read_text() == f"Before.\n<!-- fig4 -->\n{part}<!-- /fig4 -->\nAfter.\n<!-- fig1 -->\n"
-    with pytest.raises(UserError, match="has no lines <!-- fig1 --> and <!-- /fig1 -->"):
-        write_part(page, "fig1", "text")
 
 
 PROGRAM = """

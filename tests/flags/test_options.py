@@ -7,7 +7,7 @@ from typing import Optional
 
 import pytest
 
-from flags.options import help_text, parse_mode, parse_options
+from flags.options import parse_mode, parse_options
 from pdm_tf.config.words import setting
 from pdm_tf.errors import UserError
 
@@ -90,16 +90,3 @@ def test_what_cannot_be_read_is_refused_in_one_line(arguments, message):
 
 def test_a_switch_of_another_mode_is_known_by_its_negation_too():
     assert refusal("--nosalted", mode="eat") == "--nosalted is a flag of --mode=bake and not of --mode=eat"
-
-
-def test_help_says_all_of_a_mode_s_flags():
-    assert help_text("bake", Bake).splitlines() == [
-        "--mode=bake: Bake bread.",
-        "",
-        "  --loaves: Loaves. (default: 2; a number above 0)",
-        "  --heat: Degrees. (a number from 0 to 300)",
-        "  --flour: What to bake of. (default: rye; rye|wheat)",
-        "  --sizes: Sizes. (default: 1,2)",
-        "  --label: Labels. (repeatable)",
-        "  --[no]salted: With salt.",
-    ]

@@ -59,13 +59,6 @@ def test_the_process_the_network_and_the_best_prediction(room):
     assert view.status.startswith(f"t = 600: z_t = {signal:.2f} x picture + {noise:.2f} x noise; ")
 
 
-def test_with_little_noise_the_best_guess_of_a_training_picture_is_that_picture(room):
-    view = room.at(PICTURES[3], 0, None, 0)
-    np.testing.assert_array_equal(view.best, PICTURES[3])
-    assert "is one of them, off by 0.000" in view.status
-    assert "is the mean of about 10 of them" in room.at(PICTURES[3], 999, None, 0).status
-
-
 def test_a_class_without_pictures_large_data_and_other_data_have_no_best_guess(
     room, info, tmp_path, monkeypatch, capsys
 ):
