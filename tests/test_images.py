@@ -65,16 +65,6 @@ def test_a_grid_holds_the_images_in_reading_order():
     assert (grid[15:, 6:] == 255).all()
 
 
-def test_a_gif_plays_its_frames_in_order(tmp_path):
-    frames = [np.full((6, 4, 3), level, np.uint8) for level in (0, 120, 255)]
-    images.write_gif(tmp_path / "a.gif", frames)
-    with Image.open(tmp_path / "a.gif") as file:
-        assert file.n_frames == 3
-        for i, frame in enumerate(frames):
-            file.seek(i)
-            np.testing.assert_array_equal(np.asarray(file.convert("RGB")), frame)
-
-
 # --- every kind of file that archives and users hold becomes the right pixels --------------------
 
 
