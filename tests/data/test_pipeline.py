@@ -125,10 +125,6 @@ def test_batches_of_bytes_of_other_images(tmp_path):
     info = fixtures.write_shards(tmp_path / "16", shards, shape=(2, 2, 1), dtype=np.uint16)
     (found,) = uint8_batches(info, "train", 3)
     np.testing.assert_array_equal(found[0, ..., 0], levels // 257)
-    shards = [[fixtures.example(fixtures.encode(np.full((40, 120, 3), 77, np.uint8)))]]
-    info = fixtures.write_shards(tmp_path / "any", shards, shape=(None, None, 3))
-    (found,) = uint8_batches(info, "train", 3, image_shape=(20, 20, 3))
-    assert found.shape == (1, 20, 20, 3) and (found == 77).all()
 
 
 def test_flips_mirror_half_of_the_images_anew_each_epoch(info):

@@ -9,7 +9,7 @@ from pdm_tf.diffusion.likelihood import gaussian_kl
 from pdm_tf.diffusion.losses import MIN_SNR_GAMMA, WEIGHTINGS, simple_loss, vlb_loss
 from pdm_tf.diffusion.predictions import predicted_x
 from pdm_tf.diffusion.process import diffuse, posterior_mean
-from pdm_tf.diffusion.schedules import SCHEDULES, cosine, linear
+from pdm_tf.diffusion.schedules import SCHEDULES, linear
 
 SCHEDULE = linear()
 
@@ -55,15 +55,8 @@ def test_a_weighting_is_the_loss_on_v_or_eps(prediction, weighting):
 
 @pytest.mark.parametrize("bias", [0.0, 2.0, -3.0])
 def test_sigmoid_weighting_is_the_elbo_s_times_a_sigmoid(bias):
-    """Its integral over t is that over log SNR of exp(b) sigmoid(lambda - b) / 2, whatever the schedule."""
     damped = 1 / (1 + np.exp(np.log(SCHEDULE.snr) - bias))
     np.testing.assert_allclose(weights("sigmoid", bias=bias), weights("vlb") * damped, rtol=1e-9)
-    exact = 0.5 * np.exp(bias) * np.log((SCHEDULE.snr[0] + np.exp(bias)) / (SCHEDULE.snr[-1] + np.exp(bias)))
-    assert weights("sigmoid", bias=bias)[1:].sum() == pytest.approx(exact, rel=0.35)
-    cosine_weights = weights("sigmoid", cosine(4000), bias)[1:].sum()
-    assert weights("sigmoid", linear(4000, 2.5e-5, 5e-3), bias)[1:].sum() == pytest.approx(
-        cosine_weights, rel=0.1
-    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])

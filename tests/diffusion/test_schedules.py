@@ -138,23 +138,6 @@ def test_the_level_before_a_step_is_that_of_the_step_before(schedule):
     assert (int(data.t), float(data.signal), float(data.noise), float(data.snr)) == (-1, 1.0, 0.0, math.inf)
 
 
-@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
-def test_a_level_is_of_one_step_or_of_one_for_each_image(dtype):
-    exact = levels_of(FULL)
-    for i, shape in ((7, ()), (tf.constant(7), ()), (tf.constant([7, 0, 999]), (3, 1, 1, 1))):
-        level, steps = FULL.at(i, dtype), np.ravel(i)
-        assert level.t.dtype == tf.int32 and level.t.shape == shape[:1]
-        tensors = {
-            n: v for one in (level, level.before) for n, v in vars(one).items() if n not in ("t", "before")
-        }
-        for name, value in tensors.items():
-            assert value.shape == shape and value.dtype == dtype, name
-        # Rounded once, from float64: no digit is lost where 1 - alpha is small.
-        for name in ("noise", "log_beta_tilde", "mean_residual"):
-            rounded = np.ravel(getattr(exact, name))[steps].astype(dtype.as_numpy_dtype)
-            np.testing.assert_array_equal(np.ravel(getattr(level, name)), rounded)
-
-
 @pytest.mark.parametrize("steps", [1000, 64])
 def test_cosine_is_the_papers_formula_with_beta_clipped(steps):
     """beta_t = min(1 - f(t + 1) / f(t), 0.999), f the squared cosine (Nichol & Dhariwal, 2021, Eq. 17)."""

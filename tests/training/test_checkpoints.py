@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, damaged ones noticed, never a silent new start."""
 
 import errno
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,8 +182,6 @@ def test_a_damaged_checkpoint_ahead_does_not_count_among_those_to_keep(tmp_path)
 
 def test_weights_of_another_network_are_refused(run):
     run.save(10)
-    manifest = json.loads((run.folder / "checkpoints/step_00000010/manifest.json").read_text())
-    assert manifest["step"] == 10 and len(manifest["files"]) == 4
     other = ExponentialMovingAverage([tf.Variable(tf.zeros(3), name="network/other")], 0.5)
     with pytest.raises(UserError, match="holds the weights of another network"):
         other.load(run.folder / "ema/step_00000010.npz")

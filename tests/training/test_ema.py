@@ -66,10 +66,3 @@ def test_power_averages_equal_their_closed_form(tmp_path, length):
     power, t = gamma_of(length) + 1, np.arange(41) / 40
     expected = sum((t[k + 1] ** power - t[k] ** power) * history[k].astype(np.float64) for k in range(40))
     np.testing.assert_allclose(read_arrays(tmp_path / "length.npz")["network/kernel"], expected, rtol=2e-6)
-    # The exponential average beside it is what it is without them.
-    alone = ExponentialMovingAverage([variable], decay=0.9)
-    alone.averages[0][:] = [1e9, -1e9, 1e9]
-    for number, values in enumerate(history):
-        variable.assign(values)
-        alone.update(number)
-    np.testing.assert_array_equal(alone.averages[0], ema.averages[0])

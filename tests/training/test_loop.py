@@ -283,33 +283,6 @@ def test_a_worker_that_is_not_where_the_others_are_is_refused(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [5, 12])
-def test_a_signal_in_a_preview_ends_it_and_it_is_drawn_when_the_run_goes_on(
-    whole, tmp_path, monkeypatch, every
-):
-    """At a step without a checkpoint, and at the last one."""
-    settings = [f"training.sample_every={every}", "training.checkpoint_every=100"]
-    looks, original = [], loop.Signals.check
-
-    def looking(self):
-        looks.append(None)
-        if len(looks) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self)
-
-    with monkeypatch.context() as context, pytest.raises(Stopped) as stopped:
-        context.setattr(loop.Signals, "check", looking)
-        train(tmp_path, *settings)
-    assert len(looks) == 2
-    assert str(stopped.value).startswith(f"stopped by SIGTERM at step {every}, all saved: run the same")
-    assert [path.name for path in tmp_path.glob("checkpoints/*")] == [f"step_{every:08d}"]
-    assert not (tmp_path / "previews").exists()
-    train(tmp_path, *settings)
-    assert_same_files(tmp_path, whole, [*LAST, "previews/step_00000012.png"])
-    assert (tmp_path / f"previews/step_{every:08d}.png").exists()
-
-
-@pytest.mark.slow
 def test_when_the_minutes_are_over_all_is_saved_and_shown_and_the_run_goes_on(whole, tmp_path, capfd):
     run = RunFolder(tmp_path)
     assert [train(tmp_path, "training.minutes=1e-9") for _ in range(2)] == [1, 2]

@@ -95,14 +95,6 @@ def test_a_sampling_of_many_steps_is_shown_by_a_fast_one():
     assert (how.sampler, how.spacing, how.steps) == ("dpm_solver", "logsnr", (7,))
 
 
-def test_a_preview_is_drawn_in_batches_that_a_train_step_has():
-    settings = ("training.batch_size=2", "sampling.steps=5")
-    small, large = previews_of(scale(0, 1000), *settings), previews_of(scale(0, 1000), "sampling.steps=5")
-    np.testing.assert_array_equal(small.grid(), large.grid())
-    assert {len(labels) for labels in small.denoiser.labels} == {2}
-    assert {len(labels) for labels in large.denoiser.labels} == {3}
-
-
 def test_a_preview_ends_within_a_call_of_a_signal():
     previews, looks = previews_of(scale(0, 1000)), []
 
