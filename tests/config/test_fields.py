@@ -143,6 +143,7 @@ def test_every_field_says_all_of_itself():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        pytest.param("[" * 100_000, "is not valid JSON", id="deep"),
         ('{"nets": {}}', "unknown key nets"),
         ('{"seed": "0"}', "use a whole number"),
     ],

@@ -57,6 +57,7 @@ SAME = {
         2,
         {"sampler": "ddim", "eta": 0.5, "steps": "3,2", "guidance": 2.0, "labels": ["owl", "cat"]},
     ),
+    "edited": ("whole", {"strength": 0.7}, [1], 3, 2, {"strength": 0.7, "labels": ["dog"]}),
     "inpainted": (
         "whole",
         {"jump_length": 1, "resamplings": 2, "strength": 0.3, "sampler": "ddim"},
@@ -74,7 +75,7 @@ FAST = ("two batches of all classes", "inpainted")
 )
 def test_a_picture_of_the_page_is_that_of_the_command(case, studio, runs, tmp_path, capsys):
     title, values, labels, seed, count, flags = SAME[case]
-    image = IMAGE if case == "inpainted" else None
+    image = IMAGE if case in ("edited", "inpainted") else None
     mask = MASK if case == "inpainted" else None
     if image is not None:
         flags = {**flags, "init_image": str(tmp_path / "image.png")}
