@@ -99,15 +99,6 @@ def test_held_out_losses_have_the_t_of_a_network_of_one_patch_size():
         np.testing.assert_array_equal(other.eps, one.eps)
 
 
-@pytest.mark.parametrize("count", [1, None])
-def test_batches_that_cannot_be_shared_out_are_refused(count):
-    objective, x = Objective(halves(), DiffusionConfig()), tf.TensorSpec((count, 4, 4, 1))
-    with pytest.raises(ValueError, match=f"these have {count}"):
-        tf.function(
-            lambda x: objective.training_examples(KEY, {"image": x, "label": x, "index": x})
-        ).get_concrete_function(x)
-
-
 @pytest.fixture
 def two_sizes(make_model):
     def make(**changes):
