@@ -94,7 +94,6 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(("name", "sampling", "guidances"), [
     ("single", "ancestral", (1.0, 1.7)),
     pytest.param("experts", "dpm_solver", (1.7, 1.0), marks=SLOW),
-    pytest.param("unconditional", "ancestral", (1.0,), marks=SLOW),
 ])  # fmt: skip
 def test_sample_gives_the_sampler_s_bytes_for_any_batch_and_guidance(exported, name, sampling, guidances):
     model = load(exported(name, sampling))

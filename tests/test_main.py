@@ -10,7 +10,7 @@ from PIL import Image
 
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.run import RunFolder
-from tests.data.fixtures import encode, example, natural_image, write_shards
+from tests.data.fixtures import encode, example, write_shards
 from tests.in_process import run_mode
 
 
@@ -41,9 +41,7 @@ def test_describe_says_what_matters_and_with_full_the_config(capsys):
     assert config.training.precision == "float32" and len(config.data.label_names) == 9
 
 
-@pytest.mark.parametrize(
-    "dataset, tool", [("ffhq1024", "data_tools.ffhq"), ("folder:/nowhere", "data_tools.image_folder")]
-)
+@pytest.mark.parametrize("dataset, tool", [("folder:/nowhere", "data_tools.image_folder")])
 def test_data_that_are_missing_are_refused_with_the_command_that_makes_them(capsys, dataset, tool):
     status, error = run_mode(capsys, mode="train", dataset=dataset, data_dir="/nowhere")
     assert status == 2 and f"python -m {tool} --input" in error
@@ -96,14 +94,3 @@ def test_a_short_run_on_one_s_own_pictures_draws_their_colour(tmp_path, capsys):
     drawn = np.asarray(Image.open(tmp_path / "run/previews/step_00000300.png")).reshape(-1, 3)
     colour = np.median(drawn[(drawn < 255).any(axis=1)], axis=0)
     np.testing.assert_allclose(colour, (222, 31, 31), atol=25)
-
-
-def test_images_that_differ_in_size_are_trained_on_at_the_size_that_is_set(tmp_path, capsys):
-    pictures = [example(encode(natural_image(n, 20 + n, 24))) for n in range(4)]
-    write_shards(tmp_path / "data/odd/1.0.0", [pictures], shape=(None, None, 3))
-    wanted = {"mode": "describe", "dataset": "tfds:odd", "data_dir": f"{tmp_path}/data"}
-    status, said = run_mode(capsys, **wanted)
-    assert status == 2 and said.startswith("error: the images of tfds:odd differ in size: say which")
-    status, said = run_mode(capsys, **wanted, set=["data.image_shape=16,16,3"])
-    assert status == 0 and "image (16, 16, 3) -> patches (16, 16, 3)" in said
-    assert "size: tiny (" in said and "trainable parameters: " in said

@@ -39,12 +39,6 @@ class Counting(FakeDenoiser):
             return tf.fill(tf.shape(z), self.number), tf.fill(tf.shape(z), self.number / 2)
 
 
-@pytest.mark.parametrize("stop", [300, 500])
-def test_denoisers_with_a_gap_or_an_overlap_are_refused(stop):
-    with pytest.raises(ValueError, match="intervals that do not meet"):
-        SplitDenoiser([Counting(0.25, 0, stop), Counting(-0.5, 400, 1000)])
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_only_parts_whose_interval_occurs_run(jit_compile):
     for t, runs in (([399, 0], [1, 0]), ([400, 999], [0, 1]), ([400, 399], [1, 1])):

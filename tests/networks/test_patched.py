@@ -100,7 +100,7 @@ def test_labels_matter_when_conditional_and_the_null_label_is_one_more(kind, con
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [("unet", {}), ("vit", {}), ("vit", {"t_conditioning": "once", "t_gates": False})]
+    ("kind", "changes"), [("vit", {}), ("vit", {"t_conditioning": "once", "t_gates": False})]
 )
 def test_timesteps_matter(kind, changes):
     z, t, labels = batch()

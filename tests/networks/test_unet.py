@@ -86,9 +86,3 @@ def test_flops_equal_a_count_by_hand():
     counted = forward_flops(network)
     # The rest is what the profiler counts of biases, norms and other elementwise work.
     assert by_hand <= counted <= 1.1 * by_hand
-
-
-def test_description_of_a_grid_that_is_not_square():
-    settings = {"base_channels": 64, "channel_multipliers": (1, 1.5), "attention_resolutions": (8,)}
-    network = small(image_shape=(16, 32, 3), **settings)
-    assert network.trunk.describe() == ["level 0: (8, 16, 64)", "level 1: (4, 8, 96), attention"]
