@@ -15,7 +15,6 @@ from tests.tiny_runs import tiny_config, write_run
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    write_run(folder / "whole")
     write_run(folder / "low", tiny_config(diffusion__t_stop=400, network__patch_size=2), 1)
     write_run(folder / "high", tiny_config(diffusion__t_start=400, network__patch_size=8), 2)
     write_run(folder / "plain", tiny_config(network__class_conditioning="none"), 3)

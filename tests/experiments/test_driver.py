@@ -1,4 +1,4 @@
-"""The driver: work is done once, commands' ends are passed on, pages are written between marks."""
+"""The driver: work is done once, and commands' ends are passed on."""
 
 import os
 import signal
