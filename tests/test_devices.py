@@ -116,8 +116,7 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, text, seconds):
 
 
 @pytest.mark.parametrize("text", [
-    "{}", '{"environment": "cloud"}', '{"cluster": {}, "task": {"type": "worker", "index": 0}}',
-    cluster(("a:1",)), cluster(("a:1",), index="0"),
+    "{}", '{"cluster": {}, "task": {"type": "worker", "index": 0}}', cluster(("a:1",)),
 ])  # fmt: skip
 def test_a_tf_config_of_one_machine_or_none_is_this_machine(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)

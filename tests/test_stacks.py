@@ -15,5 +15,5 @@ OTHER = os.environ.get("PDM_TF_OTHER_PYTHON")
 @pytest.mark.skipif(not OTHER, reason="PDM_TF_OTHER_PYTHON names no interpreter of the other stack")
 def test_stacks_agree_and_read_what_the_other_wrote(tmp_path):
     found = list(compare([sys.executable, OTHER], tmp_path))
-    assert len(found) == 12
+    assert len(found) == 10
     assert not [what for what, value, limit in found if not value <= limit]
