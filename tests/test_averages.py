@@ -77,16 +77,6 @@ def test_a_length_is_the_deviation_of_the_shares_as_a_part_of_the_run(length):
     assert mean == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-5)
 
 
-def test_products_of_shares_tend_to_the_integrals_of_the_paper():
-    """The integral of tau^(a + b) (a + 1) (b + 1) / (s^(a + 1) t^(b + 1)) up to the smaller of s and t."""
-    count = 20_000
-    for a, s, b, t in ((0.05, 20_000, 0.1, 20_000), (0.05, 12_000, 0.1, 20_000), (0.2, 20_000, 0.03, 5000)):
-        gamma_a, gamma_b, until = gamma_of(a), gamma_of(b), min(s, t)
-        factor = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
-        integral = factor * (until / s) ** gamma_a * (until / t) ** gamma_b / max(s, t)
-        assert profile(a, s, count) @ profile(b, t, count) == pytest.approx(integral, rel=1e-3)
-
-
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("updates", [UPDATES, 200])
 def test_a_length_that_was_kept_comes_back_as_it_was(make_run, length, updates):
