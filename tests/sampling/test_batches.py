@@ -45,14 +45,6 @@ def test_all_classes_come_in_turn_by_default():
     assert draw.image_labels is None and sum(map(len, draw)) == 11
 
 
-def test_what_a_check_raises_ends_the_drawing():
-    def stop():
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        next(draw_of().batches(check=stop))
-
-
 def shared(number, workers=2, patience=60.0, dies_at=None, count=11):
     share = Share(number, workers, patience)
     return dataclasses.replace(draw_of(dies_at, count=count), share=share)

@@ -1,7 +1,5 @@
 """`Sampler`: seeds, batches, XLA, schedules, experts and editing, on small random networks."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,14 +10,13 @@ from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
-from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.loop import sampling_loop
 from pdm_tf.sampling.repaint import repaint
 from pdm_tf.sampling.sampler import SAMPLERS, Sampler, steps_of_share
 from tests.fakes import FakeDenoiser
-from tests.tiny_runs import tiny_config, tiny_denoiser
+from tests.tiny_runs import tiny_denoiser
 
 
 def easy_denoiser(t_start=0, t_stop=1000):
@@ -66,7 +63,7 @@ def test_inside_xla_an_image_is_the_same_in_any_batch_too(easy):
     assert np.abs(together[0] - together[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["heun", "unipc", "repaint"])
+@pytest.mark.parametrize("name", ["unipc", "repaint"])
 def test_xla_computes_the_same_from_the_same_noise(easy, name):
     # XLA's random numbers are its own, so these are a table.
     z, noises = np.random.default_rng(0).standard_normal((2, 12, 2, 16, 16, 3)).astype(np.float32)
@@ -85,15 +82,6 @@ def test_xla_computes_the_same_from_the_same_noise(easy, name):
 
     plain, compiled = (tf.function(run, jit_compile=jit)(tf.constant(z[0])) for jit in (False, True))
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
-
-
-def test_a_guidance_weight_that_is_a_tensor_draws_the_same_images(easy):
-    settings = SamplingConfig("ddim", (3,), guidance=2.0)
-    numbers = tf.constant(3), tf.constant([0, 1]), tf.constant([0, 1])
-    plain = dataclasses.replace(settings, guidance=1.0)
-    fixed = Sampler(easy, settings).sample(*numbers)
-    fed = tf.function(lambda w: Sampler(easy, plain, guidance=w).sample(*numbers))
-    np.testing.assert_allclose(fed(tf.constant(2.0)), fixed, atol=1e-5)
 
 
 def test_a_trajectory_ends_at_the_images(easy):
@@ -178,39 +166,11 @@ def test_the_known_pixels_come_back_as_the_same_bytes(easy):
         assert (painted[0, mask] != painted[1, mask]).mean() > 0.5
 
 
-def test_little_strength_changes_an_image_less_than_much(easy):
-    # This denoiser returns what it is shown, so the noise that was added is what changes the image.
-    image = np.full((16, 16, 3), 0.25, np.float32)
-    off = []
-    for strength in (0.0, 0.15, 0.35):
-        sampler = sampler_of(easy, sampler="ddim", steps=(11,), image=image, strength=strength)
-        off.append(np.abs(sampler(0, [0, 1], [0, 1]) - image).mean())
-    assert off[0] < 0.02 and off[0] < 0.5 * off[1] < 0.25 * off[2], off
-
-
 def test_experts_of_one_network_draw_what_that_network_draws(easy):
     experts = SplitDenoiser([easy_denoiser(0, 500), easy_denoiser(500, 1000)])
     for settings in ({"sampler": "dpm_solver"}, {"guidance": 2.0}):
         single, split = (sampler_of(d, steps=(4,), **settings)(5, [0, 1], [0, 1]) for d in (easy, experts))
         np.testing.assert_allclose(split, single, atol=1e-5)
-
-
-def test_experts_of_different_patch_sizes_draw_together():
-    fine = tiny_denoiser(tiny_config(diffusion__t_stop=500))
-    settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 500}
-    coarse = tiny_denoiser(tiny_config(**settings), 1)
-    sampler = sampler_of(SplitDenoiser([fine, coarse]), steps=(2,), sampler="dpm_solver")
-    first, last = sampler.trajectory(5, [0, 1], [0, 1], 2)
-    z = normal_each(5, "sampling prior", tf.constant([0, 1]), (16, 16, 3))
-    for frame, expert, t in ((first, coarse, 999), (last, fine, 0)):
-        pred_x = tf.clip_by_value(expert(z, tf.constant([t, t]), tf.constant([0, 1]))[0], -1, 1)
-        np.testing.assert_allclose(frame, pred_x, atol=1e-4)
-        z = ddim_step_to_0(z, pred_x, fine.schedule)
-
-
-def ddim_step_to_0(z, pred_x, schedule):
-    here, there = schedule.at(999), schedule.at(0)
-    return there.signal * pred_x + there.noise * (z - here.signal * pred_x) / here.noise
 
 
 IMAGE = np.random.default_rng(1).uniform(-1, 1, (16, 16, 3)).astype(np.float32)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.diffusion.schedules import NoiseSchedule, linear, logsnr_timesteps, strided_timesteps
+from pdm_tf.diffusion.schedules import NoiseSchedule, linear, strided_timesteps
 from pdm_tf.sampling.ancestral import ancestral
 from pdm_tf.sampling.ddim import ddim
-from pdm_tf.sampling.dpm_solver import _coefficients, dpm_solver
+from pdm_tf.sampling.dpm_solver import dpm_solver
 from pdm_tf.sampling.heun import heun
 from pdm_tf.sampling.ipndm import ipndm
 from pdm_tf.sampling.loop import sampling_loop
 from pdm_tf.sampling.sampler import SAMPLERS
-from pdm_tf.sampling.unipc import _moments, _weights, unipc
+from pdm_tf.sampling.unipc import _weights, unipc
 from tests.sampling.mixture import Mixture, draw, noise_of, normal, unlabelled
 
 FULL = linear()
@@ -25,16 +25,13 @@ DATA = Mixture(
 )
 COUNT = 10_000
 SHAPE = (COUNT, 1, 1, 2)
-SOLVERS = [ddim, heun, dpm_solver, unipc, ipndm]
 ALL = SAMPLERS.values()
 
 WITH_OPTIONS = {
-    "ancestral, small": (ancestral, {"variance": "small"}),
     "ancestral, large": (ancestral, {"variance": "large"}),
     "ancestral, learned": (ancestral, {"variance": "learned"}),
     "ddim, eta 0.5": (ddim, {"eta": 0.5}),
     "heun": (heun, {}),
-    "unipc, order 3": (unipc, {"order": 3}),
 }
 
 
@@ -62,13 +59,6 @@ def test_the_samples_moments_and_mode_shares_converge_to_the_datas(name):
     assert np.all(many < 0.02), many
     few = errors(sample(sampler, strided_timesteps(1000, (4,)), **options))
     assert few.max() > 2 * many.max(), (few, many)
-
-
-def test_each_mode_has_its_own_shape():
-    x = sample(dpm_solver, logsnr_timesteps(FULL, 100))
-    nearest = np.argmin(np.linalg.norm(x[:, None] - DATA.means, axis=-1), axis=1)
-    for mode, covariance in enumerate(DATA.covariances):
-        np.testing.assert_allclose(np.cov(x[nearest == mode].T), covariance, atol=0.002)
 
 
 # Processes of `steps` steps between the same two ends, so that every solver goes from the same z along the
@@ -131,12 +121,6 @@ def test_two_solvers_of_different_kinds_agree_on_the_truth():
     assert error(unipc, equal_in_log_snr, 1024, order=3) < 1e-7
 
 
-def test_the_solvers_are_far_ahead_of_ddim_at_as_many_passes():
-    off = {solver: error(solver, equal_in_log_snr, 16 if solver is heun else 32) for solver in SOLVERS}
-    assert off[heun] < 0.5 * off[ddim] and off[dpm_solver] < 0.3 * off[ddim], off
-    assert off[unipc] < 0.8 * off[dpm_solver] and off[ipndm] < 0.8 * off[dpm_solver], off
-
-
 def few(sampler, timesteps=(0, 300, 700, 999), u=0.0, dtype=tf.float64, **options):
     schedule, shape = FULL.respaced(list(timesteps)), (5, 1, 1, 2)
     z, noise = tf.cast(normal(shape, 3), dtype), noise_of(shape, 1)
@@ -178,12 +162,6 @@ def test_a_step_of_heun_is_the_trapezoidal_rule_on_eps():
     np.testing.assert_allclose(few(heun, (400, 999)), expected, rtol=1e-9)
 
 
-def test_the_first_and_the_last_step_of_unipc_are_ddims_and_the_one_between_is_corrected():
-    # With two steps there is a corrected z, but nothing is drawn from it: x_theta is of the z before.
-    np.testing.assert_allclose(few(unipc, (0, 999)), few(ddim, (0, 999)), rtol=1e-9)
-    assert np.abs(few(unipc, (0, 400, 999)) - few(dpm_solver, (0, 400, 999))).max() > 1e-4
-
-
 @pytest.mark.parametrize("sampler", ALL)
 def test_one_step_returns_the_predicted_x(sampler):
     pred_x, _ = unlabelled(DATA.denoiser(FULL))(normal((5, 1, 1, 2), 3), tf.constant(999))
@@ -217,12 +195,6 @@ def test_the_dtype_is_that_of_the_images(sampler):
 UNEVEN = FULL.respaced([0, 1, 4, 20, 90, 200, 230, 600, 999])
 
 
-def test_the_predictor_of_unipc_of_order_2_is_the_step_of_dpm_solver():
-    z_weight, d_weight, extrapolation = _coefficients(UNEVEN).T
-    as_weights = [z_weight, d_weight * (1 + extrapolation), -d_weight * extrapolation]
-    np.testing.assert_allclose(_weights(UNEVEN, 2)[:, 5:], np.stack(as_weights, axis=1), atol=1e-13)
-
-
 def polynomial_path(schedule, power):
     """x = lambda^power, and the z that it leads along: z = sigma F, F' = exp(lambda) x, at each step."""
     time = schedule.half_log_snr
@@ -251,13 +223,3 @@ def test_unipc_follows_a_polynomial_x_exactly(order, part, degree):
         exact += max(off) < 1e-10
         assert power <= degree or min(off) > 1e-6, off
     assert exact == degree + 1
-
-
-def test_the_moments_of_unipc_are_the_integrals_on_both_sides_of_1():
-    nodes, shares = np.polynomial.legendre.leggauss(60)
-    for h in (1e-8, 1e-3, 0.5, 1.0, np.nextafter(1.0, 2.0), 3.0, 15.0):
-        v = h * (nodes + 1) / 2
-        integrals = [h / 2 * np.sum(shares * np.exp(v - h) * (v / h) ** k) for k in range(4)]
-        np.testing.assert_allclose(_moments(h, 4), integrals, rtol=1e-12)
-    # The series below 1 and the recursion above it meet.
-    np.testing.assert_allclose(_moments(1.0, 4), _moments(np.nextafter(1.0, 2.0), 4), rtol=1e-13)
