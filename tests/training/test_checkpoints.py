@@ -53,6 +53,24 @@ def test_a_run_of_any_name_is_restored(tmp_path):
     assert restored(folder) == (20, 20.0, 20.5)
 
 
+def test_a_full_disk_in_a_power_average_leaves_the_checkpoint_before_as_it_was(run, monkeypatch):
+    run.save(10)
+    before = run.files()
+
+    def full(file, **arrays):
+        if "length" in file.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        saved(file, **arrays)
+
+    saved = np.savez
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(
+        UserError, match=r"no space left on the disk of .*: free some and run the command again"
+    ):
+        run.save(20)
+    assert run.files() == before and restored(run.folder) == (10, 10.0, 10.5)
+
+
 @pytest.mark.parametrize("name", [".DS_Store", "desktop.ini"])
 def test_files_of_a_desktop_beside_ours_do_no_harm(run, monkeypatch, name):
     state = run.checkpoints.state

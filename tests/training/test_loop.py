@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import re
@@ -218,6 +219,13 @@ def test_a_run_of_larger_images_and_patches_begins_with_a_smaller_ones_weights(w
     assert all(averages[name].size == 4 * before[name].size for name in grown) and 2 < len(grown) < 9
     for name in before.keys() - set(grown):
         np.testing.assert_array_equal(averages[name], before[name])
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another process trains in .*: wait for it"):
+            train(tmp_path)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
