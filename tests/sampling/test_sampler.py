@@ -10,13 +10,14 @@ from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
+from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.loop import sampling_loop
 from pdm_tf.sampling.repaint import repaint
 from pdm_tf.sampling.sampler import SAMPLERS, Sampler, steps_of_share
 from tests.fakes import FakeDenoiser
-from tests.tiny_runs import tiny_denoiser
+from tests.tiny_runs import tiny_config, tiny_denoiser
 
 
 def easy_denoiser(t_start=0, t_stop=1000):
@@ -171,6 +172,24 @@ def test_experts_of_one_network_draw_what_that_network_draws(easy):
     for settings in ({"sampler": "dpm_solver"}, {"guidance": 2.0}):
         single, split = (sampler_of(d, steps=(4,), **settings)(5, [0, 1], [0, 1]) for d in (easy, experts))
         np.testing.assert_allclose(split, single, atol=1e-5)
+
+
+def test_experts_of_different_patch_sizes_draw_together():
+    fine = tiny_denoiser(tiny_config(diffusion__t_stop=500))
+    settings = {"network__patch_size": 8, "diffusion__prediction": "v", "diffusion__t_start": 500}
+    coarse = tiny_denoiser(tiny_config(**settings), 1)
+    sampler = sampler_of(SplitDenoiser([fine, coarse]), steps=(2,), sampler="dpm_solver")
+    first, last = sampler.trajectory(5, [0, 1], [0, 1], 2)
+    z = normal_each(5, "sampling prior", tf.constant([0, 1]), (16, 16, 3))
+    for frame, expert, t in ((first, coarse, 999), (last, fine, 0)):
+        pred_x = tf.clip_by_value(expert(z, tf.constant([t, t]), tf.constant([0, 1]))[0], -1, 1)
+        np.testing.assert_allclose(frame, pred_x, atol=1e-4)
+        z = ddim_step_to_0(z, pred_x, fine.schedule)
+
+
+def ddim_step_to_0(z, pred_x, schedule):
+    here, there = schedule.at(999), schedule.at(0)
+    return there.signal * pred_x + there.noise * (z - here.signal * pred_x) / here.noise
 
 
 IMAGE = np.random.default_rng(1).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
