@@ -7,6 +7,7 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -29,7 +30,9 @@ from pdm_tf.training import checkpoints
 from tests.bucket import stand_in
 from tests.data.fixtures import numbered_dataset
 from tests.data_tools.conversions import arguments, make_input
+from tests.in_process import run_mode
 from tests.sampling.mortal import MODEL, Killed, draw_of
+from tests.tiny_runs import write_run
 from tests.training.kill_and_resume import SETTINGS, wait_and_kill
 from tests.training.test_checkpoints import Run, restored
 
@@ -190,6 +193,30 @@ def test_a_data_set_there_is_described_as_here(place, tmp_path):
     assert [sha256(s) for s in there.splits["train"].shards] == [
         sha256(s) for s in here.splits["train"].shards
     ]
+
+
+@pytest.mark.slow
+def test_modes_do_there_what_they_do_here(place, tmp_path, capsys):
+    """Sampling and exporting of a run there, to there."""
+    write_run(tmp_path / "run")
+    write_run(place / "run")
+    flags = {"strategy": "cpu", "num_samples": 2, "sample_batch_size": 2, "steps": "3"}
+    for where in (place, tmp_path):
+        status, said = run_mode(capsys, mode="sample", run_dir=str(where / "run"), **flags)
+        assert status == 0 and said.endswith(f"samples: {where}/run/samples/samples.npz\n")
+    name = "run/samples/samples.npz"
+    assert (place / name).read_bytes() == (tmp_path / name).read_bytes()
+
+    status, _ = run_mode(
+        capsys, mode="export", run_dir=str(place / "run"), out=str(place / "model"), steps="3"
+    )
+    assert status == 0
+    sample = tf.saved_model.load(str(place / "model")).signatures["sample"]
+    numbers = {"seed": tf.constant(0), "labels": tf.constant([0, 1]), "guidance": tf.constant(1.0)}
+    with np.load(tmp_path / name) as file:
+        np.testing.assert_array_equal(sample(**numbers)["images"], file["arr_0"])
+    status, error = run_mode(capsys, mode="export", run_dir=str(place / "run"), out=str(place / "model"))
+    assert status == 2 and "exists: delete it" in error
 
 
 SMALL = {

@@ -190,6 +190,25 @@ def test_a_block_over_its_time_limit_ends_the_process_with_one_line():
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: too late"
 
 
+@pytest.mark.parametrize(("jobs", "task", "expected"), [
+    ({"worker": ["a:1", "b:2"]}, ("worker", 0), True),
+    ({"worker": ["a:1", "b:2"]}, ("worker", 1), False),
+    ({"chief": ["a:1"], "worker": ["b:2"]}, ("worker", 0), False),
+])  # fmt: skip
+def test_one_worker_is_the_chief(jobs, task, expected):
+    class Stand(tf.distribute.MultiWorkerMirroredStrategy):
+        """The strategy without its cluster: only what it says of its place in one."""
+
+        def __init__(self):
+            pass
+
+        cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(jobs), task_type=task[0], task_id=task[1]
+        )
+
+    assert is_chief(Stand()) is expected
+
+
 def one_line_end(monkeypatch):
     """Takes `_end_now`'s message instead of ending the tests."""
 

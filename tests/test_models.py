@@ -235,6 +235,11 @@ def test_experts_of_one_data_set_are_alike_wherever_it_lay(tmp_path):
     assert message.endswith("one model: data.dataset is folder:d, sha256 1 and folder:d, sha256 2")
 
 
+def test_all_experts_or_none_know_classes(tmp_path):
+    message = refusal(tmp_path, part(0, 400), part(400, 1000, network__class_conditioning="none"))
+    assert "only one of them knows classes" in message
+
+
 def test_models_of_several_runs_have_titles_of_their_own(tmp_path):
     for name, config in (("x/a", tiny_config()), ("y/a", tiny_config()), ("low", LOW), ("high", HIGH)):
         RunFolder(tmp_path / name).write_config(config)

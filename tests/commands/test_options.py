@@ -50,6 +50,7 @@ def test_a_default_of_the_mode_goes_before_the_run_and_after_what_is_asked_for()
             {"eta": 0.5, "spacing": "even"},
             "--eta does nothing for --sampler=dpm_solver: it is for ddim",
         ),
+        (CONFIG, {"steps": (1001,)}, "--steps=1001: the process has 1000 steps, so use 1 to 1000"),
         (CONFIG, {"steps": (300, 90), "spacing": "logsnr"}, "--spacing=logsnr takes one number of steps"),
         (UNCONDITIONAL, {"guidance": 2.0}, "--guidance=2: this model has no classes to guide with"),
     ],

@@ -51,6 +51,7 @@ REFUSALS = [
         "FOLDER/low was not trained on 400 <= t < 1000: name the run of that interval too, as in "
         "FOLDER/low,RUN",
     ),
+    ("--mode=sample --run_dir=FOLDER/whole --strength=0.3", "--strength needs an --init_image"),
     (
         "--mode=sample --run_dir=FOLDER/whole --mask=FOLDER/small.png",
         "--mask needs an --init_image",

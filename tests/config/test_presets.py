@@ -74,6 +74,12 @@ def test_what_is_set_comes_first_and_the_rest_follows():
     assert attended(levels)[-1] == 5625  # who says how many levels there are has them
 
 
+def test_images_that_differ_in_size_need_a_shape_and_take_it():
+    with pytest.raises(UserError, match=r"differ in size: .* --set=data.image_shape=64,64,3$"):
+        sized("tiny", (None, None, 3))
+    assert sized("tiny", (None, None, 3), data__image_shape=(32, 48, 3)).data.image_shape == (32, 48, 3)
+
+
 # --- the length of a run --------------------------------------------------------------------------
 
 

@@ -116,6 +116,18 @@ def test_a_record_that_is_no_example_is_damage_whatever_its_bytes_are(tmp_path):
     assert "verify --decode" in message and message.isprintable()
 
 
+def test_damage_shows_through_keras_fit(info):
+    shard = info.splits["train"].shards[1]
+    os.truncate(shard, 40)
+    model = tf.keras.Sequential([tf.keras.layers.Flatten(), tf.keras.layers.Dense(5)])
+    model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    batches = load_batches(info, split="train", seed=0, batch_size=3).map(
+        lambda batch: (batch["image"], batch["label"])
+    )
+    with pytest.raises(UserError, match="cannot be read"), naming_shards():
+        model.fit(batches, steps_per_epoch=10, verbose=0)
+
+
 def test_damage_shows_through_batches_of_bytes(info):
     shard = info.splits["train"].shards[1]
     os.truncate(shard, 40)

@@ -65,6 +65,18 @@ def test_a_small_set(tmp_path, packages):
     assert "avatars --size 32 --count 45 --held_out 5 --shard_mb 0.01 --output" in card
 
 
+def test_a_face_is_a_function_of_its_name_at_any_size(packages):
+    faces = [Item(f"{style}/0", None) for style in avatars.STYLES]
+    small, large = (
+        [np.asarray(avatars.load(face, packages=packages, size=size), np.float32) for face in faces]
+        for size in (32, 128)
+    )
+    shrunk = [image.reshape(32, 4, 32, 4, 3).mean((1, 3)) for image in large]
+    apart = np.array([[np.abs(a - b).mean() for a in small] for b in shrunk])
+    # Drawn small, or drawn large and shrunk: the same face, and no other's.
+    assert (apart.argmin(1) == np.arange(len(faces))).all() and apart.diagonal().max() < 4
+
+
 def test_the_set_that_ships_is_what_the_tool_draws(packages):
     info = find_dataset("avatars64", "")
     items, _ = avatars.list_items(packages, sum(info.num_examples.values()))

@@ -77,6 +77,7 @@ def test_the_mode_stands_anywhere_and_is_the_first_by_default():
         (["--loaves=0"], "--loaves=0: use a number above 0"),
         (["--heat=301"], "--heat=301.0: use a number from 0 to 300"),
         (["--heat"], "Missing value for flag --heat"),
+        (["bread"], "unexpected argument 'bread'; flags are written --name=value"),
         (["--loafs=3"], "there is no flag --loafs; did you mean --loaves?"),
         (
             ["--oven_loaves=3"],

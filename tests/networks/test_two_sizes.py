@@ -10,6 +10,7 @@ from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.denoiser import SplitDenoiser, build_denoiser, build_network
 from pdm_tf.describe import describe_network, forward_flops, gflop, passes_of_sampling
 from pdm_tf.errors import UserError
+from pdm_tf.evaluation.likelihood import Likelihood
 from pdm_tf.networks import patched, vit
 from pdm_tf.networks.patched import LARGE
 from pdm_tf.networks.warm_start import with_large_patches
@@ -81,6 +82,14 @@ def test_each_side_is_a_network_of_its_own_size(two_ways):
     (x, u), (expected_x, expected_u) = (one(*inputs([0, 399, 400, 999])) for one in two_ways)
     np.testing.assert_allclose(x, expected_x, atol=1e-5)
     np.testing.assert_allclose(u, expected_u, atol=1e-5)
+
+
+def test_its_likelihood_is_that_of_two_experts(two_ways):
+    image = np.random.default_rng(5).integers(0, 256, (1, 16, 16, 3)).astype(np.float32) / 127.5 - 1
+    batches = [(image, np.array([1]), np.array([0]))]
+    bits, expected = (Likelihood(one)(batches, strata=12, progress=False) for one in two_ways)
+    assert bits.bits_per_dim.value == pytest.approx(expected.bits_per_dim.value, rel=1e-5)
+    assert [(part.t_start, part.t_stop) for part in bits.intervals[-2:]] == [(0, 400), (400, 1000)]
 
 
 def test_the_level_tells_a_trunk_which_size_it_sees(two_ways):
@@ -172,6 +181,23 @@ def test_large_patches_pass_a_unet_s_first_level_by_its_shortcuts():
     np.testing.assert_allclose(trunk(x, [t, label], large=True), h, atol=1e-4)
 
 
+def test_ends_learn_from_their_own_interval_alone_and_the_trunk_from_both(config):
+    denoiser = tiny_denoiser(config)
+    variables, names = denoiser.variables, variable_names(denoiser.variables)
+    reached = []
+    for part, t in zip(denoiser.parts, ([0, 399], [400, 999])):
+        with tf.GradientTape() as tape:
+            loss = sum(tf.reduce_sum(tf.square(a)) for a in part.denoiser(*inputs(t)))
+        gradients = tape.gradient(loss, variables)
+        reached.append({n for n, g in zip(names, gradients) if g is not None})
+    small, large = reached
+    ends = ("unet/conv_in", "vit/embed/", "t/variance_out", "encoder0_", "decoder0_", "t/norm_out")
+    large = {n for n in large if "/shortcut/" not in n}
+    assert small | large == set(names) and len(small & large) > 10
+    assert not any(LARGE in n for n in small) and {n for n in names if LARGE in n} <= large
+    assert not any(part in n for n in large for part in ends)
+
+
 def begun(config):
     """A network of one size with wild weights, and one of two sizes that begins with them."""
     one = randomized(build_network(config.replace({"network.patch_switch_t": 0})), 3)
@@ -210,6 +236,29 @@ def test_large_patches_lie_at_the_place_of_the_first_of_their_four():
     np.testing.assert_array_equal(tf.reshape(vit.rotation((4, 4), 0, 32, 2), [4, 4, -1]), fine[::2, ::2])
     fine = patched.position_encoding(8, 8, 32)
     np.testing.assert_allclose(patched.position_encoding(4, 4, 32), fine[::2, ::2], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_recomputed_gradients_of_large_patches_are_the_same(config):
+    (z, t, labels), key = inputs([400, 999]), tf.constant([5, 6])
+    kept = build_network(config.replace({"network.dropout": 0.3}))
+    again = build_network(config.replace({"network.dropout": 0.3}), gradient_checkpointing=True)
+    found = []
+    for network in (kept, again):
+        randomized(network)
+
+        @tf.function
+        def gradients(network=network):
+            with tf.GradientTape() as tape:
+                output, u = network(z, t, labels, key, large=True)
+                loss = tf.reduce_sum(tf.square(output)) + tf.reduce_sum(u)
+            found = tape.gradient(loss, network.trainable_variables)
+            return [tf.convert_to_tensor(g) for g in found if g is not None]
+
+        found.append(gradients())
+    norm = tf.linalg.global_norm(found[0])
+    assert norm > 1 and len(found[0]) == len(found[1])
+    assert tf.linalg.global_norm([a - b for a, b in zip(*found)]) < 1e-5 * norm
 
 
 def test_what_is_there_of_large_patches_stays(config):

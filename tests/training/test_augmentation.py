@@ -9,6 +9,7 @@ from pdm_tf.networks.patched import AUGMENTATION_LABELS
 from pdm_tf.networks.warm_start import with_augmentation
 from pdm_tf.randomness import stream
 from pdm_tf.training.augmentation import Changes, apply_changes, draw_changes
+from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.weights import assign_arrays, variable_names
 from tests.training.conftest import assert_accumulation_equals_the_whole_batch
 
@@ -130,6 +131,8 @@ def test_a_model_trains_on_changed_images_and_is_measured_on_those_of_the_data(a
     changed = np.any(batch["augmentation"].numpy() != 0, axis=1)
     same = np.all(batch["image"].numpy() == images, axis=(1, 2, 3))
     np.testing.assert_array_equal(same, ~changed)
+    again = PatchedDiffusion.from_config(model.get_config())
+    assert again.augmentation == 0.5 and again.network.augmented
     # The noise and the timesteps are those of a model without.
     key = stream(0, "x")
     (one,), (other,) = (model.objective.training_examples(key, b) for b in (batch, plain))

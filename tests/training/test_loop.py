@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -133,6 +134,18 @@ def test_a_finished_run_started_again_draws_a_lost_picture_and_trains_no_more(wh
     train(whole)
     assert {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")} == before
     assert "at step 12 of 12" in capsys.readouterr().out and picture.read_bytes() == pixels
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_may_be_given_a_cooldown(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints/step_00000012")
+    train(tmp_path, "optimizer.cooldown_steps=4")
+    assert RunFolder(tmp_path).config().optimizer.cooldown_steps == 4
+    rates = [RunFolder(folder).metrics()["learning_rate"] for folder in (whole, tmp_path)]
+    # The first of the four is at the full rate yet, the last at a quarter of it.
+    np.testing.assert_array_equal(rates[0][:-1], rates[1][:-1])
+    np.testing.assert_allclose(rates[1][-1], rates[0][-1] * [1, 0.25], rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -284,6 +297,27 @@ def test_a_worker_that_is_not_where_the_others_are_is_refused(tmp_path, monkeypa
     monkeypatch.setattr(Workers, "same", lambda self, *numbers: False)
     with pytest.raises(UserError, match="the workers have different settings"):
         train(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_preview_ends_it_and_it_is_drawn_when_the_run_goes_on(whole, tmp_path, monkeypatch):
+    settings = ["training.sample_every=5", "training.checkpoint_every=100"]
+    looks, original = [], loop.Signals.check
+
+    def looking(self):
+        looks.append(None)
+        if len(looks) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    with monkeypatch.context() as context, pytest.raises(Stopped, match=r"by SIGTERM at step 5, all saved"):
+        context.setattr(loop.Signals, "check", looking)
+        train(tmp_path, *settings)
+    assert len(looks) == 2 and not (tmp_path / "previews").exists()
+    assert [path.name for path in tmp_path.glob("checkpoints/*")] == ["step_00000005"]
+    train(tmp_path, *settings)
+    assert_same_files(tmp_path, whole, [*LAST, "previews/step_00000012.png"])
+    assert (tmp_path / "previews/step_00000005.png").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from tests.fakes import FakeDenoiser
 from tests.training.conftest import (
     TINY,
     assert_accumulation_equals_the_whole_batch,
+    assert_two_devices_equal_one,
     batch_of,
 )
 
@@ -121,3 +122,8 @@ def test_losses_of_two_patch_sizes_are_those_of_the_whole_denoiser_weighted(two_
 
 def test_accumulation_equals_the_whole_batch(two_sizes, images):
     assert_accumulation_equals_the_whole_batch(two_sizes(), images[:8], 2)
+
+
+@pytest.mark.slow
+def test_two_devices_equal_one(images):
+    assert_two_devices_equal_one(TWO, lambda: keras.optimizers.legacy.SGD(1e-4), images, steps=2)

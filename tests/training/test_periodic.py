@@ -13,8 +13,11 @@ from pdm_tf.config.presets import preset
 from pdm_tf.data import held_out_split
 from pdm_tf.diffusion.schedules import linear
 from pdm_tf.images import image_grid, to_uint8
+from pdm_tf.training.ema import ExponentialMovingAverage
+from pdm_tf.training.model import build_model
 from pdm_tf.training.periodic import Interrupted, Periodic, Previews
 from tests.fakes import FakeDenoiser
+from tests.tiny_runs import randomized
 
 INFO = data.find_dataset("emoji64", "")
 CPU = tf.distribute.get_strategy()
@@ -139,3 +142,24 @@ def test_the_interval_with_the_most_noise_begins_from_noise_and_takes_its_share_
     assert not np.array_equal(*(sampler(seed, [0], [0]) for seed in (0, 1)))
     assert sampler.schedule.timesteps[[0, -1]].tolist() == [400, 999]
     assert len(sampler.schedule) == 30
+
+
+@pytest.mark.slow
+def test_replicas_share_a_preview():
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
+    grids = []
+    for strategy in (CPU, tf.distribute.MirroredStrategy([device.name for device in devices])):
+        settings = config("sampling.steps=3", "network.blocks_per_level=1")
+        with strategy.scope():
+            model = build_model(settings, "float32")
+        # Weights of its own: a fresh network's output is zero, whatever its input.
+        randomized(model.network)
+        ema = ExponentialMovingAverage(model.network.trainable_variables, 0.9)
+        previews = Previews(model, ema, settings, INFO, strategy)
+        grids.append(previews.grid())
+        assert previews._sampler.replicas == strategy.num_replicas_in_sync
+    single, shared = grids
+    assert single.std() > 5 and single.shape == shared.shape
+    assert np.abs(single.astype(int) - shared).max() <= 1
