@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Optional
 
@@ -29,7 +30,15 @@ def run(options: Options) -> None:
 
     models = models_from_folders(*options.trained_dirs())
     infos = [data_at_hand(options, model) for model in models]
+    exempt_from_proxies(options.host)
     layout.serve(Studio(models, infos), options.host, options.port)
+
+
+def exempt_from_proxies(host: str) -> None:
+    """gradio asks the page itself whether it is up, which no proxy can answer."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [os.environ.get(name), "localhost", "127.0.0.1", "::1", host]
+        os.environ[name] = ",".join(filter(None, hosts))
 
 
 def data_at_hand(options: Options, model: Model) -> Optional[DatasetInfo]:

@@ -117,7 +117,6 @@ def serve(studio: Studio, host: str, port: int) -> None:
     """
     # TensorFlow warns of many graphs: each count and each setting has one.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    _exempt_from_proxies(host)
     with tempfile.TemporaryDirectory(prefix="pdm_tf_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures on their way to a browser
         blocks = page_of(studio).queue(default_concurrency_limit=1)
@@ -144,13 +143,6 @@ def serve(studio: Studio, host: str, port: int) -> None:
         finally:
             studio.close()
             blocks.close(verbose=False)
-
-
-def _exempt_from_proxies(host: str) -> None:
-    """gradio asks the page itself whether it is up, which no proxy can answer."""
-    for name in ("no_proxy", "NO_PROXY"):
-        hosts = [os.environ.get(name), "localhost", "127.0.0.1", "::1", host]
-        os.environ[name] = ",".join(filter(None, hosts))
 
 
 def _theme() -> gr.themes.Base:

@@ -1,11 +1,14 @@
 """What the page does, without gradio: its pictures are those of --mode=sample, its refusals a sentence."""
 
+import os
 import sys
+import urllib.request
 import zipfile
 
 import numpy as np
 import pytest
 
+from pdm_tf.commands.page import exempt_from_proxies
 from pdm_tf.errors import UserError
 from pdm_tf.images import write_png
 from pdm_tf.page import studio as studio_module
@@ -204,3 +207,14 @@ def test_without_gradio_the_mode_says_what_to_install(runs, capsys, monkeypatch)
     status, output = run_mode(capsys, mode="page", run_dir=str(runs / "whole"))
     assert status == 2 and output.count("\n") == 1
     assert output.startswith("error: the page needs gradio") and "requirements-page.txt" in output
+
+
+@pytest.mark.parametrize("exempt", ["", "example.org"])
+def test_no_proxy_comes_between_gradio_and_the_page(exempt, monkeypatch):
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.example:3128" if name == "http_proxy" else exempt)
+    assert not urllib.request.proxy_bypass_environment("127.0.0.1:7860")
+    exempt_from_proxies("10.1.2.3")
+    for host in ("127.0.0.1:7860", "localhost:7860", "10.1.2.3:7860", *filter(None, [exempt])):
+        assert urllib.request.proxy_bypass_environment(host)
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"]
