@@ -107,11 +107,9 @@ class SampleBatches:
         Raises:
           UserError: the disk is full, or another worker draws no more.
         """
-        finished = ledger.names()
-        missing = [start for start in self.share.of(self.starts) if self.name(start) not in finished]
         seconds = 0.0
         begin = time.monotonic()
-        for _ in self.batches(ledger, missing):
+        for _ in self.batches(ledger, self.share.of(self.starts)):
             seconds = time.monotonic() - begin  # of the last one: the first one traces a graph
             begin = time.monotonic()
         if not self.share.number:
