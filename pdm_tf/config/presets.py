@@ -384,7 +384,7 @@ _STABLE_SHIFTED = {
     "diffusion.t_std": 0.95,
 }
 # "Our initial configuration": PostNorm, with the input again before the 4th, 8th and last of 11 layers. Its
-# width is not told; this one has about the parameters of the U-Net of P = 8, which it is compared with.
+# width is not stated; this one has about the parameters of the U-Net of P = 8, which it is compared with.
 _APPENDIX_D = {
     "network.patch_size": 8,
     "network.base_channels": 768,

@@ -1,6 +1,6 @@
 """Each mode's --help, word for word, as tests/commands/help has it.
 
-`python -m tests.commands.test_help` writes it anew.
+`python -m tests.commands.test_help` writes these files.
 """
 
 from pathlib import Path
