@@ -95,15 +95,7 @@ def config_of(rung: int, rate: float, batch_size: int, width: int) -> Config:
 
 def images_of(split: str) -> np.ndarray:
     """All images of a split, averaged down to SIDE: float32 (N, SIDE, SIDE, 3)."""
-    batches = data.load_batches(
-        data.find_dataset("emoji64", "data"),
-        split=split,
-        batch_size=32,
-        seed=0,
-        repeat=False,
-        shuffle=False,
-        drop_remainder=False,
-    )
+    batches = data.split_in_order(data.find_dataset("emoji64", "data"), split, batch_size=32)
     with data.naming_shards():
         images = np.concatenate([batch["image"] for batch in batches.as_numpy_iterator()])
     factor = 64 // SIDE

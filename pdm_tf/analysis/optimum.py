@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.data import DatasetInfo, load_batches, naming_shards
+from pdm_tf.data import DatasetInfo, naming_shards, split_in_order
 from pdm_tf.denoiser import Part
 from pdm_tf.diffusion.schedules import NoiseSchedule
 from pdm_tf.errors import UserError
@@ -127,16 +127,7 @@ def optimum_of(
     """
     if not info.num_examples.get(split):
         raise UserError(f"{info.name} has no split {split}: name a data set that has one")
-    batches = load_batches(
-        info,
-        split=split,
-        batch_size=CHUNK,
-        seed=0,
-        repeat=False,
-        shuffle=False,
-        image_shape=image_shape,
-        drop_remainder=False,
-    )
+    batches = split_in_order(info, split, CHUNK, image_shape)
     images = batches.map(lambda batch: (batch["image"], batch["label"]))
     count = info.num_examples[split]
     if 4 * count * int(np.prod(image_shape)) <= LARGEST_KEPT:

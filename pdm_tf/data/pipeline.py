@@ -123,6 +123,22 @@ def has_labels(info: DatasetInfo, split: str) -> bool:
     return list(example.features.feature[info.label_key].int64_list.value) != [UNLABELLED]
 
 
+def split_in_order(
+    info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
+) -> tf.data.Dataset:
+    """Each image of a split once, in the order of its records, as `load_batches` gives them; the last batch
+    may be smaller. Arguments and errors as of `load_batches`."""
+    return load_batches(
+        info,
+        split=split,
+        batch_size=batch_size,
+        repeat=False,
+        shuffle=False,
+        image_shape=image_shape,
+        drop_remainder=False,
+    )
+
+
 def uint8_batches(
     info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:
@@ -141,15 +157,7 @@ def labelled_batches(
     Raises:
       UserError: at once as `load_batches`; for a damaged record where it is met.
     """
-    batches = load_batches(
-        info,
-        split=split,
-        batch_size=batch_size,
-        repeat=False,
-        shuffle=False,
-        image_shape=image_shape,
-        drop_remainder=False,
-    )
+    batches = split_in_order(info, split, batch_size, image_shape)
 
     def converted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with naming_shards():

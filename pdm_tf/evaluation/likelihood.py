@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.data import DatasetInfo, load_batches, naming_shards
+from pdm_tf.data import DatasetInfo, naming_shards, split_in_order
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.likelihood import bound_term, prior_kl
 from pdm_tf.diffusion.process import VARIANCES, diffuse
@@ -277,16 +277,7 @@ def held_out_batches(
     info: DatasetInfo, split: str, image_shape: Sequence[int], batch_size: int, count: int
 ) -> Iterator[Batch]:
     """The first images of a split as `Likelihood` wants them."""
-    batches = load_batches(
-        info,
-        split=split,
-        batch_size=batch_size,
-        seed=0,
-        repeat=False,
-        shuffle=False,
-        image_shape=image_shape,
-        drop_remainder=False,
-    )
+    batches = split_in_order(info, split, batch_size, image_shape)
     with naming_shards():
         for batch in batches.unbatch().take(count).batch(batch_size).as_numpy_iterator():
             yield batch["image"], batch["label"], batch["place"]
