@@ -77,6 +77,8 @@ class Model:
     def from_folders(cls, *run_dirs: str | os.PathLike, ema_length: float | None = None) -> Model:
         """The model of one run, or of experts, in any order; their configs are read and compared.
 
+        Where several were trained on the same t, the one that stops first is used.
+
         Args:
           ema_length: sigma_rel of the averages to make from the runs' snapshots; None takes the averages of
             `training.ema_decay`.
@@ -84,8 +86,9 @@ class Model:
           UserError: no run, or runs that do not make up one whole process.
         """
         runs = [Run(folder, folder.config()) for folder in map(RunFolder, run_dirs)]
-        runs.sort(key=lambda run: run.config.diffusion.t_start)
+        runs.sort(key=lambda run: run.config.diffusion.t_stop)
         _check_alike(runs)
+        runs = _without_overlaps(runs)
         _check_whole(runs)
         return cls(runs, ema_length)
 
@@ -156,17 +159,23 @@ class Model:
 def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
     """The models of several runs: each run of the whole process is one, all others are experts of one more.
 
+    Experts of a part of the process are one model with the run of the whole process, if there is one.
+
     Raises:
       UserError: as `Model.from_folders`.
     """
     whole, experts = [], []
+    levels = 0  # that experts were trained on
     for run_dir in run_dirs:
         diffusion = RunFolder(run_dir).config().diffusion
-        alone = (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps)
+        trained = diffusion.t_stop - diffusion.t_start
+        alone = trained == diffusion.num_timesteps
         (whole if alone else experts).append(run_dir)
+        levels += 0 if alone else trained
     models = [Model.from_folders(run_dir) for run_dir in whole]
     if experts:
-        models.append(Model.from_folders(*experts))
+        completed = len(whole) == 1 and levels < diffusion.num_timesteps
+        models.append(Model.from_folders(*experts, *(whole if completed else ())))
     titles = [model.title for model in models]
     for number, model in enumerate(models, 1):
         if titles.count(model.title) > 1:
@@ -230,8 +239,20 @@ def _check_alike(runs: Sequence[Run]) -> None:
             raise UserError(f"{first.folder} and {run.folder} cannot be experts of one model: {problems[0]}")
 
 
+def _without_overlaps(runs: Sequence[Run]) -> list[Run]:
+    """Runs ordered by t_stop, each of which begins where the one before it stops if it was trained there."""
+    cut, start = [], 0
+    for run in runs:
+        diffusion = run.config.diffusion
+        if diffusion.t_start < start < (run.config.network.patch_switch_t or diffusion.t_stop):
+            run = run._replace(config=run.config.replace({"diffusion.t_start": start}))
+        cut.append(run)
+        start = diffusion.t_stop
+    return cut
+
+
 def _check_whole(runs: Sequence[Run]) -> None:
-    """Raises UserError if the intervals of runs, ordered by t_start, leave a gap, or overlap."""
+    """Raises UserError if the intervals of runs, in their order, leave a gap, or overlap."""
     num_timesteps = runs[0].config.diffusion.num_timesteps
     starts = [run.config.diffusion.t_start for run in runs] + [num_timesteps]
     stops = [0] + [run.config.diffusion.t_stop for run in runs]

@@ -214,8 +214,18 @@ def test_runs_that_are_no_whole_process_are_refused(tmp_path):
     assert "a,RUN" in message
     message = refusal(tmp_path, part(500, 1000), part(0, 400))
     assert "b and a were not trained on 400 <= t < 500" in message
-    assert "a and b were both trained on t = 300" in refusal(tmp_path, part(0, 400), part(300, 1000))
     assert "a and b were both trained on t = 0" in refusal(tmp_path, tiny_config(), tiny_config())
+
+
+def test_of_runs_that_overlap_the_one_that_stops_first_is_used(tmp_path):
+    low, high = write_run(tmp_path / "low", LOW), write_run(tmp_path / "whole", tiny_config(), 1)
+    alone, both = models_from_folders(tmp_path / "low", tmp_path / "whole")
+    assert (alone.title, both.title) == ("whole", "low + whole")
+    assert [(part.t_start, part.t_stop) for part in both.parts] == [(0, 400), (400, 1000)]
+    assert [origin["t_start"] for origin in both.origin] == [0, 400]
+    assert [run.folder.path for run in both.runs] == [low, high]
+    z, t, labels = inputs([400, 999])
+    np.testing.assert_allclose(both.denoiser(z, t, labels)[0], alone.denoiser(z, t, labels)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("key", "value"), [

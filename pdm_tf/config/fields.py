@@ -50,6 +50,7 @@ class DataConfig:
     num_classes: int = setting(0, "0: the data have no labels.", least=0, shared=True)
     label_names: tuple[str, ...] = setting((), "A name for each class.", shared=True)
     horizontal_flip: bool = setting(False, "Mirror every other image, at random.")
+    crop: int = setting(0, "Train on random squares of this side in pixels; 0: on whole images.", least=0)
     augmentation: float = setting(0.0, "Share of images turned, scaled and shifted.", least=0, below=1)
     sha256: str = _free("", "Digest of the data, wherever they lie; filled in.")
 
@@ -72,6 +73,9 @@ class NetworkConfig:
     channel_multipliers: tuple[float, ...] = _unet((1, 2, 2), "Levels' widths over base_channels.", above=0)
     blocks_per_level: int = _unet(2, "Residual blocks of an encoder level.", above=0)
     attention_resolutions: tuple[int, ...] = _unet((16, 8), "Grid sizes with self-attention.", above=0)
+    local: bool = _unet(
+        False, "Sees each place's surroundings alone: no attention, no position, norms of a place."
+    )
     head_channels: int = setting(64, "Channels of an attention head.", above=0, of=("unet", "vit"))
     depth: int = _vit(12, "Blocks.", above=0)
     norm: str = _vit("rms", "RMSNorm, LayerNorm or GroupNorm.", choices=("rms", "layer", "group"))
@@ -325,6 +329,11 @@ def _unet_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Iterat
         yield "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2"
     if network.class_conditioning == "tokens":
         yield "network.class_conditioning=tokens is for network.kind=vit: use gate or embedding"
+    if network.local and network.attention_resolutions:
+        yield (
+            "network.local=true is a U-Net without attention: clear its list with "
+            "network.attention_resolutions="
+        )
     if network.patch_switch_t and levels == 1:
         yield "network.patch_switch_t: large patches enter a U-Net's second level; use two or more levels"
     halvings = 2 ** (levels - 1)
@@ -343,7 +352,7 @@ def _unet_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Iterat
                 "every level's width must divide by 32, the number of normalization groups"
             )
         attends = level == levels - 1 or grid // 2**level in network.attention_resolutions
-        if attends and width % network.head_channels:
+        if attends and not network.local and width % network.head_channels:
             yield (
                 f"level {level} has {width:g} channels and attention, which must divide by "
                 f"network.head_channels={network.head_channels}"
@@ -380,6 +389,8 @@ def _division_problems(image_shape: Sequence[int], factor: int, meaning: str, in
 
 
 def _data_problems(config: Config) -> Iterator[str]:
+    if config.data.crop:
+        yield from _crop_problems(config)
     if config.data.augmentation and config.data.horizontal_flip:
         yield (
             "data.augmentation mirrors every other image and tells the network, which data.horizontal_flip "
@@ -389,6 +400,22 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield (
             f"network.class_conditioning={config.network.class_conditioning} needs labels, and "
             f"{config.data.dataset} has none: use network.class_conditioning=none"
+        )
+
+
+def _crop_problems(config: Config) -> Iterator[str]:
+    crop, network = config.data.crop, config.network
+    if network.kind != "unet" or not network.local:
+        yield (
+            f"data.crop={crop}: this network attends over the whole grid; use a U-Net with "
+            "network.local=true and network.attention_resolutions= (empty)"
+        )
+    factor = network.patch_size * 2 ** (len(network.channel_multipliers) - 1)
+    smallest = min(config.data.image_shape[:2])
+    if crop % factor or crop > smallest:
+        yield (
+            f"data.crop={crop}: use a multiple of patch_size * 2^(levels - 1) = {factor}, and at most "
+            f"{smallest}, the image's smaller side"
         )
 
 

@@ -22,6 +22,7 @@ from pdm_tf.images import to_uint8
 # Covers the pause in which the next group's shuffle buffer fills.
 PREFETCH_BYTES = 64 << 20
 UNLABELLED = -1  # TFDS' mark
+FLIPS, CROPS = 1, 2  # purposes of random streams; the order's is 0
 
 
 def load_batches(
@@ -34,6 +35,7 @@ def load_batches(
     repeat: bool = True,
     shuffle: bool = True,
     horizontal_flip: bool = False,
+    crop: int = 0,
     image_shape: Sequence[int] | None = None,
     input_pipelines: int = 1,
     input_pipeline_id: int = 0,
@@ -56,11 +58,12 @@ def load_batches(
       info: what `find_dataset` returned.
       split: e.g. "train".
       batch_size: B, images a batch of this input pipeline.
-      seed: any int; decides the order and the flips.
+      seed: any int; decides the order, the flips and the crops.
       start_batch: number of the first batch; those before it are skipped, not decoded.
       repeat: an endless stream instead of one epoch.
       shuffle: False yields the records as they are stored, the same every epoch.
       horizontal_flip: mirrors each image with probability 1/2.
+      crop: side of a random square to take of each image, in pixels; 0 takes the whole.
       image_shape: (H, W, C). Images that differ in size (`info.image_shape` has None) are cropped to the
         largest centred rectangle of this aspect ratio and resized (bicubic, antialiased); others must have
         it: nothing is resized in silence.
@@ -82,7 +85,7 @@ def load_batches(
             "lower the batch size"
         )
     shards = shards_of(info, split)
-    decoder = _Decoder(info, shards, shape, seed if horizontal_flip else None)
+    decoder = _Decoder(info, shards, shape, seed, horizontal_flip, crop)
     start = start_batch * global_batch
     half_range = tf.as_dtype(info.image_dtype).max / 2.0
 
@@ -187,17 +190,21 @@ def _times(shape: Sequence[int | None]) -> str:
 
 @dataclass(frozen=True)
 class _Decoder:
-    """A record -> {"image" (H, W, C) in the range of its dtype, "label", "place"}.
+    """A record -> {"image" (h, w, C) in the range of its dtype, "label", "place"}.
 
     Attributes:
-      shape: (H, W, C).
-      flip_seed: of the mirrored half; None mirrors nothing.
+      shape: (H, W, C) of the whole image.
+      seed: of flips and crops.
+      flip: whether every other image is mirrored.
+      crop: side of the square that is taken of an image; 0: all of it, and (h, w) below are (H, W).
     """
 
     info: DatasetInfo
     shards: Shards
     shape: tuple[int, int, int]
-    flip_seed: int | None
+    seed: int
+    flip: bool
+    crop: int
 
     def __call__(self, place: tf.Tensor, record: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """`record`: its shard, its index in the shard, its bytes."""
@@ -214,10 +221,15 @@ class _Decoder:
         with tf.control_dependencies(readable):
             example = tf.io.parse_single_example(content, features)
         image = self._of_shape(_decode_image(example[self.info.image_key], self.info), where)
-        if self.flip_seed is not None:
-            seed = tf.random.experimental.stateless_fold_in(seed_pair(self.flip_seed, 1), place)
-            image = tf.image.stateless_random_flip_left_right(image, seed)
+        if self.flip:
+            image = tf.image.stateless_random_flip_left_right(image, self._seed_of(FLIPS, place))
+        if self.crop:
+            size = (self.crop, self.crop, self.shape[2])
+            image = tf.image.stateless_random_crop(image, size, self._seed_of(CROPS, place))
         return {"image": image, "label": self._label(example, where), "place": place}
+
+    def _seed_of(self, purpose: int, place: tf.Tensor) -> tf.Tensor:
+        return tf.random.experimental.stateless_fold_in(seed_pair(self.seed, purpose), place)
 
     def _of_shape(self, image: tf.Tensor, where: tuple[tf.Tensor, ...]) -> tf.Tensor:
         if None in self.info.image_shape:

@@ -151,5 +151,5 @@ def _shuffle(records: tf.data.Dataset, buffer: tf.Tensor, seed: tf.Tensor) -> tf
 
 
 def seed_pair(seed: int, purpose: int = 0) -> tf.Tensor:
-    """Any Python int -> a stateless seed, int64 [2]; flips have a purpose of their own."""
+    """Any Python int -> a stateless seed, int64 [2]; flips and crops have purposes of their own."""
     return tf.constant([seed % (1 << 63), purpose], tf.int64)

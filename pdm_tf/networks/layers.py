@@ -118,13 +118,18 @@ def upsample(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [-1, 2 * height, 2 * width, channels])
 
 
+def group_norm(affine: bool, **kwargs) -> GroupNorm:
+    """GroupNorm of 32 groups; `affine`: with gain and offset of its own."""
+    return GroupNorm(32, center=affine, scale=affine, **kwargs)
+
+
 class ResBlock(keras.layers.Layer):
     """Residual block with a timestep-conditional norm and, when asked, a class gate.
 
     GroupNorm swish Conv3x3; GroupNorm (1 + scale, shift from the timestep) swish dropout Conv3x3; times
     sigmoid(gate of the label + 2); plus the shortcut, a 1x1 projection if `project_shortcut` or if the
     channels change, else the identity. The second convolution starts at zero, so the block starts as its
-    shortcut.
+    shortcut. Another `norm` than GroupNorm is called as `group_norm` is.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class ResBlock(keras.layers.Layer):
         dropout: float = 0.0,
         gated: bool = False,
         project_shortcut: bool = False,
+        norm: Callable[..., keras.layers.Layer] = group_norm,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -141,9 +147,9 @@ class ResBlock(keras.layers.Layer):
         self.project_shortcut = project_shortcut
         policy = self.dtype_policy
         layers = keras.layers
-        self.norm_in = GroupNorm(32, dtype=policy, name="norm_in")
+        self.norm_in = norm(affine=True, dtype=policy, name="norm_in")
         self.conv_in = layers.Conv2D(channels, 3, padding="same", dtype=policy, name="conv_in")
-        self.norm_out = GroupNorm(32, center=False, scale=False, dtype=policy, name="norm_out")
+        self.norm_out = norm(affine=False, dtype=policy, name="norm_out")
         self.conv_out = layers.Conv2D(
             channels, 3, padding="same", kernel_initializer="zeros", dtype=policy, name="conv_out"
         )

@@ -253,7 +253,7 @@ class PatchedNetwork(keras.Model):
 
 
 class PatchInput:
-    """Images (B, H, W, C) -> patches -> features (B, H/P, W/P, base_channels) with position encodings.
+    """Images (B, H, W, C) -> patches -> features (B, H/P, W/P, base_channels), unless local with positions.
 
     Attributes:
       stem: the Keras layers that hold its weights.
@@ -261,6 +261,7 @@ class PatchInput:
 
     def __init__(self, trunk: Trunk, config: NetworkConfig, patch_size: int, prefix: str = ""):
         self._blurred_inputs = config.blurred_inputs
+        self._local = config.local
         self.to_patches = ImageToPatches(patch_size, name=f"{prefix}to_patches")
         self.stem = trunk.make_stem(prefix)
 
@@ -269,6 +270,8 @@ class PatchInput:
         h = self.to_patches(with_blurred(z, self._blurred_inputs))
         for layer in self.stem:
             h = layer(h)
+        if self._local:
+            return h
         # Appendix C: the encoding is added "once, right after the first input projection".
         return h + position_encoding(*h.shape[1:])
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig
-from pdm_tf.networks.group_norm import GroupNorm
-from pdm_tf.networks.layers import ResBlock, SelfAttention, checkpointed, fold_in, upsample
+from pdm_tf.networks.layers import ResBlock, SelfAttention, checkpointed, fold_in, group_norm, upsample
+from pdm_tf.networks.vit_layers import TokenNorm
 from pdm_tf.stack import keras
 
 # Also the order of the weights, in optimizers and files; within a kind it is that of the stages.
@@ -38,7 +38,8 @@ class UNet:
       grid: (height, width), both of which divide by 2^(levels - 1).
       config: `channel_multipliers` has one number for each level; a decoder level has one block more than the
         `blocks_per_level` of an encoder level; with class_conditioning "gate" each residual branch has a
-        sigmoid gate, by the label's embedding.
+        sigmoid gate, by the label's embedding; `local` has RMSNorm and no attention, so that a place depends
+        on its surroundings alone, and the same weights work on crops and on the whole image.
       dtype: policy of convolutions and attention.
       gradient_checkpointing: keep only the inputs of blocks and attention for the backward pass.
     """
@@ -60,7 +61,8 @@ class UNet:
         self._base_channels = config.base_channels
         self._gradient_checkpointing = gradient_checkpointing
         gated = config.class_conditioning == "gate"
-        block = partial(ResBlock, dropout=config.dropout, gated=gated, dtype=dtype)
+        self._norm = place_norm if config.local else group_norm
+        block = partial(ResBlock, dropout=config.dropout, gated=gated, norm=self._norm, dtype=dtype)
         conv = partial(keras.layers.Conv2D, kernel_size=3, padding="same", dtype=dtype)
         attention = partial(SelfAttention, config.head_channels, dtype=dtype)
 
@@ -79,7 +81,8 @@ class UNet:
                 add("encoder", level, block(width, name=name), attention_after(name, level))
             if level < last:
                 add("down", level, conv(widths[level + 1], strides=2, name=f"down{level}"))
-        add("middle", last, block(widths[last], name="middle_in"), attention(name="middle_attention"))
+        middle_attention = None if config.local else attention(name="middle_attention")
+        add("middle", last, block(widths[last], name="middle_in"), middle_attention)
         add("middle", last, block(widths[last], name="middle_out"))
         for level, width in reversed(list(enumerate(widths))):
             for b in range(config.blocks_per_level + 1):
@@ -105,7 +108,7 @@ class UNet:
 
     def make_head(self, values: int, prefix: str = "") -> ConvHead:
         """As `Trunk.make_head`."""
-        return ConvHead(values, prefix)
+        return ConvHead(values, prefix, self._norm)
 
     def __call__(
         self,
@@ -154,6 +157,11 @@ class UNet:
         ]
 
 
+def place_norm(affine: bool, dtype: str | keras.mixed_precision.Policy, name: str) -> TokenNorm:
+    """RMSNorm of each place alone, float32 whatever the policy: the same over a crop as over the image."""
+    return TokenNorm(centered=False, affine=affine, name=name)
+
+
 def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:
     """The result of a strided convolution, whose weights exist, at every position."""
     h = tf.cast(h, conv.compute_dtype)
@@ -167,10 +175,10 @@ def shortcut(block: ResBlock, h: tf.Tensor) -> tf.Tensor:
 
 
 class ConvHead:
-    """GroupNorm(32) swish Conv3x3, whose kernel starts at zero: a `Head`."""
+    """Norm swish Conv3x3, whose kernel starts at zero: a `Head`."""
 
-    def __init__(self, values: int, prefix: str = ""):
-        self._norm = GroupNorm(32, name=f"{prefix}norm_out")
+    def __init__(self, values: int, prefix: str = "", norm: Callable[..., keras.layers.Layer] = group_norm):
+        self._norm = norm(affine=True, dtype="float32", name=f"{prefix}norm_out")
         self._conv = keras.layers.Conv2D(
             values, 3, padding="same", kernel_initializer="zeros", name=f"{prefix}conv_out"
         )

@@ -175,6 +175,7 @@ def training_batches(
         split="train",
         seed=config.seed,
         horizontal_flip=config.data.horizontal_flip,
+        crop=config.data.crop,
         image_shape=config.data.image_shape,
     )
     return distributed_batches(load, config.training.batch_size, strategy, start)

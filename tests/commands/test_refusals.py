@@ -42,6 +42,20 @@ REFUSALS = [
         "optimizer.learning_rate=inf: use a finite number",
     ),
     (
+        "--mode=describe --set=data.crop=32",
+        "data.crop=32: this network attends over the whole grid; use a U-Net with network.local=true and "
+        "network.attention_resolutions= (empty)",
+    ),
+    (
+        "--mode=describe --set=data.crop=72 --set=network.local=true --set=network.attention_resolutions=",
+        "data.crop=72: use a multiple of patch_size * 2^(levels - 1) = 16, and at most 64, the image's "
+        "smaller side",
+    ),
+    (
+        "--mode=describe --set=network.local=true",
+        "network.local=true is a U-Net without attention: clear its list with network.attention_resolutions=",
+    ),
+    (
         "--mode=train --run_dir=a --run_dir=b",
         "--run_dir is given 2 times: a run is trained in one folder",
     ),

@@ -39,8 +39,9 @@ def numbers(found):
 @pytest.mark.parametrize("start", [1, 23])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_start_batch_continues_bit_for_bit(info, start, shuffle):
-    whole = batches(info, start + 13, shuffle=shuffle, horizontal_flip=True)
-    resumed = batches(info, 13, shuffle=shuffle, horizontal_flip=True, start_batch=start)
+    changes = {"horizontal_flip": True, "crop": 4}
+    whole = batches(info, start + 13, shuffle=shuffle, **changes)
+    resumed = batches(info, 13, shuffle=shuffle, start_batch=start, **changes)
     for batch, resumed_batch in zip(whole[start:], resumed):
         for name, values in batch.items():
             np.testing.assert_array_equal(values, resumed_batch[name])
@@ -138,6 +139,20 @@ def test_flips_mirror_half_of_the_images_anew_each_epoch(info):
             np.testing.assert_allclose(image, expected, atol=1e-6)
     assert 0.25 < flipped.mean() < 0.75
     assert (flipped[0] != flipped[1]).any()
+
+
+def test_crops_are_squares_of_the_images_anywhere_in_them_and_others_each_epoch(info):
+    found = np.concatenate(
+        [batch["image"] for batch in batches(info, 2, batch_size=COUNT, shuffle=False, crop=4)]
+    )
+    places = []
+    for place, crop in enumerate(found):
+        stored = fixtures.numbered_image(place % COUNT) / 127.5 - 1
+        squares = np.lib.stride_tricks.sliding_window_view(stored, (4, 4, 3))[:, :, 0]
+        (square,) = np.argwhere(np.isclose(squares, crop, atol=1e-6).all((2, 3, 4)))
+        places.append(tuple(square))
+    assert set(places) == {(top, left) for top in range(5) for left in range(3)}
+    assert places[:COUNT] != places[COUNT:]
 
 
 def test_batch_larger_than_the_data_set(info):

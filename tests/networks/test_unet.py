@@ -67,6 +67,18 @@ def test_trunk_equals_its_formula_written_out():
     assert len(network.trunk.layers) == 8 + 4 + 2
 
 
+def test_a_local_network_gives_the_same_within_a_crop_as_within_the_image():
+    network = small(image_shape=(256, 256, 3), local=True, attention_resolutions=())
+    z = tf.constant(np.random.default_rng(1).normal(size=(1, 256, 256, 3)), tf.float32)
+    t = tf.constant([300])
+    whole = network(z, t)
+    # What lies further away than 72 pixels reaches no place: 12 convolutions of 2, 10 of 4, and one patch.
+    crop = network(z[:, 16:176, 64:224], t)
+    for a, b in zip(whole, crop):
+        np.testing.assert_allclose(a[:, 88:104, 136:152], b[:, 72:88, 72:88], rtol=1e-4, atol=1e-5)
+    assert np.abs(whole[0][:, 16:20, 64:68] - crop[0][:, :4, :4]).max() > 0.01  # the crop's edge is one
+
+
 def test_flops_equal_a_count_by_hand():
     """Convolutions, dense layers and attention of a tiny network, counted layer by layer."""
     network = small(channel_multipliers=(1,), attention_resolutions=(8,))

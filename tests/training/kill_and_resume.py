@@ -32,6 +32,8 @@ def command(run_dir: Path, replicas: int, network: str = "unet") -> list:
     program = ["main.py"] if replicas == 1 else ["-m", "tests.training.kill_and_resume", "--train"]
     kind, two, _ = network.partition("+two_sizes")
     settings += ["--set=network.patch_switch_t=396", "--set=diffusion.large_share=0.25"] if two else []
+    kind, crops, _ = kind.partition("+crops")
+    settings += ["--set=network.local=true", "--set=data.crop=16"] if crops else []
     return [sys.executable, *program, f"--run_dir={run_dir}", f"--network={kind}", *settings]
 
 
