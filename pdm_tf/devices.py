@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from pdm_tf import stack
 from pdm_tf.errors import UserError, one_line
 
 CONNECT_SECONDS = "PDM_TF_CONNECT_SECONDS"  # the environment variable
@@ -95,13 +96,17 @@ def has_accelerator(name: str) -> bool:
 def fitting_precision(name: str) -> str:
     """The precision that the devices of a strategy, not "auto", are made for: what "auto" is in a new run.
 
-    TPUs, and GPUs of compute capability 8.0 and above (NVIDIA Ampere), multiply bfloat16 faster than float32.
+    TPUs, GPUs of compute capability 8.0 and above (NVIDIA Ampere), and CPUs with instructions for it multiply
+    bfloat16 faster than float32.
     """
-    if name == "tpu":
-        return "mixed_bfloat16"
     gpus = [] if name == "cpu" else tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    fits = gpus and all(known.get("compute_capability", (0, 0)) >= (8, 0) for known in details)
+    if name == "tpu":
+        fits = True
+    elif gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        fits = all(known.get("compute_capability", (0, 0)) >= (8, 0) for known in details)
+    else:
+        fits = stack.cpu_has_bfloat16()
     return "mixed_bfloat16" if fits else "float32"
 
 

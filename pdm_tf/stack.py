@@ -13,6 +13,7 @@ import contextlib
 import faulthandler
 import importlib.util
 import os
+import pathlib
 import platform
 import sys
 import tempfile
@@ -113,6 +114,16 @@ def versions() -> dict[str, str]:
 def onednn_is_on() -> bool:
     """Whether TensorFlow was asked to use oneDNN on CPUs; the user's own setting counts."""
     return os.environ["TF_ENABLE_ONEDNN_OPTS"] != "0"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether oneDNN has instructions for bfloat16 here: AMX or AVX512-BF16, as Linux lists them.
+
+    With the others it computes bfloat16 by way of float32, which is slower than float32 itself.
+    """
+    listing = pathlib.Path("/proc/cpuinfo")
+    words = listing.read_text().split() if listing.exists() else []
+    return onednn_is_on() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(words)
 
 
 def create_slots(optimizer: FusedAdam, variables: Sequence[tf.Variable]) -> None:

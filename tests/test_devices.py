@@ -1,6 +1,7 @@
 """What --strategy refuses, what `auto` chooses and why, and how long it waits."""
 
 import json
+import pathlib
 import socket
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_bfloat16_is_for_tpus_and_where_every_gpu_has_it(monkeypatch, name, capa
         lambda gpu: {"compute_capability": capabilities[gpu]} if capabilities[gpu] else {},
     )  # fmt: skip
     assert fitting_precision(name) == precision
+
+
+@pytest.mark.parametrize(("flags", "onednn", "precision"), [
+    ("fpu avx2 avx512f avx512_vnni avx512_bf16", "1", "mixed_bfloat16"),
+    ("avx512_bf16 amx_bf16", "0", "float32"),
+    ("fpu avx2 avx512f avx512_vnni", "1", "float32"),
+])  # fmt: skip
+def test_bfloat16_is_for_cpus_with_instructions_for_it(monkeypatch, flags, onednn, precision):
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: f"model name: a CPU\nflags\t\t: {flags}\n")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)
+    assert fitting_precision("cpu") == precision
 
 
 def test_a_gpu_that_tensorflow_does_not_see_is_spoken_of(monkeypatch, tmp_path):

@@ -174,7 +174,7 @@ class TrainingConfig:
     minutes: float = _free(0.0, "Stop after this time, saved, to go on later; 0: never.", least=0)
     precision: str = setting(
         "auto",
-        "auto: mixed_bfloat16 on TPU and on GPUs from compute capability 8.0 on, float32 elsewhere.",
+        "auto: mixed_bfloat16 on TPUs, on GPUs and CPUs with instructions for it, float32 elsewhere.",
         choices=("auto", "float32", "mixed_bfloat16"),
     )
     grad_accum: int = setting(1, "Parts that a replica's batch is worked off in, to save memory.", above=0)
