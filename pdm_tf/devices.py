@@ -67,7 +67,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def choose(name: str) -> tuple[str, str]:
-    """The strategy that a name stands for here, and why.
+    """The strategy that a name stands for here, and what it computes on.
 
     "auto" is a TPU if TPU_NAME is set, the cluster of TF_CONFIG if that names several machines, all GPUs if
     there are any, else the CPU.
@@ -76,16 +76,16 @@ def choose(name: str) -> tuple[str, str]:
       UserError: TF_CONFIG cannot be understood.
     """
     if name != "auto":
-        return name, "as asked for"
+        return name, name
     if os.environ.get("TPU_NAME"):
-        return "tpu", f"TPU_NAME={os.environ['TPU_NAME']}"
+        return "tpu", f"the TPU {os.environ['TPU_NAME']}"
     cluster = find_cluster()
     if cluster and cluster.others:
-        return "multi_worker", f"TF_CONFIG names {len(cluster.others) + 1} machines"
+        return "multi_worker", f"the {len(cluster.others) + 1} machines of TF_CONFIG"
     gpus = len(tf.config.list_physical_devices("GPU"))
     if gpus:
-        return "mirrored", f"{gpus} GPU"
-    return "cpu", f"no TPU_NAME, no cluster in TF_CONFIG, no GPU{_remedy()}"
+        return "mirrored", f"{gpus} GPU{'s' if gpus > 1 else ''}"
+    return "cpu", f"the CPU{_remedy()}"
 
 
 def has_accelerator(name: str) -> bool:
@@ -115,7 +115,7 @@ def _remedy() -> str:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
     if hidden or not shutil.which("nvidia-smi"):
         return ""
-    return "; this machine seems to have one: `make setup GPU=1` installs TensorFlow's CUDA libraries"
+    return "; this machine seems to have a GPU: `make setup GPU=1` installs TensorFlow's CUDA libraries"
 
 
 def place_in_cluster() -> tuple[int, int]:

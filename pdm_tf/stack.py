@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib.util
 import os
 import pathlib
@@ -71,6 +72,7 @@ if getattr(keras, "__version__", "2").startswith("3"):
         "pdm_tf needs Keras 2, and tf.keras is Keras 3 here: install tf_keras of TensorFlow's version, and "
         "import pdm_tf before tf.keras is first used"
     )
+from tensorflow.python.framework import ops  # noqa: E402 (a stand-in of Keras 3 has none)
 
 try:
     with warnings.catch_warnings():
@@ -135,6 +137,17 @@ def learning_rate(optimizer: FusedAdam, step: int) -> float:
     """The rate of the step of index `step`."""
     rate = optimizer.learning_rate
     return float(rate(step) if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else rate)
+
+
+def release_graphs() -> None:
+    """Free the graphs that only TensorFlow still holds: no gradient of a graph that exists can be taken then.
+
+    Each call of a custom gradient in a graph (tf.nn.silu is one) is registered for good, with its graph.
+    """
+    gradients = ops.gradient_registry._registry
+    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+        del gradients[name]
+    gc.collect()
 
 
 def test_batch(model: keras.Model) -> tf.Variable:

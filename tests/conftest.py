@@ -1,6 +1,5 @@
 """Settings of the whole suite."""
 
-import gc
 import os
 
 # Tests run on the CPU of whatever machine they find.
@@ -10,9 +9,7 @@ import pdm_tf  # noqa: F401, I001 (before TensorFlow: it sets its environment)
 import pytest
 import tensorflow as tf
 
-from tensorflow.python.framework import ops
-
-from pdm_tf.stack import keras
+from pdm_tf.stack import keras, release_graphs
 
 # Two logical CPUs, so that MirroredStrategy can be tested; must precede any other use of TensorFlow.
 _CPU = tf.config.list_physical_devices("CPU")[0]
@@ -24,11 +21,7 @@ def _give_memory_back():
     """Keras and TensorFlow keep every graph of a process; a module's are of no use to the next one."""
     yield
     keras.backend.clear_session()
-    # Each call of a custom gradient (tf.nn.silu is one) in a graph is registered for good, with its graph.
-    gradients = ops.gradient_registry._registry
-    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
-        del gradients[name]
-    gc.collect()
+    release_graphs()
 
 
 @pytest.fixture

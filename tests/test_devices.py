@@ -36,11 +36,11 @@ def cluster(workers=("a:1", "b:2"), task_type="worker", index=0, job="worker"):
 
 
 def test_auto_is_the_cpu_where_there_is_nothing_else_and_says_so(capsys, monkeypatch):
-    assert choose("auto") == ("cpu", "no TPU_NAME, no cluster in TF_CONFIG, no GPU")
+    assert choose("auto") == ("cpu", "the CPU")
     strategy = make_strategy("cpu")
     assert strategy.num_replicas_in_sync == 1 and is_chief(strategy)
     assert DeviceOptions().chosen_strategy() == "cpu"
-    assert capsys.readouterr().out == "strategy: cpu (no TPU_NAME, no cluster in TF_CONFIG, no GPU)\n"
+    assert capsys.readouterr().out == "running on the CPU\n"
 
 
 @pytest.mark.parametrize(("gpus", "having"), [([], {"tpu"}), (["gpu"], {"tpu", "mirrored", "multi_worker"})])
@@ -51,11 +51,11 @@ def test_an_accelerator_is_a_tpu_or_a_gpu_that_is_used(monkeypatch, gpus, having
 
 def test_auto_prefers_a_tpu_then_a_cluster_then_gpus(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu0", "gpu1"])
-    assert choose("auto") == ("mirrored", "2 GPU")
+    assert choose("auto") == ("mirrored", "2 GPUs")
     monkeypatch.setenv("TF_CONFIG", cluster())
-    assert choose("auto") == ("multi_worker", "TF_CONFIG names 2 machines")
+    assert choose("auto") == ("multi_worker", "the 2 machines of TF_CONFIG")
     monkeypatch.setenv("TPU_NAME", "node-1")
-    assert choose("auto") == ("tpu", "TPU_NAME=node-1")
+    assert choose("auto") == ("tpu", "the TPU node-1")
 
 
 @pytest.mark.parametrize(("name", "capabilities", "precision"), [
@@ -90,10 +90,10 @@ def test_a_gpu_that_tensorflow_does_not_see_is_spoken_of(monkeypatch, tmp_path):
     smi.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert choose("auto") == ("cpu", "no TPU_NAME, no cluster in TF_CONFIG, no GPU")
+    assert choose("auto") == ("cpu", "the CPU")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert "no GPU; this machine seems to have one: `make setup GPU=1`" in choose("auto")[1]
-    with pytest.raises(UserError, match="use cpu; this machine seems to have one: `make setup GPU=1`"):
+    assert "the CPU; this machine seems to have a GPU: `make setup GPU=1`" in choose("auto")[1]
+    with pytest.raises(UserError, match="use cpu; this machine seems to have a GPU: `make setup GPU=1`"):
         make_strategy("mirrored")
 
 
@@ -132,7 +132,7 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, text, seconds):
 ])  # fmt: skip
 def test_a_tf_config_of_one_machine_or_none_is_this_machine(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
-    assert choose("auto") == ("cpu", "no TPU_NAME, no cluster in TF_CONFIG, no GPU")
+    assert choose("auto") == ("cpu", "the CPU")
 
 
 def test_a_cluster_has_one_address_of_its_own_and_those_of_the_others(monkeypatch):

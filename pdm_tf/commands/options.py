@@ -73,7 +73,7 @@ class RunOptions:
         is_other = self.run_dir or not is_named(self.dataset_name) or RunFolder(folders[0]).has_config()
         if is_other or not RunFolder(shipped).has_config():
             return folders
-        print(f"no run in {folders[0]}: using the weights that ship with the project, {shipped}", flush=True)
+        print(f"using the weights that ship with the project: {shipped}", flush=True)
         return [str(shipped)]
 
     def model(self, **defaults: Any) -> Model:
@@ -142,9 +142,9 @@ class DeviceOptions:
 
     def chosen_strategy(self) -> str:
         """The strategy; what "auto" is here is printed."""
-        chosen, reason = devices.choose(self.strategy)
+        chosen, place = devices.choose(self.strategy)
         if chosen != self.strategy:
-            print(f"strategy: {chosen} ({reason})", flush=True)
+            print(f"running on {place}", flush=True)
         return chosen
 
     def place_to_draw(self) -> Place:
@@ -154,10 +154,7 @@ class DeviceOptions:
             return Place(chosen)
         number, workers = devices.place_in_cluster()
         chosen = devices.of_this_machine()
-        print(
-            f"strategy: worker {number} of {workers} draws one of every {workers} batches, {chosen}",
-            flush=True,
-        )
+        print(f"worker {number} of {workers} draws one of every {workers} batches", flush=True)
         return Place(chosen, Share(number, workers, devices.connect_seconds()))
 
 

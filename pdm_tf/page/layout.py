@@ -99,7 +99,8 @@ CSS = """
 .beside { max-width: 30em; }
 .gradio-container button { white-space: nowrap; min-height: 44px; min-width: 44px; }
 .gradio-container .tab-like-container { height: auto; }
-.gradio-container input[type=range] { min-height: 44px; }
+.gradio-container input:is([type=range], [type=number]) { min-height: 44px; }
+.gradio-container label:has(> input[type=checkbox]) { align-items: center; min-height: 44px; }
 .canvas .toolbar-wrap button::after { content: attr(aria-label); font-size: small; }
 .canvas :is(button[aria-label=Color], button[aria-label=Pan], button[aria-label^=Zoom]) { display: none; }
 .canvas .toolbar-wrap { width: max-content; }

@@ -23,6 +23,7 @@ from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.output import GRID_IMAGES, PNGS, write_files
 from pdm_tf.sampling.sampler import Sampler, steps_of_share
+from pdm_tf.stack import release_graphs
 
 FRAME_SECONDS = 0.4  # between two pictures of x_theta
 LARGEST_FILE = 100 * 10**6  # pixels of an uploaded picture
@@ -148,6 +149,7 @@ class Studio:
         key = (model.title, sampling, edit and str(edit.identity()))
         if key != self._kept[0]:
             self._kept = (key, Sampler(model.denoiser, sampling, edit=edit))
+            release_graphs()
         return self._kept[1]
 
     def _files(self, batches: SampleBatches, images: np.ndarray) -> list[Path]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pdm_tf.images import to_uint8
 from pdm_tf.ledger import Ledger, Share
@@ -16,6 +15,7 @@ from pdm_tf.progress import bar, skip
 from pdm_tf.sampling.sampler import Sampler
 
 ALONE = Share()
+BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +84,30 @@ class SampleBatches:
             print(f"{done} of {len(starts)} batches are done already", flush=True)
         elsewhere = self.count - sum(min(self.batch_size, self.count - start) for start in starts)
         sampler = self.sampler
-        passes = "" if sampler.num_passes == sampler.num_steps else f", {sampler.num_passes} passes"
-        title = f"{self.title}, {sampler.num_steps} steps{passes}"
+        steps = sampler.num_steps
+        passes = "" if sampler.num_passes == steps else f", {sampler.num_passes} passes"
+        title = f"{self.title}, {steps} steps{passes}"
         with bar(
-            total=self.count, initial=elsewhere, unit="image", desc=title, leave=self.leave_bar
+            total=self.count * steps,
+            initial=elsewhere * steps,
+            unit="image",
+            unit_scale=1 / steps,  # it counts the steps of images, and shows images
+            bar_format=BAR,
+            desc=title,
+            leave=self.leave_bar,
         ) as shown:
             for start in starts:
                 size = min(self.batch_size, self.count - start)
                 if self.name(start) in finished:
                     batch = ledger.read(self.name(start))["images"]
-                    skip(shown, size)
+                    skip(shown, size * steps)
                 else:
-                    batch = self._draw(start, shown, check)
+                    for x in self._predictions(start):
+                        check()
+                        batch = to_uint8(x)
+                        shown.update(size)
                     if ledger:
                         ledger.write(self.name(start), {"images": batch})
-                    shown.update(size)
                 yield batch[:size]
 
     def finish_share(self, ledger: Ledger) -> None:
@@ -154,19 +163,6 @@ class SampleBatches:
             "replicas": sampler.replicas,
             "labels": self._labels_in_turn().tolist(),
         }
-
-    def _draw(self, start: int, shown: tqdm, check: Callable[[], None]) -> np.ndarray:
-        """A whole batch, uint8 (batch_size, H, W, C); the bar shows its step as often as it is drawn."""
-        steps = self.sampler.num_steps
-        drawn = time.monotonic()
-        for step, x in enumerate(self._predictions(start), 1):
-            check()
-            images = to_uint8(x)
-            shown.set_postfix_str(f"step {step}/{steps}" if step < steps else "", refresh=False)
-            if step < steps and time.monotonic() - drawn >= shown.mininterval:
-                drawn = time.monotonic()
-                shown.refresh()
-        return images
 
     def _predictions(self, start: int) -> Iterator[np.ndarray]:
         """x_theta of each step of a whole batch, float32 (batch_size, H, W, C)."""

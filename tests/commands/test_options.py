@@ -125,7 +125,7 @@ def test_before_there_is_a_run_the_weights_that_ship_for_its_data_are_taken(tmp_
     shipped = tmp_path / "pretrained/avatars32"
     write_run(shipped)
     assert RunOptions(dataset="avatars32").trained_dirs() == [str(shipped)]
-    assert "no run in runs/avatars32: using the weights that ship" in capsys.readouterr().out
+    assert "using the weights that ship with the project: " in capsys.readouterr().out
     write_run(tmp_path / "runs/avatars32")
     assert RunOptions(dataset="avatars32").trained_dirs() == ["runs/avatars32"]
     for dataset in ("avatars64", "folder:data/avatars32"):
