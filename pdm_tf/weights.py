@@ -102,7 +102,7 @@ def completed(
     Returns:
       An array for each variable's name, and a note on each name that does not fit.
     Raises:
-      UserError: nothing of `arrays` (from the file `where`) fits.
+      UserError: less than half of the network is in `arrays` (from the file `where`).
     """
     found, left = {}, [f"{name} (not here)" for name in arrays]
     for name, variable in zip(variable_names(variables), variables):
@@ -113,8 +113,10 @@ def completed(
             left.remove(f"{name} (not here)")
         if not fits:
             left.append(f"{name} ({there or 'not'} there, {tuple(variable.shape)} here)")
-    if not any(found[name] is arrays.get(name) for name in found):
-        raise UserError(f"nothing of {where} fits this network")
+    fitting = sum(array.size for name, array in found.items() if array is arrays.get(name))
+    share = fitting / sum(array.size for array in found.values())
+    if share < 0.5:
+        raise UserError(f"{where} holds the weights of another network: {share:.0%} of this one is there")
     return found, left
 
 

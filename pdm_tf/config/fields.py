@@ -205,7 +205,6 @@ class TrainingConfig:
     keep_checkpoints: int = _free(2, "How many of the newest stay.", above=0)
     keep_every: int = _free(0, "And those of every such step, for good; 0: none.", least=0)
     warm_start: str = _free("", "Run folder whose averaged weights a new run starts from.")
-    warm_start_partly: bool = _free(False, "Take of them what fits this network, and tell what does not.")
 
 
 @dataclass(frozen=True)

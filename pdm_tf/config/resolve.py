@@ -85,8 +85,7 @@ def resolve(
     if earlier is not None:
         settings = {**_derived(earlier, given, begun_with), **settings}
     elif parent is not None and _inherits_network(given, parent):
-        network = {key: get(parent, key) for key in leaves(Config) if key.startswith("network.")}
-        settings = {**network, **settings}
+        settings = {**_network_of(parent, info), **settings}
 
     if is_named(given.dataset):
         if given.size:
@@ -126,6 +125,15 @@ def _derived(earlier: Config, given: Given, begun_with: Given | None) -> dict[st
 def _inherits_network(given: Given, parent: Config) -> bool:
     kind = "vit" if given.network not in (None, "unet") else "unet"
     return parent.network.kind == kind and not is_named(given.dataset) and not given.size
+
+
+def _network_of(parent: Config, info: Any) -> dict[str, Any]:
+    """The parent's network, by dotted key, without what follows from the data: labels, and patches if theirs
+    are other images."""
+    own = {"network.class_conditioning"}
+    if info.image_shape[:2] != parent.data.image_shape[:2]:
+        own.add("network.patch_size")
+    return {key: get(parent, key) for key in leaves(Config) if key.startswith("network.") and key not in own}
 
 
 def refuse_other_settings(earlier: Config, config: Config, folder: object) -> None:

@@ -1,4 +1,4 @@
-"""Warm starts: weights of one network for another, with two patch sizes, larger images or augmentation."""
+"""Warm starts: weights of one network for another, with two patch sizes, other images or augmentation."""
 
 from __future__ import annotations
 
@@ -31,29 +31,36 @@ def with_large_patches(
         if f"/{LARGE}level/" in name:
             completed[name] = np.zeros(shape, np.float32)
         elif small is not None:
-            completed[name] = _grown(small, shape, patch_size, 2, _side_by_side)
+            completed[name] = _resized(small, shape, (2 * patch_size, 1), (patch_size, 1), _side_by_side)
     return completed
 
 
-def for_larger_images(
-    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], patch_size: int, times: int
+def for_other_images(
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, Sequence[int]],
+    here: tuple[int, int],
+    there: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-    """Weights of a network, for images and patches `times` as large, on the same grid.
+    """Weights of a network, for patches of another side or number of colours; the trunk stays.
 
-    The stem is the old one on the image averaged down, and the head repeats each pixel as a square; the trunk
-    stays. With a schedule shifted by the resolution (`diffusion.schedules.shifted`) the averaged image has
-    the same signal-to-noise ratio, at another scale.
+    The stem is the old one on the image averaged down, or magnified, to the old patches, and the head does
+    the opposite; grey is the mean of the colours. With a schedule shifted by the resolution
+    (`diffusion.schedules.shifted`) an averaged image has the same signal-to-noise ratio, at another scale.
 
     Args:
       arrays: by variable name.
       shapes: those of the new network's variables, by name.
-      patch_size: the smaller P.
-      times: larger height, width and P over the smaller ones.
+      here, there: (P, colours) of the new network and of the weights; where neither divides the other, stem
+        and head stay as they are, and do not fit.
     """
-    return {
-        name: _grown(array, shapes[name], patch_size, times, np.repeat) if name in shapes else array
-        for name, array in arrays.items()
-    }
+    if any(max(pair) % min(pair) for pair in zip(here, there)):
+        return dict(arrays)
+    adapted = {}
+    for name, array in arrays.items():
+        times = 2 if LARGE in name else 1
+        patches = [(times * patch_size, channels) for patch_size, channels in (here, there)]
+        adapted[name] = _resized(array, shapes[name], *patches, _squares) if name in shapes else array
+    return adapted
 
 
 def with_augmentation(
@@ -72,29 +79,48 @@ def with_augmentation(
     return {**added, **kept}
 
 
-def _grown(
-    small: np.ndarray,
+def _resized(
+    array: np.ndarray,
     shape: Sequence[int],
-    p: int,
-    times: int,
-    copied: Callable[[np.ndarray, int, int], np.ndarray],
+    here: tuple[int, int],
+    there: tuple[int, int],
+    copies: Callable[[int, int], np.ndarray],
 ) -> np.ndarray:
-    """An array of a stem or head with its axis of a patch's values grown; other arrays as they are.
+    """An array of a stem or head with its axis of a patch's values resized; other arrays as they are.
 
-    The axis (row, column, colour) of a patch of side p becomes that of a patch of side times * p. Input axes
-    are divided by times^2.
+    That axis is (row, column, image or blur of it, colour).
 
     Args:
-      copied: (values, times, axis) -> `times` copies of the values along an axis.
+      here, there: (side, colours) of a patch, new and old.
+      copies: as `_squares`.
     """
-    for axis, (large_size, small_size) in enumerate(zip(shape, small.shape)):
-        if large_size == times**2 * small_size:
-            patch = small.reshape(*small.shape[:axis], p, p, -1, *small.shape[axis + 1 :])
-            patch = copied(copied(patch, times, axis), times, axis + 1).reshape(shape)
-            is_input = axis == small.ndim - 2
-            return patch / (times**2 if is_input else 1)
-    return small
+    (p, channels), (old_p, old_channels) = here, there
+    for axis, (new, old) in enumerate(zip(shape, array.shape)):
+        if new == old or new * old_p**2 * old_channels != old * p**2 * channels:
+            continue
+        is_input = axis == array.ndim - 2
+        values = np.moveaxis(array, axis, 0)
+        rest = values.shape[1:]
+        values = values.reshape(old_p, old_p, -1, old_channels, *rest)
+        for place, sizes in ((0, (p, old_p)), (1, (p, old_p)), (3, (channels, old_channels))):
+            scaled = np.tensordot(_scaling(*sizes, is_input, copies), values, (1, place))
+            values = np.moveaxis(scaled, 0, place)
+        return np.moveaxis(values.reshape(new, *rest), 0, axis).astype(array.dtype)
+    return array
 
 
-def _side_by_side(values: np.ndarray, times: int, axis: int) -> np.ndarray:
-    return np.concatenate([values] * times, axis)
+def _scaling(new: int, old: int, is_input: bool, copies: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """(new, old): copies outputs or averages them; inputs the other way round, so that sums stay."""
+    small, times = min(new, old), max(new, old) // min(new, old)
+    matrix = copies(small, times) if new > old else copies(small, times).T
+    return matrix / times if is_input == (new > old) else matrix
+
+
+def _squares(size: int, times: int) -> np.ndarray:
+    """(times * size, size): each value `times` times, one after another."""
+    return np.repeat(np.eye(size, dtype=np.float32), times, axis=0)
+
+
+def _side_by_side(size: int, times: int) -> np.ndarray:
+    """(times * size, size): all values, and all of them again."""
+    return np.tile(np.eye(size, dtype=np.float32), (times, 1))

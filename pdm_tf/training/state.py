@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from pdm_tf import stack
 from pdm_tf.config.fields import Config
 from pdm_tf.errors import UserError
-from pdm_tf.networks.warm_start import for_larger_images, with_augmentation, with_large_patches
+from pdm_tf.networks.warm_start import for_other_images, with_augmentation, with_large_patches
 from pdm_tf.run import RunFolder
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import PatchedDiffusion, build_model
 from pdm_tf.weights import variable_names
+
+SHOWN = 5  # names of what does not fit of another run's weights
 
 
 class State(NamedTuple):
@@ -60,41 +62,33 @@ def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingA
 
 
 def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
-    """Sets the weights and their averages to another run's averages.
+    """Sets the weights and their averages to another run's averages, and says what of them does not fit.
 
     A network of two patch sizes may start from one of the small size alone (`with_large_patches`), a network
-    of larger images and patches from a smaller one (`for_larger_images`), and a network with an augmentation
-    input from one without, or the other way round (`with_augmentation`).
+    of other patches or colours from any (`for_other_images`), and a network with an augmentation input from
+    one without, or the other way round (`with_augmentation`).
+
+    Raises:
+      UserError: there are no such weights, or less than half of them fits.
     """
     run = RunFolder(config.training.warm_start)
     weights = run.newest_weights()
-    partly = config.training.warm_start_partly
-    shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
-    adapt = partial(with_large_patches, shapes=shapes, patch_size=config.network.patch_size)
     other = run.config()
-    times = times_as_large(config, other)
-    if times > 1:
-        patch_size = other.network.patch_size
-        adapt = partial(for_larger_images, shapes=shapes, patch_size=patch_size, times=times)
-        print(f"images and patches are {times} times as large as those of {run.path}", flush=True)
+    shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
+    here, there = ((c.network.patch_size, c.data.image_shape[-1]) for c in (config, other))
+
+    def adapt(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = for_other_images(arrays, shapes, here, there)
+        return with_augmentation(with_large_patches(arrays, shapes, config.network.patch_size), shapes)
+
     try:
-        left = ema.load(
-            weights, into_variables=True, partly=partly, adapt=lambda a: with_augmentation(adapt(a), shapes)
-        )
+        left = ema.load(weights, into_variables=True, partly=True, adapt=adapt)
     except UserError as error:
-        also = "" if partly else "; training.warm_start_partly=true takes what fits of another network"
-        raise UserError(f"training.warm_start={config.training.warm_start}: {error}{also}") from error
+        raise UserError(f"training.warm_start={config.training.warm_start}: {error}") from error
     print(f"starting from {weights}", flush=True)
     if left:
-        print(f"without what does not fit: {', '.join(left)}", flush=True)
-
-
-def times_as_large(config: Config, other: Config) -> int:
-    """The ratio of `config`'s image and patch sides to those of `other`; 1 if the two ratios differ."""
-    times = config.network.patch_size // other.network.patch_size
-    sides = [times * side for side in other.data.image_shape[:2]]
-    same_grid = sides == list(config.data.image_shape[:2])
-    return times if same_grid and config.network.patch_size == times * other.network.patch_size else 1
+        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        print(f"without what does not fit: {', '.join(left[:SHOWN])}{more}", flush=True)
 
 
 def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:

@@ -182,3 +182,13 @@ def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():
     assert child.network == parent.network and child.optimizer == resolved(OTHER).optimizer
     assert resolved(OTHER, size="base", parent=parent) == resolved(OTHER, size="base")
     assert resolved(parent=parent) == resolved()  # a data set with a network of its own
+
+
+def test_labels_and_patches_of_other_images_are_not_the_parent_s():
+    parent = resolved("avatars64", network="vit")
+    assert parent.network.class_conditioning == "tokens" and parent.network.patch_size == 4
+    larger = Info((128, 128, 1))
+    larger.num_classes, larger.label_names = 0, ()
+    child = resolve(given(OTHER, network="vit"), larger, parent=parent)
+    assert child.network.class_conditioning == "none" and child.network.patch_size == 8
+    assert child.network.depth == parent.network.depth and child.network.bottleneck == 32

@@ -1,11 +1,11 @@
-"""Weights of a network, taken to images and patches that are larger by the same factor."""
+"""Weights of a network, taken to other patches and colours."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pdm_tf.denoiser import build_network
-from pdm_tf.networks.warm_start import for_larger_images
+from pdm_tf.networks.warm_start import for_other_images
 from pdm_tf.weights import assign_arrays
 from tests.tiny_runs import VIT, arrays_of, randomized, tiny_config
 
@@ -28,10 +28,32 @@ def test_a_network_of_larger_images_begins_as_the_smaller_one(kind):
     larger = {"data.image_shape": (times * side, times * side, 3), "network.patch_size": times * patch_size}
     large = build_network(config.replace(larger))
     shapes = {name: array.shape for name, array in arrays_of(large).items()}
-    begun = for_larger_images(arrays_of(small), shapes, patch_size, times)
+    begun = for_other_images(arrays_of(small), shapes, (times * patch_size, 3), (patch_size, 3))
     assign_arrays(large.trainable_variables, begun, "the smaller one")
     z = tf.random.stateless_normal((2, side, side, 3), [1, 2])
     t, labels = tf.constant([3, 700]), tf.constant([0, 2])
     for own, expected in zip(large(magnified(z, times), t, labels), small(z, t, labels)):
         np.testing.assert_allclose(own, magnified(expected, times), atol=1e-5)
         assert np.std(expected) > 0.05
+    # And the way back is the way back.
+    shapes = {name: array.shape for name, array in arrays_of(small).items()}
+    back = for_other_images(begun, shapes, (patch_size, 3), (times * patch_size, 3))
+    for name, array in arrays_of(small).items():
+        np.testing.assert_allclose(back[name], array, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_grey_images_begins_as_that_of_colours(kind):
+    """Of a grey image it predicts the mean of the colours that the other one predicts of it."""
+    config = tiny_config(**KINDS[kind])
+    patch_size = config.network.patch_size
+    colours = randomized(build_network(config), 3)
+    grey = build_network(config.replace({"data.image_shape": (*config.data.image_shape[:2], 1)}))
+    shapes = {name: array.shape for name, array in arrays_of(grey).items()}
+    begun = for_other_images(arrays_of(colours), shapes, (patch_size, 1), (patch_size, 3))
+    assign_arrays(grey.trainable_variables, begun, "that of colours")
+    z = tf.random.stateless_normal((2, *grey.image_shape), [1, 2])
+    t, labels = tf.constant([3, 700]), tf.constant([0, 2])
+    expected = colours(tf.repeat(z, 3, -1), t, labels)[0]
+    assert np.std(expected) > 0.05
+    np.testing.assert_allclose(grey(z, t, labels)[0], tf.reduce_mean(expected, -1, keepdims=True), atol=1e-5)

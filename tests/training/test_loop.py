@@ -198,11 +198,7 @@ def test_a_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
 def test_weights_of_other_classes_are_taken_as_far_as_they_fit(whole, tmp_path, capsys):
     """Nine classes there, two here."""
     two = (f"training.warm_start={whole}", "data.num_classes=2", "data.label_names=a,b")
-    own = config(*two)
-    with pytest.raises(UserError, match=r"^training.warm_start=.*; training.warm_start_partly=true"):
-        restore(own, RunFolder(tmp_path), CPU)
-    own = config(*two, "training.warm_start_partly=true")
-    state = restore(own, RunFolder(tmp_path), CPU)
+    state = restore(config(*two), RunFolder(tmp_path), CPU)
     there = read_arrays(RunFolder(whole).newest_weights())
     ((name, average),) = [
         (name, average)
@@ -217,20 +213,26 @@ def test_weights_of_other_classes_are_taken_as_far_as_they_fit(whole, tmp_path, 
     )
 
 
-def test_a_run_of_larger_images_and_patches_begins_with_a_smaller_ones_weights(whole, tmp_path, capsys):
+def test_the_weights_of_another_network_are_refused(whole, tmp_path):
+    other = config(f"training.warm_start={whole}", "network.base_channels=64")
+    with pytest.raises(UserError, match=r"^training.warm_start=.*the weights of another network: \d%"):
+        restore(other, RunFolder(tmp_path), CPU)
+
+
+def test_a_run_of_larger_grey_images_begins_with_a_smaller_ones_weights(whole, tmp_path, capsys):
     there = RunFolder(whole).config()
     (side, *_), patch_size = there.data.image_shape, there.network.patch_size
     own = config(
-        f"training.warm_start={whole}", f"data.image_shape={2 * side},{2 * side},3",
+        f"training.warm_start={whole}", f"data.image_shape={2 * side},{2 * side},1",
         f"network.patch_size={2 * patch_size}",
     )  # fmt: skip
     state = restore(own, RunFolder(tmp_path), CPU)
-    assert "images and patches are 2 times as large as those of" in capsys.readouterr().out
+    assert "what does not fit" not in capsys.readouterr().out
     averages = dict(zip(variable_names(state.ema.variables), state.ema.averages))
     before = read_arrays(RunFolder(whole).newest_weights())
-    grown = [name for name in before if before[name].shape != averages[name].shape]
-    assert all(averages[name].size == 4 * before[name].size for name in grown) and 2 < len(grown) < 9
-    for name in before.keys() - set(grown):
+    resized = [name for name in before if before[name].shape != averages[name].shape]
+    assert all(3 * averages[n].size == 4 * before[n].size for n in resized) and 2 < len(resized) < 9
+    for name in before.keys() - set(resized):
         np.testing.assert_array_equal(averages[name], before[name])
 
 
