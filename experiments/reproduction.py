@@ -160,7 +160,7 @@ FIGURES = {
     "fig3_photographs": Figure("fig3", claims.fig3, PHOTOGRAPHS, ALL, (4,), every_seed=True),
     "fig4": Figure("fig4", claims.fig4, AVATARS, ("x", "eps"), (4,)),
     "table1": Figure("table1", claims.table1, AVATARS, every_seed=True, arguments=MANY),
-    "table1_hours": Figure("table2", claims.table1_distances, AVATARS, every_seed=True, equal_hours=True),
+    "table1_hours": Figure("table2", claims.table1_hours, AVATARS, every_seed=True, equal_hours=True),
     "table2": Figure("table2", claims.silent, AVATARS, every_seed=True),
     "memory": Figure("memory", claims.memory, AVATARS, patch_sizes=(1, 4)),
     "grids": Figure("grids", claims.grids, AVATARS, arguments=MANY),
@@ -298,14 +298,22 @@ class Reproduction:
         return json.loads((self.pictures / f"{name}.json").read_text())
 
     def summary(self) -> str:
-        """How many of the paper's findings hold in all figures that are there, and which do not."""
+        """The paper's statements, each with what the figures that are there say of it."""
         made = [name for name in FIGURES if (self.pictures / f"{name}.json").exists()]
-        judged = [(name, claim) for name in made for claim in FIGURES[name].claims(self.numbers(name))]
-        judged = [(name, claim) for name, claim in judged if claim.holds is not None]
-        failed = [f"- `{name}`: {claim.paper}; {claim.here}" for name, claim in judged if not claim.holds]
-        held = len(judged) - len(failed)
-        count = f"**Of {len(judged)} findings of the paper that can be looked at here, {held} hold.**"
-        return "\n".join([count, *(["These do not:", "", *failed] if failed else [])])
+        found = [claim for name in made for claim in FIGURES[name].claims(self.numbers(name))]
+        rows = []
+        for name, statement in claims.STATEMENTS.items():
+            measured = [claim for claim in found if claim.statement == name]
+            outcome = claims.overall(measured) if measured else f"not looked at: {statement.left_out}"
+            rows.append([statement.place, statement.text, outcome])
+        outcomes = [row[2] for row in rows]
+        judged = [one for one in outcomes if not one.startswith("not ")]
+        count = (
+            f"**Of {len(rows)} statements of the paper with a number or a figure, {len(judged)} are judged "
+            f"here: {judged.count('holds')} hold, {judged.count('holds in part')} in part, and "
+            f"{judged.count(claims.verdict(False))} do not.**"
+        )
+        return f"{count}\n\n{markdown(['where', 'the paper', 'here'], rows)}"
 
     def part(self, name: str) -> str:
         """A figure's part of the page in Markdown, made of its numbers."""
@@ -317,7 +325,10 @@ class Reproduction:
         parts = [shown, numbers["sentence"]]
         found = figure.claims(numbers)
         if found:
-            rows = [[claim.paper, claim.here, claims.HOLDS[claim.holds]] for claim in found]
+            rows = [
+                [claims.STATEMENTS[claim.statement].text, claim.here, claims.verdict(claim.holds)]
+                for claim in found
+            ]
             parts.append(markdown(["the paper", "here", ""], rows))
         return "\n\n".join([*parts, self._source(name)])
 
