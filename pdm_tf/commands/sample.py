@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import itertools
+import json
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from pdm_tf import devices, images
+from pdm_tf.atomic import atomic_text
 from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import (
     AverageOptions,
@@ -18,6 +20,8 @@ from pdm_tf.commands.options import (
     overrides,
 )
 from pdm_tf.config.words import require, setting
+from pdm_tf.errors import UserError
+from pdm_tf.paths import Path, as_path
 from pdm_tf.sampling import output
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.edit import Edit
@@ -40,7 +44,6 @@ def run(options: Options) -> None:
     """Draws, and prints where the files lie; what can be refused is refused before a network is made."""
     place = options.place_to_draw()
     model = options.model(**({"sampler": "ancestral"} if options.mask else {}))
-    out = options.out_folder(os.path.join(options.run_dirs()[0], "samples"))
     labels = class_numbers(options.labels, model.config)
     edit = edit_of(options, model.config.data.image_shape)
     with devices.make_strategy(place.strategy).scope():
@@ -49,9 +52,11 @@ def run(options: Options) -> None:
     count = options.num_samples
     batch_size = options.batch_size(count, sampler.replicas)
     draw = SampleBatches(sampler, options.seed, count, batch_size, labels or (), place.share)
+    digest = model.digest
+    out = folder_for(options, draw.identity(digest))
     if options.trajectory and not place.share.number:
         output.write_trajectory(draw, out, options.trajectory)
-    output.write_images(draw, out, model.digest, options.save_pngs)
+    output.write_images(draw, out, digest, options.save_pngs)
     if place.is_helper(out):
         return
     if options.trajectory:
@@ -60,6 +65,28 @@ def run(options: Options) -> None:
     if options.save_pngs:
         print(f"PNGs: {out}/{output.PNGS}")
     print(f"samples: {out}/samples.npz")
+
+
+def folder_for(options: Options, identity: dict[str, Any]) -> Path:
+    """--out, or the first of <run_dir>/samples, samples_2, ... that holds no samples of other settings.
+
+    samples.json in it keeps the identity (`SampleBatches.identity`): the same command finds it again.
+
+    Raises:
+      UserError: --out holds samples of other settings.
+    """
+    default = as_path(options.run_dirs()[0]) / "samples"
+    numbered = (default.with_name(f"samples_{number}") for number in itertools.count(2))
+    text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
+    for out in [as_path(options.out)] if options.out else itertools.chain([default], numbered):
+        file = out / "samples.json"
+        is_free = not file.exists() and not (out / "samples.npz").exists()
+        if is_free or (file.exists() and file.read_text() == text):
+            atomic_text(file, text)
+            return out
+    raise UserError(
+        f"{out} holds samples of other settings (samples.json): choose another --out, or delete it"
+    )
 
 
 def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:

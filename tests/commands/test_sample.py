@@ -1,5 +1,6 @@
 """--mode=sample through the command line."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +65,30 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
     shipped = PRETRAINED / DEFAULT_DATASET
     one = {"num_samples": 1, "sample_batch_size": 1}
     status, said = sample(capsys, **one, steps=None, out=tmp_path / "plain")
-    assert status == 0 and f"using the weights that ship with the project, {shipped}" in said
+    assert status == 0 and f"using the weights that ship with the project: {shipped}" in said
     how = {"sampler": "dpm_solver", "spacing": "logsnr", "steps": "20", "guidance": 1.0}
     assert sample(capsys, run_dir=shipped, out=tmp_path / "same", **one, **how)[0] == 0
     assert sample(capsys, run_dir=shipped, **one, steps=None, spacing="even", out=tmp_path / "other")[0] == 0
     plain, same, other = (pixels(tmp_path / name) for name in ("plain", "same", "other"))
     np.testing.assert_array_equal(plain, same)
     assert plain.std() > 10 and np.any(plain != other)
+
+
+def test_samples_of_other_settings_are_never_replaced_and_equal_ones_go_on_where_they_were(
+    tmp_path, runs, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "plain", run, ignore=shutil.ignore_patterns("samples*"))
+    flags = {"run_dir": run, "sampler": "ddim"}
+    for steps, name in (("3", "samples"), ("2", "samples_2"), ("3", "samples"), ("4", "samples_3")):
+        status, said = sample(capsys, **flags, steps=steps)
+        assert status == 0 and said.endswith(f"samples: {run / name}/samples.npz\n")
+    first = pixels(run / "samples")
+    status, said = sample(capsys, **flags, steps="2", out=run / "samples")
+    assert status == 2 and "holds samples of other settings (samples.json): choose another --out" in said
+    np.testing.assert_array_equal(first, pixels(run / "samples"))
+    (run / "samples" / "samples.json").unlink()  # as of a version that wrote none
+    assert sample(capsys, **flags, seed=1)[1].endswith(f"{run}/samples_4/samples.npz\n")
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ def test_a_picture_of_the_page_is_that_of_the_command(case, studio, runs, tmp_pa
         **flags,
     )
     assert status == 0, output
+    (tmp_path / "command" / "samples.json").unlink()
     assert downloaded(samples, tmp_path / "page") == files_of(tmp_path / "command")
     with np.load(tmp_path / "command" / "samples.npz") as file:
         np.testing.assert_array_equal(samples.images, file["arr_0"])
