@@ -12,7 +12,7 @@ from pdm_tf.analysis.study import Predictor, Result, Study, add_noise
 from pdm_tf.data import held_out_split
 from pdm_tf.progress import bar
 
-TIMES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # t / T
+TIMES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # t / T
 LEVEL = 1 / 127.5  # one of 8 bits; nothing is divided by a smaller distortion
 OPTIMUM = "x*"
 SPLIT_TITLES = {"train": "training", "held_out": "held-out"}
@@ -52,7 +52,9 @@ def measure(study: Study) -> Result:
                         errors = np.mean(np.square(predict(z, at, labels) - images), axis=(1, 2, 3))
                         squared[title][seed].append(errors)
             squared = {title: np.array(seeds, np.float64) for title, seeds in squared.items()}
-            numbers["splits"][kind] = {"images": len(images), **_curves(squared, smallest)}
+            curves = _curves(squared, smallest)
+            crossings = {title: _crossing(t, r["value"]) for title, r in curves["ratio_to_smallest"].items()}
+            numbers["splits"][kind] = {"images": len(images), **curves, "crossing": crossings}
     return Result(numbers, _sentence(numbers))
 
 
@@ -109,7 +111,7 @@ def _sentence(numbers: dict) -> str:
     where = f"On {SPLIT_TITLES[kind]} images the RMSE of"
     if curves["ratio_to_smallest"]:
         courses = [
-            f"{title} over {smallest} is {_course(t, ratio['value'])}"
+            f"{title} over {smallest} is {_course(t, ratio['value'], curves['crossing'][title])}"
             for title, ratio in curves["ratio_to_smallest"].items()
         ]
         return f"{where} {', of '.join(courses)}."
@@ -123,9 +125,20 @@ def _sentence(numbers: dict) -> str:
     )
 
 
-def _course(t: Sequence[int], ratio: Sequence[float | None]) -> str:
-    """A ratio's first value, and from which t on it stays within 5% of 1 or below, in words."""
-    first = next((f"{value:.2f} at t = {at} and " for at, value in zip(t, ratio) if value is not None), "")
+def _crossing(t: Sequence[int], ratio: Sequence[float | None]) -> float | None:
+    """The t at which a ratio above 1 first comes down to it, as if linear: a boundary of experts."""
+    known = [(at, value) for at, value in zip(t, ratio) if value is not None]
+    for (before, above), (after, below) in zip(known, known[1:]):
+        if above > 1 >= below:
+            return before + (after - before) * (above - 1) / (above - below)
+    return None
+
+
+def _course(t: Sequence[int], ratio: Sequence[float | None], crossing: float | None) -> str:
+    """A ratio's first value, its crossing of 1, and from which t on it is 1.05 at most, in words."""
+    first = next((f"{value:.2f} at t = {at}, " for at, value in zip(t, ratio) if value is not None), "")
+    if crossing is not None:
+        first += f"1 at t = {crossing:.0f}, "
     above = [number for number, value in enumerate(ratio) if value is None or value > 1.05]
     start = above[-1] + 1 if above else 0
     if start < len(t):

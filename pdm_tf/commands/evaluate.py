@@ -17,7 +17,7 @@ from pdm_tf.commands.options import (
 from pdm_tf.config.words import setting
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.evaluate import Drawing, compare, default_folder, measure_likelihood
-from pdm_tf.evaluation.features import load_detector
+from pdm_tf.evaluation.features import load_detector, of_crops
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
         "efficientnet_lite0",
         "The network whose features are compared: efficientnet_lite0, inception, or a Keras model's path.",
     )
+    crops: int = setting(
+        0,
+        "Compare random squares of this side at full resolution, four an image, instead of whole images.",
+        least=0,
+    )
     inception: Optional[str] = setting(
         None, "ADM's classify_image_graph_def.pb, if it is not in ~/.cache/pdm_tf."
     )
@@ -77,6 +82,8 @@ def run(options: Options) -> None:
         run_likelihood(options)
         return
     detector = load_detector(options.detector, options.inception)
+    if options.crops:
+        detector = of_crops(detector, options.crops)
     out = options.out_folder(options.default_out)
     models = [] if options.samples and not options.run_dir else options.models()
     labels = [class_numbers(options.labels, model.config) or () for model in models]

@@ -97,7 +97,9 @@ def _frechet(root_a: np.ndarray, a: Moments, b: Moments) -> float:
     return float(step @ step + np.square(root_a).sum() + np.trace(covariance) - 2.0 * root_trace)
 
 
-def frechet_error(reference: Moments, samples: np.ndarray, groups: int = 10, seed: int = 0) -> float:
+def frechet_error(
+    reference: Moments, samples: np.ndarray, groups: int = 10, seed: int = 0, together: int = 1
+) -> float:
     """The standard error of `frechet_distance(reference, Moments.of(samples))` over draws of the samples.
 
     A delete-a-group jackknife: sqrt((g - 1) / g * sum_i (d_i - mean d)^2), d_i being the distance without the
@@ -106,12 +108,17 @@ def frechet_error(reference: Moments, samples: np.ndarray, groups: int = 10, see
 
     Args:
       reference: the other side.
-      samples: float (N, D), N >= `groups`.
+      samples: float (N, D), N / `together` >= `groups`.
       groups: g, at least 2.
       seed: of the samples' random order.
+      together: rows, one after another, that are of one image, and so in one group.
     """
-    order = np.random.default_rng(seed).permutation(len(samples))
-    parts = [Moments.of(samples[np.sort(rows)]) for rows in np.array_split(order, groups)]
+    images = samples.reshape([-1, together, samples.shape[1]])
+    order = np.random.default_rng(seed).permutation(len(images))
+    parts = [
+        Moments.of(images[np.sort(chosen)].reshape([-1, samples.shape[1]]))
+        for chosen in np.array_split(order, groups)
+    ]
     root = _root(reference.covariance)
     without = [functools.reduce(operator.add, parts[:i] + parts[i + 1 :]) for i in range(groups)]
     return _jackknife(np.array([_frechet(root, reference, moments) for moments in without]))

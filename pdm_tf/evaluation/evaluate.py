@@ -151,6 +151,8 @@ def find_reference(
         )
     with looking_at(name, info.num_examples[name]) as shown:
         found = references.of_split(detector, info, name, image_shape, progress=shown.update)
+    if detector.rows > 1:
+        return found, "the detector looks at crops"
     held_out = held_out_split(info)
     if name != "train":
         return found, "the reference is no data set's training split"

@@ -6,8 +6,10 @@ which a user must have fetched; the embedded EfficientNet-Lite0 needs no downloa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from pdm_tf.stack import keras
 INCEPTION = "classify_image_graph_def.pb"
 INCEPTION_URL = f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/{INCEPTION}"
 CACHE = Path("~/.cache/pdm_tf")
+CROPS = 4  # squares of an image, where it is looked at in squares
 
 
 class Features(NamedTuple):
@@ -54,6 +57,7 @@ class Detector:
       labels: names of metrics -> its titles of them, such as "FID".
       network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), arrays or tensors.
       batch_size: B that `extract` calls it with.
+      rows: features of each image, one after another.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Detector:
     labels: Mapping[str, str]
     network: Callable[[np.ndarray], tuple[np.ndarray | tf.Tensor | None, ...]]
     batch_size: int = 32
+    rows: int = 1
 
     def __call__(self, images: np.ndarray) -> Features:
         return Features(*(None if part is None else np.asarray(part) for part in self.network(images)))
@@ -85,7 +90,7 @@ def extract(
     parts = []
     for features in extract_batches(detector, batches):
         parts.append(features)
-        progress(len(features.pooled))
+        progress(len(features.pooled) // detector.rows)
     if not parts:
         raise UserError("there are no images to evaluate: name a file, folder or split that holds some")
     return Features.joined(parts)
@@ -100,7 +105,8 @@ def extract_batches(detector: Detector, batches: Iterable[np.ndarray]) -> Iterat
         count = len(images)
         padding = [(0, detector.batch_size - count), (0, 0), (0, 0), (0, 0)]
         features = detector(np.pad(three_channels(images), padding))
-        yield Features(*(None if part is None else part[:count] for part in features))
+        rows = count * detector.rows
+        yield Features(*(None if part is None else part[:rows] for part in features))
 
 
 def three_channels(images: np.ndarray) -> np.ndarray:
@@ -190,6 +196,42 @@ def load_detector(
             "Keras model or SavedModel"
         )
     return load_model(name_or_path)
+
+
+# --- crops ---------------------------------------------------------------------------------------
+
+
+def of_crops(detector: Detector, side: int) -> Detector:
+    """A detector that looks at `CROPS` random squares of an image, not at it (patch FID, Chai et al., 2022).
+
+    So large images are compared at full resolution. Where their squares lie, the images' own pixels decide.
+    """
+
+    def network(images: np.ndarray) -> Features:
+        squares = np.concatenate([_squares(image, side) for image in images])
+        parts = [detector(squares[i : i + len(images)]) for i in range(0, len(squares), len(images))]
+        return Features.joined(parts)
+
+    metrics = {"frechet", "spatial", "inception_score", *detector.labels}
+    return dataclasses.replace(
+        detector,
+        name=f"{detector.name}-crops{side}",
+        resize=f"{CROPS} random squares of {side} pixels an image; {detector.resize}",
+        labels={metric: f"{detector.title(metric)}-crops{side}" for metric in metrics},
+        network=network,
+        rows=CROPS,
+    )
+
+
+def _squares(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W, C) -> (CROPS, side, side, C)."""
+    most = np.array(image.shape[:2]) - side
+    if min(most) < 0:
+        height, width = image.shape[:2]
+        raise UserError(f"crops of {side} pixels do not fit into images of {height} x {width}")
+    generator = np.random.default_rng(zlib.crc32(np.ascontiguousarray(image)))
+    corners = generator.integers(0, most + 1, size=(CROPS, 2))
+    return np.stack([image[top : top + side, left : left + side] for top, left in corners])
 
 
 def _labels(name: str) -> dict[str, str]:

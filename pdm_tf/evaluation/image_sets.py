@@ -78,7 +78,7 @@ def from_model(
     labels = samples.image_labels
     for length in ema_lengths or [model.ema_length]:
         model.use_ema_length(length)
-        ledger = Ledger(out, {**samples.identity(model.digest), "detector": detector.sha256})
+        ledger = Ledger(out, {**samples.identity(model.digest), "detector": [detector.name, detector.sha256]})
         features = kept_features(detector, samples, ledger)
         if features is None:
             continue

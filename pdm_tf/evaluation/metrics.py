@@ -82,7 +82,8 @@ class Comparison:
             "moments": True,
             "spatial": features.spatial is not None and self.reference.spatial_moments is not None,
             "probabilities": features.probabilities is not None,
-            "neighbours": min(len(features.pooled), known) > GROUPS,
+            # Squares of one image are no neighbours by chance.
+            "neighbours": min(len(features.pooled), known) > GROUPS and self.detector.rows == 1,
         }
         found = {}
         for metric in METRICS:
@@ -99,8 +100,9 @@ class Comparison:
         }
 
 
-def _frechet(reference: Moments, features: np.ndarray) -> list[tuple]:
-    error = frechet_error(reference, features, GROUPS) if len(features) >= GROUPS else None
+def _frechet(reference: Moments, features: np.ndarray, together: int) -> list[tuple]:
+    enough = len(features) // together >= GROUPS
+    error = frechet_error(reference, features, GROUPS, together=together) if enough else None
     return [(frechet_distance(reference, Moments.of(features)), error)]
 
 
@@ -110,9 +112,15 @@ def _inception_score(comparison: Comparison, features: Features) -> list[tuple]:
 
 
 METRICS = (
-    Metric(["frechet"], "moments", lambda c, features: _frechet(c.reference.moments, features.pooled)),
     Metric(
-        ["spatial"], "spatial", lambda c, features: _frechet(c.reference.spatial_moments, features.spatial)
+        ["frechet"],
+        "moments",
+        lambda c, features: _frechet(c.reference.moments, features.pooled, c.detector.rows),
+    ),
+    Metric(
+        ["spatial"],
+        "spatial",
+        lambda c, features: _frechet(c.reference.spatial_moments, features.spatial, c.detector.rows),
     ),
     Metric(["inception_score"], "probabilities", _inception_score),
     Metric(

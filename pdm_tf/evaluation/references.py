@@ -42,7 +42,8 @@ class Reference:
       moments: of the pooled features of all images.
       spatial_moments: of the spatial features; None where the detector, or a file, gives none.
       features: pooled, float32 (M, D), of M <= N images, evenly spread; None where a file holds only moments.
-      places: int64 (M,), the places of these images in the split, file or folder; None likewise.
+      places: int64 (M,), the places of these images in the split, file or folder, or of these rows where an
+        image has several; None likewise.
       count: N, its images; None where a file of statistics does not say it.
       details: its origin and how it was made, for JSON.
     """
@@ -86,7 +87,8 @@ def of_images(
       keep: the most images whose features are kept in memory.
       progress: called with the number of images done since the last call.
     """
-    places = evenly(count, keep)
+    rows = count * detector.rows
+    places = evenly(rows, keep)
     digest = hashlib.sha256()
     shape = None
 
@@ -108,8 +110,8 @@ def of_images(
         features[filled : filled + len(chosen)] = pooled[chosen]
         done += len(pooled)
         filled += len(chosen)
-        progress(len(pooled))
-    assert done == count, f"{done} images came, and {count} were promised"
+        progress(len(pooled) // detector.rows)
+    assert done == rows, f"{done} rows of features came, and {rows} were promised"
     made = {
         **details,
         **_origin(detector),

@@ -45,7 +45,7 @@ def report(
     ledgers = []
     for number, image_set in enumerate(image_sets, 1):
         metrics = comparison.measure(image_set.features)
-        count = len(image_set.features.pooled)
+        count = len(image_set.features.pooled) // detector.rows
         notes = notes_on(detector, reference, image_set)
         result = {**image_set.details, **_result(image_set.title, count, metrics), "notes": notes}
         if isinstance(copy_check, CopyCheck):
@@ -92,7 +92,7 @@ def notes_on(detector: Detector, reference: Reference, image_set: ImageSet) -> l
     """Caveats for a reader who compares the numbers of some images with others'."""
     notes = []
     dimension = len(reference.moments.mean)
-    count = len(image_set.features.pooled)
+    count = len(image_set.features.pooled) // detector.rows
     if detector.name == "inception" and count != PAPERS_COUNT:
         notes.append(
             f"{count:,} images: published FIDs are of {PAPERS_COUNT:,}; fewer give larger ones, so these "

@@ -196,3 +196,13 @@ def test_the_nearest_rows_are_brute_force_s_and_copies_lie_at_exactly_nothing(bl
     np.testing.assert_array_equal(index, squared.argmin(axis=1))
     np.testing.assert_allclose(distance, np.sqrt(squared.min(axis=1)), rtol=1e-12)
     assert distance[4] == distance[7] == 0.0 and np.count_nonzero(distance) == 48
+
+
+def test_rows_of_one_image_are_no_evidence_of_their_own():
+    rng = np.random.default_rng(0)
+    reference = Moments.of(rng.normal(size=(500, 4)))
+    images = rng.normal(0.3, size=(100, 4))
+    rows = np.repeat(images, 4, axis=0)
+    error = frechet_error(reference, images)
+    assert frechet_error(reference, rows, together=4) == pytest.approx(error, rel=0.02)
+    assert frechet_error(reference, rows) < 0.7 * error

@@ -1,15 +1,17 @@
 """The table of an evaluation with its notes, the check for copies, and the metrics in it."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pdm_tf.errors import UserError
 from pdm_tf.evaluation import metrics, report
 from pdm_tf.evaluation.copies import CopyCheck
 from pdm_tf.evaluation.distances import Manifold, Moments
-from pdm_tf.evaluation.features import Detector, Features, extract
+from pdm_tf.evaluation.features import CROPS, Detector, Features, extract, of_crops
 from pdm_tf.evaluation.image_sets import ImageSet
 from pdm_tf.evaluation.metrics import METRICS, Comparison, Measurement
 from pdm_tf.evaluation.references import Reference, of_images
@@ -47,6 +49,21 @@ def set_of(images, detector=DETECTOR):
 
 
 # --- metrics -------------------------------------------------------------------------------------
+
+
+def test_crops_are_squares_of_each_image_wherever_it_comes():
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    detector = of_crops(dataclasses.replace(DETECTOR, batch_size=16), 4)
+    found = extract(detector, [images[:5], images[5:]]).pooled.reshape([40, CROPS, 3])
+    squares = np.lib.stride_tricks.sliding_window_view(images, (4, 4), axis=(1, 2)).mean(axis=(-2, -1)) / 255
+    off = np.abs(found[:, :, None, None] - squares[:, None]).max(axis=-1)
+    assert off.min(axis=(2, 3)).max() < 1e-6
+    np.testing.assert_allclose(extract(detector, [images[[7]]]).pooled, found[7], atol=1e-6)
+    metrics = Comparison(detector, reference_of(images, detector)).measure(extract(detector, [images]))
+    ((title, distance),) = metrics.items()
+    assert title == "FD-colour-crops4" and abs(distance.value) < 1e-9
+    with pytest.raises(UserError, match="crops of 9 pixels do not fit into images of 8 x 8"):
+        extract(of_crops(DETECTOR, 9), [images])
 
 
 def test_further_images_measure_more_and_errors_stand_beside(monkeypatch):
