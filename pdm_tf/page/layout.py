@@ -97,9 +97,11 @@ CSS = """
 .pixels label[data-testid="block-label"] { position: static; margin: 0.4em; width: fit-content; }
 .pixels label[data-testid="block-label"] span { display: none; }
 .beside { max-width: 30em; }
-.gradio-container button { white-space: nowrap; min-height: 44px; min-width: 44px; }
+.gradio-container button, .gradio-container button.reset-button {
+  white-space: nowrap; min-height: 44px; min-width: 44px;
+}
 .gradio-container .tab-like-container { height: auto; }
-.gradio-container input:is([type=range], [type=number]) { min-height: 44px; }
+.gradio-container input:is([type=range], [type=number], [role=listbox]) { min-height: 44px; }
 .gradio-container label:has(> input[type=checkbox]) { align-items: center; min-height: 44px; }
 .canvas .toolbar-wrap button::after { content: attr(aria-label); font-size: small; }
 .canvas :is(button[aria-label=Color], button[aria-label=Pan], button[aria-label^=Zoom]) { display: none; }
