@@ -90,7 +90,8 @@ class RunOptions:
         """
         models = models_from_folders(*self.trained_dirs())
         for model in models:
-            if any(key.startswith("data.") for key in changes(model.config, models[0].config)):
+            differing = changes(model.config, models[0].config).keys() - {"data.crop"}
+            if any(key.startswith("data.") for key in differing):
                 raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
             model.config = sampled_as_asked(model.config, self)
         return models

@@ -41,8 +41,8 @@ class Options(DeviceOptions, DataOptions):
     )
     network: Optional[str] = setting(
         None,
-        "The data set's U-Net (the default), a ViT of about its cost, or, for lsun_church, the one of the "
-        "paper's Appendix D.",
+        "The data set's U-Net (the default), a ViT of about its cost, an expert for little noise that learns "
+        "from crops (local) or, for lsun_church, the ViT of the paper's Appendix D.",
         choices=NETWORKS,
     )
     patch_size: Optional[int] = setting(None, "P; picks the preset for lsun_church (2, 4 or 8).", above=0)

@@ -70,6 +70,8 @@ class NetworkConfig:
         choices=("none", "gate", "embedding", "tokens"),
     )
     blurred_inputs: tuple[float, ...] = setting((), "Widths in pixels of blurs to see, too.", above=0)
+    refiner_channels: int = setting(0, "Width of convolutions that refine the prediction; 0: none.", least=0)
+    refiner_patch_size: int = setting(4, "The side of the patches that these work on.", above=0)
     channel_multipliers: tuple[float, ...] = _unet((1, 2, 2), "Levels' widths over base_channels.", above=0)
     blocks_per_level: int = _unet(2, "Residual blocks of an encoder level.", above=0)
     attention_resolutions: tuple[int, ...] = _unet((16, 8), "Grid sizes with self-attention.", above=0)
@@ -316,6 +318,16 @@ def _network_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Ite
     yield from _division_problems(image_shape, size, "patch_size", "another network.patch_size")
     if network.kind == "vit":
         yield from _vit_problems(network)
+    if network.refiner_channels % 32:
+        yield (
+            f"network.refiner_channels={network.refiner_channels} must divide by 32, the number of "
+            "normalization groups"
+        )
+    if network.refiner_channels:
+        refined = network.refiner_patch_size
+        yield from _division_problems(
+            image_shape, refined, "refiner_patch_size", "another network.refiner_patch_size"
+        )
     if network.patch_switch_t:
         yield from _division_problems(
             image_shape, 2 * size, f"2 * patch_size = 2 * {size}", "a smaller network.patch_size"

@@ -354,7 +354,8 @@ class _ViT(typing.NamedTuple):
     learning_rate: float
 
 
-NETWORKS = ("unet", "vit", "vit_appendix_d")  # the data set's own U-Net; the stable ViT; the paper's
+# The data set's own U-Net; the stable ViT; the paper's; an expert for little noise, which is learnt from crops.
+NETWORKS = ("unet", "vit", "vit_appendix_d", "local")
 # fmt: off
 # Of about the U-Net's forward cost, but those of larger avatars, which are avatars64's on patches that are as many
 # times as large as the images, so that each begins with the smaller one's weights. The rate is Li & He's 5e-5 for
@@ -402,6 +403,28 @@ _APPENDIX_D = {
 }
 
 
+# The expert's process is that of the ViT which does the other t. It predicts v, which at little noise leaves a
+# patch nearly as it is.
+_LOCAL = {
+    "data.crop": 128,
+    "network.kind": "unet",
+    "network.local": True,
+    "network.patch_size": 4,
+    "network.base_channels": 64,
+    "network.channel_multipliers": (1, 1.5, 1.5),
+    "network.blocks_per_level": 1,
+    "network.attention_resolutions": (),
+    "diffusion.prediction": "v",
+    "diffusion.loss_weighting": "bounded_v",
+    "diffusion.t_stop": 120,
+    "diffusion.t_distribution": "logit_normal",
+    "diffusion.t_mean": 1.0,
+    "diffusion.t_std": 1.1,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.clip_norm": 1.0,
+}
+
+
 def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
     """What another network than its U-Net changes of a data set's config, by dotted key.
 
@@ -421,8 +444,15 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
                 "--network=vit, and Appendix D's options as --set=network.norm_place=after and others"
             )
         return {"network.kind": "vit", **_APPENDIX_D}
+    shifted = config.diffusion.schedule.startswith("shifted")
+    if network == "local":
+        return {
+            **_LOCAL,
+            "network.class_conditioning": "embedding" if conditional else "none",
+            "diffusion.schedule": "shifted_linear" if shifted else config.diffusion.schedule,
+        }
     vit, side = _VITS.get(dataset) or _vit_for(config), max(config.data.image_shape[:2])
-    if config.diffusion.schedule.startswith("shifted"):
+    if shifted:
         process = _STABLE_SHIFTED
     else:
         # A mean shifted below 256 pixels too would leave the noisiest t, where sampling begins, untrained.

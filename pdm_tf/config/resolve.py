@@ -123,7 +123,7 @@ def _derived(earlier: Config, given: Given, begun_with: Given | None) -> dict[st
 
 
 def _inherits_network(given: Given, parent: Config) -> bool:
-    kind = "vit" if given.network not in (None, "unet") else "unet"
+    kind = "vit" if given.network not in (None, "unet", "local") else "unet"
     return parent.network.kind == kind and not is_named(given.dataset) and not given.size
 
 

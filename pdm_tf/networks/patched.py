@@ -16,7 +16,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig, check_network
-from pdm_tf.networks.layers import position_encoding, timestep_features, with_blurred
+from pdm_tf.networks.layers import ResBlock, position_encoding, timestep_features, with_blurred
 from pdm_tf.networks.unet import UNet
 from pdm_tf.networks.vit import ViT
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
@@ -24,6 +24,7 @@ from pdm_tf.stack import keras
 
 LARGE = "large_"  # prefix of the names of layers for patches of 2P
 AUGMENTATION_LABELS = 9  # numbers that describe an augmentation
+REFINER_BLOCKS = 2
 EMBED_AUGMENTATION = "embed_augmentation"  # the layer that takes them
 
 
@@ -176,6 +177,10 @@ class PatchedNetwork(keras.Model):
             self.large_level = keras.layers.Embedding(
                 1, self.trunk.embedding_width, embeddings_initializer="zeros", name=f"{LARGE}level"
             )
+        self.refiner = None
+        if self.config.refiner_channels:
+            self.refiner = Refiner(self.config, channels, self.policy)
+            layers += self.refiner.layers
         # Keras finds them, and a checkpoint names them, as the network's own.
         for layer in layers:
             setattr(self, layer.name, layer)
@@ -219,7 +224,10 @@ class PatchedNetwork(keras.Model):
         t_embedding, embeddings = self._embed(t, labels, augmentation, large)
         features = patch_input(z)
         h = self.trunk(tf.cast(features, self.policy.compute_dtype), embeddings, dropout_key, large)
-        return patch_output(features, h, embeddings[0], t_embedding)
+        prediction, u = patch_output(features, h, embeddings[0], t_embedding)
+        if self.refiner:
+            prediction = self.refiner(prediction, z, embeddings[0])
+        return prediction, u
 
     def _embed(self, t, labels, augmentation, large) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The timestep's embedding alone, and the trunk's: with the label's added, beside it, or both."""
@@ -311,6 +319,33 @@ class PatchOutput:
         prediction = self.head(h, embedding)
         u = self.variance_head(features, h, t_embedding)
         return self.to_image(prediction), self.to_image(u)
+
+
+class Refiner:
+    """The prediction, and what convolutions on smaller patches, of it beside z, add to it: zeros at first.
+
+    It sees sharp lines in z that are too much for a narrow trunk to carry through its large patches.
+    """
+
+    def __init__(self, config: NetworkConfig, channels: int, policy: keras.mixed_precision.Policy):
+        width = config.refiner_channels
+        size = config.refiner_patch_size
+        conv = partial(keras.layers.Conv2D, kernel_size=3, padding="same")
+        self._to_patches = ImageToPatches(size)
+        self._to_image = PatchesToImage(size)
+        self._in = conv(width, dtype=policy, name="refiner_in")
+        self._blocks = [ResBlock(width, dtype=policy, name=f"refiner{b}") for b in range(REFINER_BLOCKS)]
+        self._scale = keras.layers.Dense(width, kernel_initializer="zeros", name="refiner_scale")
+        self._out = conv(channels * size**2, kernel_initializer="zeros", name="refiner_out")
+        self.layers = [self._in, *self._blocks, self._scale, self._out]
+
+    def __call__(self, prediction: tf.Tensor, z: tf.Tensor, embedding: tf.Tensor) -> tf.Tensor:
+        """float32 (B, H, W, C) each, and the trunk's embedding (B, embedding_width) -> (B, H, W, C)."""
+        h = self._in(self._to_patches(tf.concat([prediction, z], axis=-1)))
+        for block in self._blocks:
+            h = block(h, embedding)
+        scale = 1.0 + self._scale(embedding)
+        return prediction + self._to_image(self._out(tf.cast(h, tf.float32) * scale[:, None, None, :]))
 
 
 class VarianceHead:

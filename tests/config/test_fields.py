@@ -8,7 +8,7 @@ import pytest
 
 from pdm_tf.config.fields import Config, changes, parse_settings, validate
 from pdm_tf.config.presets import network_settings, preset
-from pdm_tf.config.words import differences, leaves, to_lines
+from pdm_tf.config.words import differences, get, leaves, to_lines
 from pdm_tf.errors import UserError
 
 SHIPPED = [preset("avatars64"), preset("emoji64")]
@@ -63,6 +63,14 @@ def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
     assert (config.diffusion.prediction, config.diffusion.loss_weighting) == ("x", "sqrt_snr")
     with pytest.raises(UserError, match="is for lsun_church, and the data set is emoji64"):
         network_settings("vit_appendix_d", preset("emoji64"))
+
+
+def test_the_local_expert_does_little_noise_of_the_process_of_the_vit_that_does_the_rest():
+    local, vit = (with_network(name, preset("avatars256")) for name in ("local", "vit"))
+    assert local.conditional and local.network.local and local.data.crop == 128
+    shared = [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
+    assert [get(local, key) for key in shared] == [get(vit, key) for key in shared]
+    assert local.diffusion.t_stop < vit.diffusion.t_stop
 
 
 def test_presets_are_those_of_the_tables():

@@ -10,6 +10,7 @@ from pdm_tf.networks.layers import position_encoding, timestep_features
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.networks.unet import ConvHead
 from pdm_tf.stack import keras
+from pdm_tf.weights import assign_arrays, variable_names
 from tests.networks.tiny_networks import KINDS, batch, small_of
 from tests.tiny_runs import randomized
 
@@ -73,6 +74,24 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
         hidden = swish(timestep_features(t, 32) @ first.kernel + first.bias)
         np.testing.assert_allclose(embeddings[0], swish(hidden @ last.kernel + last.bias), rtol=1e-5)
     assert all(variable.name.startswith("doubling/") for variable in network.trainable_variables)
+
+
+def test_a_refiner_adds_what_its_patches_beside_z_tell_to_the_same_prediction_and_leaves_u():
+    network = small_of("vit", refiner_channels=32)
+    z, t, labels = batch()
+    refined, u = network(z, t, labels)
+    without = small_of("vit")
+    arrays = dict(zip(variable_names(network.trainable_variables), network.trainable_variables))
+    own = {name: array for name, array in arrays.items() if "/refiner" not in name}
+    assign_arrays(without.trainable_variables, {n: v.numpy() for n, v in own.items()}, "the other's")
+    prediction, same = without(z, t, labels)
+    np.testing.assert_array_equal(u, same)
+    added = network.refiner(prediction, z, network.embed_t_out(network.embed_t_in(timestep_features(t, 32))))
+    np.testing.assert_allclose(refined, added, rtol=1e-4, atol=1e-4)
+    assert np.abs(refined - prediction).max() > 0.1
+    network.get_layer("refiner_out").kernel.assign(tf.zeros_like(network.get_layer("refiner_out").kernel))
+    network.get_layer("refiner_out").bias.assign(tf.zeros(48))
+    np.testing.assert_allclose(network(z, t, labels)[0], prediction, atol=1e-6)  # as at the start
 
 
 @pytest.mark.parametrize("kind", ["unet", "vit"])
@@ -165,6 +184,7 @@ def test_checkpoints_of_a_u_net_name_its_layers_as_they_always_did(tmp_path):
 @pytest.mark.parametrize(("kind", "changes", "message"), [
     ("unet", {"image_shape": (16, 15, 3)}, r"image width 15 does not divide by patch_size \* 2"),
     ("unet", {"class_conditioning": "tokens"}, "class_conditioning=tokens is for network.kind=vit"),
+    ("vit", {"refiner_channels": 48}, "refiner_channels=48 must divide by 32"),
     ("vit", {"head_channels": 24}, "base_channels=32 must divide by network.head_channels=24"),
 ])  # fmt: skip
 def test_a_network_that_cannot_be_built_is_refused(kind, changes, message):
