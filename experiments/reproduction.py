@@ -224,6 +224,7 @@ class Reproduction:
         }
         arguments = [
             self._dataset(run),
+            "--network=unet",
             f"--seed={run.seed}",
             f"--prediction={run.prediction}",
             f"--patch_size={run.patch_size}",

@@ -210,6 +210,12 @@ def step_of(file: Path) -> int:
     return int(file.stem.removeprefix("step_"))
 
 
+def run_or_shipped(text: str) -> RunFolder:
+    """The run folder of a path, or of the name of weights that ship, such as avatars64."""
+    run, shipped = RunFolder(text), RunFolder(PRETRAINED / text)
+    return shipped if shipped.has_config() and not run.has_config() else run
+
+
 def _name(step: int) -> str:
     return f"step_{step:08d}"
 

@@ -38,7 +38,7 @@ def test_describe_says_what_matters_and_with_full_the_config(capsys):
     config = Config().replace(parse_settings(full[len(short) :].splitlines()))
     assert config.network.dropout == 0.1 and "network.depth" not in full
     # What training decides when it starts is decided here too.
-    assert config.training.precision == "float32" and len(config.data.label_names) == 9
+    assert config.training.precision != "auto" and len(config.data.label_names) == 9
 
 
 @pytest.mark.parametrize("dataset, tool", [("folder:/nowhere", "data_tools.image_folder")])
@@ -88,9 +88,12 @@ def test_a_short_run_on_one_s_own_pictures_draws_their_colour(tmp_path, capsys):
         batch_size=8, set=small,
     )  # fmt: skip
     assert status == 0, said
-    assert (
-        "size: tiny (there is no accelerator; --size=tiny|small|base chooses)\nnetwork: 8 x 8 patches" in said
+    lines = said.splitlines()
+    assert lines[0] == "size: tiny (there is no accelerator; --size=tiny|small|base chooses)"
+    assert "64 images, 8 x 8 x 3, no classes" in lines[1] and lines[2].startswith(
+        "network: ViT, 8 x 8 patches"
     )
+    assert any(line.startswith("a step takes 0.") and "all 300 take" in line for line in lines)
     drawn = np.asarray(Image.open(tmp_path / "run/previews/step_00000300.png")).reshape(-1, 3)
     colour = np.median(drawn[(drawn < 255).any(axis=1)], axis=0)
     np.testing.assert_allclose(colour, (222, 31, 31), atol=25)

@@ -23,7 +23,7 @@ class Options(train.Options):
 def run(options: Options) -> None:
     """Prints the network, and with `full` the fields that count for it, as --set takes them."""
     plan = train.plan(options, dataset_at_hand(options))
-    print(plan.size + describe_network(plan.config))
+    print(plan.choices + describe_network(plan.config))
     if options.full:
         for key in plan.config.used_keys:
             print(f"{key}={word(get(plan.config, key))}")

@@ -10,11 +10,11 @@ from pdm_tf.commands.options import DataOptions, DeviceOptions, default_run_dir
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.presets import NETWORKS, SIZES, is_named
 from pdm_tf.config.resolve import Given, refuse_other_settings, resolve
-from pdm_tf.config.words import setting, to_lines
+from pdm_tf.config.words import setting
 from pdm_tf.data import DatasetInfo, find_dataset
 from pdm_tf.errors import UserError
 from pdm_tf.progress import peak_resident
-from pdm_tf.run import RunFolder
+from pdm_tf.run import RunFolder, run_or_shipped
 from pdm_tf.training import loop
 
 # An option that is a setting -> its key.
@@ -41,8 +41,9 @@ class Options(DeviceOptions, DataOptions):
     )
     network: Optional[str] = setting(
         None,
-        "The data set's U-Net (the default), a ViT of about its cost, an expert for little noise that learns "
-        "from crops (local) or, for lsun_church, the ViT of the paper's Appendix D.",
+        "The data set's U-Net, a ViT of about its cost, an expert for little noise that learns from crops "
+        "(local) or, for lsun_church, the ViT of the paper's Appendix D; by default vit for tfds: and "
+        "folder: data of size tiny, else unet.",
         choices=NETWORKS,
     )
     patch_size: Optional[int] = setting(None, "P; picks the preset for lsun_church (2, 4 or 8).", above=0)
@@ -50,7 +51,11 @@ class Options(DeviceOptions, DataOptions):
     train_steps: Optional[int] = setting(None, "Steps to train, in all.", above=0)
     batch_size: Optional[int] = setting(None, "Images a step, over all replicas.", above=0)
     grad_accum: Optional[int] = setting(None, "Parts that a replica's batch is worked off in.", above=0)
-    warm_start: Optional[str] = setting(None, "Run folder whose averaged weights a new run starts from.")
+    warm_start: Optional[str] = setting(
+        None,
+        "Run folder, or name of weights that ship, whose averages a new run starts from; empty: none. By "
+        "default avatars64 for tfds: and folder: data with that network.",
+    )
     set: tuple[str, ...] = setting((), "Any field of the config, as key=value.")
 
     @property
@@ -78,11 +83,11 @@ class Options(DeviceOptions, DataOptions):
 
 
 class Plan(NamedTuple):
-    """What to train, where, and a line on why the network is as large as it is, or ""."""
+    """What to train, where, and lines on what was chosen for data without a preset."""
 
     config: Config
     run: RunFolder
-    size: str
+    choices: str
 
 
 def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
@@ -95,7 +100,7 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     strategy = devices.choose(options.strategy)[0]
     earlier = run.config() if run.has_config() else None
     warm_start = given.settings.get("training.warm_start")
-    parent = RunFolder(warm_start).config() if warm_start and not earlier else None
+    parent = run_or_shipped(warm_start).config() if warm_start and not earlier else None
     default_size = "base" if devices.has_accelerator(strategy) else "tiny"
     config = resolve(
         given,
@@ -117,15 +122,20 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     else:
         devices_text = "an accelerator" if default_size == "base" else "no accelerator"
         reason = f"{default_size} (there is {devices_text}; --size={'|'.join(SIZES)} chooses)"
-    return Plan(config, run, f"size: {reason}\n")
+    choices = f"size: {reason}\n"
+    if config.training.warm_start and not (earlier or parent):
+        choices += (
+            f"begins with the weights {config.training.warm_start} that ship (--warm_start= for none)\n"
+        )
+    return Plan(config, run, choices)
 
 
 def run(options: Options) -> None:
     """Trains, and prints where the results lie."""
     info = find_dataset(options.dataset_name, options.data_dir)
-    config, folder, size = plan(options, info)
+    config, folder, choices = plan(options, info)
     strategy = devices.make_strategy(options.chosen_strategy())
-    print(to_lines(config, config.used_keys) + size, end="", flush=True)
+    print(choices, end="", flush=True)
     if devices.is_chief(strategy) and not folder.has_config():
         folder.write_given(options.given)
     step = loop.train(config, folder, info, strategy)

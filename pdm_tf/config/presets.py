@@ -74,17 +74,22 @@ class _Size(typing.NamedTuple):
     attention: int  # most places that blocks attend over; the middle has up to MOST_ATTENTION in any case
     batch_size: int
     learning_rate: float
+    clip_norm: float
     warmup_steps: int
     ema_every: int
     steps: int
+    score_every: int
+    network: str  # the trunk, where none is asked for
 
 
-# Any other data: patches, levels and labels follow from the images; see `sized_preset`.
+# Any other data: patches, levels and labels follow from the images; see `sized_preset`. tiny is what draws best
+# after minutes to an hour of two cores (docs/training.md). small and base are for accelerators and were not
+# compared: the batches and rates of ADM and DiT (1e-4 at 256), taken down to theirs.
 _SIZES = {
-    #              c    multipliers   blocks places attention batch lr    warm-up EMA  steps
-    "tiny":  _Size(64,  (2, 2, 2),    1,     256,   64,       32,   3e-4, 200,    10,  50_000),
-    "small": _Size(64,  (1, 2, 2, 4), 2,     1024,  256,      32,   3e-4, 1000,   20, 100_000),
-    "base":  _Size(128, (1, 2, 2, 2), 2,     4096,  256,      64,   1e-4, 5000,   50, 200_000),
+    #              c    multipliers   blocks places attention batch lr    clip warm-up EMA  steps   scores network
+    "tiny":  _Size(64,  (2, 2, 2),    1,     256,   64,       16,   1e-3, 1.0, 200,    10,  20_000, 5000,  "vit"),
+    "small": _Size(64,  (1, 2, 2, 4), 2,     1024,  256,      32,   3e-4, 0.0, 1000,   20, 100_000, 0,     "unet"),
+    "base":  _Size(128, (1, 2, 2, 2), 2,     4096,  256,      64,   1e-4, 0.0, 5000,   50, 200_000, 0,     "unet"),
 }
 
 _DATA = {
@@ -101,9 +106,6 @@ _DATA = {
 SIZES = tuple(_SIZES)
 PAPERS = ("lsun_church", "imagenet256", "ffhq1024")  # whose experiments are exactly the paper's
 
-# Averages to make those of any length from (EDM2's two): where a run is short, the length is what goes wrong.
-KEPT_LENGTHS = (0.05, 0.1)
-
 # Of emoji64's weights FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).
 FAST_SAMPLING = SamplingConfig("dpm_solver", (20,), "logsnr")
 
@@ -116,7 +118,6 @@ _SHORT = {
     "training.ema_decay": 0.995,
     "training.ema_every": 10,
     "training.ema_warmup": True,
-    "training.ema_lengths": KEPT_LENGTHS,
     "training.eval_every": 1000,
     "training.sample_every": 1000,
     "training.checkpoint_every": 1000,
@@ -222,7 +223,7 @@ def sized_preset(
         for level in range(len(multipliers))
         if math.prod(grid) // 4**level <= row.attention
     )
-    return Config(
+    config = Config(
         data=data,
         network=NetworkConfig(
             patch_size=patch_size,
@@ -233,17 +234,21 @@ def sized_preset(
             attention_resolutions=attention,
             head_channels=64 if all(base_channels * m % 64 == 0 for m in multipliers) else 32,
         ),
-        optimizer=OptimizerConfig(row.learning_rate, warmup_steps=row.warmup_steps),
+        optimizer=OptimizerConfig(row.learning_rate, warmup_steps=row.warmup_steps, clip_norm=row.clip_norm),
         training=TrainingConfig(
             batch_size=row.batch_size,
             steps=row.steps,
             ema_decay=0.995,
             ema_every=row.ema_every,
             ema_warmup=True,
-            ema_lengths=KEPT_LENGTHS,
+            score_every=row.score_every,
+            score_images=128,
         ),
         sampling=FAST_SAMPLING,
-    ).replace(given)
+    )
+    if size == "tiny" and max(height, width) > 64:
+        config = config.replace(_for_large_images(max(height, width)))
+    return config.replace(given)
 
 
 def _patch_size(height: int, width: int, places: int, halvings: int) -> int | None:
@@ -347,7 +352,7 @@ def _from_row(row: _Row, data: DataConfig) -> Config:
 
 
 class _ViT(typing.NamedTuple):
-    patch_size: int
+    patch_size: int | None  # None: the U-Net's
     width: int
     depth: int
     bottleneck: int
@@ -364,6 +369,7 @@ _VITS = {
     #                   P  width depth narrow  lr        parameters  GFLOPs (U-Net's)
     "emoji64":     _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
     "avatars64":   _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
+    "tiny":        _ViT(None, 128,   7,  32, 1e-3),  # as avatars64's, which it begins with
     "avatars256":  _ViT(16,  128,    7,  32, 1e-3),  #   2,538,470     1.12 (3.62)
     "avatars1024": _ViT(64,  128,    7,  32, 1e-3),  #   5,879,270     2.83 (15.5)
     "lsun_church": _ViT(8,   640,   11, 128, 5e-5),  #  87,297,180   143.63 (131.8)
@@ -425,12 +431,13 @@ _LOCAL = {
 }
 
 
-def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
+def network_settings(network: str, config: Config, size: str | None = None) -> dict[str, typing.Any]:
     """What another network than its U-Net changes of a data set's config, by dotted key.
 
     Args:
       network: one of `NETWORKS`.
       config: the data set's, with its U-Net.
+      size: that of the U-Net, for data without a preset.
     Raises:
       UserError: vit_appendix_d for other data than lsun_church.
     """
@@ -451,7 +458,7 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
             "network.class_conditioning": "embedding" if conditional else "none",
             "diffusion.schedule": "shifted_linear" if shifted else config.diffusion.schedule,
         }
-    vit, side = _VITS.get(dataset) or _vit_for(config), max(config.data.image_shape[:2])
+    vit, side = _VITS.get(size or dataset) or _vit_for(config), max(config.data.image_shape[:2])
     if shifted:
         process = _STABLE_SHIFTED
     else:
@@ -461,7 +468,7 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
         **_STABLE,
         **process,
         "network.kind": "vit",
-        "network.patch_size": vit.patch_size,
+        "network.patch_size": vit.patch_size or config.network.patch_size,
         "network.base_channels": vit.width,
         "network.head_channels": 64 if vit.width >= 256 else 32,
         "network.depth": vit.depth,
@@ -470,6 +477,35 @@ def network_settings(network: str, config: Config) -> dict[str, typing.Any]:
         "network.class_tokens_from": vit.depth // 3 + 1,
         "optimizer.learning_rate": vit.learning_rate,
     }
+
+
+def default_network(size: str) -> str:
+    """The trunk of a size, for data without a preset."""
+    return _SIZES[size].network
+
+
+# What the tiny ViT's pictures are after so many training images, of which a step takes a batch.
+LOOKS = {12_000: "shapes that one recognizes", 90_000: "sharp pictures"}
+SHIPPED = "avatars64"  # whose weights other data's ViT begins with
+
+
+def begins_with_shipped(config: Config) -> bool:
+    """Whether other data's network is that of the weights `SHIPPED`, up to labels, patches and colours."""
+    shipped = preset(SHIPPED)
+    shipped = shipped.replace(network_settings("vit", shipped))
+    d = config.diffusion
+    own = config.network
+    there = shipped.network
+    vit = [key[8:] for key in shipped.used_keys if key.startswith("network.")]
+    same = {name for name in vit if getattr(own, name) == getattr(there, name)}
+    patches = own.patch_size, there.patch_size
+    return (
+        own.kind == there.kind
+        and same >= set(vit) - {"patch_size", "class_conditioning", "dropout"}
+        and max(patches) % min(patches) == 0
+        and config.data.image_shape[-1] in (1, 3)
+        and (d.prediction, d.num_timesteps) == ("x", shipped.diffusion.num_timesteps)
+    )
 
 
 def _vit_for(config: Config) -> _ViT:

@@ -63,7 +63,7 @@ def resolve(
     4. another network than its U-Net, with the process and rate that it is trained with;
     5. of a new run that starts from another's weights: that run's network, for data without a preset;
        of a run that goes on: what it derived when it began, on whatever machine and for whatever length;
-    6. what was given;
+    6. what was given; of a new run without a preset, weights that ship, where its network is theirs;
     7. periods and warm-up that fit the length, where they are not given, but for the paper's experiments;
     8. the machine's precision, in place of "auto".
 
@@ -82,10 +82,13 @@ def resolve(
     check_values(Config, settings)
     if settings.get("training.precision") == "auto":
         del settings["training.precision"]
+    network = given.network
+    size = None
     if earlier is not None:
         settings = {**_derived(earlier, given, begun_with), **settings}
     elif parent is not None and _inherits_network(given, parent):
         settings = {**_network_of(parent, info), **settings}
+        network = network or parent.network.kind
 
     if is_named(given.dataset):
         if given.size:
@@ -101,9 +104,13 @@ def resolve(
         data = DataConfig(
             given.dataset, info.image_shape, info.num_classes, info.label_names, sha256=info.sha256
         )
-        config = presets.sized_preset(given.size or default_size, data, settings)
+        size = given.size or default_size
+        network = network or presets.default_network(size)
+        config = presets.sized_preset(size, data, settings)
     config = config.replace(settings)
-    config = config.replace(presets.network_settings(given.network or "unet", config)).replace(settings)
+    config = config.replace(presets.network_settings(network or "unet", config, size)).replace(settings)
+    if size and not (earlier or parent) and presets.begins_with_shipped(config):
+        config = config.replace({"training.warm_start": presets.SHIPPED}).replace(settings)
     if given.dataset not in PAPERS:
         config = presets.fitted_to_length(config, settings)
     if config.training.precision == "auto":
@@ -123,8 +130,9 @@ def _derived(earlier: Config, given: Given, begun_with: Given | None) -> dict[st
 
 
 def _inherits_network(given: Given, parent: Config) -> bool:
-    kind = "vit" if given.network not in (None, "unet", "local") else "unet"
-    return parent.network.kind == kind and not is_named(given.dataset) and not given.size
+    kinds = {None: parent.network.kind, "unet": "unet", "local": "unet"}
+    same_kind = kinds.get(given.network, "vit") == parent.network.kind
+    return same_kind and not is_named(given.dataset) and not given.size
 
 
 def _network_of(parent: Config, info: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import difflib
 import json
 import math
 import operator
-import shlex
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -160,15 +159,6 @@ def require(condition: bool, message: str) -> None:
 def to_json(section: typing.Any) -> str:
     """A section as indented JSON text."""
     return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
-
-
-def to_lines(section: typing.Any, keys: Sequence[str]) -> str:
-    """Some fields of a section in the words of a command line: one line for each section that it holds."""
-    lines: dict[str, list[str]] = {}
-    for key in keys:
-        name, _, rest = key.rpartition(".")
-        lines.setdefault(name, []).append(shlex.quote(f"{rest}={word(get(section, key))}"))
-    return "".join(f"{name + ': ' if name else ''}{' '.join(words)}\n" for name, words in lines.items())
 
 
 def from_json(cls: type, text: str | bytes, where: str) -> typing.Any:

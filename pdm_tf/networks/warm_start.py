@@ -94,7 +94,8 @@ def _resized(
       here, there: (side, colours) of a patch, new and old.
       copies: as `_squares`.
     """
-    (p, channels), (old_p, old_channels) = here, there
+    p, channels = here
+    old_p, old_channels = there
     for axis, (new, old) in enumerate(zip(shape, array.shape)):
         if new == old or new * old_p**2 * old_channels != old * p**2 * channels:
             continue

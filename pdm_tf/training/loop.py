@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import signal
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from pdm_tf import data
+from pdm_tf.config import presets
 from pdm_tf.config.fields import Config
 from pdm_tf.config.words import word
 from pdm_tf.describe import count_parameters, forward_flops
@@ -91,6 +93,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
         signals = on_exit.enter_context(Signals())
         limit = TimeLimit(settings.minutes)
+        pace = Pace(config, state.step)
         # The state is saved first: whoever sent a signal may not wait, and a preview may fail.
         saving = saving_work(config, state, log, shown, chief)
         showing = showing_work(config, info, state, strategy, log, signals)
@@ -108,6 +111,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             train_steps(batches)
             limit.describe(shown)
             shown.update(together)
+            if chief and pace.is_known(step):
+                shown.write(pace.text(), file=sys.stdout)
             stop, late = agreed(workers, step % settings.log_every == 0, bool(signals.name), limit.over)
             last = late or step == settings.steps
             for work in saving:
@@ -131,20 +136,30 @@ def check_labels(config: Config, info: data.DatasetInfo) -> None:
 
 
 def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State) -> str:
-    """Lines on the network, its cost, and whatever may surprise in the course of the run."""
+    """Lines on data, network, cost and place, and on whatever may surprise in the course of the run."""
     network = state.model.network
     settings = config.training
     (height, width), p = network.grid, network.patch_size
+    held_out = data.held_out_split(info)
+    counts = f"{info.num_examples['train']:,} images"
+    if held_out:
+        counts += f", {info.num_examples[held_out]:,} held out"
+    length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.steps:,} steps"
     lines = [
-        f"network: {height} x {width} patches of {p} x {p} pixels, {count_parameters(network):,} parameters, "
-        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image"
+        f"data: {config.data.dataset}, {counts}, {' x '.join(map(str, config.data.image_shape))}, "
+        f"{config.data.num_classes or 'no'} classes",
+        f"network: {type(network.trunk).__name__}, {height} x {width} patches of {p} x {p} pixels, "
+        f"{count_parameters(network):,} parameters, "
+        f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
+        f"training: {length} of {settings.batch_size} images a step at a rate of "
+        f"{config.optimizer.learning_rate:g}, {settings.precision}",
+        f"run folder: {run}, with all settings in config.json and previews in previews/",
     ]
     if network.patch_switch_t:
-        lines[0] += (
+        lines[1] += (
             f"; from t = {network.patch_switch_t} on, patches of {2 * p} x {2 * p}, "
             f"{forward_flops(network, large=True) / 1e9:.3g} GFLOP"
         )
-    held_out = data.held_out_split(info)
     if config.conditional and held_out and not data.has_labels(info, held_out):
         lines.append(f"the split {held_out} of {info.name} is unlabelled: it is measured with the null label")
     if settings.ema_lengths:
@@ -250,7 +265,7 @@ def showing_work(
 
     previewed = Periodic(settings.sample_every, preview, at_end=True, done=lambda s: run.preview(s).exists())
     work.append(previewed)
-    for kind in (SampleScores, HeldOutBits) if settings.score_every else ():
+    for kind in (SampleScores, HeldOutBits) if 0 < settings.score_every <= settings.steps else ():
         problem = kind.problem(config, info, state.model.denoiser)
         if problem:
             logging.warning("no %s (training.score_every): %s", kind.title, problem)
@@ -309,6 +324,44 @@ class TimeLimit:
         if self.minutes:
             left = shown.format_interval(self.seconds_left)
             shown.set_description_str(f"train, {left} left", refresh=False)
+
+
+class Pace:
+    """What a step takes here: the mean of ten, after the first, which makes the graph."""
+
+    def __init__(self, config: Config, start: int):
+        self._config = config
+        self._first = start + config.training.steps_per_execution
+        self._last = self._first + 10 * config.training.steps_per_execution
+        self._begin = math.nan
+        self.seconds = math.nan
+
+    def is_known(self, step: int) -> bool:
+        """Whether it is known now, after `step`, for the first time."""
+        if step == self._first:
+            self._begin = time.monotonic()
+        if step == self._last:
+            self.seconds = (time.monotonic() - self._begin) / (self._last - self._first)
+        return step == self._last
+
+    def text(self) -> str:
+        """A line on the run's length, and where it is known on what its pictures will look like when."""
+        settings = self._config.training
+        line = f"a step takes {self.seconds:.2g} s here"
+        if not settings.minutes:
+            line += f": all {settings.steps:,} take {_duration(settings.steps * self.seconds)}"
+        if presets.begins_with_shipped(self._config):
+            looks = [
+                f"{look} after {_duration(images / settings.batch_size * self.seconds)}"
+                for images, look in presets.LOOKS.items()
+            ]
+            line += f"; expect {', '.join(looks)}"
+        return line
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.2g} hours" if minutes > 90 else f"{max(minutes, 1):.0f} minutes"
 
 
 def agreed(workers: Workers, due: bool, *flags: bool) -> list[bool]:

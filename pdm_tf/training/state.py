@@ -11,7 +11,7 @@ from pdm_tf import stack
 from pdm_tf.config.fields import Config
 from pdm_tf.errors import UserError
 from pdm_tf.networks.warm_start import for_other_images, with_augmentation, with_large_patches
-from pdm_tf.run import RunFolder
+from pdm_tf.run import RunFolder, run_or_shipped
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import PatchedDiffusion, build_model
@@ -71,7 +71,7 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     Raises:
       UserError: there are no such weights, or less than half of them fits.
     """
-    run = RunFolder(config.training.warm_start)
+    run = run_or_shipped(config.training.warm_start)
     weights = run.newest_weights()
     other = run.config()
     shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))

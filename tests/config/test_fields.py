@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import shlex
 
 import pytest
 
 from pdm_tf.config.fields import Config, changes, parse_settings, validate
 from pdm_tf.config.presets import network_settings, preset
-from pdm_tf.config.words import differences, get, leaves, to_lines
+from pdm_tf.config.words import differences, get, leaves
 from pdm_tf.errors import UserError
 
 SHIPPED = [preset("avatars64"), preset("emoji64")]
@@ -91,17 +90,6 @@ def test_presets_are_those_of_the_tables():
         assert config.training.ema_decay == 0.99 and config.training.ema_every == 100
         assert config.training.ema_lengths == ()  # the paper has none
         assert config.network.attention_resolutions == (16, 8) and config.diffusion.label_dropout == 0.1
-
-
-def test_lines_are_words_that_a_command_line_takes():
-    """What they say of a config, set one by one, makes that config again."""
-    config = preset("ffhq1024").replace({"data.label_names": ("cat", "Food & Drink"), "seed": 3})
-    first, *others = to_lines(config, list(leaves(Config))).splitlines()
-    settings = [first]
-    for line in others:
-        section, _, text = line.partition(": ")
-        settings += [f"{section}.{pair}" for pair in shlex.split(text)]
-    assert len(others) == 6 and Config().replace(parse_settings(settings)) == config
 
 
 REFUSED = [

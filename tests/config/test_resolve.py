@@ -5,11 +5,11 @@ import typing
 import pytest
 
 from pdm_tf.config.fields import Config, parse_settings
-from pdm_tf.config.presets import PAPERS
+from pdm_tf.config.presets import PAPERS, SHIPPED
 from pdm_tf.config.resolve import Given, refuse_other_settings, resolve
 from pdm_tf.config.words import differences, get, leaves
 from pdm_tf.errors import UserError
-from pdm_tf.run import RunFolder
+from pdm_tf.run import PRETRAINED, RunFolder
 
 
 class Info:
@@ -84,7 +84,7 @@ def test_only_the_paper_s_experiments_are_not_fitted_to_their_length():
 @pytest.mark.parametrize("dataset", [OTHER, "emoji64", "lsun_church"])
 def test_values_that_nothing_can_be_derived_from_are_refused(dataset, setting, message):
     with pytest.raises(UserError, match=message):
-        resolved(dataset, setting)
+        resolved(dataset, setting, network="unet")
 
 
 # --- a run that goes on ---------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def another(leaf, value):
 
 
 def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it():
-    config = resolved()
+    config = resolved("avatars64", "training.ema_lengths=0.05,0.1")
     for key, leaf in leaves(Config).items():
         changed = config.replace({key: another(leaf, get(config, key))})
         assert Config.from_json(changed.to_json()) == changed
@@ -176,10 +176,27 @@ def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it
 # --- a run that starts from another's weights -----------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(32, 32, 3), (64, 64, 1), (256, 256, 3)])
+def test_other_data_begin_with_weights_that_ship_where_their_network_is_theirs(shape):
+    def start(*settings, **choices):
+        return resolve(given(OTHER, *settings, **choices), Info(shape)).training.warm_start
+
+    assert start() == start(size="tiny") == start("network.dropout=0.1") == "avatars64"
+    assert start("training.warm_start=") == start("network.depth=9") == start("diffusion.prediction=v") == ""
+    assert start(size="small") == start(network="unet") == resolved().training.warm_start == ""
+    assert resolve(given(OTHER), Info((64, 64, 4))).training.warm_start == ""
+
+
+def test_the_network_of_the_weights_that_ship_is_the_preset_s():
+    there = RunFolder(PRETRAINED / SHIPPED).config()
+    assert there.network == resolved(SHIPPED, network="vit").network
+
+
 def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():
     parent = resolved(OTHER, "training.steps=300", "network.patch_size=4", size="small")
     child = resolved(OTHER, parent=parent)
-    assert child.network == parent.network and child.optimizer == resolved(OTHER).optimizer
+    assert child.network == parent.network
+    assert child.optimizer == resolved(OTHER, network="unet").optimizer
     assert resolved(OTHER, size="base", parent=parent) == resolved(OTHER, size="base")
     assert resolved(parent=parent) == resolved()  # a data set with a network of its own
 
