@@ -215,7 +215,7 @@ class SamplingOptions(overrides(SamplingConfig)):
 class DrawingOptions(SamplingOptions):
     """What to draw, and how."""
 
-    seed: int = setting(0, "Of everything random.", least=0, below=2**31)
+    seed: int = setting(0, "Seed of all random numbers.", least=0, below=2**31)
     num_samples: Optional[int] = setting(16, "Images to draw.", above=0)
     sample_batch_size: Optional[int] = setting(
         None, f"Images to draw at a time; {TOGETHER} by default, or all if they are fewer.", above=0

@@ -33,7 +33,7 @@ SETTINGS = {
 class Options(DeviceOptions, DataOptions):
     """Train in the run folder, or go on from its newest checkpoint."""
 
-    seed: Optional[int] = setting(None, "Of everything random; 0 by default.", least=0, below=2**31)
+    seed: Optional[int] = setting(None, "Seed of all random numbers; 0 by default.", least=0, below=2**31)
     size: Optional[str] = setting(
         None,
         "How large a network for tfds: and folder: data; by default base with an accelerator, else tiny.",
@@ -50,7 +50,9 @@ class Options(DeviceOptions, DataOptions):
     prediction: Optional[str] = setting(None, "What the network predicts.", choices=("x", "eps", "v"))
     train_steps: Optional[int] = setting(None, "Steps to train, in all.", above=0)
     batch_size: Optional[int] = setting(None, "Images a step, over all replicas.", above=0)
-    grad_accum: Optional[int] = setting(None, "Parts that a replica's batch is worked off in.", above=0)
+    grad_accum: Optional[int] = setting(
+        None, "Parts to compute a replica's batch in, to save memory.", above=0
+    )
     warm_start: Optional[str] = setting(
         None,
         "Run folder, or name of weights that ship, whose averages a new run starts from; empty: none. By "

@@ -153,12 +153,12 @@ class OptimizerConfig:
 class SamplingConfig:
     """How to sample: what the owner of the weights likes, and a command may override."""
 
-    sampler: str = _free("ancestral", "How a step goes.", choices=SAMPLERS)
+    sampler: str = _free("ancestral", "The sampler.", choices=SAMPLERS)
     steps: tuple[int, ...] = _free(
-        (250,), "Steps; or one count a section, from the least noise to the most: 90,60,60,20,20.", above=0
+        (250,), "Number of steps; 90,60,60,20,20: in each fifth of the process, cleanest first.", above=0
     )
-    spacing: str = _free("even", "Space them evenly in t or in log-SNR.", choices=("even", "logsnr"))
-    guidance: float = _free(1.0, "Weight w of classifier-free guidance; 1 is without.")
+    spacing: str = _free("even", "Spacing of the steps: even in t or in log-SNR.", choices=("even", "logsnr"))
+    guidance: float = _free(1.0, "Weight w of classifier-free guidance; 1: none.")
     variance: str = _free(
         "learned", "Variance of ancestral steps.", choices=("learned", "small", "large"), of=("ancestral",)
     )
@@ -179,7 +179,7 @@ class TrainingConfig:
         "auto: mixed_bfloat16 on TPUs, on GPUs and CPUs with instructions for it, float32 elsewhere.",
         choices=("auto", "float32", "mixed_bfloat16"),
     )
-    grad_accum: int = setting(1, "Parts that a replica's batch is worked off in, to save memory.", above=0)
+    grad_accum: int = setting(1, "Parts to compute a replica's batch in, to save memory.", above=0)
     gradient_checkpointing: bool = setting(False, "Compute activations again backwards, to save memory.")
     jit_compile: bool = setting(False, "Compile the train step with XLA.")
     steps_per_execution: int = setting(1, "Train steps for each call from the host.", above=0)
@@ -215,7 +215,7 @@ class TrainingConfig:
 class Config:
     """Everything a run is made from."""
 
-    seed: int = setting(0, "Of everything random.", least=0, below=2**31)
+    seed: int = setting(0, "Seed of all random numbers.", least=0, below=2**31)
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -101,7 +101,8 @@ CSS = """
   white-space: nowrap; min-height: 44px; min-width: 44px;
 }
 .gradio-container .tab-like-container { height: auto; }
-.gradio-container input:is([type=range], [type=number], [role=listbox]) { min-height: 44px; }
+.gradio-container :is(input[type=range], input[type=number], textarea) { min-height: 44px; }
+.gradio-container button.label-wrap { align-items: center; }
 .gradio-container label:has(> input[type=checkbox]) { align-items: center; min-height: 44px; }
 .canvas .toolbar-wrap button::after { content: attr(aria-label); font-size: small; }
 .canvas :is(button[aria-label=Color], button[aria-label=Pan], button[aria-label^=Zoom]) { display: none; }
