@@ -1,12 +1,13 @@
-"""Our forward pass and train step beside diffusers' UNet2DModel on the same patched grid, in one run.
+"""Our forward pass, train step and sampling beside the same networks in PyTorch, in one run.
 
     python3.11 -m venv .venv-peers && .venv-peers/bin/pip install -r requirements-peers.txt
     python -m benchmarks.peers [--peers_python=.venv-peers/bin/python] [--batch=8] [--repeats=9]
 
-The network is `benchmarks.unet`'s; parameters are equal within 1%. Ours also predicts u, its variance. The
-peer runs in a process of its own environment, as its user runs it (eager), in the memory format that PyTorch
-recommends for convolutions, and compiled. A ratio is the median over the turns of (a peer's seconds / ours),
-with the quartiles. float32, all cores.
+The U-Net is `benchmarks.unet`'s, beside diffusers' UNet2DModel on the same patched grid; the ViT is
+avatars64's. Parameters are equal within 10%. Ours also predict u, their variance. Sampling is 20 steps of
+DPM-Solver++, beside diffusers' scheduler. The peer runs in a process of its own environment, as its user runs
+it (eager), in the memory format that PyTorch recommends for convolutions, and compiled. A ratio is the median
+over the turns of (a peer's seconds / ours), with the quartiles. All cores.
 """
 
 from __future__ import annotations
@@ -14,16 +15,47 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.turns import in_turns, machine, seconds
 from benchmarks.unet import CALLS, forward_of, make_network, train_step_of
+from pdm_tf.config.fields import DiffusionConfig
+from pdm_tf.config.presets import FAST_SAMPLING
+from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.describe import count_parameters
 from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.run import PRETRAINED, RunFolder
+from pdm_tf.sampling.sampler import Sampler
 
+NETWORKS = ("unet", "vit")
+KINDS = ("forward", "train", "sample")
+PRECISIONS = ("float32", "mixed_bfloat16")
 MODES = ("eager", "channels_last", "compiled")
+
+
+def network_of(name: str, precision: str) -> PatchedNetwork:
+    """The yardstick's U-Net, or avatars64's ViT, with random weights."""
+    if name == "unet":
+        return make_network(precision, GroupNorm)
+    network = build_network(RunFolder(PRETRAINED / "avatars64").config(), precision)
+    rng = np.random.default_rng(0)
+    for variable in network.trainable_variables:
+        variable.assign(rng.normal(0, 0.02, variable.shape).astype(np.float32))
+    return network
+
+
+def sample_of(network: PatchedNetwork, batch: int) -> Callable[[], np.ndarray]:
+    """A function that draws a batch of images."""
+    sampler = Sampler(build_denoiser(DiffusionConfig(), network), FAST_SAMPLING)
+    labels = np.zeros(batch, np.int32)
+    return lambda: sampler(0, range(batch), labels)
+
+
+MAKERS = {"forward": forward_of, "train": train_step_of, "sample": sample_of}
 
 
 class Peer:
@@ -33,9 +65,8 @@ class Peer:
       title, parameters: what it is.
     """
 
-    def __init__(self, python: str, kind: str, mode: str, batch: int):
-        script = Path(__file__).with_name("peers_torch.py")
-        command = [python, str(script), kind, mode, str(batch)]
+    def __init__(self, python: str, *arguments: str | int):
+        command = [python, str(Path(__file__).with_name("peers_torch.py")), *map(str, arguments)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -56,12 +87,14 @@ class Peer:
         self.process.wait()
 
 
-def compare(kind: str, make, options: argparse.Namespace) -> None:
-    """Prints the rows of one kind of call."""
-    network = make_network("float32", GroupNorm)
-    call = make(network, options.batch)
+def compare(name: str, kind: str, precision: str, options: argparse.Namespace) -> None:
+    """Prints the rows of one network and kind of call."""
+    network = network_of(name, precision)
+    call = MAKERS[kind](network, options.batch)
     call()
-    peers = {mode: Peer(options.peers_python, kind, mode, options.batch) for mode in options.modes}
+    peers = {
+        mode: Peer(options.peers_python, name, kind, precision, mode, options.batch) for mode in options.modes
+    }
     peer = next(iter(peers.values()))
     print(f"{peer.title}: {peer.parameters:,} parameters; ours: {count_parameters(network):,}")
     measures = {"ours": lambda: seconds(call, CALLS)}
@@ -69,11 +102,12 @@ def compare(kind: str, make, options: argparse.Namespace) -> None:
     times = in_turns(measures, options.repeats)
     for peer in peers.values():
         peer.close()
-    for name, values in times.items():
+    for variant, values in times.items():
         low, ratio, high = np.percentile(values / times["ours"], (25, 50, 75))
         rate = options.batch / np.median(values)
         print(
-            f"{kind:8}  {name:14} {rate:6.1f} images/s   ours is {ratio:.2f} x ({low:.2f} to {high:.2f})",
+            f"{name:4}  {kind:7}  {precision:14}  {variant:13} {rate:6.1f} images/s   "
+            f"ours is {ratio:.2f} x ({low:.2f} to {high:.2f})",
             flush=True,
         )
 
@@ -86,11 +120,16 @@ def main() -> None:
     parser.add_argument("--peers_python", default=".venv-peers/bin/python")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     options = parser.parse_args()
-    print(f"{machine()}, batch {options.batch}, float32")
-    compare("forward", forward_of, options)
-    compare("train", train_step_of, options)
+    print(f"{machine()}, batch {options.batch}")
+    for name in options.networks:
+        for kind in options.kinds:
+            for precision in options.precisions:
+                compare(name, kind, precision, options)
 
 
 if __name__ == "__main__":

@@ -212,14 +212,18 @@ def memory(numbers: Mapping[str, Any]) -> list[Claim]:
 
 
 def grids(numbers: Mapping[str, Any]) -> list[Claim]:
-    """Gradient energy across patch borders over that elsewhere is at most 1.1 times that of the data."""
+    """Second differences across borders over those beside them: within two standard errors of the data's."""
     claims = []
-    for title, energy in numbers["border_energy"].items():
-        if energy["samples"] is not None:
-            samples = energy["samples"]
-            data = energy["data"]
-            here = f"{title}: energy across borders over elsewhere {samples:.2f}, of data {data:.2f}"
-            claims.append(Claim("borders", here, samples <= 1.1 * data))
+    for title, sizes in numbers["border_steps"].items():
+        for size, ratios in sizes.items():
+            samples, samples_error = ratios["samples"]
+            data, data_error = ratios["data"]
+            here = (
+                f"{title}, P={size}: second differences across borders over those beside them "
+                f"{samples:.2f} ± {samples_error:.2f}, of data {data:.2f} ± {data_error:.2f}"
+            )
+            holds = samples - data <= 2 * math.hypot(samples_error, data_error)
+            claims.append(Claim("borders", here, holds))
     return claims
 
 

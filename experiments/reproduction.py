@@ -39,7 +39,6 @@ from pdm_tf.run import PRETRAINED, RunFolder, training_seconds
 PICTURES = "docs/reproduction"  # beside the page
 AVATARS = "avatars32"
 PHOTOGRAPHS = "fashion_mnist32"
-SHIPPED = PRETRAINED / "emoji64"  # the model of figures without runs
 LOG_LINES = 60  # of a run of full length
 
 
@@ -116,7 +115,8 @@ class Figure(NamedTuple):
     Attributes:
       analysis: one of `pdm_tf.analysis.ANALYSES`.
       claims: numbers -> the paper's findings.
-      data, predictions, patch_sizes: which of `RUNS` it is made of; no data: `SHIPPED`.
+      data, predictions, patch_sizes: which of `RUNS` it is made of.
+      shipped: the name of weights that ship, of which it is made where there is no data.
       every_seed: of all seeds, or of the first.
       equal_hours: of P > 1 the longer runs.
       arguments: further ones of the analysis.
@@ -129,6 +129,7 @@ class Figure(NamedTuple):
     patch_sizes: Sequence[int] = (1, 2, 4)
     every_seed: bool = False
     equal_hours: bool = False
+    shipped: str = ""
     arguments: Sequence[str] = ()
 
     @property
@@ -153,8 +154,8 @@ class Figure(NamedTuple):
 ALL = ("x", "eps", "v")
 MANY = ("--num_samples=64", "--sample_batch_size=64")
 FIGURES = {
-    "fig1a": Figure("fig1a", claims.fig1a),
-    "fig1b": Figure("fig1b", claims.fig1b, arguments=("--num_samples=64",)),
+    "fig1a": Figure("fig1a", claims.fig1a, shipped="emoji64"),
+    "fig1b": Figure("fig1b", claims.fig1b, shipped="emoji64", arguments=("--num_samples=64",)),
     "fig2": Figure("fig2", claims.fig2, AVATARS, every_seed=True, arguments=MANY),
     "fig3": Figure("fig3", claims.fig3, AVATARS, ALL, (1, 4), every_seed=True),
     "fig3_photographs": Figure("fig3", claims.fig3, PHOTOGRAPHS, ALL, (4,), every_seed=True),
@@ -163,8 +164,8 @@ FIGURES = {
     "table1_hours": Figure("table2", claims.table1_hours, AVATARS, every_seed=True, equal_hours=True),
     "table2": Figure("table2", claims.silent, AVATARS, every_seed=True),
     "memory": Figure("memory", claims.memory, AVATARS, patch_sizes=(1, 4)),
-    "grids": Figure("grids", claims.grids, AVATARS, arguments=MANY),
-    "grids_photographs": Figure("grids", claims.grids, PHOTOGRAPHS, arguments=MANY),
+    "grids": Figure("grids", claims.grids, shipped="avatars64", arguments=MANY),
+    "grids256": Figure("grids", claims.grids, shipped="avatars256", arguments=MANY),
 }
 
 # Columns of tables on the page; the JSON has all.
@@ -250,12 +251,12 @@ class Reproduction:
         figure = FIGURES[name]
         runs = figure.runs(self.options.seeds)
         out = self.options.out / name
-        folders = [self.folder(run) for run in runs] or [SHIPPED.relative_to(ROOT)]
+        folders = [self.folder(run) for run in runs] or [(PRETRAINED / figure.shipped).relative_to(ROOT)]
         arguments = [
             "--mode=analyze",
             f"--what={figure.analysis}",
             *(f"--run_dir={folder}" for folder in folders),
-            *([self._dataset(runs[0])] if runs else []),
+            *([self._dataset(runs[0])] if runs else [f"--data_dir={self.options.data_dir}"]),
             *figure.arguments,
             f"--out={out}",
         ]
@@ -336,10 +337,11 @@ class Reproduction:
     def _source(self, name: str) -> str:
         """The command, runs, seeds and hours of a figure."""
         data = FIGURES[name].data
+        shipped = FIGURES[name].shipped
         command = f"`python -m experiments.reproduction --only {name}`"
         link = f"[numbers]({PICTURES}/{name}.json)"
         if not data:
-            return f"{command}: of {SHIPPED.name}'s weights that ship; {link}."
+            return f"{command}: of {shipped}'s weights that ship; {link}."
         cost = self.numbers(name)["training"]
         lengths = " or ".join(f"{length:,}" for length in cost["steps"])
         seeds = f"seed{'s' * (len(cost['seeds']) > 1)} {', '.join(map(str, cost['seeds']))}"

@@ -8,14 +8,14 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from pdm_tf.config.fields import Config
+from pdm_tf.config.fields import Config, DiffusionConfig
 from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.sampling.sampler import pass_timesteps, respaced_schedule
 
 
 def describe_network(config: Config) -> str:
-    """Lines of text: shapes, parameters, and GFLOP of a forward pass and of a sample."""
+    """Lines of text: shapes, parameters, and GFLOP of a pass, a train step and a sample."""
     network = build_network(config)
     diffusion = config.diffusion
     denoiser = build_denoiser(diffusion, network)
@@ -32,12 +32,21 @@ def describe_network(config: Config) -> str:
         snr = f" (SNR {denoiser.schedule.snr[part.t_start]:.3g} and less)" if part.t_start else ""
         where = f" at {part.title}{snr}" if len(costs) > 1 else ""
         lines.append(f"forward{where}: {gflop(cost)} an image")
+    # The backward pass takes two: the gradients of each layer's input and of its weights.
+    step = 3 * config.training.batch_size * np.dot(_shares(diffusion, len(costs)), costs)
+    total = config.training.steps * step / 1e15
+    lines.append(f"training: {gflop(step)} a step of {config.training.batch_size}, {total:,.1f} PFLOP in all")
     if (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps):
         passes = passes_of_sampling(config, network)
         cost = sum(number * one for number, one in zip(passes, costs))
         counts = " + ".join(map(str, passes))
         lines.append(f"sampling: {config.sampling.sampler}, {counts} passes, {gflop(cost)} an image")
     return "\n".join(lines)
+
+
+def _shares(diffusion: DiffusionConfig, sizes: int) -> list[float]:
+    """The share of a training batch at each patch size, from the smallest."""
+    return [1.0] if sizes == 1 else [1.0 - diffusion.large_share, diffusion.large_share]
 
 
 def gflop(flops: float) -> str:

@@ -239,8 +239,8 @@ def batches(small, large):
     return {"rows": {n: {"patch_size": n, "largest_batch": size} for n, size in ((1, small), (4, large))}}
 
 
-def borders(samples, data):
-    return {"border_energy": {"a": {"samples": None, "data": None}, "b": {"samples": samples, "data": data}}}
+def borders(samples, error):
+    return {"border_steps": {"a": {"8": {"samples": [samples, error], "data": [1.0, 0.03]}}}}
 
 
 @pytest.mark.parametrize(("name", "numbers", "outcomes"), [
@@ -268,8 +268,8 @@ def borders(samples, data):
     ("table1_hours", trained((1.0, 5.0, 0.2), (1.0, 6.0, 0.0)), {"fid": None}),
     ("memory", batches(10, 35), {"memory": True}),
     ("memory", batches(10, 34), {"memory": False}),
-    ("grids", borders(1.1, 1.0), {"borders": True}),
-    ("grids", borders(1.2, 1.0), {"borders": False}),
+    ("grids", borders(1.09, 0.04), {"borders": True}),
+    ("grids", borders(1.11, 0.04), {"borders": False}),
 ])  # fmt: skip
 def test_each_rule_can_fail(name, numbers, outcomes):
     found = FIGURES[name].claims(numbers)

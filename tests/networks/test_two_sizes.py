@@ -139,6 +139,10 @@ def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
     assert large < 0.7 * small
     assert f"t 0..399: {gflop(small)} an image\n" in text and f"{gflop(large)} an image\n" in text
     assert "t 400..999 (SNR 0.2" in text
+    batch = config.training.batch_size
+    share = config.diffusion.large_share
+    step = 3 * batch * ((1 - share) * small + share * large)
+    assert f"training: {gflop(step)} a step of {batch}, " in text
     few, many = passes_of_sampling(
         dataclasses.replace(config, sampling=SamplingConfig("dpm_solver", (20,), "logsnr")), network
     )
