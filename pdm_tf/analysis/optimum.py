@@ -129,11 +129,8 @@ def optimum_of(
         raise UserError(f"{info.name} has no split {split}: name a data set that has one")
     batches = split_in_order(info, split, CHUNK, image_shape)
     images = batches.map(lambda batch: (batch["image"], batch["label"]))
-    count = info.num_examples[split]
-    if 4 * count * int(np.prod(image_shape)) <= LARGEST_KEPT:
+    if 4 * info.num_examples[split] * int(np.prod(image_shape)) <= LARGEST_KEPT:
+        images = images.cache()
         with naming_shards():
-            kept, labels = (tf.concat(part, axis=0) for part in zip(*images))
-        images = tf.data.Dataset.range(0, count, CHUNK).map(
-            lambda start: (kept[start : start + CHUNK], labels[start : start + CHUNK])
-        )
+            images.reduce(0, lambda read, _: read + 1)
     return Optimum(images, schedule, image_shape, info.num_classes if conditional else 0, horizontal_flip)

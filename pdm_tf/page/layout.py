@@ -55,13 +55,14 @@ COUNTS = [1, 4, 16, 64]  # few, since each has a graph of its own
 EDITS = 4  # pictures of an edit
 UPLOAD = "200mb"
 NO_CLASS = -1
-SAMPLERS = {
+CHOICES = {
     "ancestral": "Ancestral (DDPM)",
     "ddim": "DDIM",
     "heun": "Heun",
     "dpm_solver": "DPM-Solver++",
     "unipc": "UniPC",
     "ipndm": "iPNDM",
+    "logsnr": "Log-SNR",
 }
 INFO = {
     "guidance": "How strongly pictures follow their class; 1 is off.",
@@ -286,7 +287,7 @@ def control(name: str, model: Model) -> gr.components.Component:
         "visible": name != "guidance" or bool(classes_of(model)),
     }
     if leaf.rule.choices:
-        choices = [(SAMPLERS.get(choice, choice.capitalize()), choice) for choice in leaf.rule.choices]
+        choices = [(CHOICES.get(choice, choice.capitalize()), choice) for choice in leaf.rule.choices]
         return gr.Dropdown(choices, value=value, min_width=130, **about)
     if leaf.kind is float:
         most = leaf.rule.most or max(LARGEST[name], value)
