@@ -20,7 +20,7 @@ from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.run import PRETRAINED
 from tests.documents import copy_tracked_files
 from tests.notebook import cells_of, commands_of
-from tests.test_docs import check_main
+from tests.test_docs import check_main, data_set
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples/colab.ipynb"
@@ -34,6 +34,7 @@ def test_the_notebook_is_clean_and_its_commands_are_right(monkeypatch, tmp_path)
     for text in cells_of(NOTEBOOK):
         compile(text, "cell", "exec")
     monkeypatch.chdir(tmp_path)
+    data_set(tmp_path / "data/photos")
     programs = [shlex.split(command) for command in commands_of(NOTEBOOK)]
     ours = [words[2:] for words in programs if words[:2] == [".venv/bin/python", "main.py"]]
     assert {"--mode=sample", "--mode=train"} <= {words[0] for words in ours}

@@ -104,6 +104,7 @@ _DATA = {
 }
 
 SIZES = tuple(_SIZES)
+MOST_SCORED = 50_000  # training images that other data's scores are compared with by default: some minutes
 PAPERS = ("lsun_church", "imagenet256", "ffhq1024")  # whose experiments are exactly the paper's
 
 # Of emoji64's weights FD 590 where 250 ancestral steps reach 550, in a twelfth of the time (docs/evaluation.md).

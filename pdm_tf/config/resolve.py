@@ -107,6 +107,8 @@ def resolve(
         size = given.size or default_size
         network = network or presets.default_network(size)
         config = presets.sized_preset(size, data, settings)
+        if info.num_examples["train"] > presets.MOST_SCORED:
+            config = config.replace({"training.score_every": 0})
     config = config.replace(settings)
     config = config.replace(presets.network_settings(network or "unet", config, size)).replace(settings)
     if size and not (earlier or parent) and presets.begins_with_shipped(config):

@@ -18,6 +18,7 @@ class Info:
     sha256: str = ""
     num_classes = 2
     label_names = ("cat", "dog")
+    num_examples: typing.ClassVar = {"train": 100}
 
     def __init__(self, shape=(64, 64, 3)):
         self.image_shape = shape
@@ -185,6 +186,14 @@ def test_other_data_begin_with_weights_that_ship_where_their_network_is_theirs(s
     assert start("training.warm_start=") == start("network.depth=9") == start("diffusion.prediction=v") == ""
     assert start(size="small") == start(network="unet") == resolved().training.warm_start == ""
     assert resolve(given(OTHER), Info((64, 64, 4))).training.warm_start == ""
+
+
+def test_many_images_are_not_scored_by_default():
+    many = Info()
+    many.num_examples = {"train": 1_000_000}
+    scored = given(OTHER, "training.score_every=500")
+    assert resolve(given(OTHER), many).training.score_every == 0 < resolved(OTHER).training.score_every
+    assert resolve(scored, many).training.score_every == 500
 
 
 def test_the_network_of_the_weights_that_ship_is_the_preset_s():

@@ -23,7 +23,7 @@ SETTINGS = {
     "training.sample_images": 2, "sampling.steps": 2, "network.base_channels": 32,
     "network.channel_multipliers": "1,2", "network.dropout": 0.1, "network.attention_resolutions": "",
     "network.head_channels": 32, "network.depth": 2, "network.class_tokens_from": 2,
-    "optimizer.warmup_steps": 10, "data.horizontal_flip": "true",
+    "optimizer.warmup_steps": 10, "data.horizontal_flip": "true", "training.ema_lengths": "0.05,0.1",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pdm_tf import data
 from pdm_tf.config.fields import parse_settings, validate
-from pdm_tf.config.presets import preset
+from pdm_tf.config.presets import network_settings, preset
 from pdm_tf.devices import Workers
 from pdm_tf.errors import Stopped, UserError
 from pdm_tf.run import RunFolder
@@ -36,7 +36,7 @@ TINY = [
     "training.steps=12", "training.log_every=3", "training.eval_every=6", "training.ema_every=2",
     "training.sample_every=100", "training.sample_images=2", "sampling.steps=2",
     "training.checkpoint_every=4", "training.precision=float32", "data.horizontal_flip=true",
-    "optimizer.warmup_steps=4",
+    "optimizer.warmup_steps=4", "training.ema_lengths=0.05,0.1",
 ]  # fmt: skip
 CPU = tf.distribute.get_strategy()
 LENGTHS = (0.05, 0.1)
@@ -234,6 +234,19 @@ def test_a_run_of_larger_grey_images_begins_with_a_smaller_ones_weights(whole, t
     assert all(3 * averages[n].size == 4 * before[n].size for n in resized) and 2 < len(resized) < 9
     for name in before.keys() - set(resized):
         np.testing.assert_array_equal(averages[name], before[name])
+
+
+def test_after_ten_steps_it_says_how_long_all_take(monkeypatch):
+    now = iter([7.0, 27.0])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
+    vit = preset("avatars64")
+    vit = vit.replace({**network_settings("vit", vit), "training.steps": 1000, "training.batch_size": 16})
+    pace = loop.Pace(vit, 300)
+    assert [step for step in range(301, 400) if pace.is_known(step)] == [311]
+    assert pace.text() == (
+        "a step takes 2 s here: all 1,000 take 33 minutes; expect shapes that one recognizes after "
+        "25 minutes, sharp pictures after 3.1 hours"
+    )
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
