@@ -65,6 +65,7 @@ CHOICES = {
     "logsnr": "Log-SNR",
 }
 INFO = {
+    "sampler": "DPM-Solver++ and UniPC need the fewest steps.",
     "guidance": "How strongly pictures follow their class; 1 is off.",
     "strength": "How much of the picture changes: 0 keeps it, 1 redraws it. Brushed parts are redrawn.",
     "steps": "More steps take longer.",
