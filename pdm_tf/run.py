@@ -95,6 +95,10 @@ class RunFolder:
         """The steps with a snapshot of that length's average, ascending."""
         return _steps(self._snapshots(length), r"step_(\d+)\.npz")
 
+    def teacher(self, step: int) -> Path:
+        """The student's averages at a step, from which on it is its own teacher."""
+        return self.path / "teacher" / f"{_name(step)}.npz"
+
     @property
     def evaluation(self) -> Path:
         """The default folder of an evaluation of the run."""

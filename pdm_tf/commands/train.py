@@ -26,6 +26,7 @@ SETTINGS = {
     "batch_size": "training.batch_size",
     "grad_accum": "training.grad_accum",
     "warm_start": "training.warm_start",
+    "teacher": "distillation.teacher",
 }
 
 
@@ -58,7 +59,18 @@ class Options(DeviceOptions, DataOptions):
         "Run folder, or name of weights that ship, whose averages a new run starts from; empty: none. By "
         "default avatars64 for tfds: and folder: data with that network.",
     )
+    teacher: Optional[tuple[str, ...]] = setting(
+        None,
+        "Run folder, or name of weights that ship, to make a student of few steps of; also several, of experts.",
+    )
     set: tuple[str, ...] = setting((), "Any field of the config, as key=value.")
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set that is asked for, or a teacher's, or the default."""
+        if self.dataset or not self.teacher:
+            return super().dataset_name
+        return run_or_shipped(self.teacher[0]).config().data.dataset
 
     @property
     def given(self) -> Given:
@@ -101,8 +113,9 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     given, run = options.given, options.folder
     strategy = devices.choose(options.strategy)[0]
     earlier = run.config() if run.has_config() else None
-    warm_start = given.settings.get("training.warm_start")
-    parent = run_or_shipped(warm_start).config() if warm_start and not earlier else None
+    teacher = given.settings.get("distillation.teacher")
+    source = teacher[0] if teacher else given.settings.get("training.warm_start")
+    parent = run_or_shipped(source).config() if source and not earlier else None
     default_size = "base" if devices.has_accelerator(strategy) else "tiny"
     config = resolve(
         given,

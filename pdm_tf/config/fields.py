@@ -39,6 +39,7 @@ EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots ca
 _unet = partial(setting, of=("unet",))
 _vit = partial(setting, of=("vit",))
 _free = partial(setting, may_change=True)
+_student = partial(setting, of=("student",))
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,18 @@ class SamplingConfig:
     steps: tuple[int, ...] = _free(
         (250,), "Number of steps; 90,60,60,20,20: in each fifth of the process, cleanest first.", above=0
     )
-    spacing: str = _free("even", "Spacing of the steps: even in t or in log-SNR.", choices=("even", "logsnr"))
+    spacing: str = _free(
+        "even",
+        "Spacing of the steps: even in t or in log-SNR; trailing: without the cleanest, for few.",
+        choices=("even", "logsnr", "trailing", "logsnr_trailing"),
+    )
     guidance: float = _free(1.0, "Weight w of classifier-free guidance; 1: none.")
+    guidance_interval: tuple[int, ...] = _free((), "LO,HI: guide where LO <= t < HI alone.", least=0)
+    threshold: str = _free(
+        "dynamic",
+        "Threshold of a guided x; none: no clipping without guidance either.",
+        choices=("dynamic", "static", "none"),
+    )
     variance: str = _free(
         "learned", "Variance of ancestral steps.", choices=("learned", "small", "large"), of=("ancestral",)
     )
@@ -212,6 +223,39 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """A student, each of whose steps stands for several of a teacher (Salimans & Ho, 2022)."""
+
+    teacher: tuple[str, ...] = _student(
+        (), "Run folder, or name of weights that ship, of the teacher, or of its experts; empty: none."
+    )
+    steps: int = _student(4, "Steps of the student.", above=0)
+    spacing: str = _student(
+        "logsnr_trailing", "How they, and the teacher's, are spaced.", choices=("trailing", "logsnr_trailing")
+    )
+    first: int = _student(16, "Steps of the teacher at first: steps times factor, once or more.", above=1)
+    factor: int = _student(
+        2, "Steps of the teacher that become one; a phase of factor 2 halves the steps.", above=1
+    )
+    phase_steps: int = _student(
+        1000, "Train steps of a phase; the last one goes on to training.steps.", above=0
+    )
+
+    @property
+    def phases(self) -> int:
+        """How often the steps are divided by the factor."""
+        return max(round(math.log(self.first / self.steps, self.factor)), 1)
+
+    def phase(self, step: int) -> int:
+        """The phase, from 0, of the train step after `step` of them."""
+        return min(step // self.phase_steps, self.phases - 1)
+
+    def teacher_steps(self, step: int) -> int:
+        """The teacher's number of steps in the phase of the train step after `step` of them."""
+        return self.first // self.factor ** self.phase(step)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run is made from."""
 
@@ -221,6 +265,7 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def to_json(self) -> str:
@@ -242,8 +287,8 @@ class Config:
 
     @property
     def used_keys(self) -> list[str]:
-        """The keys of the fields that count for its kind of network and its sampler."""
-        users = {self.network.kind, self.sampling.sampler}
+        """The keys of the fields that count for its kind of network, its sampler and its teacher."""
+        users = {self.network.kind, self.sampling.sampler, "student" if self.is_student else ""}
         return [
             key for key, leaf in words.leaves(Config).items() if not leaf.rule.of or users & set(leaf.rule.of)
         ]
@@ -252,6 +297,11 @@ class Config:
     def conditional(self) -> bool:
         """Whether the network sees labels."""
         return self.network.class_conditioning != "none"
+
+    @property
+    def is_student(self) -> bool:
+        """Whether the network learns from another one's steps."""
+        return bool(self.distillation.teacher)
 
 
 def changes(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
@@ -311,6 +361,8 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _data_problems(config)
     yield from _diffusion_problems(config.diffusion, config.network.patch_switch_t)
     yield from _training_problems(config)
+    if config.is_student:
+        yield from _distillation_problems(config)
 
 
 def _network_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Iterator[str]:
@@ -474,6 +526,30 @@ def _training_problems(config: Config) -> Iterator[str]:
         yield "training.keep_best keeps the weights of the best score: set training.score_every, such as 5000"
 
 
+def _distillation_problems(config: Config) -> Iterator[str]:
+    d = config.distillation
+    training = config.training
+    if d.first != d.steps * d.factor**d.phases:
+        yield (
+            f"distillation.first={d.first} is not distillation.steps={d.steps} times distillation.factor="
+            f"{d.factor}, once or more: use {d.steps * d.factor**d.phases}"
+        )
+    if d.phase_steps % training.steps_per_execution:
+        yield (
+            f"distillation.phase_steps={d.phase_steps} is not a multiple of "
+            f"training.steps_per_execution={training.steps_per_execution}"
+        )
+    if training.steps <= d.phase_steps * (d.phases - 1):
+        yield (
+            f"training.steps={training.steps} ends before the last of {d.phases} phases of "
+            f"distillation.phase_steps={d.phase_steps} begins"
+        )
+    if (config.diffusion.t_start, config.diffusion.t_stop) != (0, config.diffusion.num_timesteps):
+        yield "a student learns all of the process: leave diffusion.t_start and diffusion.t_stop out"
+    if config.data.augmentation:
+        yield "a teacher does not know a student's data.augmentation: use 0"
+
+
 def check_sampling(config: Config) -> None:
     """Raises UserError if the config's model cannot be sampled as its `sampling` says."""
     words.check(config.sampling, "sampling.")
@@ -492,3 +568,25 @@ def check_sampling(config: Config) -> None:
         )
     if guidance != 1.0 and not config.conditional:
         raise UserError(f"sampling.guidance={guidance:g}: this model has no classes to guide with")
+    interval = config.sampling.guidance_interval
+    text = words.word(interval)
+    if interval and not (len(interval) == 2 and interval[0] < interval[1]):
+        raise UserError(f"sampling.guidance_interval={text}: write two t, LO,HI, the first below the second")
+    if interval and config.sampling.jit_compile:
+        raise UserError(
+            f"sampling.guidance_interval={text}: XLA cannot compile it; use sampling.jit_compile=false"
+        )
+    if config.is_student:
+        _check_student_sampling(config)
+
+
+def _check_student_sampling(config: Config) -> None:
+    """Raises UserError unless a student is sampled in the steps that it was made for."""
+    made = config.distillation
+    sampling = config.sampling
+    made_for = ("ddim", (made.steps,), made.spacing, 0.0, 1.0)
+    if (sampling.sampler, sampling.steps, sampling.spacing, sampling.eta, sampling.guidance) != made_for:
+        raise UserError(
+            f"these weights are a student's, made for sampling.sampler=ddim sampling.steps={made.steps} "
+            f"sampling.spacing={made.spacing}, without noise and guidance: leave any others out"
+        )

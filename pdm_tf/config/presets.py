@@ -14,6 +14,7 @@ from pdm_tf.config.fields import (
     Config,
     DataConfig,
     DiffusionConfig,
+    DistillationConfig,
     NetworkConfig,
     OptimizerConfig,
     SamplingConfig,
@@ -291,6 +292,45 @@ def _convert_first(data: DataConfig, places: int, halvings: int) -> str:
         f"--input IMAGES --output FOLDER --resolution {fitting[0]}x{fitting[1]} (where they differ in size: "
         f"--set=data.image_shape={fitting[0]},{fitting[1]},{channels})"
     )
+
+
+# --- students of few steps ------------------------------------------------------------------------
+
+_TRAILING = {"even": "trailing", "logsnr": "logsnr_trailing"}
+
+
+def student(teacher: Config, given: Mapping[str, typing.Any]) -> Config:
+    """What a teacher's student is trained with: its network, in steps spaced as it likes them.
+
+    Args:
+      teacher: the teacher's config; of experts, that of the least noise, with whose weights the student begins.
+      given: settings by dotted key, "distillation.teacher" among them.
+    """
+    folders = given["distillation.teacher"]
+    spacing = teacher.sampling.spacing
+    made = DistillationConfig(folders, spacing=_TRAILING.get(spacing, spacing))
+    if teacher.is_student:  # it has no more steps than that
+        made = replace(made, {"steps": 1, "first": teacher.distillation.steps})
+    config = teacher.replace(
+        {
+            "data.augmentation": 0.0,
+            "diffusion.t_start": 0,
+            "diffusion.t_stop": teacher.diffusion.num_timesteps,
+            # Whatever the noise, what a step leaves of the error in x is about the image's error.
+            "diffusion.loss_weighting": "constant",
+            "optimizer.cooldown_steps": 0,
+            "training.minutes": 0.0,
+            "training.ema_decay": 0.95,
+            "training.ema_every": 10,
+            "training.ema_warmup": True,
+            "training.ema_lengths": (),
+            "training.warm_start": folders[0],
+            "distillation": made,
+        }
+    ).replace({key: value for key, value in given.items() if key.startswith("distillation.")})
+    made = config.distillation
+    length = {"training.steps": made.phase_steps * (made.phases + 1)}
+    return config.replace({**length, "sampling": SamplingConfig("ddim", (made.steps,), made.spacing)})
 
 
 # --- the length of a run --------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def resolve(
     """The validated config that training uses. Each layer goes over those before it:
 
     1. the fields' defaults;
-    2. the data set's experiment, or for other data a network of a size that fits the images;
+    2. the data set's experiment, or for other data a network of a size that fits the images; of a student
+       its teacher's config (`presets.student`);
     3. the data's own class names and digest;
     4. another network than its U-Net, with the process and rate that it is trained with;
     5. of a new run that starts from another's weights: that run's network, for data without a preset;
@@ -74,7 +75,7 @@ def resolve(
       precision: what "auto" is on this machine.
       earlier: the config of the run's earlier part, if there is one.
       begun_with: what was given for that; None: its folder has no given.json.
-      parent: the config of the run whose weights a new run starts from.
+      parent: the config of the run whose weights a new run starts from, or its teacher's.
     Raises:
       UserError: something cannot work. Whether the earlier part goes on with it: `refuse_other_settings`.
     """
@@ -90,7 +91,14 @@ def resolve(
         settings = {**_network_of(parent, info), **settings}
         network = network or parent.network.kind
 
-    if is_named(given.dataset):
+    if settings.get("distillation.teacher"):
+        if given.network or given.size:
+            raise UserError("a student has its teacher's network: leave --network and --size out")
+        network = None
+        config = (earlier or presets.student(parent, settings)).replace({"data.dataset": given.dataset})
+        if info:
+            config = config.replace({"data.label_names": info.label_names, "data.sha256": info.sha256})
+    elif is_named(given.dataset):
         if given.size:
             raise UserError(
                 f"--size={given.size} is for tfds: and folder: data, and {given.dataset} has a network of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import tensorflow as tf
@@ -221,12 +221,14 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
     return np.concatenate(parts).astype(np.int32)
 
 
-def logsnr_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
+def logsnr_timesteps(schedule: NoiseSchedule, count: int, trailing: bool = False) -> np.ndarray:
     """`count` timesteps of the schedule, as evenly spaced in log-SNR as distinct timesteps can be.
 
     Both ends are kept (T-1 alone if count is 1). Where the schedule is coarser than the spacing, which is at
     the least noise, all its timesteps are kept and those that are left over move up.
 
+    Args:
+      trailing: cut the axis of log-SNR into `count` parts, and keep the noisier end of each.
     Returns:
       (count,) int32, strictly ascending.
     Raises:
@@ -238,7 +240,7 @@ def logsnr_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
     if count == 1:
         return schedule.timesteps[-1:]
     log_snr = np.log(schedule.snr)
-    wanted = np.linspace(log_snr[0], log_snr[-1], count)
+    wanted = np.linspace(log_snr[0], log_snr[-1], count + trailing)[trailing:]
     indices = np.round(np.interp(-wanted, -log_snr, np.arange(steps))).astype(np.int64)
     # Strictly ascending, and with room left for those that follow: index k is at least k, and at most
     # steps - count + k.
@@ -246,3 +248,18 @@ def logsnr_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
     indices = np.maximum.accumulate(indices - ranks) + ranks
     indices = np.minimum(indices, steps - count + ranks)
     return schedule.timesteps[indices]
+
+
+def trailing_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
+    """The noisier end of each of `count` equal parts of the timesteps, int32 (count,) (Lin et al., 2024)."""
+    ends = np.arange(1, count + 1) * len(schedule) // count
+    return schedule.timesteps[ends - 1]
+
+
+# `sampling.spacing` -> the timesteps of a schedule for a number of steps; "even" takes sections, too.
+# Trailing ones for half the number are every second one.
+SPACINGS = {
+    "logsnr": logsnr_timesteps,
+    "trailing": trailing_timesteps,
+    "logsnr_trailing": partial(logsnr_timesteps, trailing=True),
+}

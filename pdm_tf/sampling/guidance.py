@@ -1,6 +1,8 @@
-"""Classifier-free guidance on x and the thresholding of x (Section 4.2)."""
+"""Classifier-free guidance on x, where it applies, and the thresholding of x (Section 4.2)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -8,42 +10,56 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.sampling.loop import Denoise
 
 
-def guided(denoiser: Denoiser, labels: tf.Tensor, weight: float | tf.Tensor) -> Denoise:
-    """A function (z, t ()) -> x_theta, u of a denoiser at fixed labels.
+def guided(
+    denoiser: Denoiser,
+    labels: tf.Tensor,
+    weight: float | tf.Tensor,
+    threshold: str = "dynamic",
+    interval: Sequence[int] = (),
+) -> Denoise:
+    """A function (z, t) -> x_theta, u of a denoiser at fixed labels; t is () or (B,).
 
-    x_theta = w x_cond - (w - 1) x_null, dynamically thresholded, and u of the conditional pass. At w = 1 the
-    network runs once and x is clipped to [-1, 1]; otherwise both passes are one call on twice the batch.
+    x_theta = w x_cond - (w - 1) x_null, thresholded, and u of the conditional pass. At w = 1 the network runs
+    once and x is clipped to [-1, 1]; otherwise both passes are one call on twice the batch.
 
     Args:
       labels: int32 (B,).
       weight: w; the paper's are 1.5 and 2.25. A tensor, float32 () or (B,), chooses in the graph, which holds
         the network once; of a batch only the images of w != 1 are passed a second time.
+      threshold: of `THRESHOLDS`; "none" does not clip at w = 1 either.
+      interval: (lo, hi), the only t, lo <= t < hi, that are guided (Kynkaanniemi et al., 2024); (): all.
     """
+    limit = THRESHOLDS[threshold]
+    clip = limit if threshold == "none" else THRESHOLDS["static"]
 
     def plain(z, t):
-        pred_x, u = denoiser(z, tf.repeat(t, tf.shape(z)[0]), labels)
-        return tf.clip_by_value(pred_x, -1.0, 1.0), u
+        pred_x, u = denoiser(z, tf.broadcast_to(t, tf.shape(labels)), labels)
+        return clip(pred_x), u
 
     def with_guidance(z, t):
         both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.null_label)], axis=0)
-        pred_x, u = denoiser(tf.concat([z, z], axis=0), tf.repeat(t, tf.shape(both)[0]), both)
+        t = tf.tile(tf.broadcast_to(t, tf.shape(labels)), [2])
+        pred_x, u = denoiser(tf.concat([z, z], axis=0), t, both)
         conditional, null = tf.split(pred_x, 2)
         w = tf.convert_to_tensor(weight, tf.float32)  # as a tensor's: an exported model draws the same images
-        return dynamic_threshold(w * conditional - (w - 1.0) * null), tf.split(u, 2)[0]
+        return limit(w * conditional - (w - 1.0) * null), tf.split(u, 2)[0]
 
     def weight_of_each(z, t):
-        count = tf.shape(z)[0]
-        w = tf.broadcast_to(weight, [count])
+        t = tf.broadcast_to(t, tf.shape(labels))
+        w = tf.broadcast_to(weight, tf.shape(labels))
+        if interval:
+            w = tf.where((t >= interval[0]) & (t < interval[1]), w, 1.0)
         places = tf.where(tf.not_equal(w, 1.0))
         rows = places[:, 0]
         both = tf.concat([labels, tf.fill(tf.shape(rows), denoiser.null_label)], axis=0)
         z = tf.concat([z, tf.gather(z, rows)], axis=0)
-        pred_x, u = denoiser(z, tf.repeat(t, tf.shape(both)[0]), both)
-        w, null = tf.gather(w, rows)[:, None, None, None], pred_x[count:]
-        x = dynamic_threshold(w * tf.gather(pred_x, rows) - (w - 1.0) * null)
-        return tf.tensor_scatter_nd_update(tf.clip_by_value(pred_x[:count], -1.0, 1.0), places, x), u[:count]
+        pred_x, u = denoiser(z, tf.concat([t, tf.gather(t, rows)], axis=0), both)
+        count = tf.shape(labels)[0]
+        w = tf.gather(w, rows)[:, None, None, None]
+        x = limit(w * tf.gather(pred_x, rows) - (w - 1.0) * pred_x[count:])
+        return tf.tensor_scatter_nd_update(clip(pred_x[:count]), places, x), u[:count]
 
-    if tf.is_tensor(weight):
+    if tf.is_tensor(weight) or (interval and weight != 1.0):
         return weight_of_each
     return plain if weight == 1.0 else with_guidance
 
@@ -65,3 +81,11 @@ def dynamic_threshold(x: tf.Tensor, percentile: float = 99.5) -> tf.Tensor:
     s = largest[:, below - 1] * (1.0 - fraction) + largest[:, -1] * fraction
     s = tf.reshape(tf.maximum(s, 1.0), [-1, 1, 1, 1])
     return tf.clip_by_value(x, -s, s) / s
+
+
+# `sampling.threshold` -> what is made of a guided x.
+THRESHOLDS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "dynamic": dynamic_threshold,  # the paper's
+    "static": lambda x: tf.clip_by_value(x, -1.0, 1.0),
+    "none": lambda x: x,
+}

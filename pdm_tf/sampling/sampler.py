@@ -11,7 +11,7 @@ from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import check, options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
-from pdm_tf.diffusion.schedules import NoiseSchedule, logsnr_timesteps, strided_timesteps
+from pdm_tf.diffusion.schedules import SPACINGS, NoiseSchedule, strided_timesteps
 from pdm_tf.errors import UserError
 from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.ancestral import ancestral
@@ -184,7 +184,8 @@ class Sampler:
 
     def _loop(self, seed, indices, labels) -> SamplingLoop:
         """The steps of some images."""
-        denoise = guided(self.denoiser, labels, self.guidance)
+        settings = self.settings
+        denoise = guided(self.denoiser, labels, self.guidance, settings.threshold, settings.guidance_interval)
 
         def noise(i):
             return normal_each(seed, "sampling noise", indices, self.denoiser.image_shape, i)
@@ -225,11 +226,10 @@ def respaced_schedule(denoiser: Denoiser, settings: SamplingConfig, strength: fl
     """The schedule at `settings.steps` of the denoiser's t, up to the last t <= strength * (T - 1)."""
     schedule = denoiser.schedule
     whole = schedule.respaced(range(denoiser.t_start, denoiser.t_stop))
-    if settings.spacing == "logsnr":
-        (count,) = settings.steps
-        timesteps = logsnr_timesteps(whole, count)
-    else:
+    if settings.spacing == "even":
         timesteps = whole.timesteps[strided_timesteps(len(whole), settings.steps)]
+    else:
+        timesteps = SPACINGS[settings.spacing](whole, *settings.steps)
     timesteps = timesteps[timesteps <= strength * (len(schedule) - 1)]
     if not len(timesteps):
         raise UserError(f"a strength of {strength:g} leaves none of the steps: use more steps")

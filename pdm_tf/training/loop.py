@@ -24,6 +24,7 @@ from pdm_tf.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
 from pdm_tf.images import write_png
 from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
+from pdm_tf.training.distillation import Teaching
 from pdm_tf.training.metrics import MetricsLog
 from pdm_tf.training.periodic import HeldOutLosses, Interrupted, Periodic, Previews, distributed_batches
 from pdm_tf.training.scoring import HeldOutBits, SampleScores
@@ -95,7 +96,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
         limit = TimeLimit(settings.minutes)
         pace = Pace(config, state.step)
         # The state is saved first: whoever sent a signal may not wait, and a preview may fail.
-        saving = saving_work(config, state, log, shown, chief)
+        saving = saving_work(config, state, strategy, log, shown, chief)
         showing = showing_work(config, info, state, strategy, log, signals)
         on_exit.enter_context(data.naming_shards())
         with ended_by_signals(state.step, state, signals, workers), log.paused():
@@ -104,11 +105,10 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
 
         # --- Train ---
         batches = iter(training_batches(config, info, strategy, state.step))
-        train_steps = state.model.make_train_function()
         together = settings.steps_per_execution
         step = state.step
         for step in range(state.step + together, settings.steps + 1, together):
-            train_steps(batches)
+            state.model.make_train_function()(batches)
             limit.describe(shown)
             shown.update(together)
             if chief and pace.is_known(step):
@@ -196,8 +196,10 @@ def training_batches(
     return distributed_batches(load, config.training.batch_size, strategy, start)
 
 
-def saving_work(config: Config, state: State, log: MetricsLog, shown, chief: bool) -> list[Periodic]:
-    """Averages, metrics and, of the chief, snapshots of averages and checkpoints."""
+def saving_work(
+    config: Config, state: State, strategy: tf.distribute.Strategy, log: MetricsLog, shown, chief: bool
+) -> list[Periodic]:
+    """Averages, a student's teachers, metrics and, of the chief, snapshots of averages and checkpoints."""
     settings = config.training
     model = state.model
     ema = state.ema
@@ -219,6 +221,9 @@ def saving_work(config: Config, state: State, log: MetricsLog, shown, chief: boo
             state.checkpoints.save(step)
 
     work = [Periodic(settings.ema_every, average), Periodic(settings.log_every, write, at_end=True)]
+    if config.is_student:
+        teaching = Teaching(config, state, strategy, chief)
+        work.append(Periodic(config.distillation.phase_steps, teaching.next_phase))
     if chief:
         updates_between = math.ceil(settings.steps / settings.ema_every / settings.ema_snapshots)
         work.append(Periodic(updates_between * settings.ema_every, snapshot, at_end=True))

@@ -155,7 +155,9 @@ class PatchedDiffusion(keras.Model):
         with tf.GradientTape() as tape:
             losses = self.objective.training_losses(groups, dropout_key)
             mean_loss = tf.reduce_mean(losses["loss"])
-        return [tf.convert_to_tensor(g) for g in tape.gradient(mean_loss, variables)], losses
+        # A student does not learn variances.
+        gradients = tape.gradient(mean_loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], losses
 
     def _accumulated_gradients(
         self, batch: Batch, key: tf.Tensor, dropout_key: tf.Tensor

@@ -56,6 +56,34 @@ def test_of_a_batch_only_those_that_are_guided_are_passed_twice():
             np.testing.assert_array_equal(found[own], wanted)
 
 
+@pytest.mark.parametrize("weight", [1.5, tf.constant([1.5, 1.5, 1.5])])
+@pytest.mark.parametrize("t", [2, 3, 6, 7])
+def test_only_an_interval_is_guided(weight, t):
+    denoiser = linear()
+    pred_x, _ = guided(denoiser, LABELS, weight, interval=(3, 7))(Z, tf.constant(t))
+    inside = 3 <= t < 7
+    expected, _ = guided(linear(), LABELS, 1.5 if inside else 1.0)(Z, tf.constant(t))
+    assert denoiser.rows == [6 if inside else 3]
+    np.testing.assert_array_equal(pred_x, expected)
+
+
+def test_each_image_may_be_at_its_own_t():
+    ts = tf.constant([2, 3, 6])
+    pred_x, _ = guided(linear(), LABELS, 1.5, "static", (3, 7))(Z, ts)
+    for place, weight in enumerate([1.0, 1.5, 1.5]):
+        own = slice(place, place + 1)
+        alone, _ = guided(linear(), LABELS[own], weight, "static")(Z[own], ts[place])
+        np.testing.assert_array_equal(pred_x[own], alone)
+
+
+@pytest.mark.parametrize(("threshold", "limit"), [("static", 1.0), ("none", np.inf)])
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_other_thresholds_clip_each_value_or_none(threshold, limit, weight):
+    pred_x, _ = guided(linear(), LABELS, weight, threshold)(9.0 * Z, tf.constant(7))
+    share = (weight * (LABELS.numpy() + 1) / 10 - (weight - 1) * 0.6)[:, None, None, None]
+    np.testing.assert_allclose(pred_x, np.clip(share * 9.0 * Z, -limit, limit), rtol=1e-5)
+
+
 def test_thresholding_is_by_each_images_own_percentile():
     scales = np.float32([0.1, 3.0, 50.0])[:, None, None, None]
     x = scales * np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)

@@ -1,0 +1,167 @@
+"""Students of few steps: the target in closed form, the levels, learning, and resuming in each phase."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pdm_tf import data
+from pdm_tf.config import presets
+from pdm_tf.config.fields import check_sampling, parse_settings, validate
+from pdm_tf.diffusion.schedules import SPACINGS, linear
+from pdm_tf.errors import UserError
+from pdm_tf.models import Model
+from pdm_tf.run import RunFolder
+from pdm_tf.sampling.ddim import ddim
+from pdm_tf.sampling.dpm_solver import dpm_solver
+from pdm_tf.sampling.loop import sampling_loop
+from pdm_tf.sampling.sampler import respaced_schedule
+from pdm_tf.training import loop
+from pdm_tf.training.distillation import target
+from tests.sampling.mixture import Mixture, normal, unlabelled
+from tests.tiny_runs import write_run
+
+PROCESS = linear()
+MIXTURE = Mixture([0.3, 0.7], [[-0.6, 0.2], [0.5, 0.4]], [0.02 * np.eye(2), 0.05 * np.eye(2)])
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize(("first_order", "sampler"), [(True, ddim), (False, dpm_solver)])
+@pytest.mark.parametrize("k", [0, 2, 3])
+def test_a_perfect_student_s_step_ends_where_the_teacher_s_steps_do(factor, first_order, sampler, k):
+    """The k-th of four steps, from the cleanest; the teacher is the exact denoiser of a mixture."""
+    steps = PROCESS.respaced(SPACINGS["logsnr_trailing"](PROCESS, 4 * factor))
+    student = PROCESS.respaced(SPACINGS["logsnr_trailing"](PROCESS, 4))
+    teacher = unlabelled(MIXTURE.denoiser(PROCESS))
+    z = normal((64, 1, 1, 2), k)
+    last = (k + 1) * factor - 1
+    levels = [steps.at(last - j, z.dtype) for j in range(factor)]
+    aim = target(teacher, z, levels, first_order)
+
+    part = dataclasses.replace(steps, timesteps=steps.timesteps[: last + 1], alpha=steps.alpha[: last + 1])
+    loop = sampling_loop(sampler(teacher, part), part, None)
+    x, (expected, *_) = loop.run(loop.begin(z), 0, factor)
+    if k == 0:
+        expected = x  # the step to the data ends at x_theta
+    perfect = ddim(lambda z, t: (aim, None), student).step
+    row = tf.constant(ddim(None, student).table[k], z.dtype)
+    _, found, _ = perfect(student.at(k, z.dtype), z, None, tf.unstack(row), [])
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+TEACHER = [
+    "network.base_channels=32", "network.channel_multipliers=1", "network.attention_resolutions=",
+    "network.head_channels=32", "network.blocks_per_level=1", "optimizer.learning_rate=1e-3",
+    "sampling.guidance=2",
+]  # fmt: skip
+STUDENT = [
+    "distillation.first=8", "distillation.steps=2", "distillation.phase_steps=6", "training.steps=12",
+    "training.batch_size=8", "training.log_every=1", "training.eval_every=6", "training.ema_every=2",
+    "training.checkpoint_every=4", "training.sample_every=100", "training.sample_images=2",
+    "training.score_every=0", "training.precision=float32", "optimizer.warmup_steps=0",
+]  # fmt: skip
+INFO = data.find_dataset("emoji64", "")
+LAST = [
+    "ema/step_00000012.npz",
+    "checkpoints/step_00000012/state.data-00000-of-00001",
+    "teacher/step_00000006.npz",
+    "previews/step_00000012.png",
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run folder of wild weights, sampled with guidance."""
+    config = validate(presets.preset("emoji64").replace(parse_settings(TEACHER)))
+    return write_run(tmp_path_factory.mktemp("teacher"), config)
+
+
+def student_config(teacher, *settings):
+    given = parse_settings([f"distillation.teacher={teacher}", *STUDENT, *settings])
+    return validate(presets.student(RunFolder(teacher).config(), given).replace(given))
+
+
+def train(teacher, folder, *settings):
+    loop.train(student_config(teacher, *settings), RunFolder(folder), INFO, tf.distribute.get_strategy())
+
+
+@pytest.fixture(scope="module")
+def student(teacher, tmp_path_factory):
+    """A run of both phases, 8 to 4 and 4 to 2 steps."""
+    folder = tmp_path_factory.mktemp("student")
+    train(teacher, folder)
+    return folder
+
+
+def test_a_student_comes_nearer_to_its_teacher_s_steps(teacher, tmp_path):
+    train(teacher, tmp_path, "distillation.steps=4", "training.steps=40", "training.ema_every=1")
+    losses = RunFolder(tmp_path).metrics()["loss"][:, 1]
+    assert losses[-5:].mean() < 0.5 * losses[:5].mean()
+
+
+@pytest.mark.parametrize("ends", [(4,), (6,), (8,), (4, 8)])
+def test_a_student_that_is_resumed_in_any_phase_comes_to_the_same_bits(teacher, student, tmp_path, ends):
+    for end in ends:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop.TimeLimit, "over", property(lambda self, end=end: Steps.done >= end))
+            patch.setattr(loop.TimeLimit, "describe", lambda self, shown: Steps.note(shown))
+            train(teacher, tmp_path)
+        assert RunFolder(tmp_path).checkpoint_steps()[-1] == end
+    train(teacher, tmp_path)
+    for name in LAST:
+        assert (tmp_path / name).read_bytes() == (student / name).read_bytes(), name
+
+
+class Steps:
+    """The number of steps that the loop has done."""
+
+    done = 0
+
+    @classmethod
+    def note(cls, shown):
+        cls.done = shown.n + 1
+
+
+def test_a_student_is_sampled_at_the_timesteps_that_it_has_learnt(student):
+    model = Model.from_folders(student)
+    schedule = respaced_schedule(model.denoiser, model.config.sampling)
+    assert model.config.sampling.steps == (2,)
+    np.testing.assert_array_equal(schedule.timesteps, [302, 999])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"sampling.steps": (4,)},
+        {"sampling.sampler": "unipc"},
+        {"sampling.spacing": "even"},
+        {"sampling.guidance": 2.0},
+    ],
+)
+def test_a_student_is_sampled_in_no_other_way(teacher, asked):
+    config = student_config(teacher)
+    check_sampling(config)
+    with pytest.raises(UserError, match=r"made for sampling\.sampler=ddim sampling\.steps=2 "):
+        check_sampling(config.replace(asked))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "distillation.first=6",
+            "is not distillation.steps=2 times distillation.factor=2, .*: use 8",
+        ),
+        ("training.steps=6", "ends before the last of 2 phases"),
+        ("diffusion.t_start=3", "a student learns all of the process"),
+    ],
+)
+def test_what_a_student_cannot_be_trained_with(teacher, setting, message):
+    with pytest.raises(UserError, match=message):
+        student_config(teacher, setting)
+
+
+def test_a_student_of_a_student_begins_at_its_steps(student):
+    config = presets.student(RunFolder(student).config(), {"distillation.teacher": (str(student),)})
+    assert (config.distillation.first, config.distillation.steps, config.sampling.steps) == (2, 1, (1,))
