@@ -61,7 +61,7 @@ class Options(DeviceOptions, DataOptions):
     )
     teacher: Optional[tuple[str, ...]] = setting(
         None,
-        "Run folder, or name of weights that ship, to make a student of few steps of; also several, of experts.",
+        "Run folder, or name of weights that ship, to make a student of few steps of; or those of experts.",
     )
     set: tuple[str, ...] = setting((), "Any field of the config, as key=value.")
 

@@ -116,7 +116,8 @@ def target(teacher: Denoise, z: tf.Tensor, levels: Sequence[NoiseLevel], first_o
         z = ratio * z + weight * d
         total = ratio * total + weight * d
         weights = ratio * weights + weight
-        x_before, h_before = x, h
+        x_before = x
+        h_before = h
     return total / weights
 
 

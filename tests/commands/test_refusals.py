@@ -61,6 +61,14 @@ REFUSALS = [
     ),
     ("--mode=sample --guidance=nan", "--guidance=nan: use a finite number"),
     (
+        "--mode=sample --run_dir=FOLDER/whole --guidance_interval=300",
+        "--guidance_interval=300: write two t, LO,HI, the first below the second",
+    ),
+    (
+        "--mode=train --teacher=FOLDER/whole --network=vit --run_dir=FOLDER/new",
+        "a student has its teacher's network: leave --network and --size out",
+    ),
+    (
         "--mode=sample --run_dir=FOLDER/low",
         "FOLDER/low was not trained on 400 <= t < 1000: name the run of that interval too, as in "
         "FOLDER/low,RUN",
