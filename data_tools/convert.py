@@ -16,7 +16,6 @@ import json
 import math
 import multiprocessing
 import os
-import pathlib
 import random
 import signal
 import sys
@@ -104,26 +103,6 @@ def checked(options: Options) -> Options:
         if not fits:
             raise UserError(f"--{name}={getattr(options, name)}: must be {rule}")
     return options
-
-
-# First bytes of files that no tool takes -> the kind of file, and the remedy.
-PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
-PICTURES = (b"\x89PNG", b"\xff\xd8")
-
-
-def other_kind(path: pathlib.Path) -> str | None:
-    """A line on a file and its remedy, if its first bytes show that it is not what a tool takes."""
-    with path.open("rb") as file:
-        begin = file.read(512)
-    if not begin:
-        return f"{path} is empty: fetch it again"
-    if begin.startswith(PACKED) or begin[257:262] == b"ustar":
-        return f"{path} is an archive, or compressed: unpack it first"
-    if begin.startswith(PICTURES):
-        return f"{path} is a single image: give the folder that it lies in"
-    if begin.lstrip().startswith(b"<"):
-        return f"{path} is a web page, such as a server sends in place of a file: fetch it again"
-    return None
 
 
 # --- the conversion ------------------------------------------------------------------------------

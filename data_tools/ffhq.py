@@ -36,8 +36,6 @@ def list_tfrecord_items(path: Path) -> list[Item]:
       UserError: the file does not end where its last record does.
     """
     items, offset, size = [], 0, path.stat().st_size
-    if not size:
-        raise UserError(convert.other_kind(path))
     with path.open("rb") as file:
         while offset < size:
             file.seek(offset)
@@ -45,9 +43,10 @@ def list_tfrecord_items(path: Path) -> list[Item]:
             length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER_BYTES else size
             whole = HEADER_BYTES + length + FOOTER_BYTES
             if offset + whole > size:
-                kind = None if items else convert.other_kind(path)
-                damage = f"is cut short or damaged at record {len(items)} (byte {offset}); fetch it again"
-                raise UserError(kind or f"{path} {damage}")
+                raise UserError(
+                    f"{path} is no TFRecord file, or cut short or damaged at record {len(items)} "
+                    f"(byte {offset}); fetch it again"
+                )
             items.append(Item(f"{path.name}: record {len(items)}", (offset, whole)))
             offset += whole
     return items

@@ -35,8 +35,7 @@ def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | N
       UserError: no such folder, no images, or `labels` with images outside of any sub-folder.
     """
     if not directory.is_dir():
-        problem = convert.other_kind(directory) if directory.is_file() else None
-        raise UserError(problem or f"{directory} is no folder")
+        raise UserError(f"{directory} is no folder")
     names = images.names_in(directory)
     if not labels:
         return [Item(name, os.path.join(directory, name)) for name in names], None

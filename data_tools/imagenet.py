@@ -82,7 +82,7 @@ def list_items(path: Path, classes: int) -> tuple[list[Item], list[str]]:
         raise UserError(f"there is no file {path}")
     size = path.stat().st_size
     if not tarfile.is_tarfile(path):
-        raise UserError(convert.other_kind(path) or f"{path} is no tar archive, or damaged: fetch it again")
+        raise UserError(f"{path} is no tar archive, or damaged: fetch it again")
     found: dict[str, list[Item]] = {}
     with path.open("rb") as file, bar(total=size, unit="B", unit_scale=True, desc="index") as progress:
         for class_tar in list(members(file, 0, size, str(path))):
