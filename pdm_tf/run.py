@@ -18,6 +18,7 @@ from pdm_tf.paths import as_path, entries
 
 # Run folders that ship with the project, by data set: what is sampled before anything has been trained.
 PRETRAINED = Path(__file__).parent / "pretrained"
+LOW = "low"  # in such a folder: that of an expert for little noise, if there is one
 
 SAFETENSORS = ".safetensors"  # the ending of weights for other frameworks, as an export writes them
 

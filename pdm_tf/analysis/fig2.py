@@ -24,12 +24,14 @@ def measure(study: Study) -> Result:
     Several seeds of a model are one curve: their mean, with their standard deviation as its error.
 
     x* is that of the training images, so in the mean over all of them nothing is better. On held-out images
-    it is no bound: at little noise its answer is a training image.
+    it is no bound: at little noise its answer is a training image. Where several models are compared it is
+    left out for data sets that do not fit into memory, which would be decoded for each t.
     """
     optimum = study.optimum()
     t = [round(part * (len(optimum.schedule) - 1)) for part in TIMES]
     denoisers = {title: [model.denoiser for model in models] for title, models in study.groups.items()}
-    denoisers[OPTIMUM] = [optimum]
+    if len(denoisers) == 1 or optimum.in_memory:
+        denoisers[OPTIMUM] = [optimum]
     predictors = {
         title: [Predictor(denoiser, study.batch_size) for denoiser in seeds]
         for title, seeds in denoisers.items()
@@ -69,7 +71,7 @@ def _curves(squared: dict[str, np.ndarray], smallest: str) -> dict[str, dict[str
     return {
         "rmse": {title: _over_seeds(seeds, None) for title, seeds in squared.items()},
         "ratio_to_smallest": ratios(smallest),
-        "ratio_to_optimum": ratios(OPTIMUM),
+        "ratio_to_optimum": ratios(OPTIMUM) if OPTIMUM in squared else {},
     }
 
 
@@ -126,10 +128,10 @@ def _sentence(numbers: dict) -> str:
 
 
 def _crossing(t: Sequence[int], ratio: Sequence[float | None]) -> float | None:
-    """The t at which a ratio above 1 first comes down to it, as if linear: a boundary of experts."""
+    """The t at which a ratio first comes to 1, linear between two t: a boundary of experts."""
     known = [(at, value) for at, value in zip(t, ratio) if value is not None]
     for (before, above), (after, below) in zip(known, known[1:]):
-        if above > 1 >= below:
+        if above != 1 and (above - 1) * (below - 1) <= 0:
             return before + (after - before) * (above - 1) / (above - below)
     return None
 

@@ -32,6 +32,7 @@ class Optimum:
         image_shape: Sequence[int],
         num_classes: int = 0,
         horizontal_flip: bool = False,
+        in_memory: bool = True,
     ):
         """Nothing is read yet.
 
@@ -42,6 +43,7 @@ class Optimum:
           image_shape: (H, W, C).
           num_classes: 0: unconditional, all images count whatever the label.
           horizontal_flip: the distribution is that of the images and their mirror images.
+          in_memory: `images` are there, not decoded for each call.
         """
         self.images = images
         self.schedule = schedule
@@ -50,6 +52,7 @@ class Optimum:
         self.null_label = num_classes
         self.conditional = num_classes > 0
         self.horizontal_flip = horizontal_flip
+        self.in_memory = in_memory
         self.t_start = 0
         self.t_stop = len(schedule)
         self.variables = []
@@ -129,8 +132,10 @@ def optimum_of(
         raise UserError(f"{info.name} has no split {split}: name a data set that has one")
     batches = split_in_order(info, split, CHUNK, image_shape)
     images = batches.map(lambda batch: (batch["image"], batch["label"]))
-    if 4 * info.num_examples[split] * int(np.prod(image_shape)) <= LARGEST_KEPT:
+    in_memory = 4 * info.num_examples[split] * int(np.prod(image_shape)) <= LARGEST_KEPT
+    if in_memory:
         images = images.cache()
         with naming_shards():
             images.reduce(0, lambda read, _: read + 1)
-    return Optimum(images, schedule, image_shape, info.num_classes if conditional else 0, horizontal_flip)
+    num_classes = info.num_classes if conditional else 0
+    return Optimum(images, schedule, image_shape, num_classes, horizontal_flip, in_memory)

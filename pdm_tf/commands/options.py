@@ -25,7 +25,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.ledger import Share
 from pdm_tf.models import Model, models_from_folders, origin_text
 from pdm_tf.paths import Path, as_path
-from pdm_tf.run import PRETRAINED, RunFolder
+from pdm_tf.run import LOW, PRETRAINED, RunFolder
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RunOptions:
         if is_other or not RunFolder(shipped).has_config():
             return folders
         print(f"using the weights that ship with the project: {shipped}", flush=True)
-        return [str(shipped)]
+        return [str(folder) for folder in (shipped, shipped / LOW) if RunFolder(folder).has_config()]
 
     def model(self, **defaults: Any) -> Model:
         """The model of the run, or experts, to draw from, sampled as asked (`sampled_as_asked`)."""
@@ -88,7 +88,9 @@ class RunOptions:
         Raises:
           UserError: they are of different data.
         """
-        models = models_from_folders(*self.trained_dirs())
+        folders = self.trained_dirs()
+        # What ships for one data set is one model.
+        models = models_from_folders(*folders) if self.run_dir else [Model.from_folders(*folders)]
         for model in models:
             differing = changes(model.config, models[0].config).keys() - {"data.crop"}
             if any(key.startswith("data.") for key in differing):

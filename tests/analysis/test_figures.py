@@ -102,6 +102,22 @@ def test_fig2_ratios_of_known_distortions(info, best, tmp_path):
     fig2.draw(result, tmp_path / "2.png")
 
 
+def test_fig2_says_where_two_networks_are_equally_far(info, best, tmp_path):
+    """One is off by 0.3 at all t, the other by 0.1 + 0.4 t / 1000: they meet at t = 500."""
+
+    def off_by(distance):
+        return FakeDenoiser(lambda z, t, labels: best(z, t, labels)[0] + distance(t), num_classes=2)
+
+    def growing(t):
+        return (0.1 + 0.4 * tf.cast(t, tf.float32) / 1000)[:, None, None, None]
+
+    fine = model_of(off_by(growing), tmp_path / "fine", network__patch_size=2)
+    coarse = model_of(off_by(lambda t: 0.3), tmp_path / "coarse", network__patch_size=8)
+    result = fig2.measure(study_of(info, fine, coarse, count=COUNT))
+    crossing = result.numbers["splits"]["train"]["crossing"]["x, P=8"]
+    assert crossing == pytest.approx(500, abs=20) and f"1 at t = {crossing:.0f}," in result.sentence
+
+
 def test_fig2_of_seeds_is_their_mean_and_deviation(info, tmp_path):
     base = model_of(scaled(1.0), tmp_path / "base", network__patch_size=2)
     seeds = [model_of(scaled(0.0), tmp_path / "a"), model_of(scaled(1.0), tmp_path / "b", seed=1)]

@@ -14,7 +14,7 @@ from pdm_tf.commands.options import (
 )
 from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
 from pdm_tf.errors import UserError
-from tests.tiny_runs import write_run
+from tests.tiny_runs import tiny_config, write_run
 
 CONFIG = Config(
     data=DataConfig(num_classes=3, label_names=("Cat", "Dog & Wolf", "Owl")),
@@ -126,6 +126,10 @@ def test_before_there_is_a_run_the_weights_that_ship_for_its_data_are_taken(tmp_
     write_run(shipped)
     assert RunOptions(dataset="avatars32").trained_dirs() == [str(shipped)]
     assert "using the weights that ship with the project: " in capsys.readouterr().out
+    write_run(shipped / "low", tiny_config(diffusion__t_stop=200))
+    assert RunOptions(dataset="avatars32").trained_dirs() == [str(shipped), str(shipped / "low")]
+    (model,) = RunOptions(dataset="avatars32").models()
+    assert model.title == "low + avatars32"
     write_run(tmp_path / "runs/avatars32")
     assert RunOptions(dataset="avatars32").trained_dirs() == ["runs/avatars32"]
     for dataset in ("avatars64", "folder:data/avatars32"):
