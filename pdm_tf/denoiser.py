@@ -26,6 +26,7 @@ class Denoiser(Protocol):
       t_start, t_stop: it is defined for t_start <= t < t_stop, mostly the whole process.
       schedule: the whole process.
       variables: all its weights.
+      guide: a weaker denoiser, which guidance leads away from; None: this one without a class.
       parts: the intervals of t on which one network works at one patch size, ascending, without gaps.
     """
 
@@ -37,6 +38,7 @@ class Denoiser(Protocol):
     t_stop: int
     schedule: NoiseSchedule
     variables: Sequence[tf.Variable]
+    guide: Denoiser | None
     parts: Sequence[Part]
 
     def __call__(
@@ -84,6 +86,8 @@ class Part(NamedTuple):
 class NetworkDenoiser:
     """The `Denoiser` of one network at one of its patch sizes, whatever the network predicts."""
 
+    guide = None
+
     def __init__(
         self,
         network: PatchedNetwork,
@@ -127,6 +131,8 @@ class SplitDenoiser:
     costs every network whose interval occurs in it. All shapes are static, as XLA needs.
     """
 
+    guide = None
+
     def __init__(self, denoisers: Sequence[Denoiser]):
         """`denoisers` from the least noise to the most, each beginning where the one before it stops.
 
@@ -162,6 +168,21 @@ class SplitDenoiser:
             pred_x = tf.where(inside, part_x, pred_x)
             u = tf.where(inside, part_u, u)
         return pred_x, u
+
+
+class Autoguided:
+    """A denoiser that a weaker one guides, x_guide + w (x - x_guide) (Karras et al., 2024)."""
+
+    def __init__(self, denoiser: Denoiser, guide: Denoiser):
+        self.denoiser = denoiser
+        self.guide = guide
+
+    def __getattr__(self, name: str):
+        return getattr(self.denoiser, name)
+
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
+        """As `Denoiser.__call__`."""
+        return self.denoiser(z, t, labels, dropout_key, augmentation)
 
 
 def build_network(

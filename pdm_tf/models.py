@@ -14,7 +14,7 @@ import numpy as np
 from pdm_tf.averages import plan, reconstruct
 from pdm_tf.config.fields import Config, changes
 from pdm_tf.config.words import get, leaves
-from pdm_tf.denoiser import Denoiser, Part, SplitDenoiser, build_denoiser, build_network
+from pdm_tf.denoiser import Autoguided, Denoiser, Part, SplitDenoiser, build_denoiser, build_network
 from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder, step_of
 from pdm_tf.weights import assign_arrays, check_finite, read_arrays, variable_names
@@ -31,6 +31,7 @@ PROCESS = (
     "diffusion.t_start",
     "diffusion.t_stop",
 )
+SHARED_WITH_GUIDE = PROCESS[:6]  # all but what one of several networks may have of its own
 
 
 class Run(NamedTuple):
@@ -64,7 +65,10 @@ class Model:
       config: that of the run with the least noise; its `sampling` may be replaced.
       title: the folders' names.
       ema_length: that of the averages in use; None: those of `training.ema_decay`.
+      guide: a weaker model, which guides this one; None: itself without a class.
     """
+
+    guide: Model | None = None
 
     def __init__(self, runs: Sequence[Run], ema_length: float | None = None):
         self.runs = tuple(runs)
@@ -110,7 +114,8 @@ class Model:
     @functools.cached_property
     def denoiser(self) -> Denoiser:
         """The whole process's. Errors as of `denoisers`."""
-        return self.denoisers[0] if len(self.runs) == 1 else SplitDenoiser(self.denoisers)
+        whole = self.denoisers[0] if len(self.runs) == 1 else SplitDenoiser(self.denoisers)
+        return whole if self.guide is None else Autoguided(whole, self.guide.denoiser)
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -132,7 +137,23 @@ class Model:
             for name, variable in sorted(variables.items()):
                 digest.update(f"{name} {tuple(variable.shape)}".encode())
                 digest.update(np.ascontiguousarray(variable.numpy(), np.float32))
+        if self.guide:
+            digest.update(self.guide.digest.encode())
         return digest.hexdigest()
+
+    def be_guided_by(self, *run_dirs: str | os.PathLike) -> None:
+        """Has another model's run, or experts, guide this one; before `denoiser` is first used.
+
+        Raises:
+          UserError: as `from_folders`, or it is of another process, or of other images.
+        """
+        guide = Model.from_folders(*run_dirs)
+        changed = changes(self.config, guide.config)
+        for key in SHARED_WITH_GUIDE:
+            if key in changed:
+                ours, theirs = changed[key]
+                raise UserError(f"{guide} cannot guide {self}: {key} is {theirs} there and {ours} here")
+        self.guide = guide
 
     def use_ema_length(self, ema_length: float | None) -> None:
         """Loads averages of another length into the same variables: no new network, no new graph.

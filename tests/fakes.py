@@ -17,6 +17,8 @@ class FakeDenoiser:
       rows: how many images each call from Python had; in a graph, each tracing.
     """
 
+    guide = None
+
     def __init__(
         self,
         answer: Callable,

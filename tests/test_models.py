@@ -250,6 +250,21 @@ def test_all_experts_or_none_know_classes(tmp_path):
     assert "only one of them knows classes" in message
 
 
+def test_a_model_that_another_guides_is_another_and_is_of_the_same_process(tmp_path):
+    config = tiny_config(network__class_conditioning="none")
+    for seed, name in enumerate(("model", "guide")):
+        write_run(tmp_path / name, config, seed)
+    write_run(tmp_path / "cosine", config.replace({"diffusion.schedule": "cosine"}))
+    alone, guided = (Model.from_folders(tmp_path / "model") for _ in range(2))
+    with pytest.raises(UserError, match=r"diffusion\.schedule is cosine there and linear here"):
+        guided.be_guided_by(tmp_path / "cosine")
+    guided.be_guided_by(tmp_path / "guide")
+    assert guided.digest != alone.digest
+    settings = SamplingConfig("ddim", (2,), guidance=2.0)
+    drawn, unguided = (Sampler(m.denoiser, settings)(0, range(2), [0, 0]) for m in (guided, alone))
+    assert np.abs(drawn - unguided).max() > 0.01
+
+
 def test_models_of_several_runs_have_titles_of_their_own(tmp_path):
     for name, config in (("x/a", tiny_config()), ("y/a", tiny_config()), ("low", LOW), ("high", HIGH)):
         RunFolder(tmp_path / name).write_config(config)

@@ -56,6 +56,7 @@ class Optimum:
         self.t_start = 0
         self.t_stop = len(schedule)
         self.variables = []
+        self.guide = None
 
     @property
     def parts(self) -> list[Part]:

@@ -79,7 +79,7 @@ class RunOptions:
     def model(self, **defaults: Any) -> Model:
         """The model of the run, or experts, to draw from, sampled as asked (`sampled_as_asked`)."""
         model = Model.from_folders(*self.trained_dirs())
-        model.config = sampled_as_asked(model.config, self, **defaults)
+        self._ask(model, **defaults)
         return model
 
     def models(self) -> list[Model]:
@@ -95,8 +95,14 @@ class RunOptions:
             differing = changes(model.config, models[0].config).keys() - {"data.crop"}
             if any(key.startswith("data.") for key in differing):
                 raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
-            model.config = sampled_as_asked(model.config, self)
+            self._ask(model)
         return models
+
+    def _ask(self, model: Model, **defaults: Any) -> None:
+        """Has the model sampled, and guided, as asked."""
+        model.config = sampled_as_asked(model.config, self, **defaults)
+        if getattr(self, "guide", ()):
+            model.be_guided_by(*self.guide)
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,11 @@ class SamplingOptions(overrides(SamplingConfig)):
 class DrawingOptions(SamplingOptions):
     """What to draw, and how."""
 
+    guide: tuple[str, ...] = setting(
+        (),
+        "Run folder of a weaker model of the same images, or those of experts, which --guidance leads away "
+        "from; by default the model itself without a class.",
+    )
     seed: int = setting(0, "Seed of all random numbers.", least=0, below=2**31)
     num_samples: Optional[int] = setting(16, "Images to draw.", above=0)
     sample_batch_size: Optional[int] = setting(
@@ -253,7 +264,7 @@ def sampled_as_asked(config: Config, options: Any, **defaults: Any) -> Config:
         if owners and sampler not in owners:
             raise UserError(f"--{name} does nothing for --sampler={sampler}: it is for {' or '.join(owners)}")
     try:
-        check_sampling(config)
+        check_sampling(config, has_guide=bool(getattr(options, "guide", ())))
     except UserError as error:  # it names settings, and the user wrote flags
         raise UserError(str(error).replace("sampling.", "--")) from error
     return config

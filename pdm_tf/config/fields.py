@@ -550,8 +550,11 @@ def _distillation_problems(config: Config) -> Iterator[str]:
         yield "a teacher does not know a student's data.augmentation: use 0"
 
 
-def check_sampling(config: Config) -> None:
-    """Raises UserError if the config's model cannot be sampled as its `sampling` says."""
+def check_sampling(config: Config, has_guide: bool = False) -> None:
+    """Raises UserError if the config's model cannot be sampled as its `sampling` says.
+
+    `has_guide`: whether another model guides it, which needs no classes.
+    """
     words.check(config.sampling, "sampling.")
     steps, spacing, guidance = config.sampling.steps, config.sampling.spacing, config.sampling.guidance
     text = words.word(steps)
@@ -566,7 +569,7 @@ def check_sampling(config: Config) -> None:
             f"sampling.steps={text}: the process has {config.diffusion.num_timesteps} steps, so use 1 to "
             f"{largest} in {sections}"
         )
-    if guidance != 1.0 and not config.conditional:
+    if guidance != 1.0 and not (config.conditional or has_guide):
         raise UserError(f"sampling.guidance={guidance:g}: this model has no classes to guide with")
     interval = config.sampling.guidance_interval
     text = words.word(interval)

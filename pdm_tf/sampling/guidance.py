@@ -20,7 +20,8 @@ def guided(
     """A function (z, t) -> x_theta, u of a denoiser at fixed labels; t is () or (B,).
 
     x_theta = w x_cond - (w - 1) x_null, thresholded, and u of the conditional pass. At w = 1 the network runs
-    once and x is clipped to [-1, 1]; otherwise both passes are one call on twice the batch.
+    once and x is clipped to [-1, 1]; otherwise both passes are one call on twice the batch. A denoiser's own
+    guide (`denoiser.Autoguided`) takes the place of x_null.
 
     Args:
       labels: int32 (B,).
@@ -36,13 +37,20 @@ def guided(
         pred_x, u = denoiser(z, tf.broadcast_to(t, tf.shape(labels)), labels)
         return clip(pred_x), u
 
+    def with_weaker(z, t, rows=None):
+        """x_theta and u of all images, and the x of some that guidance leads away from."""
+        some_z, some_t, some_labels = (v if rows is None else tf.gather(v, rows) for v in (z, t, labels))
+        if denoiser.guide is not None:
+            return *denoiser(z, t, labels), denoiser.guide(some_z, some_t, some_labels)[0]
+        both = tf.concat([labels, tf.fill(tf.shape(some_labels), denoiser.null_label)], axis=0)
+        pred_x, u = denoiser(tf.concat([z, some_z], axis=0), tf.concat([t, some_t], axis=0), both)
+        count = tf.shape(labels)[0]
+        return pred_x[:count], u[:count], pred_x[count:]
+
     def with_guidance(z, t):
-        both = tf.concat([labels, tf.fill(tf.shape(labels), denoiser.null_label)], axis=0)
-        t = tf.tile(tf.broadcast_to(t, tf.shape(labels)), [2])
-        pred_x, u = denoiser(tf.concat([z, z], axis=0), t, both)
-        conditional, null = tf.split(pred_x, 2)
+        conditional, u, weaker = with_weaker(z, tf.broadcast_to(t, tf.shape(labels)))
         w = tf.convert_to_tensor(weight, tf.float32)  # as a tensor's: an exported model draws the same images
-        return limit(w * conditional - (w - 1.0) * null), tf.split(u, 2)[0]
+        return limit(w * conditional - (w - 1.0) * weaker), u
 
     def weight_of_each(z, t):
         t = tf.broadcast_to(t, tf.shape(labels))
@@ -51,13 +59,10 @@ def guided(
             w = tf.where((t >= interval[0]) & (t < interval[1]), w, 1.0)
         places = tf.where(tf.not_equal(w, 1.0))
         rows = places[:, 0]
-        both = tf.concat([labels, tf.fill(tf.shape(rows), denoiser.null_label)], axis=0)
-        z = tf.concat([z, tf.gather(z, rows)], axis=0)
-        pred_x, u = denoiser(z, tf.concat([t, tf.gather(t, rows)], axis=0), both)
-        count = tf.shape(labels)[0]
+        conditional, u, weaker = with_weaker(z, t, rows)
         w = tf.gather(w, rows)[:, None, None, None]
-        x = limit(w * tf.gather(pred_x, rows) - (w - 1.0) * pred_x[count:])
-        return tf.tensor_scatter_nd_update(clip(pred_x[:count]), places, x), u[:count]
+        x = limit(w * tf.gather(conditional, rows) - (w - 1.0) * weaker)
+        return tf.tensor_scatter_nd_update(clip(conditional), places, x), u
 
     if tf.is_tensor(weight) or (interval and weight != 1.0):
         return weight_of_each

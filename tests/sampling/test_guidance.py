@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pdm_tf.denoiser import Autoguided
 from pdm_tf.sampling.guidance import dynamic_threshold, guided
 from tests.fakes import FakeDenoiser
 
@@ -74,6 +75,18 @@ def test_each_image_may_be_at_its_own_t():
         own = slice(place, place + 1)
         alone, _ = guided(linear(), LABELS[own], weight, "static")(Z[own], ts[place])
         np.testing.assert_array_equal(pred_x[own], alone)
+
+
+@pytest.mark.parametrize("weight", [2.0, tf.constant([2.0, 2.0, 2.0])])
+def test_a_weaker_denoiser_guides_in_place_of_the_null_label(weight):
+    """The guide answers half of what this one does, for the same label."""
+    strong = linear()
+    weak = FakeDenoiser(lambda z, t, labels: 0.5 * linear()(z, t, labels)[0], image_shape=(4, 4, 2))
+    pred_x, u = guided(Autoguided(strong, weak), LABELS, weight, "none")(Z, tf.constant(7))
+    assert strong.rows == weak.rows == [3]
+    x, own_u = linear()(Z, tf.fill([3], 7), LABELS)
+    np.testing.assert_allclose(pred_x, 1.5 * x, rtol=1e-5)
+    np.testing.assert_array_equal(u, own_u)
 
 
 @pytest.mark.parametrize(("threshold", "limit"), [("static", 1.0), ("none", np.inf)])
