@@ -92,8 +92,7 @@ class TritonPythonModel:
 
 
 def write_repository(folder: str, repository: str, batch: int) -> list[str]:
-    """Writes Triton's model repository for an export, of which a call may draw so many images; returns the
-    names of its models."""
+    """Writes Triton's model repository for an export, `batch` images a call; returns its models' names."""
     with open(os.path.join(folder, "assets.extra", "pdm_tf.json")) as file:
         signatures = json.load(file)["signatures"]
     names = []

@@ -58,7 +58,7 @@ def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
     """How often sampling as the config says runs the network on an image, at each of its patch sizes.
 
     Raises:
-      UserError, ValueError: the config's network does not do the whole process, or not in so many steps.
+      UserError, ValueError: the config's network does not do the whole process, or has fewer timesteps.
     """
     denoiser = build_denoiser(config.diffusion, network)
     t = pass_timesteps(respaced_schedule(denoiser, config.sampling), config.sampling)

@@ -134,7 +134,7 @@ class Place(NamedTuple):
     share: Share = Share()
 
     def is_helper(self, out: object) -> bool:
-        """Whether worker 0 writes the results and this process has only drawn its share, which is said."""
+        """Whether worker 0 writes the results and this process has only drawn its share, and prints so."""
         if self.share.number:
             name = f"worker {self.share.number} of {self.share.workers}"
             print(f"{name}: its share is drawn; worker 0 writes {out}")

@@ -90,7 +90,7 @@ def folder_for(options: Options, identity: dict[str, Any]) -> Path:
 
 
 def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:
-    """The image to edit, and how; what is masked begins from pure noise, if nothing else is said.
+    """The image to edit, and how; what is masked begins from pure noise by default.
 
     Raises:
       UserError: an option of edits without an image, or a file that does not fit.

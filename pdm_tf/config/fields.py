@@ -18,7 +18,7 @@ from pdm_tf.config import words
 from pdm_tf.config.words import setting
 from pdm_tf.errors import UserError
 
-TOGETHER = 16  # images to draw at a time, where nothing else is said
+TOGETHER = 16  # images to draw at a time by default
 SAMPLERS = ("ancestral", "ddim", "heun", "dpm_solver", "unipc", "ipndm")
 LOSS_WEIGHTINGS = (
     "sqrt_snr",

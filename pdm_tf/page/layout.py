@@ -69,8 +69,8 @@ INFO = {
     "guidance": "How strongly pictures follow their class; 1 is off.",
     "strength": "How much of the picture changes: 0 keeps it, 1 redraws it. Brushed parts are redrawn.",
     "steps": "More steps take longer.",
-    "jump_length": "Steps to go back at a time where the brush went.",
-    "resamplings": "Times to go over each step where the brush went.",
+    "jump_length": "Steps of a section where the brush went.",
+    "resamplings": "Times to repeat each section where the brush went.",
 }
 INSIDE = (
     "Picture",

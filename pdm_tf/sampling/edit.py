@@ -27,13 +27,13 @@ class Edit:
     mask: Optional[np.ndarray] = None  # noqa: UP045 (its type is read in Python 3.9)
     strength: float = setting(
         0.5,
-        "How much of an image to change; of what is masked all, if nothing else is said.",
+        "How much of an image to change: 0 keeps it, 1 (the default with a mask) replaces it.",
         least=0,
         most=1,
         of=("init_image",),
     )
-    jump_length: int = setting(10, "Steps to go back at a time in inpainting.", least=1, of=("mask",))
-    resamplings: int = setting(10, "Times to go over each step in inpainting.", least=1, of=("mask",))
+    jump_length: int = setting(10, "Inpainting: steps of a section.", least=1, of=("mask",))
+    resamplings: int = setting(10, "Inpainting: times to repeat each section.", least=1, of=("mask",))
 
     def __post_init__(self):
         check(self)

@@ -1,4 +1,4 @@
-"""Periodic work of a run, a list of (every so many steps, do this); held-out losses and previews among it."""
+"""Periodic work of a run, a list of (period in steps, work); held-out losses and previews among it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Interrupted(Exception):  # noqa: N818 (not an error: somebody asked for it
 
 @dataclasses.dataclass(frozen=True)
 class Periodic:
-    """Work that is due every so many steps.
+    """Work with a period in steps.
 
     Attributes:
       every: the period, in steps.
