@@ -289,8 +289,8 @@ def check_8_bits(images: np.ndarray) -> None:
     off = np.max(np.abs(levels - np.clip(np.round(levels), 0, 255)))
     if not off < 1e-3:
         raise UserError(
-            "bits per dimension are of 8-bit images, and these have values between the 256 levels: measure an "
-            "8-bit data set that has the model's size"
+            "bits per dimension are of 8-bit images, and these have values between the 256 levels: measure "
+            "an 8-bit data set that has the model's size"
         )
 
 
