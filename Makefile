@@ -1,5 +1,5 @@
-# make demo [DEMO_MINUTES=3] [DEMO_DIR=runs/demo]: sets up, draws from the weights that ship, then trains from nothing
-#   for some minutes; run again, it trains on. docs/sizes.md says what to expect when.
+# make demo [DEMO_MINUTES=3] [DEMO_DIR=runs/demo]: sets up, draws faces from the weights that ship, then trains these on
+#   emoji for some minutes, as one's own pictures are trained; run again, it trains on.
 # make test [WORKERS=2]: sets up, lints and runs the fast tests in two processes.
 # make test-slow: all other tests, those of half a minute (slow) and those of many minutes or gigabytes (heavy).
 #   All of these make the environment themselves (setup.sh).
@@ -10,22 +10,22 @@ DEMO_MINUTES ?= 3
 DEMO_DIR ?= runs/demo
 WORKERS ?= 2
 PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
-# Minutes are few steps: small batches and a high rate make the most of them. The preset's own are for hours.
-DEMO := --batch_size=16 --set=optimizer.learning_rate=1e-3 --set=optimizer.clip_norm=1 --set=training.ema_lengths= \
-    --set=training.sample_every=200 --set=training.sample_images=16 --set=training.sample_steps=10 --set=training.score_every=0
+# As data without a preset are trained on two cores: docs/training.md.
+DEMO := --dataset=emoji64 --network=vit --warm_start=avatars64 --batch_size=16 --set=optimizer.learning_rate=1e-3 \
+    --set=optimizer.clip_norm=1 --set=training.sample_every=100 --set=training.sample_images=16 \
+    --set=training.sample_steps=10 --set=training.score_every=0
 export VENV PYTHON GPU
 
 .PHONY: demo test test-slow setup lock clean
 
 demo: setup
-	@echo "1. 36 pictures from the weights that ship with the project:"
-	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/avatars64 --out=$(DEMO_DIR)/shipped \
+	@echo "1. 36 faces from weights that ship with the project:"
+	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/avatars64 --out=$(DEMO_DIR)/faces \
 	    --num_samples=36 --sample_batch_size=36
-	@echo "2. $(DEMO_MINUTES) minutes of training from nothing; a preview about every minute lands in $(DEMO_DIR)/previews:"
+	@echo "2. $(DEMO_MINUTES) minutes of training, by which the same network learns emoji; previews land in $(DEMO_DIR)/previews:"
 	@$(PY) main.py --mode=train --run_dir=$(DEMO_DIR) $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
 	@echo "3. To go on from here for an hour: make demo DEMO_MINUTES=60"
-	@echo "   3 minutes of two cores draw heads on shoulders, hair and the outlines of some faces, on plain colours;"
-	@echo "   picture 1, $(DEMO_DIR)/shipped/grid.png, is of a ViT, which --network=vit trains; docs/sizes.md: when to expect what."
+	@echo "   Your own pictures are trained in the same way: docs/training.md."
 
 test: setup
 	$(VENV)/bin/ruff check .

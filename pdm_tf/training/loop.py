@@ -112,7 +112,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             limit.describe(shown)
             shown.update(together)
             if chief and pace.is_known(step):
-                shown.write(pace.text(), file=sys.stdout)
+                shown.write(pace.text())
+                sys.stdout.flush()
             stop, late = agreed(workers, step % settings.log_every == 0, bool(signals.name), limit.over)
             last = late or step == settings.steps
             for work in saving:
@@ -151,8 +152,8 @@ def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State
         f"network: {type(network.trunk).__name__}, {height} x {width} patches of {p} x {p} pixels, "
         f"{count_parameters(network):,} parameters, "
         f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
-        f"training: {length} of {settings.batch_size} images a step at a rate of "
-        f"{config.optimizer.learning_rate:g}, {settings.precision}",
+        f"training: {length}, {settings.batch_size} images a step, rate {config.optimizer.learning_rate:g}, "
+        f"{settings.precision}",
         f"run folder: {run}, with all settings in config.json and previews in previews/",
     ]
     if network.patch_switch_t:

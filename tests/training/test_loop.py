@@ -244,8 +244,8 @@ def test_after_ten_steps_it_says_how_long_all_take(monkeypatch):
     pace = loop.Pace(vit, 300)
     assert [step for step in range(301, 400) if pace.is_known(step)] == [311]
     assert pace.text() == (
-        "a step takes 2 s here: all 1,000 take 33 minutes; expect shapes that one recognizes after "
-        "25 minutes, sharp pictures after 3.1 hours"
+        "a step takes 2 s here: all 1,000 take 33 minutes; expect flat shapes after 8 minutes, things that "
+        "one recognizes after 25 minutes, sharp pictures after 3.1 hours"
     )
 
 
