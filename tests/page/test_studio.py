@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from pdm_tf import stack
 from pdm_tf.commands.page import exempt_from_proxies
 from pdm_tf.errors import UserError
 from pdm_tf.images import write_png
@@ -119,6 +120,14 @@ def test_pictures_are_seen_as_they_sharpen_and_leaving_ends_the_work(studio, mon
     assert (seen[1].images[:16] != seen[3].images[:16]).any()
     assert seen[-1].status.startswith("18 pictures in ") and seen[-1].status.endswith(": 3 steps")
     assert len(seen[-1].files) == 3
+
+
+def test_graphs_of_earlier_settings_are_not_kept(studio):
+    def registered(steps):
+        last(studio.draw(model_of(studio, "whole"), {"steps": steps}, [0]))
+        return len([name for name in stack.ops.gradient_registry._registry if name.startswith("Custom")])
+
+    assert registered(2) == registered(3) > 0
 
 
 def test_an_edit_without_a_class_is_of_the_null_label(studio):
