@@ -1,5 +1,6 @@
 """Several experts as one denoiser, and what run folders make one."""
 
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model, models_from_folders, origin_text
-from pdm_tf.run import RunFolder
+from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays, variable_names, write_arrays
 from tests.fakes import FakeDenoiser
@@ -226,6 +227,15 @@ def test_of_runs_that_overlap_the_one_that_stops_first_is_used(tmp_path):
     assert [run.folder.path for run in both.runs] == [low, high]
     z, t, labels = inputs([400, 999])
     np.testing.assert_allclose(both.denoiser(z, t, labels)[0], alone.denoiser(z, t, labels)[0], atol=1e-6)
+
+
+def test_experts_that_ship_make_one_whole_process():
+    runs = Model.from_folders(PRETRAINED / "avatars256", PRETRAINED / "avatars256" / "low").runs
+    assert [(run.config.diffusion.t_start, run.config.diffusion.t_stop) for run in runs] == [
+        (0, 20),
+        (20, 1000),
+    ]
+    assert sum(os.path.getsize(run.folder.newest_weights()) for run in runs) < 12e6
 
 
 @pytest.mark.parametrize(("key", "value"), [
