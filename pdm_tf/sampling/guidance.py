@@ -45,7 +45,9 @@ def guided(
         both = tf.concat([labels, tf.fill(tf.shape(some_labels), denoiser.null_label)], axis=0)
         pred_x, u = denoiser(tf.concat([z, some_z], axis=0), tf.concat([t, some_t], axis=0), both)
         count = tf.shape(labels)[0]
-        return pred_x[:count], u[:count], pred_x[count:]
+        # The number of some images is known in the graph only, and a loop wants the shape that z has.
+        own = [tf.ensure_shape(values[:count], z.shape) for values in (pred_x, u)]
+        return *own, pred_x[count:]
 
     def with_guidance(z, t):
         conditional, u, weaker = with_weaker(z, tf.broadcast_to(t, tf.shape(labels)))

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.denoiser import Autoguided
 from pdm_tf.sampling.guidance import dynamic_threshold, guided
+from pdm_tf.sampling.sampler import Sampler
 from tests.fakes import FakeDenoiser
 
 
@@ -15,7 +17,7 @@ def linear():
     def answer(z, t, labels):
         assert t.shape == labels.shape == z.shape[:1]
         share = tf.cast(labels + 1, tf.float32)[:, None, None, None] / 10.0
-        return share * z, tf.broadcast_to(share, z.shape)
+        return share * z, tf.broadcast_to(share, tf.shape(z))
 
     return FakeDenoiser(answer, image_shape=(4, 4, 2), num_classes=5)
 
@@ -66,6 +68,19 @@ def test_only_an_interval_is_guided(weight, t):
     expected, _ = guided(linear(), LABELS, 1.5 if inside else 1.0)(Z, tf.constant(t))
     assert denoiser.rows == [6 if inside else 3]
     np.testing.assert_array_equal(pred_x, expected)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+def test_sampling_with_an_interval_of_all_t_is_with_guidance_everywhere(sampler):
+    """In the sampler's loop, whose shapes are fixed."""
+    drawn = [
+        Sampler(linear(), SamplingConfig(sampler, (3,), guidance=1.5, guidance_interval=interval))(
+            0, range(3), [0, 2, 4]
+        )
+        for interval in ((), (0, 1000), (1000, 1001))
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert np.abs(drawn[0] - drawn[2]).max() > 0.01
 
 
 def test_each_image_may_be_at_its_own_t():
