@@ -134,12 +134,9 @@ def evenly(count: int, keep: int) -> np.ndarray:
     return np.arange(kept, dtype=np.int64) * count // kept
 
 
-def _origin(detector: Detector) -> dict[str, str]:
-    return {
-        "detector": detector.name,
-        "detector_sha256": detector.sha256,
-        "resize": detector.resize,
-    }
+def _origin(detector: Detector) -> dict[str, Any]:
+    origin = {"detector": detector.name, "detector_sha256": detector.sha256, "resize": detector.resize}
+    return origin if detector.rows == 1 else {**origin, "rows": detector.rows}
 
 
 # --- a data set's split --------------------------------------------------------------------------
@@ -209,10 +206,11 @@ def _read(file: Path, title: str) -> Reference:
     try:
         details = json.loads(str(arrays["details"]))
         count = details["images"]
+        rows = count * details.get("rows", 1)
         spatial = None
         if "spatial_mean" in arrays:
-            spatial = Moments(count, arrays["spatial_mean"], arrays["spatial_scatter"])
-        moments = Moments(count, arrays["mean"], arrays["scatter"])
+            spatial = Moments(rows, arrays["spatial_mean"], arrays["spatial_scatter"])
+        moments = Moments(rows, arrays["mean"], arrays["scatter"])
         return Reference(title, moments, spatial, arrays["features"], arrays["places"], count, details)
     except Exception as error:
         raise UserError(f"{file} is damaged ({one_line(error)})") from error

@@ -11,7 +11,7 @@ from pdm_tf.data import uint8_batches
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.distances import frechet_distance
-from pdm_tf.evaluation.features import Detector
+from pdm_tf.evaluation.features import Detector, of_crops
 from pdm_tf.images import write_png, write_samples
 from tests.data.fixtures import flip_byte, numbered_dataset
 
@@ -174,3 +174,9 @@ def test_statistics_of_other_features_are_refused_in_one_line(tmp_path):
     }.items():
         with pytest.raises(UserError, match=message):
             references.of_path(detector(), tmp_path / f"{name}.npz")
+
+
+def test_a_kept_reference_of_crops_is_the_one_that_was_made(dataset):
+    made, kept = (references.of_split(of_crops(detector(), 4), dataset, "train") for _ in range(2))
+    assert kept.count == made.count
+    np.testing.assert_allclose(kept.moments.covariance, made.moments.covariance)
