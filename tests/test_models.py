@@ -232,8 +232,8 @@ def test_of_runs_that_overlap_the_one_that_stops_first_is_used(tmp_path):
 def test_experts_that_ship_make_one_whole_process():
     runs = Model.from_folders(PRETRAINED / "avatars256", PRETRAINED / "avatars256" / "low").runs
     assert [(run.config.diffusion.t_start, run.config.diffusion.t_stop) for run in runs] == [
-        (0, 20),
-        (20, 1000),
+        (0, 8),
+        (8, 1000),
     ]
     assert sum(os.path.getsize(run.folder.newest_weights()) for run in runs) < 12e6
 
