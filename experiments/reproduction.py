@@ -34,7 +34,7 @@ from experiments.driver import (
 )
 from pdm_tf import errors
 from pdm_tf.analysis.tables import as_texts
-from pdm_tf.run import PRETRAINED, RunFolder, training_seconds
+from pdm_tf.run import LOW, PRETRAINED, RunFolder, training_seconds
 
 PICTURES = "docs/reproduction"  # beside the page
 AVATARS = "avatars32"
@@ -251,7 +251,7 @@ class Reproduction:
         figure = FIGURES[name]
         runs = figure.runs(self.options.seeds)
         out = self.options.out / name
-        folders = [self.folder(run) for run in runs] or [(PRETRAINED / figure.shipped).relative_to(ROOT)]
+        folders = [self.folder(run) for run in runs] or shipped_folders(figure.shipped)
         arguments = [
             "--mode=analyze",
             f"--what={figure.analysis}",
@@ -349,6 +349,12 @@ class Reproduction:
             f"{command}: {cost['runs']} run{'s' * (cost['runs'] > 1)} on `{data}` of {lengths} steps of "
             f"{cost['batch_size']} images, {seeds}, {cost['hours']:.2f} hours of training; {link}."
         )
+
+
+def shipped_folders(name: str) -> list[Path]:
+    """The run folders of weights that ship, from the root of the project."""
+    folders = [PRETRAINED / name, PRETRAINED / name / LOW]
+    return [folder.relative_to(ROOT) for folder in folders if RunFolder(folder).has_config()]
 
 
 def page_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,8 @@ OTHER = {
     "steps": (4,),
     "spacing": "logsnr",
     "guidance": 2.0,
+    "guidance_interval": (2, 8),
+    "threshold": "none",
     "variance": "small",
     "eta": 0.5,
     "order": 3,
