@@ -72,10 +72,12 @@ def test_metrics_of_a_run_that_was_killed_and_went_over_steps_again(tmp_path):
     np.testing.assert_array_equal(metrics["rate"], [[10, 1]])
 
 
-@pytest.mark.parametrize("dataset", sorted({DEFAULT_DATASET, *os.listdir(PRETRAINED)}))
-def test_weights_that_ship_are_a_run_of_their_data_set_with_a_card(dataset):
-    run = RunFolder(PRETRAINED / dataset)
-    assert run.config().data.dataset == dataset and run.newest_weights().exists()
+@pytest.mark.parametrize("name", sorted({DEFAULT_DATASET, *os.listdir(PRETRAINED)}))
+def test_weights_that_ship_are_a_run_of_their_data_set_with_a_card(name):
+    run = RunFolder(PRETRAINED / name)
+    config = run.config()
+    steps = f"_{config.distillation.steps}" if config.is_student else ""
+    assert config.data.dataset + steps == name and run.newest_weights().exists()
     assert {"README.md", "grid.png"} <= set(os.listdir(run.path))
 
 
