@@ -89,10 +89,12 @@ def test_a_short_run_on_one_s_own_pictures_draws_their_colour(tmp_path, capsys):
     )  # fmt: skip
     assert status == 0, said
     lines = said.splitlines()
-    assert lines[0] == "size: tiny (there is no accelerator; --size=tiny|small|base chooses)"
-    assert "64 images, 8 x 8 x 3, no classes" in lines[1] and lines[2].startswith(
-        "network: ViT, 8 x 8 patches"
-    )
+    assert lines[:2] == [
+        "running on the CPU",
+        "size: tiny (there is no accelerator; --size=tiny|small|base chooses)",
+    ]
+    assert "64 images, 8 x 8 x 3, no classes" in lines[2]
+    assert lines[3].startswith("network: ViT, 8 x 8 patches")
     assert any(line.startswith("a step takes 0.") and "all 300 take" in line for line in lines)
     drawn = np.asarray(Image.open(tmp_path / "run/previews/step_00000300.png")).reshape(-1, 3)
     colour = np.median(drawn[(drawn < 255).any(axis=1)], axis=0)
