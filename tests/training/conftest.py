@@ -71,8 +71,12 @@ def assert_accumulation_equals_the_whole_batch(model, images, parts):
     assert largest_difference([g.numpy() for g in whole], [g.numpy() for g in cut]) < 1e-4 * largest
 
 
-def assert_two_devices_equal_one(network, optimizer, images, steps):
-    """MirroredStrategy over two logical CPUs: the same noise, the same losses, the same weights."""
+def assert_two_devices_equal_one(network, optimizer, images, steps, cross_device_ops=None):
+    """MirroredStrategy over two logical CPUs: the same noise, the same losses, the same weights.
+
+    TensorFlow's collectives keep their shapes for the life of a process, under numbers that each strategy
+    counts from the start: of the tests that may share a process one alone can use them (None).
+    """
     if len(tf.config.list_logical_devices("CPU")) < 2:
         pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
 
@@ -90,7 +94,7 @@ def assert_two_devices_equal_one(network, optimizer, images, steps):
         return history, weights(model), before
 
     one = run(tf.distribute.OneDeviceStrategy("CPU:0"))
-    two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops))
     for name, (value,) in one[0].items():
         assert two[0][name][0] == pytest.approx(value, rel=1e-3), name
     moved = largest_difference(one[1], one[2])

@@ -126,4 +126,5 @@ def test_accumulation_equals_the_whole_batch(two_sizes, images):
 
 @pytest.mark.slow
 def test_two_devices_equal_one(images):
-    assert_two_devices_equal_one(TWO, lambda: keras.optimizers.legacy.SGD(1e-4), images, steps=2)
+    to_one = tf.distribute.ReductionToOneDevice()
+    assert_two_devices_equal_one(TWO, lambda: keras.optimizers.legacy.SGD(1e-4), images, 2, to_one)
