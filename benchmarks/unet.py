@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.turns import in_turns, machine, seconds, with_range
-from pdm_tf.networks import layers, patched, unet
+from pdm_tf.networks import layers, patched
 from pdm_tf.networks.group_norm import GroupNorm
 from pdm_tf.stack import GroupNormalization
 from pdm_tf.training.model import PatchedDiffusion
@@ -41,7 +41,7 @@ class StacksGroupNorm(GroupNormalization):
 
 def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
     """The yardstick with random weights: graph optimizers remove blocks whose kernels are zero."""
-    with mock.patch.object(layers, "GroupNorm", norm), mock.patch.object(unet, "GroupNorm", norm):
+    with mock.patch.object(layers, "GroupNorm", norm):
         network = patched.PatchedNetwork(
             SHAPE,
             patch_size=2,

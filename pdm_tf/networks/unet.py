@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.layers import ResBlock, SelfAttention, checkpointed, fold_in, group_norm, upsample
-from pdm_tf.networks.vit_layers import TokenNorm
+from pdm_tf.networks.vit_layers import normalization
 from pdm_tf.stack import keras
 
 # Also the order of the weights, in optimizers and files; within a kind it is that of the stages.
@@ -157,9 +157,9 @@ class UNet:
         ]
 
 
-def place_norm(affine: bool, dtype: str | keras.mixed_precision.Policy, name: str) -> TokenNorm:
+def place_norm(affine: bool, dtype: str | keras.mixed_precision.Policy, name: str) -> keras.layers.Layer:
     """RMSNorm of each place alone, float32 whatever the policy: the same over a crop as over the image."""
-    return TokenNorm(centered=False, affine=affine, name=name)
+    return normalization("rms", affine, name)
 
 
 def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:

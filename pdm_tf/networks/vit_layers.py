@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from pdm_tf.networks.group_norm import GroupNorm
-from pdm_tf.networks.layers import attend, join_heads, sinusoidal_frequencies, split_heads
+from pdm_tf.networks.layers import attend, group_norm, join_heads, sinusoidal_frequencies, split_heads
 from pdm_tf.stack import keras
 
 
@@ -46,7 +45,7 @@ class TokenNorm(keras.layers.Layer):
 def normalization(kind: str, affine: bool, name: str) -> keras.layers.Layer:
     """A float32 "rms", "layer" or "group" norm, called as `norm(x, scale=None, shift=None)`."""
     if kind == "group":
-        return GroupNorm(32, center=affine, scale=affine, dtype="float32", name=name)
+        return group_norm(affine, dtype="float32", name=name)
     return TokenNorm(centered=kind == "layer", affine=affine, name=name)
 
 
