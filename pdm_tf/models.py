@@ -19,19 +19,17 @@ from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder, step_of
 from pdm_tf.weights import assign_arrays, check_finite, read_arrays, variable_names
 
-# The fields that decide, with the weights, what a denoiser predicts; and all of the network's.
-PROCESS = (
+# The fields that a model and one that guides it share.
+SHARED_WITH_GUIDE = (
     "data.image_shape",
     "data.num_classes",
     "diffusion.num_timesteps",
     "diffusion.schedule",
     "diffusion.beta_start",
     "diffusion.beta_end",
-    "diffusion.prediction",
-    "diffusion.t_start",
-    "diffusion.t_stop",
 )
-SHARED_WITH_GUIDE = PROCESS[:6]  # all but what one of several networks may have of its own
+# Those that decide, with the weights, what a denoiser predicts; and all of the network's.
+PROCESS = (*SHARED_WITH_GUIDE, "diffusion.prediction", "diffusion.t_start", "diffusion.t_stop")
 
 
 class Run(NamedTuple):
