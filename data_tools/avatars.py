@@ -9,9 +9,9 @@ All faces differ, so that none is held out and also learnt from. The output's RE
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -40,30 +40,13 @@ STYLES = (
 PACKAGES = {f"@dicebear/{name}": DICEBEAR for name in ("core", *STYLES)} | {"@resvg/resvg-js": RESVG}
 CACHE = Path.home() / ".cache" / "pdm_tf" / f"dicebear-{DICEBEAR}-resvg-{RESVG}"
 SCRIPT = Path(__file__).with_suffix(".mjs")
-LEAST_NODE = 18
-GET_NODE = (
-    "install it (https://nodejs.org; Debian, Ubuntu: apt install nodejs npm) and run the same command again"
-)
 
 
 # --- Node.js and its packages --------------------------------------------------------------------
 
 
-def check_node() -> None:
-    """Raises UserError where there is no Node.js, or an old one."""
-    version = _output("node", "--version").strip()
-    if int(version.lstrip("v").partition(".")[0]) < LEAST_NODE:
-        raise UserError(
-            f"data_tools.avatars needs Node.js {LEAST_NODE} or newer, and this is {version}: {GET_NODE}"
-        )
-
-
 def install(packages: Path) -> None:
-    """Has npm fetch the drawing packages into a folder, unless it holds them; all of them or none.
-
-    Raises:
-      UserError: no npm, npm fails (its reason is said), or the folder holds something else.
-    """
+    """Has npm fetch the drawing packages into a folder, unless it holds them; all of them or none."""
     wanted = json.dumps({"private": True, "dependencies": PACKAGES}, indent=1)
     if packages.exists():
         found = packages / "package.json"
@@ -81,11 +64,7 @@ def install(packages: Path) -> None:
 
 
 def _output(program: str, *arguments: str, cwd: Path | None = None) -> str:
-    """What a program prints.
-
-    Raises:
-      UserError: it is not there, or fails.
-    """
+    """What a program prints; raises UserError if it is not there, or fails."""
     try:
         done = subprocess.run(
             [program, *arguments],
@@ -97,7 +76,8 @@ def _output(program: str, *arguments: str, cwd: Path | None = None) -> str:
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"data_tools.avatars draws with Node.js, and there is no {program} here: {GET_NODE}"
+            f"data_tools.avatars draws with Node.js, and there is no {program} here: install it"
+            " (https://nodejs.org; Debian, Ubuntu: apt install nodejs npm) and run the same command again"
         ) from error
     except subprocess.CalledProcessError as error:
         raise UserError(
@@ -152,7 +132,7 @@ def load(item: Item, *, packages: Path, size: int) -> Image.Image:
 # --- the data set --------------------------------------------------------------------------------
 
 
-def card(name: str, size: int, count: int, held_out: int, flags: str, styles: dict[str, dict]) -> str:
+def card(name: str, size: int, count: int, held_out: int, command: str, styles: dict[str, dict]) -> str:
     """The data set's README: what it is, and whose."""
     rows = [
         f"| `{style}` | [{meta['title']}]({meta['source']}) | [{meta['creator']}]({meta['homepage']})"
@@ -178,7 +158,7 @@ pixels. Who passes these images on names the artists of the CC BY styles, as thi
 
 **How it was made**, from the root of the project, with Node.js:
 
-    python -m data_tools.avatars{flags} --output data/{name}
+    python -m data_tools.avatars {command}
 """
 
 
@@ -199,10 +179,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--size={size}: must be in 16..2048")
     if options.count < 1 or options.held_out < 0:
         raise UserError("--count must be at least 1, and --held_out at least 0")
-    flags = _flags_of(options, parser)
     options.validation_fraction = options.held_out / total
     convert.checked(options)
-    check_node()
     install(options.input)
     items, styles = list_items(options.input, total)
     description = (
@@ -211,18 +189,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     target = convert.Target(f"avatars{size}", (size, size, 3), description, STYLES)
     convert.convert(items, functools.partial(load, packages=options.input, size=size), target, options)
-    text = card(target.name, size, options.count, options.held_out, flags, styles)
+    command = shlex.join(sys.argv[1:] if argv is None else argv)
+    text = card(target.name, size, options.count, options.held_out, command, styles)
     atomic_text(options.output / "README.md", text)
-
-
-def _flags_of(options: convert.Options, parser: argparse.ArgumentParser) -> str:
-    """The flags that make these data on any machine."""
-    first = ("size", "count", "held_out")
-    here = ("input", "output", "workers")
-    flags = sorted(vars(options).items(), key=lambda flag: flag[0] not in first)
-    return "".join(
-        f" --{key} {value}" for key, value in flags if key not in here and value != parser.get_default(key)
-    )
 
 
 if __name__ == "__main__":

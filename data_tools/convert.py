@@ -1,8 +1,8 @@
 """The conversion that all the tools share: a list of items -> a TFRecord data set in TFDS layout.
 
-The items' order is a shuffle by seed, and a shard is a slice of it: each shard can be made alone,
-by any worker process, at any time, and comes out the same. That makes a conversion resumable: a
-run that was killed is continued by making the shards that do not exist yet.
+The items' order is a shuffle by seed, and a shard is a slice of it: each shard can be made alone, by any
+worker process, and comes out the same. So a run that was killed is continued by making the shards that do
+not exist yet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import random
 import signal
 import sys
 import threading
-import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -41,9 +40,12 @@ from pdm_tf.progress import bar
 MANIFEST = "manifest.json"
 SKIPPED = "skipped.tsv"
 WORK_DIR = ".conversion"
-# Enough for the mean size of a record to within some percent; a shard's size need not be exact.
-SAMPLED_ITEMS = 32
+SAMPLED_ITEMS = 32  # to estimate the mean size of a record; a shard's size need not be exact
 SHOWN_CLASSES = 30
+# The types of entries of the files in JSON.
+PLAN = {"mean_record_bytes": int}
+OUTCOME = {"records": int, "bytes": int, "payload_bytes": int, "sha256": str, "skipped": list}
+MANIFEST_ENTRIES = {"plan": dict, "shards": dict, "metadata_sha256": dict}
 
 Options = argparse.Namespace  # a tool's flags by name
 
@@ -62,11 +64,9 @@ class Target:
 
 
 def tool_parser(doc: str, flag: str = "--input", **options: Any) -> argparse.ArgumentParser:
-    """Command line of a tool: its input's flag, and those that all the tools share.
+    """Command line of a tool: its input's flag, as of `add_argument`, and those that all the tools share.
 
-    Args:
-      doc: the tool's docstring, whose first line describes it.
-      flag, options: of the input, as `add_argument` takes them.
+    `doc`: the tool's docstring, whose first line describes it.
     """
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     required = "default" not in options
@@ -117,7 +117,6 @@ def convert(
       items: all images, in an order that is the same each time.
       load: item -> image of the target's shape; a module's function (or a partial of one) that can be sent
         to worker processes. Whatever it raises but a UserError counts as an unreadable item.
-      target: the data set to make.
       options: the tool's flags, as `checked` has them.
     Raises:
       UserError: no items, an unreadable item (with on_error=fail), a disk that is full, or an output folder
@@ -148,16 +147,11 @@ def convert(
 
 def _check_classes(names: Sequence[str]) -> None:
     """Raises UserError for names that the data set's files, which have one a line, would not give back."""
-    seen: dict[str, str] = {}
     for name in names:
         if not name.isprintable() or name != name.strip() or not name:
             raise UserError(
                 f"the class name {name!r} has spaces at an end, or what cannot be printed: rename it"
             )
-        # Systems write one letter with an accent as one character, or as two.
-        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
-        if twin is not name:
-            raise UserError(f"two classes are named {name}, in letters that look alike: rename one")
 
 
 def _print_classes(names: Sequence[str], items: Sequence[Item]) -> None:
@@ -189,7 +183,7 @@ def _plan(ordered: list[Item], encoder: Encoder, target: Target, options: Option
     }
     path = options.output / WORK_DIR / "plan.json"
     manifest = read_manifest(options.output)
-    earlier = manifest["plan"] if manifest else _read_json(path, _is_plan)
+    earlier = manifest["plan"] if manifest else _read_json(path, PLAN)
     if earlier is None:
         plan = {**chosen, "mean_record_bytes": _mean_record_bytes(ordered, encoder)}
         atomic_json(path, plan)
@@ -244,7 +238,7 @@ def _finished(tasks: list[Task], output: Path) -> dict[Path, dict]:
     finished = {}
     for task in tasks:
         outcome = manifest["shards"].get(task.path.name) if manifest else None
-        outcome = outcome or _read_json(task.outcome_path, _is_outcome)
+        outcome = outcome or _read_json(task.outcome_path, OUTCOME)
         if outcome and task.path.exists() and size_of(task.path) == outcome["bytes"]:
             finished[task.path] = outcome
     return finished
@@ -374,38 +368,27 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it is damaged.
     """
-    return _read_json(directory / MANIFEST, _is_manifest)
+    path = directory / MANIFEST
+    manifest = _read_json(path, MANIFEST_ENTRIES)
+    if manifest:
+        _check_entries(path, manifest["plan"], PLAN)
+        for outcome in manifest["shards"].values():
+            _check_entries(path, outcome, OUTCOME)
+    return manifest
 
 
-def _read_json(path: Path, is_right: Callable[[Any], bool]) -> dict[str, Any] | None:
+def _read_json(path: Path, kinds: dict[str, type]) -> dict[str, Any] | None:
+    """A file's JSON object, which must have entries of these types; None where there is no file."""
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); remove it and convert again") from error
-    if not is_right(values):
-        raise UserError(f"{path} is damaged; remove it and convert again")
+    _check_entries(path, values, kinds)
     return values
 
 
-def _has(values: Any, **kinds: type) -> bool:
-    """Whether JSON values are an object with entries of these types."""
-    return isinstance(values, dict) and all(type(values.get(key)) is kind for key, kind in kinds.items())
-
-
-def _is_manifest(values: Any) -> bool:
-    if not _has(values, plan=dict, shards=dict, metadata_sha256=dict):
-        return False
-    return _is_plan(values["plan"]) and all(map(_is_outcome, values["shards"].values()))
-
-
-def _is_plan(values: Any) -> bool:
-    return _has(values, mean_record_bytes=int)
-
-
-def _is_outcome(values: Any) -> bool:
-    kinds = {"records": int, "bytes": int, "payload_bytes": int, "sha256": str, "skipped": list}
-    return _has(values, **kinds) and all(
-        isinstance(line, list) and [*map(type, line)] == [str, str] for line in values["skipped"]
-    )
+def _check_entries(path: Path, values: Any, kinds: dict[str, type]) -> None:
+    if not isinstance(values, dict) or any(type(values.get(key)) is not kinds[key] for key in kinds):
+        raise UserError(f"{path} is damaged; remove it and convert again")

@@ -32,10 +32,8 @@ LEFT_OUT_CATEGORY = "Component"
 
 @functools.lru_cache(maxsize=1)
 def read_package(package: Path) -> dict[str, bytes]:
-    """The descriptions and 64-pixel images of the npm package: path in it -> bytes.
+    """The descriptions and 64-pixel images in the `.tgz` of `npm pack`: path in it -> bytes.
 
-    Args:
-      package: the `.tgz` of `npm pack`.
     Raises:
       UserError: it cannot be read, or is not version 16.0.0.
     """
@@ -68,11 +66,8 @@ def list_items(package: Path) -> tuple[list[Item], list[str]]:
     Entries that share one picture (the flags of France and of Clipperton Island, say) count once:
     a twin in the held-out split would make it a copy of training data.
     """
-    entries = [
-        entry
-        for entry in json.loads(read_package(package)["emoji.json"])
-        if entry["category"] != LEFT_OUT_CATEGORY
-    ]
+    entries = json.loads(read_package(package)["emoji.json"])
+    entries = [entry for entry in entries if entry["category"] != LEFT_OUT_CATEGORY]
     categories = sorted({entry["category"] for entry in entries})
     items, seen = [], set()
     for entry in entries:

@@ -46,10 +46,9 @@ FETCH = "install the Debian package dataset-fashion-mnist again, or give its fol
 
 @functools.lru_cache(maxsize=4)
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes, by gzip or not: big-endian sizes of each axis, then the values.
+    """An IDX file of unsigned bytes, by gzip or not; raises UserError if it is missing, damaged or none.
 
-    Raises:
-      UserError: it is not there, is none, or is cut short or damaged.
+    Its form: two zeros, the type, the number of axes, a big-endian size of each axis, then the values.
     """
     try:
         data = path.read_bytes()
@@ -72,11 +71,7 @@ def file_of(directory: Path, part: str, kind: str) -> Path:
 
 
 def list_items(directory: Path) -> list[Item]:
-    """All images of both parts.
-
-    Raises:
-      UserError: a file is missing or damaged, or images and labels do not belong together.
-    """
+    """All images of both parts; raises UserError if images and labels do not belong together."""
     items = []
     for part in PARTS:
         path = file_of(directory, part, "images-idx3")

@@ -53,11 +53,7 @@ def list_tfrecord_items(path: Path) -> list[Item]:
 
 
 def read_record(path: Path, offset: int, size: int) -> bytes:
-    """The record whose frame is at `offset`, its checksums verified.
-
-    Raises:
-      OSError: the record is damaged.
-    """
+    """The record whose frame is at `offset`; raises OSError if its checksums do not fit."""
     with path.open("rb") as file:
         file.seek(offset)
         frame = file.read(size)

@@ -28,10 +28,7 @@ def resize_then_crop(image: Image.Image, height: int, width: int) -> Image.Image
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)
-    covering = (
-        max(width, round(image.width * scale)),
-        max(height, round(image.height * scale)),
-    )
+    covering = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     if max(covering) > LONGEST * max(width, height):
         return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return center_crop(image.resize(covering, Image.Resampling.BICUBIC), height, width)

@@ -25,8 +25,6 @@ from data_tools.shards import Item, image_limit
 from pdm_tf import images
 from pdm_tf.errors import UserError, run
 
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B"}
-
 
 def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | None]:
     """All images below a folder sorted by path, and the class names (None without `labels`).
@@ -69,11 +67,7 @@ def load(item: Item, *, shape: tuple[int, int, int], crop: str, background: str)
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
-    """ "256" or "128x256" (height x width) -> (height, width).
-
-    Raises:
-      UserError: it is neither.
-    """
+    """ "256" or "128x256" (height x width) -> (height, width); raises UserError."""
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if not match:
         raise UserError(f"--resolution={text}: write a size such as 256, or HEIGHTxWIDTH")
@@ -81,19 +75,13 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return height, int(match.group(2) or height)
 
 
-def size_of_first(items: list[Item], max_megapixels: float, channels: int) -> tuple[int, int]:
-    """(height, width) of the first image, upright, which all must have where no resolution is given.
-
-    Raises:
-      UserError: it cannot be read.
-    """
+def size_of_first(items: list[Item], max_megapixels: float) -> tuple[int, int]:
+    """(height, width) of the first image, upright; raises UserError if it cannot be read."""
     try:
         with image_limit(max_megapixels):
-            mode, (width, height) = images.read_header(items[0].location)
+            _, (width, height) = images.read_header(items[0].location)
     except images.ImageError as error:
         raise UserError(f"cannot read {items[0].name} ({error}); mend it, or pass --resolution") from error
-    if channels == 3 and mode in GREY_MODES:
-        print("the first image is grey; if all are, --channels=1 keeps them so", file=sys.stderr)
     return height, width
 
 
@@ -125,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         height, width = parse_resolution(options.resolution)
     else:
         crop = "exact"
-        height, width = size_of_first(items, options.max_megapixels, options.channels)
+        height, width = size_of_first(items, options.max_megapixels)
     target = convert.Target(
         dataset_name(options.output),
         (height, width, options.channels),

@@ -2,11 +2,10 @@
 
     python -m data_tools.imagenet --input ILSVRC2012_img_train.tar --output data/imagenet256
 
-The archive is a tar of one nXXXXXXXX.tar for each class. Nothing is unpacked: a first pass over the
-headers notes where each image lies, and images are then read from there. A class's label is the
-index of its wnid in sorted order. Images are halved with BOX while their shorter side is at least
-twice the size, resized with BICUBIC, and cropped at the centre, as ImageNet is prepared for the
-paper's base code (which leaves EXIF rotation and colour profiles alone).
+The archive is a tar of one nXXXXXXXX.tar for each class. Nothing is unpacked: a first pass over the headers
+notes where each image lies. A class's label is the index of its wnid in sorted order. Images are halved with
+BOX while their shorter side is at least twice the size, resized with BICUBIC, and cropped at the centre, as
+ImageNet is prepared for the paper's base code (which leaves EXIF rotation and colour profiles alone).
 """
 
 from __future__ import annotations

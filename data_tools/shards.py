@@ -16,13 +16,7 @@ from pdm_tf.images import PILLOW_MODES, ImageError, TooManyPixelsError, encode, 
 
 
 class Item(NamedTuple):
-    """One image of a raw archive.
-
-    Attributes:
-      name: as in messages and reports.
-      location: where the tool's loader finds it (a path, a key, an offset and size).
-      label: class index; None in an unlabelled set.
-    """
+    """One image of a raw archive: its name in messages, its class index, and where the loader finds it."""
 
     name: str
     location: Any
@@ -44,10 +38,7 @@ class Task(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """Items -> records of images of `image_shape` = (H, W, C); `load` is the tool's loader: item -> image.
-
-    Whatever `load` raises but a UserError means that the item cannot be read.
-    """
+    """Items -> records of images of `image_shape` = (H, W, C); `load` is as of `convert.convert`."""
 
     load: Callable[[Item], Image.Image]
     image_shape: tuple[int, int, int]
@@ -58,11 +49,7 @@ class Encoder(NamedTuple):
     max_megapixels: float = 179
 
     def record(self, item: Item) -> bytes:
-        """Loads one item and makes its record.
-
-        Raises:
-          ImageError: the item cannot be read, or has the wrong size.
-        """
+        """One item's record; raises ImageError if it cannot be read, or has the wrong size."""
         with image_limit(self.max_megapixels), reading():
             image = self.load(item)
         height, width, channels = self.image_shape

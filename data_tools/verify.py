@@ -34,10 +34,9 @@ def check_shard(
     check_record: CheckRecord | None,
     report: Callable[[int], object],
 ) -> str | None:
-    """The damage of a shard, or None if it is whole.
+    """The damage of a shard of `length` records, or None if it is whole.
 
     Args:
-      length: the number of records it must hold.
       recorded: its entry in the manifest, if there is one.
       check_record: raises `images.ImageError` for a record that is no good; None trusts right bytes.
       report: called with the bytes read, for progress.

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from data_tools import geometry
-from tests.data.fixtures import natural_image
 
 
 def test_lsun_geometry_by_hand():
@@ -35,14 +34,3 @@ def test_of_a_line_the_middle_alone_is_resized(monkeypatch, height, width):
     assert found.shape == (1024, 1024, 3) and sizes == [(1024, 1024)]
     halves = np.split(found, 2, axis=1 if width > 1 else 0)
     assert halves[0].mean() < 80 and halves[1].mean() > 175  # one pixel each, interpolated
-
-
-@pytest.mark.parametrize("size", [(90, 120), (500, 40)])
-def test_ordinary_images_are_resized_whole_and_then_cropped(size):
-    image = Image.fromarray(natural_image(0, *size))
-    scale = max(64 / image.width, 64 / image.height)
-    covering = image.resize(
-        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-    )
-    expected = geometry.center_crop(covering, 64, 64)
-    assert np.array_equal(geometry.resize_then_crop(image, 64, 64), expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 
 import numpy as np
@@ -112,19 +111,6 @@ def test_imagenet_archives_that_are_cut_or_damaged(tmp_path, imagenet_tar):
             run(imagenet, path, tmp_path, "--classes", "3")
 
 
-def test_what_is_not_imagenet_is_told_what_fits(tmp_path, imagenet_tar):
-    fixtures.make_imagenet(tmp_path / "x.tar", {"validation": [b"1"]})
-    fixtures.make_folder(tmp_path / "train", {"n00000000/a.JPEG": PICTURE})
-    for source, message in {
-        imagenet_tar[0]: r"holds 3 classes, not 1000.*--classes=3",
-        tmp_path / "x.tar": r"holds validation.tar, not nXXXXXXXX.tar",
-        tmp_path
-        / "train": r"train is a folder: .* data_tools.image_folder --labels --resolution 256 --input",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            run(imagenet, source, tmp_path)
-
-
 # --- FFHQ ----------------------------------------------------------------------------------------
 
 
@@ -190,23 +176,12 @@ def test_image_folder_with_all_its_formats_and_labels(tmp_path, capsys):
 
 
 def test_classes_that_are_whole_numbers_are_in_the_numbers_order(tmp_path):
-    for names, expected in (
-        (["0", "1", "2", "10", "11"], ["0", "1", "2", "10", "11"]),
-        (["007", "08", "9", "10"], ["007", "08", "9", "10"]),
-        (["1", "10", "2", "x"], ["1", "10", "2", "x"]),
-    ):
-        folder = tmp_path / expected[0]
+    for names in (["007", "08", "9", "10", "11"], ["1", "10", "2", "x"]):
+        folder = tmp_path / names[0]
         fixtures.make_folder(folder, {f"{name}/0.png": PICTURE for name in names})
         items, classes = image_folder.list_items(folder, labels=True)
-        assert classes == expected
+        assert classes == names
         assert all(classes[item.label] == item.name.split("/")[0] for item in items)
-
-
-@pytest.mark.parametrize("names", [["a\nb"], [" a"], ["b "], [os.fsdecode(b"caf\xe9")], ["é", "e\u0301"]])
-def test_names_that_would_not_come_back_are_refused_before_the_first_shard(tmp_path, names):
-    with pytest.raises(UserError, match=r"rename (it|one)$"):
-        convert_folder(tmp_path, {f"{name}/0.png": PICTURE for name in names}, "--labels")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("crop", ["center", "stretch"])
@@ -221,51 +196,29 @@ def test_image_folder_to_a_size_that_is_not_square(tmp_path, crop):
 
 
 def test_image_folder_refuses_what_it_cannot_do(tmp_path):
-    source = tmp_path / "in"
-    fixtures.make_folder(source, {"a.png": PICTURE, "b.png": fixtures.encode(np.zeros((9, 8), np.uint8))})
+    files = {"a\nb/a.png": PICTURE, "c/b.png": fixtures.encode(np.zeros((9, 8), np.uint8))}
+    fixtures.make_folder(tmp_path / "in", files)
     for more, message in [
-        ([], r"cannot read b.png \(the image is 9x8, the first one 8x8; pass --resolution"),
-        (["--resolution", "8y8"], r"--resolution=8y8: write a size"),
+        ([], r"cannot read c/b.png \(the image is 9x8, the first one 8x8; pass --resolution"),
         (["--channels", "4", "--encoding", "jpeg"], r"--channels=4 needs --encoding=png"),
+        (["--resolution", "8", "--labels"], r"the class name 'a\\nb' has .*: rename it$"),
     ]:
         with pytest.raises(UserError, match=message):
-            run(image_folder, source, tmp_path, *more)
+            run(image_folder, tmp_path / "in", tmp_path, *more)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"there are no images"):
         run(image_folder, tmp_path / "empty", tmp_path)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    file = tmp_path / "zip"
-    file.write_bytes(b"PK\x03\x04" + bytes(100))
-    for tool, message in {
-        ffhq: r"is no TFRecord file, or cut short or damaged at record 0 \(byte 0\)",
-        image_folder: "is no folder",
-        imagenet: "is no tar archive, or damaged: fetch it again",
-    }.items():
-        with pytest.raises(UserError, match=f"zip {message}"):
-            run(tool, file, tmp_path)
-
-
-def test_jpeg_encoding(tmp_path):
-    pixels = fixtures.natural_image(0, 64, 64)
-    info, ((image, _),) = convert_folder(tmp_path, {"a.png": fixtures.encode(pixels)}, "--encoding", "jpeg")
-    assert info.encoding == "jpeg" and 0 < np.abs(image.astype(int) - pixels).mean() < 4
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["plan"]["level_or_quality"] == 95
-
-
 def test_a_large_scan_is_let_in_by_the_flag_that_its_refusal_names(tmp_path):
     files = {"a.png": fixtures.encode(np.zeros((1000, 1200), np.uint8))}
-    small = ("--resolution", "8")
-    for more in (small, ()):
-        with pytest.raises(UserError, match=r"1200000 pixels\) exceeds .*: let it in with --max_megapixels"):
-            convert_folder(tmp_path, files, "--max_megapixels", "1", *more)
-    convert_folder(tmp_path, files, "--max_megapixels", "1.2", *small)
+    with pytest.raises(UserError, match=r"1200000 pixels\) exceeds .*: let it in with --max_megapixels"):
+        convert_folder(tmp_path, files, "--max_megapixels", "1", "--resolution", "8")
+    convert_folder(tmp_path, files, "--max_megapixels", "1.2", "--resolution", "8")
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_channels_are_kept(tmp_path, channels, capsys):
+def test_channels_are_kept(tmp_path, channels):
     pixels = np.dstack([fixtures.natural_image(0, 10, 12), np.full((10, 12), 77, np.uint8)])
     pixels = pixels[..., 0] if channels == 1 else pixels
     files = {"a.png": fixtures.encode(pixels), "b.png": fixtures.encode(pixels)}
@@ -274,10 +227,6 @@ def test_channels_are_kept(tmp_path, channels, capsys):
     info, found = convert_folder(tmp_path, files, "--channels", str(channels))
     assert info.image_shape == (10, 12, channels)
     assert same_images([image for image, _ in found], [pixels] * 2)
-    if channels == 1:
-        with pytest.raises(UserError, match="differs in image_shape"):
-            convert_folder(tmp_path, files)
-        assert "--channels=1 keeps them so" in capsys.readouterr().err
 
 
 # --- Fashion-MNIST ---------------------------------------------------------------------------------
