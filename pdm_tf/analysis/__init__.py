@@ -1,10 +1,7 @@
 """The paper's tables and figures from trained models and their data set: numbers, a sentence and a picture.
 
-Nothing trains here. `study` is the models and data, `optimum` x* of Eq. 4; every other module is one analysis
-of `ANALYSES` and has two functions:
-
-    measure(study: Study) -> Result
-    draw(result: Result, path) -> None, which writes the picture
+Nothing trains here. `study` is the models and data, `optimum` x* of Eq. 4; each module of `ANALYSES` is one
+analysis, measure(study: Study) -> Result.
 """
 
 from __future__ import annotations
@@ -26,15 +23,12 @@ ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memor
 def analyze(name: str, study: Study, out: str | os.PathLike) -> None:
     """Makes an analysis: writes <name>.json and <name>.png to the folder `out` and prints the sentence.
 
-    Args:
-      name: one of `ANALYSES`.
     Raises:
       UserError: it cannot be made of these models or data; says what it needs.
     """
-    analysis = importlib.import_module(f"{__name__}.{name}")
-    result = analysis.measure(study)
+    result = importlib.import_module(f"{__name__}.{name}").measure(study)
     file = as_path(out) / f"{name}.json"
     picture = as_path(out) / f"{name}.png"
     atomic_json(file, {**study.description(), **result.numbers, "what": name, "sentence": result.sentence})
-    analysis.draw(result, picture)
+    result.draw(picture)
     print(f"{result.sentence}\nnumbers: {file}\npicture: {picture}")

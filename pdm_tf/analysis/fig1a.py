@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +43,8 @@ def measure(study: Study) -> Result:
             rows[title].append(x[0])
             numbers["energy"][title].append(gradient_energy(x) / data_energy)
             numbers["rmse_to_optimum"][title].append(rmse(x, best))
-    return Result(numbers, _sentence(numbers), {title: to_uint8(row) for title, row in rows.items()})
+    images = {title: to_uint8(row) for title, row in rows.items()}
+    return Result(numbers, _sentence(numbers), images, [f"t = {t}" for t in numbers["t"]], _panels(numbers))
 
 
 def _sentence(numbers: dict) -> str:
@@ -68,23 +68,16 @@ def _kept_energy(t: Sequence[int], energies: Sequence[float]) -> str:
     return f"less than half of the images' gradient energy from t = {below[0]} on"
 
 
-def draw(result: Result, path: str | os.PathLike) -> None:
-    """Rows of z_t, x_theta and x* of one image, and curves of the numbers."""
-    numbers = result.numbers
+def _panels(numbers: dict) -> list[plots.Panel]:
     t = np.array(numbers["t"])
 
     def lines(values: dict) -> dict:
         return {title: (t, np.array(row), None) for title, row in values.items()}
 
-    panels = [
-        plots.Panel(
-            "gradient energy over the images' own",
-            "t",
-            lines({**numbers["energy"], "x*": numbers["energy_optimum"]}),
-        ),
+    energies = {**numbers["energy"], "x*": numbers["energy_optimum"]}
+    averaged = {"effective number": numbers["images_averaged"]}
+    return [
+        plots.Panel("gradient energy over the images' own", "t", lines(energies)),
         plots.Panel("RMSE of x_theta to x*", "t", lines(numbers["rmse_to_optimum"])),
-        plots.Panel(
-            "images that x* averages", "t", lines({"effective number": numbers["images_averaged"]}), "log"
-        ),
+        plots.Panel("images that x* averages", "t", lines(averaged), "log"),
     ]
-    plots.draw(path, result.images, [f"t = {at}" for at in t], panels)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import tensorflow as tf
 
@@ -28,11 +26,7 @@ BANDS = 8  # of frequency, up to that of neighbouring pixels
 def sample_posterior(
     denoiser: Denoiser, z: np.ndarray, t: int, label: int, count: int, seed: int, batch_size: int
 ) -> np.ndarray:
-    """Samples of the model's q(x | z_t), by ancestral steps from one z_t (H, W, C).
-
-    Returns:
-      float32 (count, H, W, C).
-    """
+    """Samples of the model's q(x | z_t), by ancestral steps from one z_t (H, W, C): (count, H, W, C)."""
     schedule = denoiser.schedule.respaced(strided_timesteps(t + 1, (min(STEPS, t + 1),)))
 
     @tf.function(reduce_retracing=True)
@@ -54,15 +48,10 @@ def sample_posterior(
 
 
 def kept_power(samples: np.ndarray) -> np.ndarray:
-    """The share of the samples' power that is in their true mean, by band of frequency.
+    """The share of the power of float (N, H, W, C), N > 1, that is in their mean, by frequency: (BANDS,).
 
     The power of the mean of N holds 1/N of what has no common phase; that is subtracted, so that independent
-    noise gives 0 and equal images 1. The constant is left out.
-
-    Args:
-      samples: float (N, H, W, C), N > 1.
-    Returns:
-      (BANDS,), from low frequencies to those of neighbouring pixels.
+    noise gives 0 and equal images 1. The constant is left out; the last band is that of neighbouring pixels.
     """
     count, height, width, _ = samples.shape
     spectrum = np.fft.fft2(samples, axes=(1, 2))
@@ -108,15 +97,10 @@ def measure(study: Study) -> Result:
         "samples": samples[:COLUMNS],
         "mean, spread": np.stack([mean, 2 * spread / max(spread.max(), 1e-6) - 1]),
     }
-    return Result(numbers, sentence, {title: to_uint8(row) for title, row in rows.items()})
-
-
-def draw(result: Result, path: str | os.PathLike) -> None:
-    """z_t, the image, samples, their mean and spread, and the share of power that the mean keeps."""
-    frequencies = (np.arange(BANDS) + 0.5) / BANDS
     panel = plots.Panel(
         "share of the samples' power in their mean",
         "frequency over that of neighbouring pixels",
-        {"mean": (frequencies, np.array(result.numbers["kept_power_by_band"]), None)},
+        {"mean": ((np.arange(BANDS) + 0.5) / BANDS, kept, None)},
     )
-    plots.draw(path, result.images, panels=[panel])
+    images = {title: to_uint8(row) for title, row in rows.items()}
+    return Result(numbers, sentence, images, panels=[panel])

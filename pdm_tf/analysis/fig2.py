@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,7 +56,7 @@ def measure(study: Study) -> Result:
             curves = _curves(squared, smallest)
             crossings = {title: _crossing(t, r["value"]) for title, r in curves["ratio_to_smallest"].items()}
             numbers["splits"][kind] = {"images": len(images), **curves, "crossing": crossings}
-    return Result(numbers, _sentence(numbers))
+    return Result(numbers, _sentence(numbers), panels=_panels(numbers))
 
 
 def _curves(squared: dict[str, np.ndarray], smallest: str) -> dict[str, dict[str, dict[str, list]]]:
@@ -148,9 +147,8 @@ def _course(t: Sequence[int], ratio: Sequence[float | None], crossing: float | N
     return f"{first}still more than 1.05 at t = {t[-1]}"
 
 
-def draw(result: Result, path: str | os.PathLike) -> None:
+def _panels(numbers: dict) -> list[plots.Panel]:
     """RMSE and, as in the paper's figure, its ratio to that of the smallest P (of one P: to that of x*)."""
-    numbers = result.numbers
     t = np.array(numbers["t"])
     panels = []
     for kind, curves in numbers["splits"].items():
@@ -164,7 +162,7 @@ def draw(result: Result, path: str | os.PathLike) -> None:
         lines = {label: line for label, line in lines.items() if np.isfinite(line[1]).any()}
         if lines:
             panels.append(plots.Panel(f"ratio, {title}", "t", lines, scale))
-    plots.draw(path, panels=panels)
+    return panels
 
 
 def _lines(t: np.ndarray, curves: dict[str, dict[str, list]]) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +42,7 @@ def measure(study: Study) -> Result:
         for model in study.models
     )
     numbers = {"weightings": weightings, "mse": EVEN if even else AS_TRAINED, "curves": curves}
-    return Result(numbers, _sentence(numbers))
+    return Result(numbers, _sentence(numbers), panels=_panels(numbers))
 
 
 def _read_log(model: Model) -> dict[str, np.ndarray]:
@@ -98,9 +97,8 @@ def _sentence(numbers: dict) -> str:
     )
 
 
-def draw(result: Result, path: str | os.PathLike) -> None:
-    """Curves with the spread over seeds, one panel for each weighting."""
-    numbers = result.numbers
+def _panels(numbers: dict) -> list[plots.Panel]:
+    """Curves with the spread over seeds."""
     titles = {"mse": numbers["mse"], "simple_loss": f"L_simple, {numbers['weightings'][0]}"}
     panels = []
     for kind, title in titles.items():
@@ -112,4 +110,4 @@ def draw(result: Result, path: str | os.PathLike) -> None:
                 lines[label] = (np.array(curve["step"]), np.array(curve["mean"]), spread)
         if lines:
             panels.append(plots.Panel(title, "step", lines, "log"))
-    plots.draw(path, panels=panels)
+    return panels

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
-from pdm_tf import plots
 from pdm_tf.analysis.study import Predictor, Result, Study, add_noise, gradient_energy, rmse
 from pdm_tf.images import to_uint8
 
@@ -54,8 +51,3 @@ def _sentence(numbers: dict, study: Study, conditional: bool) -> str:
         f"At t = {numbers['t']} the gradient energy of x_theta over that of x* of {data} is "
         f"{' and '.join(values)}: more than 1 is noise that x* does not have{advice}."
     )
-
-
-def draw(result: Result, path: str | os.PathLike) -> None:
-    """Rows of z_t, each x_theta and x*."""
-    plots.draw(path, result.images)

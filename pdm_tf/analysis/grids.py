@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
-from pdm_tf import plots
 from pdm_tf.analysis.study import Result, Study
 from pdm_tf.images import from_uint8, to_uint8
 from pdm_tf.models import Model
@@ -20,12 +17,9 @@ BOOTSTRAPS = 200
 
 
 def border_energy(images: np.ndarray, patch_size: int) -> float | None:
-    """Gradient energy across patch borders over that elsewhere; None where no two patches meet.
+    """Gradient energy of float (N, H, W, C) across patch borders over that elsewhere, near 1 without patches.
 
-    Near 1 of images without patches, more where borders show.
-
-    Args:
-      images: float (N, H, W, C).
+    None where no two patches meet.
     """
     sums = np.zeros(2)
     counts = np.zeros(2)
@@ -43,14 +37,12 @@ def border_energy(images: np.ndarray, patch_size: int) -> float | None:
 def border_steps(images: np.ndarray, patch_size: int) -> tuple[float, float] | None:
     """Second differences |x_{i-1} - 2 x_i + x_{i+1}| across patch borders over those one pixel beside them.
 
-    Near 1 of images without patches. On plain ground they are next to nothing but where there is a step, and
-    those of lines count as `LINE`: so they see steps of few levels, which are nothing to the gradient energy.
+    Near 1 without patches. On plain ground they are next to nothing but where there is a step, and those of
+    lines count as `LINE`: so they see steps of few levels, which are nothing to the gradient energy.
 
-    Args:
-      images: float (N, H, W, C).
     Returns:
-      The ratio of the means, and its standard error, the bootstrap's over images. None where no two patches
-      meet, where they are less than three pixels wide, or where all is plain.
+      The ratio of the means of float (N, H, W, C), and its standard error, the bootstrap's over images. None
+      where no two patches meet, where they are less than three pixels wide, or where all is plain.
     """
     if patch_size < 3:
         return None
@@ -99,7 +91,7 @@ def measure(study: Study) -> Result:
             for size in sorted({part.patch_size for part in model.parts})
         }
     numbers = {"border_energy": energies, "border_steps": steps}
-    return Result(numbers, _sentence(energies, steps, study.count), images)
+    return Result(numbers, _sentence(energies, steps, study.count), _with_zoom(images))
 
 
 def _sentence(energies: dict, steps: dict, count: int) -> str:
@@ -127,10 +119,10 @@ def _with_error(ratio: tuple[float, float]) -> str:
     return f"{ratio[0]:.2f} ± {ratio[1]:.2f}"
 
 
-def draw(result: Result, path: str | os.PathLike) -> None:
-    """A row for the data and for each model, and below it the middle of each image, enlarged."""
+def _with_zoom(rows_of_images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Below each row the middle of its images, which is drawn as large."""
     rows = {}
-    for title, images in result.images.items():
+    for title, images in rows_of_images.items():
         _, height, width, _ = images.shape
         zoom_height = min(ZOOM, height // 2)
         zoom_width = min(ZOOM, width // 2)
@@ -138,4 +130,4 @@ def draw(result: Result, path: str | os.PathLike) -> None:
         left = (width - zoom_width) // 2
         rows[title] = images
         rows[f"{title}, zoom"] = images[:, top : top + zoom_height, left : left + zoom_width]
-    plots.draw(path, rows)
+    return rows

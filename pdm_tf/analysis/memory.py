@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +14,6 @@ import tensorflow as tf
 from pdm_tf import plots
 from pdm_tf.analysis.study import Result, Study
 from pdm_tf.config.fields import Config, validate
-from pdm_tf.errors import UserError
 from pdm_tf.progress import bar, peak_resident
 from pdm_tf.training.model import build_model
 from pdm_tf.training.state import training_state
@@ -45,18 +41,17 @@ def measure(study: Study) -> Result:
 
             largest, peaks = largest_batch(peak, limit)
         known = {batch: value for batch, value in sorted(peaks.items()) if math.isfinite(value)}
+        slope = None
+        if len(known) > 1:
+            slope = float(np.polyfit(list(known), list(known.values()), 1)[0])
         rows[title] = {
             "patch_size": config.network.patch_size,
             "largest_batch": largest,
             "peak_mebibytes": {str(batch): value for batch, value in known.items()},
-            "mebibytes_per_image": _slope(known),
+            "mebibytes_per_image": slope,
         }
-    return Result({"limit_mebibytes": limit, "rows": rows}, _sentence(rows, study.memory_gib))
-
-
-def _slope(peaks: dict[int, float]) -> float | None:
-    """MiB of one more image, from peaks by batch; None of fewer than two peaks."""
-    return float(np.polyfit(list(peaks), list(peaks.values()), 1)[0]) if len(peaks) > 1 else None
+    numbers = {"limit_mebibytes": limit, "rows": rows}
+    return Result(numbers, _sentence(rows, study.memory_gib), panels=[_panel(numbers)])
 
 
 def _configs(study: Study) -> dict[str, Config]:
@@ -84,10 +79,8 @@ def _sentence(rows: dict, gib: float) -> str:
 def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict[int, float]]:
     """The largest batch whose peak is within the limit, to 1 part in `TOLERANCE`: by growth, then bisection.
 
-    Args:
-      peak: batch -> memory, in the unit of `limit`; inf where the process ran out of it.
-    Returns:
-      The batch (0: not even one image fits), and all peaks that were measured.
+    `peak` maps a batch to memory, inf where the process ran out of it. The result is 0 where not even one
+    image fits; with it come all peaks that were measured.
     """
     peaks: dict[int, float] = {}
     fits = 0
@@ -103,26 +96,12 @@ def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict
 
 
 def peak_in_child(config: Config) -> float:
-    """The peak of one train step in a fresh process, MiB; inf if it ran out of memory.
-
-    Raises:
-      UserError: it failed otherwise.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=config.to_json(),
-        cwd=Path(__file__).parents[2],
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    killed = done.returncode == -signal.SIGKILL
-    if killed or "ResourceExhausted" in done.stderr or "MemoryError" in done.stderr:
-        return math.inf
-    if done.returncode:
-        last_line = (done.stderr.strip().splitlines() or ["no words"])[-1]
-        raise UserError(f"one train step in a process of its own failed ({last_line}): mend that first")
-    return json.loads(done.stdout.splitlines()[-1])
+    """The peak of one train step in a fresh process, MiB; inf if it ran out of memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(peak_of_step, config).result()
+        except (BrokenProcessPool, MemoryError, tf.errors.ResourceExhaustedError):
+            return math.inf
 
 
 def peak_of_step(config: Config) -> float:
@@ -137,16 +116,12 @@ def peak_of_step(config: Config) -> float:
     return peak_resident()
 
 
-def draw(result: Result, path: str | os.PathLike) -> None:
+def _panel(numbers: dict) -> plots.Panel:
     """Peaks against the batch, with the limit."""
     lines = {}
-    for title, row in result.numbers["rows"].items():
+    for title, row in numbers["rows"].items():
         batches = np.array([int(batch) for batch in row["peak_mebibytes"]])
         lines[title] = (batches, np.array(list(row["peak_mebibytes"].values())), None)
     ends = np.array([1, max(batches.max(initial=1) for batches, *_ in lines.values())])
-    lines["limit"] = (ends, np.full(2, result.numbers["limit_mebibytes"]), None)
-    plots.draw(path, panels=[plots.Panel("peak memory of a train step, MiB", "images a batch", lines)])
-
-
-if __name__ == "__main__":
-    print(json.dumps(peak_of_step(Config.from_json(sys.stdin.buffer.read(), "stdin"))))
+    lines["limit"] = (ends, np.full(2, numbers["limit_mebibytes"]), None)
+    return plots.Panel("peak memory of a train step, MiB", "images a batch", lines)

@@ -10,7 +10,6 @@ import tensorflow as tf
 from pdm_tf.data import DatasetInfo, naming_shards, split_in_order
 from pdm_tf.denoiser import Part
 from pdm_tf.diffusion.schedules import NoiseSchedule
-from pdm_tf.errors import UserError
 
 CHUNK = 256  # images of the data set at a time
 LARGEST_KEPT = 2 << 30  # bytes of decoded images
@@ -34,13 +33,12 @@ class Optimum:
         horizontal_flip: bool = False,
         in_memory: bool = True,
     ):
-        """Nothing is read yet.
+        """Reads nothing yet.
 
         Args:
           images: one epoch of batches (images float32 (n, H, W, C) in [-1, 1], labels int32 (n,)), read once
             for each call.
           schedule: the whole process.
-          image_shape: (H, W, C).
           num_classes: 0: unconditional, all images count whatever the label.
           horizontal_flip: the distribution is that of the images and their mirror images.
           in_memory: `images` are there, not decoded for each call.
@@ -117,11 +115,8 @@ def optimum_of(
     *,
     conditional: bool,
     horizontal_flip: bool,
-    split: str = "train",
 ) -> Optimum:
-    """x* of a split; its images are kept in memory where that takes no more than 2 GiB, else read each time.
-
-    What is kept is read here, once.
+    """x* of the training images, kept in memory where that takes no more than 2 GiB, else read each time.
 
     Args:
       conditional: x* given the class, as a class-conditional model learns it; otherwise labels do nothing.
@@ -129,11 +124,9 @@ def optimum_of(
     Raises:
       UserError: as `load_batches`.
     """
-    if not info.num_examples.get(split):
-        raise UserError(f"{info.name} has no split {split}: name a data set that has one")
-    batches = split_in_order(info, split, CHUNK, image_shape)
+    batches = split_in_order(info, "train", CHUNK, image_shape)
     images = batches.map(lambda batch: (batch["image"], batch["label"]))
-    in_memory = 4 * info.num_examples[split] * int(np.prod(image_shape)) <= LARGEST_KEPT
+    in_memory = 4 * info.num_examples["train"] * int(np.prod(image_shape)) <= LARGEST_KEPT
     if in_memory:
         images = images.cache()
         with naming_shards():

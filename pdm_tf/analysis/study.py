@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from pdm_tf import plots
 from pdm_tf.analysis.optimum import Optimum, optimum_of
 from pdm_tf.config.fields import Config
 from pdm_tf.config.words import leaves
@@ -28,12 +30,23 @@ class Result(NamedTuple):
     Attributes:
       numbers: JSON values.
       sentence: the finding in one sentence made of the numbers.
-      images: row title -> uint8 (N, H, W, C), the images of the picture.
+      images, columns, panels: of the picture, as of `plots.draw`.
+      table: the picture, instead of these: titles of columns, and rows of texts.
     """
 
     numbers: dict[str, Any]
     sentence: str
     images: Mapping[str, np.ndarray] = {}
+    columns: Sequence[str] = ()
+    panels: Sequence[plots.Panel] = ()
+    table: tuple[list[str], list[list[str]]] | None = None
+
+    def draw(self, path: str | os.PathLike) -> None:
+        """Writes the picture."""
+        if self.table:
+            plots.table(path, *self.table)
+        else:
+            plots.draw(path, self.images, self.columns, self.panels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,8 @@ import numpy as np
 
 from pdm_tf.analysis.grids import samples_of
 from pdm_tf.analysis.study import Result, Study
-from pdm_tf.analysis.tables import draw, evaluation_of, mean_metrics
+from pdm_tf.analysis.tables import as_texts, evaluation_of, mean_metrics
 from pdm_tf.models import Model
-
-__all__ = ["draw", "measure"]
 
 
 def measure(study: Study) -> Result:
@@ -32,7 +30,8 @@ def measure(study: Study) -> Result:
             "images_per_second": _images_per_second(study, title, first),
             "metrics": {} if None in evaluations else mean_metrics(evaluations),
         }
-    return Result({"rows": rows, "batch_size": study.batch_size}, _sentence(rows, study.batch_size))
+    numbers = {"rows": rows, "batch_size": study.batch_size}
+    return Result(numbers, _sentence(rows, study.batch_size), table=as_texts(rows))
 
 
 def _images_per_second(study: Study, title: str, model: Model) -> float:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pdm_tf.analysis.study import Result, Study
-from pdm_tf.analysis.tables import draw, evaluation_of, mean_metrics
+from pdm_tf.analysis.tables import as_texts, evaluation_of, mean_metrics
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model
 from pdm_tf.run import training_seconds
-
-__all__ = ["draw", "measure"]
 
 SECONDS_A_DAY = 86400
 
@@ -42,7 +40,7 @@ def measure(study: Study) -> Result:
             f"{' and '.join(missing)} has not been evaluated with the weights that it has (in {folder}): "
             "evaluate it first"
         )
-    return Result({"rows": rows}, _sentence(rows, missing))
+    return Result({"rows": rows}, _sentence(rows, missing), table=as_texts(rows))
 
 
 def _sentence(rows: dict, missing: list[str]) -> str:

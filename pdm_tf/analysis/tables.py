@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pdm_tf import plots
-from pdm_tf.analysis.study import Result, Study
+from pdm_tf.analysis.study import Study
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model
 
@@ -88,8 +86,3 @@ def with_error(metric: Mapping[str, float | None] | None) -> str:
         return "-"
     error = "" if metric.get("error") is None else f" ± {metric['error']:.2g}"
     return f"{metric['value']:.4g}{error}"
-
-
-def draw(result: Result, path: str | os.PathLike) -> None:
-    """The rows as a table."""
-    plots.table(path, *as_texts(result.numbers["rows"]))

@@ -42,7 +42,7 @@ def test_curves_are_means_over_seeds_on_one_weighting(info, tmp_path):
     assert x["spread"][-1] == pytest.approx(np.sqrt(2) * last) and curves["v, P=4"]["mse"]["spread"] is None
     assert curves["v, P=4"]["simple_loss"]["mean"][-1] == pytest.approx(12 * last)
     assert "x, P=4" in result.sentence.split("v, P=4")[0]  # the lowest first
-    fig3.draw(result, tmp_path / "3.png")
+    result.draw(tmp_path / "3.png")
     other = model_of(None, tmp_path / "other", diffusion__loss_weighting="constant")
     write_log(other, 2.0)
     mixed = fig3.measure(study_of(info, *models, other)).numbers["curves"]

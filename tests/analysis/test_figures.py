@@ -41,7 +41,7 @@ def test_fig1a_of_the_optimum_itself(info, best, tmp_path):
     averaged = result.numbers["images_averaged"]
     assert averaged[0] == pytest.approx(1) and 1.5 < averaged[-1] <= 6.001  # of the images' own class alone
     assert result.images["x*"].dtype == np.uint8 and len(result.images["x*"]) == 11
-    fig1a.draw(result, tmp_path / "a.png")
+    result.draw(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -78,7 +78,7 @@ def test_fig4_measures_noise_in_predictions(info, best, tmp_path):
     assert result.numbers["energy_over_optimum"]["x, P=4"] == pytest.approx(1)
     assert result.numbers["energy_over_optimum"]["eps, P=4"] > 2
     assert "of the class “1”" in result.sentence and "give its run too" not in result.sentence
-    fig4.draw(result, tmp_path / "b.png")
+    result.draw(tmp_path / "b.png")
 
 
 def test_fig2_ratios_of_known_distortions(info, best, tmp_path):
@@ -99,7 +99,7 @@ def test_fig2_ratios_of_known_distortions(info, best, tmp_path):
     exact_ratio = [value for value in train["ratio_to_optimum"]["x, P=2"]["value"] if value is not None]
     assert exact_ratio and exact_ratio == pytest.approx([1.0] * len(exact_ratio))
     json.dumps(numbers, allow_nan=False)
-    fig2.draw(result, tmp_path / "2.png")
+    result.draw(tmp_path / "2.png")
 
 
 def test_fig2_says_where_two_networks_are_equally_far(info, best, tmp_path):
@@ -163,6 +163,6 @@ def test_fig1b(info, tmp_path):
     result = fig1b.measure(study_of(info, half, count=3))
     assert result.numbers["samples"] == 3 and result.numbers["t"] == 699
     assert result.numbers["pixel_spread"] == result.numbers["rmse_of_mean_to_x_theta"] == 0
-    fig1b.draw(result, tmp_path / "1b.png")
+    result.draw(tmp_path / "1b.png")
     with pytest.raises(UserError, match="at least two"):
         fig1b.measure(study_of(info, half, count=1))

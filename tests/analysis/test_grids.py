@@ -49,9 +49,9 @@ def test_one_seed_draws_one_noise_for_all_models(info, tmp_path):
         model_of(plain, tmp_path / "c", network__patch_size=8, **settings),
     ]
     result = grids.measure(study_of(info, *models, count=6))
-    a, b, c = (result.numbers["border_energy"][name] for name in list(result.images)[1:])
+    a, b, c = (result.numbers["border_energy"][name] for name in list(result.images)[2::2])
     assert [row["patch_size"] for row in (a, b, c)] == [4, 4, 8] and a["data"] == b["data"] != c["data"]
     assert b["samples"] is None and a["samples"] == pytest.approx(1, abs=0.2)  # nothing within blocks
     np.testing.assert_array_equal(result.images["x, P=4, a (1)"], result.images["x, P=8"])
     assert "x, P=8 (data" in result.sentence and "b (2)" not in result.sentence
-    grids.draw(result, tmp_path / "grids.png")
+    result.draw(tmp_path / "grids.png")

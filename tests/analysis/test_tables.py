@@ -51,7 +51,7 @@ def test_table_1_orders_by_patch_size_and_names_what_is_not_evaluated(info, mode
     titles, lines = tables.as_texts(rows)
     assert titles[1:4] == ["patch size", "parameters", "seeds"] and titles[-1] == "FID"
     assert [line[-1] for line in lines] == ["5.7 ± 0.1", "-"]
-    table1.draw(result, tmp_path / "1.png")
+    result.draw(tmp_path / "1.png")
 
 
 def test_table_2_adds_up_the_time_of_training(info, models, tmp_path):
@@ -71,7 +71,6 @@ def test_table_2_adds_up_the_time_of_training(info, models, tmp_path):
     assert values == {"IS": 142.2, "FID": 8.57, "recall": 0.47} and row["images"] == 500
     assert row["device_days"] == pytest.approx((50 * 4 / 2 + 50 * 4 / 4) / 86400)
     assert "FID 8.57" in result.sentence and "P2 has not been evaluated" in result.sentence
-    table2.draw(result, tmp_path / "2.png")
 
 
 def test_an_evaluation_is_known_by_the_weights_wherever_it_and_the_runs_lie(info, models, tmp_path):
