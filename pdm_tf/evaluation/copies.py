@@ -23,7 +23,7 @@ class CopyCheck:
     def __init__(
         self, train: Reference, held_out: Reference, train_images: Callable[[], Iterator[np.ndarray]]
     ):
-        """`train_images` gives all training images from the first on, in uint8 batches."""
+        """`train_images` gives all training images in order, in uint8 batches."""
         self.train = train
         self.held_out = held_out
         self.train_images = train_images
@@ -72,8 +72,6 @@ def in_words(found: dict[str, Any]) -> str:
 
 def _enlarged(images: np.ndarray, size: np.ndarray) -> np.ndarray:
     """uint8 (N, H, W, 3) at (height, width) `size`; the pixels stay visible."""
-    if tuple(size) == images.shape[1:3]:
-        return images
     height, width = map(int, size)
     return np.stack(
         [Image.fromarray(one).resize((width, height), Image.Resampling.NEAREST) for one in images]

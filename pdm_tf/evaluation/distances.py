@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Rows at once: a block of 2,500 x 2,500 float32 distances is 25 MB.
-BLOCK = 2500
-# More rows than this at once would only need more memory: the products are as fast.
-MOMENTS_BLOCK = 8192
+BLOCK = 2500  # rows at once: 2,500 x 2,500 float32 distances are 25 MB
+MOMENTS_BLOCK = 8192  # more at once would need more memory, and be no faster
 INCEPTION_SCORE_SPLIT = 5000  # images, as in ADM's evaluator
+NEIGHBOURS = (3, 5)  # k of precision and recall, and of density and coverage
+GROUPS = 10  # of the jackknife
 
 
 # --- Fréchet distance ----------------------------------------------------------------------------
@@ -68,10 +68,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
         |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
-    The trace of the root is the sum of the roots of the eigenvalues of R' S_b R, where S_a = R R'. These are
-    symmetric problems, which have an accurate answer for any covariance (to about 1e-8); R is that of the set
-    of fewer rows, and has as many columns as its covariance has rank. Unlike a general matrix root it is
-    never complex and needs nothing added to the diagonal.
+    The trace of the root is the sum of the roots of the eigenvalues of R' S_b R, where S_a = R R' has fewer
+    rows: symmetric problems, accurate for any covariance (to about 1e-8), with nothing added to the diagonal.
 
     Expect it to be too large by about a constant / N: compare only numbers of equal N.
     """
@@ -97,30 +95,25 @@ def _frechet(root_a: np.ndarray, a: Moments, b: Moments) -> float:
     return float(step @ step + np.square(root_a).sum() + np.trace(covariance) - 2.0 * root_trace)
 
 
-def frechet_error(
-    reference: Moments, samples: np.ndarray, groups: int = 10, seed: int = 0, together: int = 1
-) -> float:
+def frechet_error(reference: Moments, samples: np.ndarray, together: int = 1) -> float:
     """The standard error of `frechet_distance(reference, Moments.of(samples))` over draws of the samples.
 
     A delete-a-group jackknife: sqrt((g - 1) / g * sum_i (d_i - mean d)^2), d_i being the distance without the
-    i-th of g equal groups. All d_i have equal numbers of samples, so the distance's bias, which depends on N,
-    is not part of the error; nor is the chance of the reference, or of another training of the model.
+    i-th of g equal groups at random. All d_i have equal numbers of samples, so the distance's bias, which
+    depends on N, is not part of the error; nor is the chance of the reference, or of another training.
 
     Args:
-      reference: the other side.
-      samples: float (N, D), N / `together` >= `groups`.
-      groups: g, at least 2.
-      seed: of the samples' random order.
+      samples: float (N, D), N / `together` >= `GROUPS`.
       together: rows, one after another, that are of one image, and so in one group.
     """
     images = samples.reshape([-1, together, samples.shape[1]])
-    order = np.random.default_rng(seed).permutation(len(images))
+    order = np.random.default_rng(0).permutation(len(images))
     parts = [
         Moments.of(images[np.sort(chosen)].reshape([-1, samples.shape[1]]))
-        for chosen in np.array_split(order, groups)
+        for chosen in np.array_split(order, GROUPS)
     ]
     root = _root(reference.covariance)
-    without = [functools.reduce(operator.add, parts[:i] + parts[i + 1 :]) for i in range(groups)]
+    without = [functools.reduce(operator.add, parts[:i] + parts[i + 1 :]) for i in range(GROUPS)]
     return _jackknife(np.array([_frechet(root, reference, moments) for moments in without]))
 
 
@@ -128,35 +121,29 @@ def frechet_error(
 
 
 def kernel_distance(
-    x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000
 ) -> tuple[float, float]:
     """The kernel distance (KID: Binkowski et al. 2018) of float (n, D) and (M, D), and its standard error.
 
     The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, averaged over random
-    subsets of both sides. It has no bias for small sets: two sets of one kind give 0 on average, and may give
-    less.
+    subsets of m = `subset_size` rows (half of the smaller set at most) of both sides. Two sets of one kind
+    give 0 on average, and may give less.
 
-    The standard error is over draws of both sides, from the spread s over subsets of m rows each, which
-    overlap: s * sqrt((1/n + 1/M) / (2/m - 1/n - 1/M) + 1/subsets).
-
-    Args:
-      subsets: the number of subsets.
-      subset_size: m; half of the smaller set at most.
-      seed: of the subsets.
+    The standard error is over draws of both sides, from the spread s over the subsets, which overlap:
+    s * sqrt((1/n + 1/M) / (2/m - 1/n - 1/M) + 1/subsets).
     """
     smaller = min(len(x), len(y))
     size = min(subset_size, smaller // 2)
     if size < 2:
         raise ValueError(f"a kernel distance needs at least 4 images a side, and these are {smaller}")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     values = []
     for _ in range(subsets):
         rows_x = generator.choice(len(x), size, replace=False)
         rows_y = generator.choice(len(y), size, replace=False)
         values.append(_unbiased_mmd(x[rows_x], y[rows_y]))
-    spread = np.std(values, ddof=1) if subsets > 1 else np.nan
     of_sets = 1.0 / len(x) + 1.0 / len(y)
-    error = spread * np.sqrt(of_sets / (2.0 / size - of_sets) + 1.0 / subsets)
+    error = np.std(values, ddof=1) * np.sqrt(of_sets / (2.0 / size - of_sets) + 1.0 / subsets)
     return float(np.mean(values)), float(error)
 
 
@@ -183,12 +170,8 @@ def inception_score(
 ) -> tuple[float, float | None]:
     """exp(mean KL(p(k | image) || p(k))) (Salimans et al. 2016): mean and standard deviation over splits.
 
-    Splits are consecutive images in the order of the file, as in ADM's evaluator; the last may be smaller,
-    and counts like the others. Of one split there is no deviation: None.
-
-    Args:
-      probabilities: float (N, K) of the classes; rows sum to 1.
-      split: images in a split.
+    Splits are `split` consecutive images, as in ADM's evaluator; the last may be smaller, and counts like the
+    others. Of one split there is no deviation: None. `probabilities`: float (N, K), rows sum to 1.
     """
     scores = []
     for start in range(0, len(probabilities), split):
@@ -206,88 +189,78 @@ class Manifold:
     """Features with a ball around each row, which reaches to its k-th nearest other row.
 
     Attributes:
-      squared_radii: k -> float32 (N,).
+      squared_radii: k of `NEIGHBOURS` -> float32 (N,).
     """
 
-    def __init__(self, features: np.ndarray, ks: Sequence[int] = (3, 5), block: int = BLOCK):
-        """Finds the balls of float (N, D), N > k, for each k, `block` rows at once."""
-        self.block = block
+    def __init__(self, features: np.ndarray):
+        """Finds the balls of float (N, D), N > k."""
         # Around the mean squares cancel least.
         self.origin = features.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.features = self.centred(features)
-        self.squared_radii = _squared_radii(self.features, ks, block)
+        self.squared_radii = _squared_radii(self.features, NEIGHBOURS)
 
     def centred(self, samples: np.ndarray) -> np.ndarray:
         """Other features, float (M, D), less this set's mean, float32."""
         return np.subtract(samples, self.origin, dtype=np.float32)
 
-    def distances_to(self, centred: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
-        """Squared distances in blocks: (rows of this set, rows of the other, float32 (n, m))."""
-        return _squared_distances(self.features, centred, self.block)
-
 
 def precision_recall(
-    reference: Manifold, samples: np.ndarray, k: int = 3, groups: int = 10, seed: int = 0
+    reference: Manifold, samples: np.ndarray
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019), each with its standard error.
+    """Improved precision and recall (Kynkäänniemi et al. 2019; k = 3), each with its standard error.
 
-    Precision is the share of the samples that lie in a ball of the reference, recall the share of the
-    reference in a ball of the samples. Both depend on the numbers of images on both sides.
+    Precision is the share of the samples, float (M, D), that lie in a ball of the reference, recall the share
+    of the reference in a ball of the samples. Both depend on the numbers of images on both sides.
 
     The standard errors are over draws of the samples, by a jackknife over groups, as in `frechet_error`. The
     samples' balls stay those of all samples, which makes recall's error a little too large.
-
-    Args:
-      reference: with balls of this k.
-      samples: float (M, D).
-      k: 3 in the literature.
-      groups, seed: of the jackknife.
     """
+    k, _ = NEIGHBOURS
     samples = reference.centred(samples)
     reference_radii = reference.squared_radii[k]
-    sample_radii = _squared_radii(samples, [k], reference.block)[k]
-    member = _members(len(samples), groups, seed)
+    sample_radii = _squared_radii(samples, [k])[k]
+    member = _members(len(samples))
     inside_reference = np.zeros(len(samples), bool)
     balls = np.zeros((len(reference_radii), member.shape[1]), np.float32)  # of each group, around an image
-    for rows, columns, distances in reference.distances_to(samples):
+    for rows, columns, distances in _squared_distances(reference.features, samples):
         inside_reference[columns] |= (distances <= reference_radii[rows, None]).any(axis=0)
         balls[rows] += (distances <= sample_radii[None, columns]).astype(np.float32) @ member[columns]
     return _mean_and_error(inside_reference, member), _covered_and_error(balls)
 
 
 def density_coverage(
-    reference: Manifold, samples: np.ndarray, k: int = 5, groups: int = 10, seed: int = 0
+    reference: Manifold, samples: np.ndarray
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Density and coverage (Naeem et al. 2020), which one odd image of the reference hardly moves.
+    """Density and coverage (Naeem et al. 2020; k = 5), which one odd image of the reference hardly moves.
 
     Density is the number of balls of the reference that a sample lies in, divided by k, on average (it may
-    exceed 1); coverage the share of the reference's balls that hold a sample. Arguments and errors as in
+    exceed 1); coverage the share of the reference's balls that hold a sample. Errors as in
     `precision_recall`.
     """
+    _, k = NEIGHBOURS
     samples = reference.centred(samples)
     radii = reference.squared_radii[k]
-    member = _members(len(samples), groups, seed)
+    member = _members(len(samples))
     hits = np.zeros(len(samples), np.int64)
     inside = np.zeros((len(radii), member.shape[1]), np.float32)
-    for rows, columns, distances in reference.distances_to(samples):
+    for rows, columns, distances in _squared_distances(reference.features, samples):
         within = distances < radii[rows, None]
         hits[columns] += within.sum(axis=0)
         inside[rows] += within.astype(np.float32) @ member[columns]
     return _mean_and_error(hits / k, member), _covered_and_error(inside)
 
 
-def _members(count: int, groups: int, seed: int) -> np.ndarray:
-    """float32 (N, G): 1 where a sample is in a group, at random, of G of equal size; 0 elsewhere."""
-    groups = min(groups, count)
-    member = np.zeros((count, groups), np.float32)
-    member[np.random.default_rng(seed).permutation(count), np.arange(count) % groups] = 1.0
+def _members(count: int) -> np.ndarray:
+    """float32 (N, `GROUPS`): 1 where a sample is in a group, at random, all of equal size; 0 elsewhere."""
+    member = np.zeros((count, GROUPS), np.float32)
+    member[np.random.default_rng(0).permutation(count), np.arange(count) % GROUPS] = 1.0
     return member
 
 
 def _mean_and_error(values: np.ndarray, member: np.ndarray) -> tuple[float, float]:
     """The mean of each sample's number (N,), and its error by leaving out one group after the other."""
     member = member.astype(np.float64)
-    left = (values.sum() - values @ member) / np.maximum(len(values) - member.sum(axis=0), 1)
+    left = (values.sum() - values @ member) / (len(values) - member.sum(axis=0))
     return float(values.mean()), _jackknife(left)
 
 
@@ -302,7 +275,7 @@ def _jackknife(left: np.ndarray) -> float:
     return float(np.sqrt((len(left) - 1) * np.var(left)))
 
 
-def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+def nearest(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest row of (M, D) to each row of float (N, D): int64 (N,), and the distances, float64 (N,).
 
     The distances of the pairs found are computed from their differences: that of two equal rows is 0.
@@ -312,31 +285,27 @@ def nearest(x: np.ndarray, y: np.ndarray, block: int = BLOCK) -> tuple[np.ndarra
     centred_y = np.subtract(y, mean, dtype=np.float32)
     index = np.zeros(len(x), np.int64)
     smallest = np.full(len(x), np.inf, np.float32)
-    for rows, columns, distances in _squared_distances(centred_x, centred_y, block):
+    for rows, columns, distances in _squared_distances(centred_x, centred_y):
         found = distances.argmin(axis=1)
         value = np.take_along_axis(distances, found[:, None], axis=1)[:, 0]
         better = value < smallest[rows]
         index[rows] = np.where(better, found + columns.start, index[rows])
         smallest[rows] = np.where(better, value, smallest[rows])
     distance = np.empty(len(x))
-    for start in range(0, len(x), block):
-        rows = slice(start, start + block)
+    for start in range(0, len(x), BLOCK):
+        rows = slice(start, start + BLOCK)
         distance[rows] = np.linalg.norm(
             np.asarray(x[rows], np.float64) - np.asarray(y[index[rows]], np.float64), axis=1
         )
     return index, distance
 
 
-def _squared_radii(features: np.ndarray, ks: Sequence[int], block: int) -> dict[int, np.ndarray]:
+def _squared_radii(features: np.ndarray, ks: Sequence[int]) -> dict[int, np.ndarray]:
     """The squared distance of each row of (N, D) to its k-th nearest other row, float32 (N,), of each k."""
     most = max(ks)
-    if len(features) <= most:
-        raise ValueError(
-            f"balls of {most} neighbours need more than {most} images, and these are {len(features)}"
-        )
     # A row is its own nearest: the k + 1 smallest.
     smallest = np.full((len(features), most + 1), np.inf, np.float32)
-    for rows, _, distances in _squared_distances(features, features, block):
+    for rows, _, distances in _squared_distances(features, features):
         if distances.shape[1] > most + 1:
             distances = np.partition(distances, most, axis=1)[:, : most + 1]
         both = np.concatenate([smallest[rows], distances], axis=1)
@@ -345,14 +314,14 @@ def _squared_radii(features: np.ndarray, ks: Sequence[int], block: int) -> dict[
     return {k: smallest[:, k].copy() for k in ks}
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray, block: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """|u|^2 - 2 u.v + |v|^2, at least 0, of the rows of two float32 sets: (rows, columns, float32 block)."""
     norms_x = np.einsum("nd,nd->n", x, x)
     norms_y = np.einsum("nd,nd->n", y, y)
-    for i in range(0, len(x), block):
-        rows = slice(i, min(i + block, len(x)))
-        for j in range(0, len(y), block):
-            columns = slice(j, min(j + block, len(y)))
+    for i in range(0, len(x), BLOCK):
+        rows = slice(i, min(i + BLOCK, len(x)))
+        for j in range(0, len(y), BLOCK):
+            columns = slice(j, min(j + BLOCK, len(y)))
             distances = x[rows] @ y[columns].T
             distances *= -2.0
             distances += norms_x[rows, None]

@@ -82,8 +82,7 @@ def compare(
     """Measures the images of files and of models, prints a table, and writes evaluation.json to `out`.
 
     Args:
-      reference: a file or folder (`references.of_path`), or a split of the data set.
-      find_info: gives the data set, if it is needed.
+      reference, find_info: as of `find_reference`.
       sample_paths: files or folders of images.
       models: of one data set.
     Raises:
@@ -133,7 +132,7 @@ def find_reference(
     """A reference by its name, and the check for copies of it, or the reason why there is none.
 
     Args:
-      name: a file, a folder, or a split of the data set.
+      name: a file or folder (`references.of_path`), or a split of the data set.
       find_info: gives the data set, if it is needed.
       image_shape: of a split's images; None: as they are stored.
     Raises:
@@ -153,9 +152,9 @@ def find_reference(
         found = references.of_split(detector, info, name, image_shape, progress=shown.update)
     if detector.rows > 1:
         return found, "the detector looks at crops"
-    held_out = held_out_split(info)
     if name != "train":
         return found, "the reference is no data set's training split"
+    held_out = held_out_split(info)
     if held_out is None:
         return found, f"{info.name} has no held-out split"
     unseen = references.of_split(detector, info, held_out, image_shape)

@@ -34,7 +34,7 @@ CROPS = 4  # squares of an image, where it is looked at in squares
 class Features(NamedTuple):
     """A detector's answer for N images, float32: pooled (N, D), spatial (N, S), probabilities (N, K).
 
-    A detector that has no spatial features or no classes gives None.
+    None where a detector has no spatial features or no classes.
     """
 
     pooled: np.ndarray
@@ -53,8 +53,8 @@ class Detector:
 
     Attributes:
       name, sha256: of the network, and of the file of its graph or weights.
-      resize: how it brings images to its size, in words.
-      labels: names of metrics -> its titles of them, such as "FID".
+      resize: how images are brought to its size, in words.
+      labels: names of metrics -> titles, such as "FID".
       network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), arrays or tensors.
       batch_size: B that `extract` calls it with.
       rows: features of each image, one after another.
@@ -139,43 +139,6 @@ def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]
 # --- detectors by name ---------------------------------------------------------------------------
 
 
-def load_efficientnet() -> Detector:
-    """The embedded detector: block 15 of EfficientNet-Lite0 averaged over positions, D = 320."""
-    return Detector(
-        name="efficientnet_lite0",
-        sha256=sha256(efficientnet.WEIGHTS),
-        resize=efficientnet.RESIZE,
-        labels=_labels("efficientnet_lite0"),
-        network=efficientnet.network(),
-    )
-
-
-def load_inception(path: str | os.PathLike | None = None) -> Detector:
-    """The 2015 Inception v3 as ADM's evaluator uses it: `pool_3`, D = 2048; `mixed_6/conv`, S = 2023.
-
-    The probabilities for IS are softmax(pool_3 @ the weights of the last layer), without its bias.
-
-    Args:
-      path: of classify_image_graph_def.pb; by default the one in ~/.cache/pdm_tf.
-    Raises:
-      UserError: there is no such file, or it is another graph.
-    """
-    file = local_path(path) if path else CACHE.expanduser() / INCEPTION
-    if not file.is_file():
-        raise UserError(
-            f"{file} does not exist: fetch {INCEPTION} (about 100 MB) from {INCEPTION_URL}"
-            " and put it there, or use the detector efficientnet_lite0, which needs no download"
-        )
-    return Detector(
-        name="inception",
-        sha256=sha256(file),
-        resize="299x299 by the graph's own TF1 bilinear (no half-pixel centres, no antialias)",
-        labels={"frechet": "FID", "spatial": "sFID", "inception_score": "IS", "kernel": "KID"},
-        network=_inception_network(file),
-        batch_size=64,
-    )
-
-
 def load_detector(
     name_or_path: str = "efficientnet_lite0", inception_path: str | os.PathLike | None = None
 ) -> Detector:
@@ -187,15 +150,53 @@ def load_detector(
       UserError: no such name or path, or no detector at the path.
     """
     if name_or_path == "inception":
-        return load_inception(inception_path)
+        return _inception(inception_path)
     if name_or_path == "efficientnet_lite0":
-        return load_efficientnet()
-    if not local_path(name_or_path).exists():
+        return Detector(
+            name=name_or_path,
+            sha256=sha256(efficientnet.WEIGHTS),
+            resize=efficientnet.RESIZE,
+            labels=_labels(name_or_path),
+            network=efficientnet.network(),
+        )
+    path = local_path(name_or_path)
+    if not path.exists():
         raise UserError(
             f"there is no detector {name_or_path!r}: write efficientnet_lite0, inception, or the path of a "
             "Keras model or SavedModel"
         )
-    return load_model(name_or_path)
+    return _model(path)
+
+
+def _labels(name: str) -> dict[str, str]:
+    return {"frechet": f"FD-{name}", "kernel": f"KD-{name}"}
+
+
+def _inception(path: str | os.PathLike | None) -> Detector:
+    """The 2015 Inception v3 as ADM's evaluator uses it: `pool_3`, D = 2048; `mixed_6/conv`, S = 2023.
+
+    The probabilities for IS are softmax(pool_3 @ the weights of the last layer), without its bias.
+    """
+    file = local_path(path) if path else CACHE.expanduser() / INCEPTION
+    if not file.is_file():
+        raise UserError(
+            f"{file} does not exist: fetch {INCEPTION} (about 100 MB) from {INCEPTION_URL}"
+            " and put it there, or use the detector efficientnet_lite0, which needs no download"
+        )
+    try:
+        network = _inception_network(file)
+    except (DecodeError, KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"{file} is no whole {INCEPTION} ({one_line(error)}): fetch it again from {INCEPTION_URL}"
+        ) from error
+    return Detector(
+        name="inception",
+        sha256=sha256(file),
+        resize="299x299 by the graph's own TF1 bilinear (no half-pixel centres, no antialias)",
+        labels={"frechet": "FID", "spatial": "sFID", "inception_score": "IS", "kernel": "KID"},
+        network=network,
+        batch_size=64,
+    )
 
 
 # --- crops ---------------------------------------------------------------------------------------
@@ -234,10 +235,6 @@ def _squares(image: np.ndarray, side: int) -> np.ndarray:
     return np.stack([image[top : top + side, left : left + side] for top, left in corners])
 
 
-def _labels(name: str) -> dict[str, str]:
-    return {"frechet": f"FD-{name}", "kernel": f"KD-{name}"}
-
-
 # --- Inception -----------------------------------------------------------------------------------
 
 
@@ -247,29 +244,18 @@ def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, .
     It runs in a session: the operations of 2015 (BatchNormWithGlobalNormalization) work in a graph of their
     version, and in no tf.function.
     """
-    definition = tf.compat.v1.GraphDef()
-    try:
-        definition.ParseFromString(file.read_bytes())
-    except DecodeError as error:
-        raise UserError(
-            f"{file} is damaged ({one_line(error)}): fetch it again from {INCEPTION_URL}"
-        ) from error
+    definition = tf.compat.v1.GraphDef.FromString(file.read_bytes())
     for node in definition.node:
         node.attr.pop("_output_shapes", None)  # they say that a batch is one image
     inputs = {node.name: node.input for node in definition.node}
     with tf.Graph().as_default() as graph:
         images = tf.compat.v1.placeholder(tf.float32, (None, None, None, 3))
-        try:
-            weights = inputs["softmax/logits/MatMul"][1]
-            pooled, mixed, matrix = tf.graph_util.import_graph_def(
-                definition,
-                input_map={"ExpandDims:0": images},
-                return_elements=["pool_3:0", "mixed_6/conv:0", weights if ":" in weights else f"{weights}:0"],
-            )
-        except (KeyError, IndexError, ValueError) as error:
-            raise UserError(
-                f"{file} is no {INCEPTION} ({one_line(error)}): fetch it again from {INCEPTION_URL}"
-            ) from error
+        weights = inputs["softmax/logits/MatMul"][1]
+        pooled, mixed, matrix = tf.graph_util.import_graph_def(
+            definition,
+            input_map={"ExpandDims:0": images},
+            return_elements=["pool_3:0", "mixed_6/conv:0", weights if ":" in weights else f"{weights}:0"],
+        )
         pooled = tf.reshape(pooled, [-1, matrix.shape[0]])
         # The first 7 channels, channels last: (17, 17, 7) -> 2023.
         spatial = tf.reshape(mixed[..., :7], [tf.shape(mixed)[0], -1])
@@ -281,18 +267,14 @@ def _inception_network(file: Path) -> Callable[[np.ndarray], tuple[np.ndarray, .
 # --- any other model -----------------------------------------------------------------------------
 
 
-def load_model(path: str | os.PathLike) -> Detector:
+def _model(path: Path) -> Detector:
     """A Keras model (.keras, .h5) or a SavedModel with one image input as detector.
 
     It is given float32 RGB images (B, H, W, 3) in 0..255 and must hold its own scaling, as those of
     keras.applications with `include_preprocessing` do. Where its input has a size, images are resized to it
     (bilinear, antialiased). Its first output counts: (B, D), or (B, h, w, D), which is averaged over
     positions.
-
-    Raises:
-      UserError: it cannot be loaded, or has other inputs or outputs.
     """
-    path = local_path(path)
     call, shape = _loaded(path)
     if len(shape) != 4 or shape[3] != 3:
         raise UserError(f"the input of {path} is {shape}: a detector takes RGB images, (None, H, W, 3)")

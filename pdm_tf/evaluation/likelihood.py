@@ -54,7 +54,6 @@ class Bits(NamedTuple):
 
     Attributes:
       bits_per_dim: the bound; of a denoiser of a part of the process, the terms of its t alone.
-      unfloored: the bound without the decoder's floor of 1e-12.
       intervals: L_T, L_1..T-1 and L_0, as far as the denoiser's t go, which add up to the whole; and each of
         the denoiser's parts, if there are several.
       terms: (T,) bits of each t; NaN where no t was drawn.
@@ -62,7 +61,6 @@ class Bits(NamedTuple):
     """
 
     bits_per_dim: Measurement
-    unfloored: Measurement
     intervals: list[Interval]
     terms: np.ndarray
     count: int
@@ -71,17 +69,15 @@ class Bits(NamedTuple):
         """All but the terms, as JSON values."""
         return {
             "bits_per_dim": self.bits_per_dim.to_json(),
-            "unfloored": self.unfloored.to_json(),
             "intervals": [{**one._asdict(), "bits": one.bits.to_json()} for one in self.intervals],
             "count": self.count,
         }
 
     def table(self) -> str:
         """A table in Markdown, the bound first."""
-        rows = [("bits/dim", self.bits_per_dim), ("without the floor", self.unfloored)]
-        rows += [(interval.title, interval.bits) for interval in self.intervals]
+        rows = [(interval.title, interval.bits) for interval in self.intervals]
         lines = ["| | bits/dim | standard error |", "|---|---|---|"]
-        for title, (value, error, _) in rows:
+        for title, (value, error, _) in [("bits/dim", self.bits_per_dim), *rows]:
             lines.append(f"| {title} | {value:.4f} | {'' if error is None else f'{error:.4f}'} |")
         return "\n".join(lines)
 
@@ -121,8 +117,7 @@ class Likelihood:
 
         Args:
           strata: None evaluates all terms. n estimates those of t > 0 without bias by one uniform t of each
-            of n intervals, which widen with t in proportion, because the terms fall; t = 0 is always
-            evaluated.
+            of the n intervals of `intervals_of`; t = 0 is always evaluated.
           ledger: keeps finished batches. Its identity tells weights, images and all arguments apart.
           count: the number of images, for the progress bar.
           check: called after each term of a batch; what it raises ends the measurement.
@@ -165,7 +160,7 @@ class Likelihood:
         intervals: Sequence[tuple[int, int]],
         report: Callable[[int], None],
     ) -> dict[str, np.ndarray]:
-        """One batch: t int32 and bits, with and without the floor, float64, (intervals, B); prior (B,)."""
+        """One batch: t int32 and bits float64, (intervals, B); prior (B,)."""
         images, labels, places = map(np.asarray, batch)
         check_8_bits(images)
         count = len(images)
@@ -177,7 +172,7 @@ class Likelihood:
             tf.constant(places[padded].astype(np.int64) % 2**31, tf.int32),
             key,
         )
-        found = {"t": [], "floored": [], "exact": []}
+        found = {"t": [], "bits": []}
         for first, stop in intervals:
             for values, part in zip(found.values(), self._terms(*arguments, first, stop)):
                 shares = self.strategy.experimental_local_results(part)
@@ -200,7 +195,7 @@ class Likelihood:
         return self.strategy.run(on_one)
 
     def _terms_of(self, x, labels, places, key, first, stop):
-        """t int32 (B,), of first..stop-1; bits with and without the floor, float64 (B,)."""
+        """t int32 (B,), of first..stop-1, and bits float64 (B,)."""
 
         def draw(image_key):
             fold_in = tf.random.experimental.stateless_fold_in
@@ -217,13 +212,13 @@ class Likelihood:
         level = self.denoiser.schedule.at(t, tf.float64)
         exact = bound_term(x, z, tf.clip_by_value(pred_x, -1.0, 1.0), self.variance(u, level), level)
         floored = tf.where(level.before.noise > 0, exact, tf.minimum(exact, -math.log(FLOOR)))
-        return t, _bits(floored), _bits(exact)
+        return t, _bits(floored)
 
-    def _summary(self, t, floored, exact, prior, widths) -> Bits:
+    def _summary(self, t, bits, prior, widths) -> Bits:
         """Means and errors; `widths` (intervals, 1) is how many t each interval stands for."""
 
         def between(first: int, stop: int) -> Measurement:
-            return _mean(np.sum(widths * floored * ((t >= first) & (t < stop)), axis=0))
+            return _mean(np.sum(widths * bits * ((t >= first) & (t < stop)), axis=0))
 
         denoiser = self.denoiser
         steps = len(denoiser.schedule)
@@ -237,13 +232,12 @@ class Likelihood:
         if start == 0:
             intervals.append(Interval("L_0, the decoder", 0, 1, between(0, 1)))
         for part in denoiser.parts if len(denoiser.parts) > 1 else ():
-            bits = between(part.t_start, part.t_stop)
-            intervals.append(Interval(part.title, part.t_start, part.t_stop, bits))
+            of_part = between(part.t_start, part.t_stop)
+            intervals.append(Interval(part.title, part.t_start, part.t_stop, of_part))
         counts = np.bincount(t.ravel(), minlength=steps)
-        sums = np.bincount(t.ravel(), floored.ravel(), minlength=steps)
+        sums = np.bincount(t.ravel(), bits.ravel(), minlength=steps)
         return Bits(
-            bits_per_dim=_mean(np.sum(widths * floored, axis=0) + prior),
-            unfloored=_mean(np.sum(widths * exact, axis=0) + prior),
+            bits_per_dim=_mean(np.sum(widths * bits, axis=0) + prior),
             intervals=intervals,
             terms=np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
             count=len(prior),

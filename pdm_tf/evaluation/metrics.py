@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pdm_tf.evaluation.distances import (
+    GROUPS,
     Manifold,
     Moments,
     density_coverage,
@@ -20,8 +21,6 @@ from pdm_tf.evaluation.distances import (
 )
 from pdm_tf.evaluation.features import Detector, Features
 from pdm_tf.evaluation.references import Reference
-
-GROUPS = 10  # of the jackknife
 
 
 class Measurement(NamedTuple):
@@ -49,10 +48,10 @@ class Measurement(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A row of `METRICS`: names, for which a detector may have titles of its own, and a function.
+    """A row of `METRICS`.
 
     Attributes:
-      names: of the values that the function gives.
+      names: of the values that `measure` gives; a detector may have titles for them.
       needs: "moments" (always there), "spatial" features, "probabilities", or "neighbours": the features of
         more than `GROUPS` images on both sides.
       measure: maps a comparison and features to fields of `Measurement`, for each name.
@@ -102,7 +101,7 @@ class Comparison:
 
 def _frechet(reference: Moments, features: np.ndarray, together: int) -> list[tuple]:
     enough = len(features) // together >= GROUPS
-    error = frechet_error(reference, features, GROUPS, together=together) if enough else None
+    error = frechet_error(reference, features, together) if enough else None
     return [(frechet_distance(reference, Moments.of(features)), error)]
 
 
@@ -129,11 +128,11 @@ METRICS = (
     Metric(
         ["precision", "recall"],
         "neighbours",
-        lambda c, features: precision_recall(c.manifold, features.pooled, groups=GROUPS),
+        lambda c, features: precision_recall(c.manifold, features.pooled),
     ),
     Metric(
         ["density", "coverage"],
         "neighbours",
-        lambda c, features: density_coverage(c.manifold, features.pooled, groups=GROUPS),
+        lambda c, features: density_coverage(c.manifold, features.pooled),
     ),
 )

@@ -41,9 +41,9 @@ class Reference:
       title: for people.
       moments: of the pooled features of all images.
       spatial_moments: of the spatial features; None where the detector, or a file, gives none.
-      features: pooled, float32 (M, D), of M <= N images, evenly spread; None where a file holds only moments.
-      places: int64 (M,), the places of these images in the split, file or folder, or of these rows where an
-        image has several; None likewise.
+      features: pooled, float32 (M, D), of M <= `KEEP` rows, evenly spread; None where a file holds only
+        moments.
+      places: int64 (M,), the places of these rows in the split, file or folder; None likewise.
       count: N, its images; None where a file of statistics does not say it.
       details: its origin and how it was made, for JSON.
     """
@@ -74,21 +74,17 @@ def of_images(
     count: int,
     title: str,
     details: dict[str, Any],
-    keep: int = KEEP,
     progress: Progress = lambda done: None,
 ) -> Reference:
-    """The reference of uint8 batches (B, H, W, C), C = 1 or 3, in one pass.
+    """The reference of `count` >= 1 images, uint8 batches (B, H, W, C), C = 1 or 3, in one pass.
 
     Args:
-      detector: whose features.
-      batches: the images.
-      count: N, how many they are; at least 1.
-      title, details: as of `Reference`. Added are the detector, the images' shape and a digest of the pixels.
-      keep: the most images whose features are kept in memory.
+      details: as of `Reference`. Added are the detector, the images' shape and a digest of the pixels.
       progress: called with the number of images done since the last call.
     """
     rows = count * detector.rows
-    places = evenly(rows, keep)
+    kept = min(rows, KEEP)
+    places = np.arange(kept, dtype=np.int64) * rows // kept
     digest = hashlib.sha256()
     shape = None
 
@@ -128,12 +124,6 @@ def _added(moments: Moments | None, features: np.ndarray | None) -> Moments | No
     return Moments.of(features) if moments is None else moments + Moments.of(features)
 
 
-def evenly(count: int, keep: int) -> np.ndarray:
-    """int64 (min(count, keep),): numbers below `count`, ascending and evenly spread."""
-    kept = min(count, keep)
-    return np.arange(kept, dtype=np.int64) * count // kept
-
-
 def _origin(detector: Detector) -> dict[str, Any]:
     origin = {"detector": detector.name, "detector_sha256": detector.sha256, "resize": detector.resize}
     return origin if detector.rows == 1 else {**origin, "rows": detector.rows}
@@ -147,16 +137,13 @@ def of_split(
     info: DatasetInfo,
     split: str,
     image_shape: Sequence[int] | None = None,
-    keep: int = KEEP,
     progress: Progress = lambda done: None,
 ) -> Reference:
     """The reference of a data set's split: read from its file in `CACHE`, or made and kept for the next time.
 
-    A damaged file is replaced, with a note on stderr.
+    A damaged file is replaced, with a note on stderr. `info`, `split` and `image_shape` as in
+    `labelled_batches`.
 
-    Args:
-      detector, keep, progress: as in `of_images`; nothing is reported where the file is there.
-      info, split, image_shape: as in `labelled_batches`.
     Raises:
       UserError: no such split, or damaged data.
     """
@@ -168,7 +155,7 @@ def of_split(
     }
     batches = labelled_batches(info, split, BATCH, image_shape)
     title = f"{info.name}, {split} ({info.num_examples[split]:,})"
-    key = json.dumps([details, _origin(detector), keep], sort_keys=True)
+    key = json.dumps([details, _origin(detector), KEEP], sort_keys=True)
     name = f"{split}-{detector.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     file = CACHE.expanduser() / "references" / name
     if file.exists():
@@ -185,11 +172,13 @@ def of_split(
             counts += np.bincount(known, minlength=len(counts))
             yield batch
 
-    reference = of_images(detector, images(), info.num_examples[split], title, details, keep, progress)
+    reference = of_images(detector, images(), info.num_examples[split], title, details, progress)
     reference.details["label_counts"] = counts.tolist() if counts.any() else []
-    arrays = {"details": np.array(json.dumps(reference.details))}
-    arrays["features"] = reference.features
-    arrays["places"] = reference.places
+    arrays = {
+        "details": np.array(json.dumps(reference.details)),
+        "features": reference.features,
+        "places": reference.places,
+    }
     for name, moments in (("", reference.moments), ("spatial_", reference.spatial_moments)):
         if moments is not None:
             arrays[f"{name}mean"] = moments.mean
@@ -219,16 +208,10 @@ def _read(file: Path, title: str) -> Reference:
 # --- files and folders ---------------------------------------------------------------------------
 
 
-def of_path(
-    detector: Detector,
-    path: str | os.PathLike,
-    keep: int = KEEP,
-    progress: Progress = lambda done: None,
-) -> Reference:
+def of_path(detector: Detector, path: str | os.PathLike, progress: Progress = lambda done: None) -> Reference:
     """The reference of images in a file or folder, or of statistics in a file.
 
     Args:
-      detector, keep, progress: as in `of_images`.
       path: a file with `mu` and `sigma`, such as ADM's references: these count, and the features are those of
         its images `arr_0`, if there are any; or whatever `open_images` reads.
     Raises:
@@ -237,9 +220,9 @@ def of_path(
     path = as_path(path)
     members = _members(path)
     if {"mu.npy", "sigma.npy"} <= members:
-        return _of_statistics(detector, path, "arr_0.npy" in members, keep, progress)
+        return _of_statistics(detector, path, "arr_0.npy" in members, progress)
     count, batches = open_images(path)
-    return of_images(detector, batches, count, f"{path} ({count:,})", {"path": str(path)}, keep, progress)
+    return of_images(detector, batches, count, f"{path} ({count:,})", {"path": str(path)}, progress)
 
 
 def open_images(path: str | os.PathLike) -> tuple[int, Iterator[np.ndarray]]:
@@ -268,9 +251,7 @@ def _members(path: Path) -> set[str]:
         return set()
 
 
-def _of_statistics(
-    detector: Detector, path: Path, has_images: bool, keep: int, progress: Progress
-) -> Reference:
+def _of_statistics(detector: Detector, path: Path, has_images: bool, progress: Progress) -> Reference:
     """A file of statistics, such as ADM's; its images, which may be gigabytes, are streamed."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -290,7 +271,7 @@ def _of_statistics(
     if not has_images:
         return Reference(title, moments, spatial, None, None, None, {**details, **_origin(detector)})
     count = samples_shape(path)[0]
-    shown = of_images(detector, read_samples(path, BATCH), count, title, details, keep, progress)
+    shown = of_images(detector, read_samples(path, BATCH), count, title, details, progress)
     return dataclasses.replace(shown, moments=moments, spatial_moments=spatial, count=None)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from pdm_tf.atomic import atomic_json
 from pdm_tf.evaluation import copies
 from pdm_tf.evaluation.copies import CopyCheck
-from pdm_tf.evaluation.distances import INCEPTION_SCORE_SPLIT
 from pdm_tf.evaluation.features import Detector, Features
 from pdm_tf.evaluation.image_sets import ImageSet
 from pdm_tf.evaluation.metrics import Comparison, Measurement
@@ -28,12 +27,10 @@ def report(
     stack: Mapping[str, str],
     copy_check: CopyCheck | str,
 ) -> None:
-    """Measures sets of images, prints the table, and writes evaluation.json and pictures to a folder.
+    """Measures sets of images, prints the table, and writes evaluation.json and pictures to the folder `out`.
 
     Args:
-      detector, reference: to measure with.
       image_sets: each is done with before the next is asked for.
-      out: the folder.
       stack: versions, for JSON.
       copy_check: looks for copies of the reference; or the reason why that is not done.
     """
@@ -117,14 +114,6 @@ def notes_on(detector: Detector, reference: Reference, image_set: ImageSet) -> l
         notes.append(
             f"the images are {shown[0]} pixels and the reference's {shown[1]}: the detector resizes both, "
             "and distances count the difference"
-        )
-    if image_set.image_shape[-1] == 1:
-        notes.append("the images are grey: they were repeated to three channels for the detector")
-    last = count % INCEPTION_SCORE_SPLIT
-    if image_set.features.probabilities is not None and count > INCEPTION_SCORE_SPLIT and last:
-        notes.append(
-            f"the last split of {detector.title('inception_score')} has {last:,} of "
-            f"{INCEPTION_SCORE_SPLIT:,} images, and counts like the others, as in ADM's evaluator"
         )
     return notes
 

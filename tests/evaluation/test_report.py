@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pdm_tf.errors import UserError
-from pdm_tf.evaluation import metrics, report
+from pdm_tf.evaluation import metrics, references, report
 from pdm_tf.evaluation.copies import CopyCheck
 from pdm_tf.evaluation.distances import Manifold, Moments
 from pdm_tf.evaluation.features import CROPS, Detector, Features, extract, of_crops
@@ -102,9 +102,9 @@ def test_a_detector_of_all_features_has_all_metrics_and_few_images_have_few():
 # --- notes ---------------------------------------------------------------------------------------
 
 
-def counted(count, side=4, channels=3, probabilities=None):
-    features = Features(np.zeros((count, 3), np.float32), None, probabilities)
-    return ImageSet("some", {}, features, (side, side, channels), lambda places: None)
+def counted(count, side=4):
+    features = Features(np.zeros((count, 3), np.float32))
+    return ImageSet("some", {}, features, (side, side, 3), lambda places: None)
 
 
 @pytest.fixture
@@ -120,20 +120,11 @@ def test_numbers_that_mislead_are_noted(wide):
     assert other == ["the detector is colour: these numbers are no FID"]
     assert "published FIDs are of 50,000" in report.notes_on(INCEPTION, wide, counted(500))[0]
     assert report.notes_on(INCEPTION, wide, counted(50_000)) == []
-    (note,) = report.notes_on(INCEPTION, wide, counted(50_000, channels=1))
-    assert note == "the images are grey: they were repeated to three channels for the detector"
     (note,) = report.notes_on(INCEPTION, wide, counted(50_000, side=8))
     assert note.startswith("the images are 8 x 8 pixels and the reference's 4 x 4: the detector resizes both")
     wide.details.update(statistics="of a network that is not named", path="fid.npz")
     (note,) = report.notes_on(INCEPTION, wide, counted(50_000))
     assert note.startswith("fid.npz does not name the network and resize of its statistics")
-
-
-def test_the_last_split_of_an_inception_score_is_noted_where_it_is_small(wide):
-    notes = report.notes_on(INCEPTION, wide, counted(5_001, probabilities=np.ones((5_001, 2))))
-    assert notes[-1].startswith("the last split of IS has 1 of 5,000 images, and counts like the others")
-    notes = report.notes_on(INCEPTION, wide, counted(10_000, probabilities=np.ones((10_000, 2))))
-    assert not any("split" in note for note in notes)
 
 
 # --- copies --------------------------------------------------------------------------------------
@@ -166,11 +157,12 @@ def test_copies_are_found_and_shown_beside_the_held_out_images(tmp_path, capsys)
     assert above[:, 2:6].std() > 0 and (tmp_path / "nearest.png").exists()
 
 
-def test_samples_of_another_size_or_channels_are_compared_and_shown(tmp_path, capsys):
+def test_samples_of_another_size_or_channels_are_compared_and_shown(tmp_path, monkeypatch, capsys):
     """Grey data's samples.npz has three channels; samples may be twice as large as the data."""
     generator = np.random.default_rng(1)
     train = images_of(generator, 100)[..., :1]
-    reference = of_images(DETECTOR, [train], 100, "grey", {}, keep=40)
+    monkeypatch.setattr(references, "KEEP", 40)
+    reference = of_images(DETECTOR, [train], 100, "grey", {})
     check = CopyCheck(reference, reference, lambda: iter([train]))
     larger = images_of(generator, 30, side=8)
     report.report(DETECTOR, reference, [set_of(larger)], tmp_path, {}, check)
