@@ -38,7 +38,7 @@ class Inside:
 
     Attributes:
       examples: pictures of its data set, uint8 (N, H, W, C); none where that is not at hand.
-      split: the split that they are from, held out where there is one.
+      split: theirs, held out where there is one.
     """
 
     def __init__(self, model: Model, info: DatasetInfo | None):
@@ -59,11 +59,7 @@ class Inside:
 
     @functools.cached_property
     def optimum(self) -> Optimum | None:
-        """x* of the training images, if they are at hand and few.
-
-        Raises:
-          UserError: a shard is damaged.
-        """
+        """x* of the training images, if they are at hand and few; raises UserError for a damaged shard."""
         if self.study is None:
             return None
         values = self.study.info.num_examples.get("train", 0) * int(np.prod(self.study.image_shape))

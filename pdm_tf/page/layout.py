@@ -130,7 +130,12 @@ def serve(studio: Studio, host: str, port: int) -> None:
             _, address, _ = blocks.launch(
                 server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
-                theme=_theme(),
+                # Fonts that the reader's machine has.
+                theme=gr.themes.Soft(
+                    primary_hue="indigo",
+                    font=["system-ui", "sans-serif"],
+                    font_mono=["ui-monospace", "monospace"],
+                ),
                 css=CSS,
                 max_file_size=UPLOAD,
                 show_error=True,
@@ -149,13 +154,6 @@ def serve(studio: Studio, host: str, port: int) -> None:
         finally:
             studio.close()
             blocks.close(verbose=False)
-
-
-def _theme() -> gr.themes.Base:
-    """A theme with fonts that the reader's machine has."""
-    return gr.themes.Soft(
-        primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
 
 
 def page_of(studio: Studio) -> gr.Blocks:
@@ -199,7 +197,7 @@ def status_text(text: str, is_problem: bool = False) -> str:
 
 
 def status_line(text: str = "") -> gr.HTML:
-    """Where a tab shows its progress and errors."""
+    """A tab's progress and errors."""
     return gr.HTML(status_text(text), elem_classes="status", padding=False)
 
 
@@ -223,14 +221,9 @@ def connect(
     outputs: Sequence[gr.components.Component],
     on_stop: dict,
 ) -> None:
-    """Gives the buttons their actions.
+    """Has the buttons of `draw_buttons` call `draw`, or stop it with the updates `on_stop`.
 
-    Args:
-      draw: answers the first button, and the second after a new seed.
-      buttons: draw, new seed, stop.
-      inputs: the seed first.
-      outputs: the status line first.
-      on_stop: updates after the third button.
+    The seed is the first of the inputs, the status line of the outputs.
     """
     button, new_seed, stop = buttons
     status = outputs[0]
@@ -388,35 +381,18 @@ def inside_tab(room: Inside, chosen: gr.Dropdown, events: Sequence[Callable]) ->
     steps = len(model.denoiser.schedule)
     examples = len(room.examples)
     with gr.Row():
-        example = gr.Slider(
-            1,
-            max(examples, 2),
-            value=1,
-            step=1,
-            label="Picture",
-            info=f"From the split {room.split} of {room.study.info.name}." if examples else None,
-            min_width=280,
-            scale=2,
-            visible=examples > 1,
-        )
+        info = f"From the split {room.split} of {room.study.info.name}." if examples else None
+        shown = {"info": info, "visible": examples > 1, "min_width": 280, "scale": 2}
+        example = gr.Slider(1, max(examples, 2), value=1, step=1, label="Picture", **shown)
         upload = gr.UploadButton("Use a picture of yours", type="filepath")
         path = gr.State()
-    level = gr.Slider(
-        0,
-        steps - 1,
-        value=steps // 2,
-        step=1,
-        label="Noise level t",
-        info=f"0 is clean, {steps - 1} is noise.",
-    )
+    info = f"0 is clean, {steps - 1} is noise."
+    level = gr.Slider(0, steps - 1, value=steps // 2, step=1, label="Noise level t", info=info)
+    classes = classes_of(model)
     with gr.Row(equal_height=True):
-        label = gr.Dropdown(
-            [("none", NO_CLASS), *classes_of(model)],
-            value=NO_CLASS,
-            label="Class given to the network",
-            min_width=200,
-            visible=bool(classes_of(model)),
-        )
+        choices = [("none", NO_CLASS), *classes]
+        shown = {"min_width": 200, "visible": bool(classes)}
+        label = gr.Dropdown(choices, value=NO_CLASS, label="Class given to the network", **shown)
         seed = gr.Number(0, label="Seed of the noise", min_width=120)
         patches = gr.Checkbox(True, label="Show the patches", min_width=120)
     status = status_line()
@@ -434,7 +410,6 @@ def inside_tab(room: Inside, chosen: gr.Dropdown, events: Sequence[Callable]) ->
         t = int(values[level])
         noise_seed = whole(values[seed], "Seed", 0, MOST_SEED)
         view = room.at(image, t, None if values[label] == NO_CLASS else values[label], noise_seed)
-
         patch_size = part_at(model, t).patch_size
         shown = inside_pictures(image, view, patch_size if values[patches] else max(image.shape))
         updates = {box: gr.update(value=x, visible=x is not None) for box, x in zip(pictures, shown)}

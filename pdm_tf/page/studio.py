@@ -58,11 +58,7 @@ class Studio:
     """
 
     def __init__(self, models: Sequence[Model], infos: Sequence[DatasetInfo | None]):
-        """Loads the models' weights.
-
-        Raises:
-          UserError: there are no weights, or damaged ones.
-        """
+        """Loads the models' weights; raises UserError where these are missing or damaged."""
         self.models = list(models)
         self.infos = list(infos)
         self.comparable = []
@@ -89,9 +85,7 @@ class Studio:
         image: np.ndarray | None = None,
         mask: np.ndarray | None = None,
     ) -> Iterator[Samples]:
-        """Samples that sharpen, and at last their files.
-
-        An image has the bytes of one that `--mode=sample` makes with the same settings.
+        """Samples that sharpen, and at last their files, with the bytes of `--mode=sample`.
 
         Args:
           values: fields of `SETTINGS` in place of the run's, as words or numbers.
@@ -239,28 +233,20 @@ def _steps_text(sampler: Sampler) -> str:
 
 
 def uploaded(path: str | None, model: Model) -> np.ndarray | None:
-    """An uploaded picture, fitted to a model: uint8 (H, W, C); None without one.
-
-    Raises:
-      UserError: it is no image, or too large.
-    """
+    """An uploaded picture, fitted to a model by `read_fitted`: uint8 (H, W, C); None without one."""
     return read_fitted(path, model.denoiser.image_shape, LARGEST_FILE) if path else None
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
     """uint8 (H, W, C) with each pixel as a square, so that the longer side has about `side` pixels."""
-    factor = _factor(image, side)
+    factor = max(1, round(side / max(image.shape[:2])))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _factor(image: np.ndarray, side: int) -> int:
-    return max(1, round(side / max(image.shape[:2])))
 
 
 def with_patches(image: np.ndarray, side: int, patch_size: int) -> np.ndarray:
     """`enlarged` with the borders of patches; a grey image becomes one of three channels."""
-    factor = _factor(image, side)
     large = enlarged(image, side)
+    factor = len(large) // len(image)
     large = np.repeat(large, 3, axis=-1) if large.shape[-1] == 1 else large.copy()
     for axis in (0, 1):
         borders = np.arange(patch_size, image.shape[axis], patch_size) * factor
@@ -271,13 +257,9 @@ def with_patches(image: np.ndarray, side: int, patch_size: int) -> np.ndarray:
 
 
 def mask_of(layers: Sequence[np.ndarray], image_shape: Sequence[int]) -> np.ndarray | None:
-    """The mask of a brush's strokes.
+    """Brush strokes, uint8 (h, w, 4) of any size, on an image (H, W, C) -> bool (H, W).
 
-    Args:
-      layers: uint8 (h, w, 4) of any size, opaque where the brush went.
-      image_shape: (H, W, C).
-    Returns:
-      bool (H, W), True where at least half a pixel is covered; None without any.
+    True where at least half of a pixel is covered; None without any such pixel.
     """
     mask = np.zeros(image_shape[:2], bool)
     for layer in layers:

@@ -295,18 +295,3 @@ def test_two_people_are_served_in_turn_and_who_leaves_is_not_waited_for(driver, 
         assert time.monotonic() - left < 30
     finally:
         second.close()
-
-
-def test_a_proxy_and_an_address_of_ipv6(runs):
-    with socket.socket(socket.AF_INET6) as free:
-        free.bind(("::1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "http_proxy": "http://127.0.0.1:9"}
-    environment.pop("no_proxy", None)
-    command = [PYTHON, "main.py", "--mode=page", f"--run_dir={runs / 'grey'}", "--host=::1", f"--port={port}"]
-    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, env=environment) as process:
-        lines = iter(process.stdout.readline, "")
-        try:
-            assert f"page: http://[::1]:{port}/\n" in lines
-        finally:
-            process.send_signal(signal.SIGINT)
