@@ -3,8 +3,10 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pdm_tf.errors import UserError
 from pdm_tf.images import read_fitted, read_image
 
 SHAPE = (16, 24, 3)
@@ -44,3 +46,13 @@ def test_any_other_picture_is_turned_upright_cut_and_resized(tmp_path):
         corners = np.stack([found[y, x] for y, x in ((2, 2), (2, -3), (-3, 2), (-3, -3))]).astype(int)
         assert np.abs(corners - COLOURS).max() <= 2
     assert (fitted(tmp_path, encoded(np.zeros((16, 24, 4), np.uint8))) == 255).all()  # transparent
+
+
+def test_what_is_no_picture_or_too_large_is_refused_in_a_sentence(tmp_path):
+    for data, message in (
+        (b"hello", "a picture cannot be read as an image (its bytes are of no known image format): choose"),
+        (encoded(np.zeros((1001, 1000), np.uint8)), "a picture has more than 1 megapixels: make it smaller"),
+    ):
+        with pytest.raises(UserError) as caught:
+            fitted(tmp_path, data)
+        assert message in str(caught.value) and str(tmp_path) not in str(caught.value)
