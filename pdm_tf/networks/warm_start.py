@@ -21,7 +21,6 @@ def with_large_patches(
     Args:
       arrays: by variable name; those of layers for large patches are kept.
       shapes: those of the new network's variables, by name.
-      patch_size: P.
     """
     completed = dict(arrays)
     for name, shape in shapes.items():
@@ -48,8 +47,7 @@ def for_other_images(
     (`diffusion.schedules.shifted`) an averaged image has the same signal-to-noise ratio, at another scale.
 
     Args:
-      arrays: by variable name.
-      shapes: those of the new network's variables, by name.
+      arrays, shapes: as of `with_large_patches`.
       here, there: (P, colours) of the new network and of the weights; where neither divides the other, stem
         and head stay as they are, and do not fit.
     """
@@ -69,10 +67,7 @@ def with_augmentation(
     """Weights of a network, for one that is `augmented` or is not.
 
     The layer for augmentation labels is added as zeros, or left out: predictions without labels stay.
-
-    Args:
-      arrays: by variable name.
-      shapes: those of the new network's variables, by name.
+    `arrays` and `shapes` as of `with_large_patches`.
     """
     kept = {n: array for n, array in arrays.items() if n in shapes or f"/{EMBED_AUGMENTATION}/" not in n}
     added = {n: np.zeros(s, np.float32) for n, s in shapes.items() if f"/{EMBED_AUGMENTATION}/" in n}

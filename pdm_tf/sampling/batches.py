@@ -25,14 +25,12 @@ class SampleBatches:
     All batches run one graph: the last one is drawn whole, and yielded without the images beyond `count`.
 
     Attributes:
-      sampler: what draws them.
       seed: of their noise.
-      count: N, how many.
+      count: N.
       batch_size: images drawn at a time, a multiple of the sampler's replicas.
       labels: classes that the images take in turn; () for all classes.
       share: which batches `finish_share` draws.
-      title: of the progress bar.
-      leave_bar: whether that stays when all is drawn.
+      title, leave_bar: of the progress bar, and whether it stays when all is drawn.
     """
 
     sampler: Sampler

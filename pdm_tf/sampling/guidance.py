@@ -74,11 +74,7 @@ def guided(
 def dynamic_threshold(x: tf.Tensor, percentile: float = 99.5) -> tf.Tensor:
     """Clips each image to [-s, s] and divides by s, s = max(1, percentile of |x|) (Saharia et al., 2022).
 
-    Args:
-      x: float32 (B, H, W, C).
-      percentile: in percent, linearly interpolated.
-    Returns:
-      float32 (B, H, W, C) in [-1, 1].
+    float32 (B, H, W, C) -> (B, H, W, C) in [-1, 1]; the percentile is linearly interpolated.
     """
     values = x.shape[1] * x.shape[2] * x.shape[3]
     place = (1.0 - percentile / 100.0) * (values - 1)  # counted from the largest

@@ -33,9 +33,8 @@ def write_images(samples: SampleBatches, out: str | Path, model: str, save_pngs:
     there, and its files are those of an uninterrupted run. Of several workers those after the first only
     leave their batches there.
 
-    Args:
-      model: the digest of the sampler's model.
-      save_pngs: whether to write pngs/.
+    `model` is the digest of the sampler's model.
+
     Raises:
       UserError: the disk is full, a finished batch is damaged, pngs/ holds something else, or another worker
         is lost.
@@ -57,12 +56,8 @@ def write_files(
     out: str | Path,
     save_pngs: bool = False,
 ) -> None:
-    """Writes the files of `write_images` of images that come from anywhere.
+    """Writes the files of `write_images` from batches uint8 (B, H, W, C), of `shape` = (N, H, W, C) in all.
 
-    Args:
-      batches: uint8 (B, H, W, C), in order.
-      shape: (N, H, W, C) of all.
-      labels: int32 (N,), or None.
     Raises:
       UserError: the disk is full, or pngs/ holds something else.
     """

@@ -31,7 +31,6 @@ def repaint(
     sqrt(1 - beta_t) z_s + sqrt(beta_t) eps: going up again lets the unknown pixels agree with the known.
 
     Args:
-      denoise, schedule, noise: as of `sampling_loop`.
       known: (H, W, C), the image x; its known pixels are those of the result, bit for bit.
       unknown: bool (H, W, 1), where to inpaint.
       variance: see `ancestral`.

@@ -39,9 +39,8 @@ SAMPLERS = {
 class Sampler:
     """The reverse steps of a denoiser as a function of (seed, indices, labels), one compiled step at a time.
 
-    Image `index` of `seed` is made from noise streams of its own, whatever batch it is in. Its pixels are
-    bit for bit the same in batches of one size on one machine; between batch sizes the last bits of a
-    network's floats may differ, because its kernels sum in another order.
+    Image `index` of `seed` has noise streams of its own: its pixels are bit for bit the same in batches of
+    one size on one machine. Between batch sizes a network's kernels sum in another order.
 
     A sampler made inside a strategy's scope shares each batch among the replicas.
 
@@ -62,10 +61,8 @@ class Sampler:
         """Fixes everything but the noise and the labels.
 
         Args:
-          denoiser: what to sample from. One that answers for a part of the process only is run on that part:
-            from the edit's image diffused to its noisiest t if it cannot begin from pure noise, and up to
-            x_theta of its cleanest.
-          settings: how.
+          denoiser: one of a part of the process is run on that part: from the edit's image diffused to its
+            noisiest t if it cannot begin from pure noise, and up to x_theta of its cleanest.
           edit: an image to begin from, instead of pure noise.
           guidance: float32 () or (B,), known in the graph only, instead of that of the settings.
         Raises:
@@ -87,7 +84,12 @@ class Sampler:
             raise ValueError(f"a denoiser of t < {denoiser.t_stop} cannot begin from pure noise: edit?")
         # A tensor that a graph takes from outside: as a constant in it, many images make it huge.
         self._image = tf.constant(edit.image) if edit else None
-        self.num_steps, self.num_passes = self._count_steps()
+        self.num_steps = len(self.schedule)
+        self.num_passes = len(pass_timesteps(self.schedule, settings))
+        if self.inpaints:
+            indices = resampling_indices(len(self.schedule), edit.jump_length, edit.resamplings)
+            self.num_steps = len(indices) - 1
+            self.num_passes = int(np.sum(np.diff(indices) < 0))
         self.strategy = tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
         self._compiled_begin = self._compiled(self._begin)
@@ -139,14 +141,6 @@ class Sampler:
         loop = self._loop(seed, indices, labels)
         images, _ = loop.run(loop.begin(self._first_z(seed, indices)), 0, self.num_steps)
         return images
-
-    def _count_steps(self) -> tuple[int, int]:
-        """`num_steps` and `num_passes`."""
-        steps = len(self.schedule)
-        if self.inpaints:
-            indices = resampling_indices(steps, self.edit.jump_length, self.edit.resamplings)
-            return len(indices) - 1, int(np.sum(np.diff(indices) < 0))
-        return steps, len(pass_timesteps(self.schedule, self.settings))
 
     def _compiled(self, function: Callable) -> Callable:
         """A method (seed, indices, labels, *rest) as a graph in which each replica works on its share."""

@@ -72,17 +72,6 @@ def test_logsnr_timesteps_are_evenly_spaced_in_log_snr():
     assert spacing.std() < 0.25 * even.std()
 
 
-def test_impossible_subsets_are_refused():
-    for sections in ((1001,), (0,)):
-        with pytest.raises(ValueError, match="cannot keep"):
-            strided_timesteps(1000, sections)
-    with pytest.raises(ValueError, match="cannot keep"):
-        logsnr_timesteps(FULL, 1001)
-    for timesteps in ([], [3, 3], [1000]):
-        with pytest.raises(ValueError, match="ascend strictly"):
-            FULL.respaced(timesteps)
-
-
 def test_a_strided_schedule_has_the_full_ones_marginals_and_composed_transitions():
     kept = [0, 10, 500, 999]
     strided = FULL.respaced(kept)

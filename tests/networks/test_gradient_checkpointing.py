@@ -58,21 +58,6 @@ def test_gradients_are_the_same_with_dropout_and_labels(make, precision, toleran
 
 
 @pytest.mark.heavy
-def test_gradients_are_the_same_on_two_replicas():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    results = []
-    for gradient_checkpointing in (False, True):
-        with strategy.scope():
-            network = network_of(gradient_checkpointing)
-        gradients = gradients_of(network)
-        per_replica = tf.function(lambda g=gradients: strategy.run(g))()
-        results.append([strategy.experimental_local_results(value) for value in per_replica])
-    for replica in range(2):
-        kept, again = ([values[replica] for values in result] for result in results)
-        assert relative_difference(again, kept) < 1e-5
-
-
-@pytest.mark.heavy
 def test_xla_gives_the_same_gradients_and_leaves_the_second_computation_in_place():
     """Common subexpressions are not merged: each block's first convolution is there once more."""
     functions = [gradients_of(network_of(r, dropout=0.0), jit_compile=True) for r in (False, True)]

@@ -118,15 +118,6 @@ def test_labels_matter_when_conditional_and_the_null_label_is_one_more(kind, con
     assert np.abs(first - second).max() > 1e-3 and np.abs(first - null).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes"), [("vit", {}), ("vit", {"t_conditioning": "once", "t_gates": False})]
-)
-def test_timesteps_matter(kind, changes):
-    z, t, labels = batch()
-    network = small_of(kind, **changes)
-    assert np.abs(network(z, t, labels)[0] - network(z, t + 1, labels)[0]).max() > 1e-4
-
-
 @pytest.mark.parametrize(("kind", "conditioning"), [("unet", "gate"), ("vit", "tokens")])
 def test_u_gives_its_gradient_to_the_variance_head_alone(kind, conditioning):
     network = small_of(kind, class_conditioning=conditioning, num_classes=2)

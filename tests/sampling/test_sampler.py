@@ -130,16 +130,6 @@ def test_strength_cuts_the_schedule(easy):
         sampler_of(easy, steps=(1,), image=image, strength=0.9)
 
 
-def test_settings_that_cannot_work_are_refused(easy):
-    mask, image = np.ones((16, 16), bool), np.zeros((16, 16, 3), np.float32)
-    with pytest.raises(UserError, match="a mask needs the ancestral sampler"):
-        sampler_of(easy, sampler="ddim", image=image, mask=mask)
-    with pytest.raises(UserError, match="sampler=euler: use one of ancestral, ddim"):
-        sampler_of(easy, sampler="euler")
-    with pytest.raises(UserError, match=r"strength=2.0: use a number from 0 to 1"):
-        Edit(image, strength=2.0)
-
-
 OTHER = {"variance": "small", "eta": 0.5, "order": 3}
 
 

@@ -184,13 +184,6 @@ def test_the_network_runs_as_often_as_is_said(sampler):
     np.testing.assert_array_equal(frames[0], denoiser(normal(shape, 3), tf.constant(999), None)[0])
 
 
-@pytest.mark.parametrize("sampler", ALL)
-def test_the_dtype_is_that_of_the_images(sampler):
-    single = few(sampler, dtype=tf.float32)
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(single, few(sampler), atol=3e-5)
-
-
 # Steps of all sizes, h from 0.2 to 3.2.
 UNEVEN = FULL.respaced([0, 1, 4, 20, 90, 200, 230, 600, 999])
 
