@@ -30,11 +30,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on CPUs without AVX512-VNNI, and slower
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers of its use otherwise
 
+import google.protobuf
 import numpy as np
 import tensorflow as tf
+from google.protobuf.json_format import MessageToDict
 from tensorflow.core.protobuf import saved_model_pb2
 
 VERSION = "1"
+OLD_PROTOBUF = int(google.protobuf.__version__.partition(".")[0]) < 5
+WITH_EMPTY = "including_default_value_fields" if OLD_PROTOBUF else "always_print_fields_with_no_presence"
 PATH = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+))?(?P<verb>/metadata|:predict|)"
 
 
@@ -64,7 +68,9 @@ class Model:
             metadata = json.load(file)
         described = {name: each for name, each in graph.signature_def.items() if name in self.signatures}
         self.inputs = {name: {key: i.dtype for key, i in s.inputs.items()} for name, s in described.items()}
-        signatures = {name: signature_json(signature) for name, signature in described.items()}
+        # As TensorFlow Serving writes it in JSON, with what is empty.
+        options = {"preserving_proto_field_name": True, WITH_EMPTY: True}
+        signatures = {name: MessageToDict(signature, **options) for name, signature in described.items()}
         self.metadata = {
             "model_spec": {"name": self.name, "signature_name": "", "version": VERSION},
             "metadata": {"signature_def": {"signature_def": signatures}},
@@ -163,29 +169,6 @@ def converted(name: str, value: typing.Any, dtype: int) -> tf.Tensor:
     if tensor.dtype.is_integer and not np.array_equal(tensor.numpy(), value):  # TensorFlow cuts bits off
         raise ValueError(f"{name}: a number is beyond what {tensor.dtype.name} holds")
     return tensor
-
-
-def signature_json(signature) -> dict:
-    """A SignatureDef as TensorFlow Serving writes it in JSON."""
-
-    def described(tensors) -> dict:
-        return {
-            key: {
-                "dtype": "DT_" + tf.as_dtype(tensor.dtype).name.upper().replace("FLOAT32", "FLOAT"),
-                "tensor_shape": {
-                    "dim": [{"size": str(dim.size), "name": dim.name} for dim in tensor.tensor_shape.dim],
-                    "unknown_rank": tensor.tensor_shape.unknown_rank,
-                },
-                "name": tensor.name,
-            }
-            for key, tensor in tensors.items()
-        }
-
-    return {
-        "inputs": described(signature.inputs),
-        "outputs": described(signature.outputs),
-        "method_name": signature.method_name,
-    }
 
 
 class Served:

@@ -109,7 +109,6 @@ class Likelihood:
         ledger: Ledger | None = None,
         count: int | None = None,
         check: Callable[[], None] = lambda: None,
-        progress: bool = True,
     ) -> Bits:
         """Measures images given their labels (the null label for those without).
 
@@ -119,7 +118,7 @@ class Likelihood:
           strata: None evaluates all terms. n estimates those of t > 0 without bias by one uniform t of each
             of the n intervals of `intervals_of`; t = 0 is always evaluated.
           ledger: keeps finished batches. Its identity tells weights, images and all arguments apart.
-          count: the number of images, for the progress bar.
+          count: the number of images, for a progress bar; None: without one.
           check: called after each term of a batch; what it raises ends the measurement.
         Raises:
           UserError: images that are not of 8 bits, no images, more strata than terms, a full disk.
@@ -132,7 +131,7 @@ class Likelihood:
             desc=f"likelihood, {len(intervals)} terms",
             unit="evaluation",
             unit_scale=True,
-            disable=not progress,
+            disable=count is None,
         ) as shown:
 
             def report(terms: int) -> None:

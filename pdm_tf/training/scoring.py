@@ -179,9 +179,7 @@ class HeldOutBits:
             self.info, self.split, self.config.data.image_shape, self.previews.batch_size, self.count
         )
         with self.previews.ema.applied():
-            found = self._likelihood(
-                batches, seed=self.config.seed, strata=self.strata, check=self.check, progress=False
-            )
+            found = self._likelihood(batches, seed=self.config.seed, strata=self.strata, check=self.check)
         return found.bits_per_dim.value
 
     @functools.cached_property

@@ -41,7 +41,7 @@ def likelihood():
 
 @pytest.fixture(scope="module")
 def whole(likelihood):
-    return likelihood(batches_of(8), progress=False)
+    return likelihood(batches_of(8))
 
 
 def test_gaussian_data_has_its_closed_form(whole):
@@ -69,8 +69,8 @@ def test_it_bounds_the_entropy_of_the_data_closely(whole):
 
 def test_experts_measure_what_one_network_does_and_have_their_own_intervals(likelihood):
     parts = [FakeDenoiser(posterior_mean, image_shape=SHAPE, t_start=a, t_stop=b) for a, b in SPLIT]
-    split = Likelihood(SplitDenoiser(parts), "small")(batches_of(8, 3), strata=50, progress=False)
-    expected = likelihood(batches_of(8), strata=50, progress=False)
+    split = Likelihood(SplitDenoiser(parts), "small")(batches_of(8, 3), strata=50)
+    expected = likelihood(batches_of(8), strata=50)
     np.testing.assert_allclose(split.terms, expected.terms, rtol=1e-5, atol=1e-9)
     experts = split.intervals[-2:]
     assert [(one.t_start, one.t_stop) for one in experts] == SPLIT
@@ -83,46 +83,43 @@ def test_replicas_share_the_images_and_measure_what_one_device_does(likelihood):
         pytest.skip("conftest made no second logical CPU: TensorFlow was initialised too early")
     with tf.distribute.MirroredStrategy([device.name for device in devices[:2]]).scope():
         shared = likelihood_of()
-    shared = shared(batches_of(5, 3), strata=8, progress=False)  # 3 and 2 images: padded, and not
-    alone = likelihood(batches_of(5), strata=8, progress=False)
+    shared = shared(batches_of(5, 3), strata=8)  # 3 and 2 images: padded, and not
+    alone = likelihood(batches_of(5), strata=8)
     np.testing.assert_allclose(shared.terms, alone.terms, rtol=1e-6)
     assert shared.count == 5 and shared.bits_per_dim[:2] == pytest.approx(alone.bits_per_dim[:2], rel=1e-6)
 
 
 def test_strata_estimate_the_whole_without_bias(likelihood, whole):
-    found = [
-        likelihood(batches_of(8, 8), seed=seed, strata=16, progress=False).bits_per_dim.value
-        for seed in range(40)
-    ]
+    found = [likelihood(batches_of(8, 8), seed=seed, strata=16).bits_per_dim.value for seed in range(40)]
     error = np.std(found, ddof=1) / np.sqrt(len(found))
     assert error < 0.05 and abs(np.mean(found) - whole.bits_per_dim.value) < 4 * error + 1e-3
     with pytest.raises(UserError, match="there are 999 t after the first"):
-        likelihood(batches_of(8, 8), strata=1001, progress=False)
+        likelihood(batches_of(8, 8), strata=1001)
 
 
 def test_the_variance_changes_the_bound_and_x_is_clipped(likelihood):
-    small = likelihood(batches_of(4), strata=8, progress=False)
-    large = likelihood_of(variance="large")(batches_of(4), strata=8, progress=False)
+    small = likelihood(batches_of(4), strata=8)
+    large = likelihood_of(variance="large")(batches_of(4), strata=8)
     assert small.bits_per_dim != large.bits_per_dim
     scale = tf.Variable(1.0)
     constant = likelihood_of(answer=lambda z, t, labels: scale * tf.ones_like(z))
     found = []
     for value in (1.0, 3.0):
         scale.assign(value)
-        found.append(constant(batches_of(4), strata=8, progress=False).bits_per_dim)
+        found.append(constant(batches_of(4), strata=8).bits_per_dim)
     assert found[0] == found[1]
 
 
 def test_finished_batches_are_gone_on_from_and_images_must_be_of_8_bits(likelihood, tmp_path):
     ledger = Ledger(tmp_path, {"strata": 8})
     batches = batches_of(8)
-    likelihood(batches[:1], strata=8, ledger=ledger, progress=False)
+    likelihood(batches[:1], strata=8, ledger=ledger)
     checks = []
-    resumed = likelihood(batches, strata=8, ledger=ledger, progress=False, check=lambda: checks.append(1))
-    straight = likelihood(batches, strata=8, progress=False)
+    resumed = likelihood(batches, strata=8, ledger=ledger, check=lambda: checks.append(1))
+    straight = likelihood(batches, strata=8)
     assert resumed.bits_per_dim == straight.bits_per_dim and len(checks) == 9  # of one batch
     x, labels, places = batches[0]
     with pytest.raises(UserError, match="between the 256 levels"):
-        likelihood([(x + 0.001, labels, places)], strata=8, progress=False)
+        likelihood([(x + 0.001, labels, places)], strata=8)
     with pytest.raises(UserError, match="no images"):
-        likelihood([], progress=False)
+        likelihood([])

@@ -86,7 +86,7 @@ def test_each_side_is_a_network_of_its_own_size(two_ways):
 def test_its_likelihood_is_that_of_two_experts(two_ways):
     image = np.random.default_rng(5).integers(0, 256, (1, 16, 16, 3)).astype(np.float32) / 127.5 - 1
     batches = [(image, np.array([1]), np.array([0]))]
-    bits, expected = (Likelihood(one)(batches, strata=12, progress=False) for one in two_ways)
+    bits, expected = (Likelihood(one)(batches, strata=12) for one in two_ways)
     assert bits.bits_per_dim.value == pytest.approx(expected.bits_per_dim.value, rel=1e-5)
     assert [(part.t_start, part.t_stop) for part in bits.intervals[-2:]] == [(0, 400), (400, 1000)]
 

@@ -170,7 +170,7 @@ def test_bits_are_those_of_the_averages_on_held_out_images(tmp_path):
     bits.previews.denoiser = tiny_denoiser(config(*SCORED))
     bits.measure(4)
     batches = held_out_batches(INFO, "validation", (64, 64, 3), 5, 10)
-    expected = Likelihood(bits.previews.denoiser)(batches, strata=16, progress=False)
+    expected = Likelihood(bits.previews.denoiser)(batches, strata=16)
     found = RunFolder(tmp_path).metrics()["validation/bits_per_dim"]
     assert found.tolist() == [[4, pytest.approx(expected.bits_per_dim.value, rel=1e-5)]]
     assert bits.done(4) and not bits.done(8) and expected.count == 10
