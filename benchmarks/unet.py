@@ -1,10 +1,12 @@
 """Images a second of the U-Net's forward pass and of the Keras train step, beside plain variants, in one run.
 
-    python -m benchmarks.unet [--batch=8] [--repeats=7]
+    python -m benchmarks.unet [--batch=8] [--repeats=7] [--xla]
 
 The network is the design's yardstick: 64 x 64, P = 2, c = 64, multipliers 1,2,2, 2 blocks a level
 (6,946,200 parameters). The peer, "stack's", is the same network with the GroupNormalization of
-tensorflow-addons (or Keras' own). A ratio is the median over the turns of (variant / first), with its range.
+tensorflow-addons (or Keras' own). --xla adds ours compiled by XLA, which tells on an accelerator whether
+`training.jit_compile` and `sampling.jit_compile` pay there. A ratio is the median over the turns of
+(variant / first), with its range.
 oneDNN is on or off for a whole process: run it with TF_ENABLE_ONEDNN_OPTS=0 for the other half.
 """
 
@@ -58,18 +60,19 @@ def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
     return network
 
 
-def forward_of(network: patched.PatchedNetwork, batch: int) -> Callable[[], object]:
+def forward_of(network: patched.PatchedNetwork, batch: int, xla: bool = False) -> Callable[[], object]:
     """A function that runs one forward pass."""
     z = tf.random.normal((batch, *SHAPE))
     t = tf.fill([batch], 500)
-    compiled = tf.function(lambda: network(z, t, t))
+    labels = tf.zeros_like(t)
+    compiled = tf.function(lambda: network(z, t, labels), jit_compile=xla)
     return lambda: compiled()[0].numpy()
 
 
-def train_step_of(network: patched.PatchedNetwork, batch: int) -> Callable[[], object]:
+def train_step_of(network: patched.PatchedNetwork, batch: int, xla: bool = False) -> Callable[[], object]:
     """A function that runs one step as `fit` does, optimizer and metrics included."""
     model = PatchedDiffusion(network)
-    model.compile(optimizer=GuardedAdam(1e-4))
+    model.compile(optimizer=GuardedAdam(1e-4), jit_compile=xla)
     images = tf.random.uniform((batch, *SHAPE), -1, 1)
     batches = iter(tf.data.Dataset.from_tensors(images).repeat())
     step = model.make_train_function()
@@ -81,16 +84,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--xla", action="store_true", help="ours compiled by XLA too")
     options = parser.parse_args()
-    variants = {
-        "ours, float32": ("float32", GroupNorm),
-        "stack's, float32": ("float32", StacksGroupNorm),
-        "ours, mixed_bfloat16": ("mixed_bfloat16", GroupNorm),
-        "stack's, mixed_bfloat16": ("mixed_bfloat16", StacksGroupNorm),
-    }
+    variants = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        variants[f"ours, {precision}"] = (precision, GroupNorm, False)
+        variants[f"stack's, {precision}"] = (precision, StacksGroupNorm, False)
+        if options.xla:
+            variants[f"ours with XLA, {precision}"] = (precision, GroupNorm, True)
     print(f"{machine()}, batch {options.batch}, {options.repeats} turns")
     for kind, make in (("forward", forward_of), ("train step", train_step_of)):
-        calls = {name: make(make_network(*settings), options.batch) for name, settings in variants.items()}
+        calls = {
+            name: make(make_network(precision, norm), options.batch, xla)
+            for name, (precision, norm, xla) in variants.items()
+        }
         for call in calls.values():
             call()  # traces the graph
         measures = {name: lambda call=call: seconds(call, CALLS) for name, call in calls.items()}
@@ -98,7 +105,7 @@ def main() -> None:
         first = next(iter(times.values()))
         for name, values in times.items():
             rate = options.batch / np.median(values)
-            print(f"{kind:10}  {name:23} {rate:6.1f} images/s  x {with_range(first / values)}")
+            print(f"{kind:10}  {name:28} {rate:6.1f} images/s  x {with_range(first / values)}")
 
 
 if __name__ == "__main__":
