@@ -121,7 +121,7 @@ class Likelihood:
           count: the number of images, for a progress bar; None: without one.
           check: called after each term of a batch; what it raises ends the measurement.
         Raises:
-          UserError: images that are not of 8 bits, no images, more strata than terms, a full disk.
+          UserError: images that are not of 8 bits, more strata than terms, a full disk.
         """
         intervals = intervals_of(self.denoiser.t_start, self.denoiser.t_stop, strata)
         key = stream(seed, "likelihood", 0)
@@ -147,8 +147,6 @@ class Likelihood:
                 measured.append(self._measure(batch, key, intervals, report))
                 if ledger is not None:
                     ledger.write(name, measured[-1])
-        if not measured:
-            raise UserError("no images to measure a likelihood of: choose a split that has some")
         whole = {name: np.concatenate([part[name] for part in measured], axis=-1) for name in measured[0]}
         return self._summary(**whole, widths=np.diff(intervals))
 

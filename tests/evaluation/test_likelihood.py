@@ -121,5 +121,3 @@ def test_finished_batches_are_gone_on_from_and_images_must_be_of_8_bits(likeliho
     x, labels, places = batches[0]
     with pytest.raises(UserError, match="between the 256 levels"):
         likelihood([(x + 0.001, labels, places)], strata=8)
-    with pytest.raises(UserError, match="no images"):
-        likelihood([])

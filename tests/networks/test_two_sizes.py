@@ -50,9 +50,9 @@ def separate(config, arrays):
     """Two networks of one size each with a ViT's weights for two, as experts."""
     networks = []
     for name, factor in (("small", 1), ("large", 2)):
-        one = build_network(config.replace({
-            "network.patch_size": factor * config.network.patch_size, "network.patch_switch_t": 0,
-        }))  # fmt: skip
+        patch_size = factor * config.network.patch_size
+        settings = {"network.patch_size": patch_size, "network.patch_switch_t": 0}
+        one = build_network(config.replace(settings))
         names, prefix = variable_names(one.trainable_variables), LARGE if factor == 2 else ""
         own = {n: arrays.get(n.replace("/", f"/{prefix}", 1), arrays.get(n)) for n in names}
         assign_arrays(one.trainable_variables, own, name)
@@ -117,11 +117,9 @@ class Counted:
             return self.denoiser(tf.identity(z), t, labels, dropout_key)
 
 
-@pytest.mark.parametrize("sampling", [
-    SamplingConfig("ancestral", (6, 3), guidance=1.5)
-])  # fmt: skip
-def test_a_step_runs_one_size_and_describe_counts_the_passes(two_ways, sampling):
+def test_a_step_runs_one_size_and_describe_counts_the_passes(two_ways):
     denoiser, _ = two_ways
+    sampling = SamplingConfig("ancestral", (6, 3), guidance=1.5)
     counted = [Counted(part) for part in denoiser.parts]
     Sampler(SplitDenoiser(counted), sampling)(0, [0], [1])
     config = dataclasses.replace(tiny_config(**KINDS["vit"], network__rope=False), sampling=sampling)
@@ -130,9 +128,8 @@ def test_a_step_runs_one_size_and_describe_counts_the_passes(two_ways, sampling)
 
 
 def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
-    text = describe_network(
-        dataclasses.replace(config, sampling=SamplingConfig("dpm_solver", (20,), "logsnr"))
-    )
+    config = dataclasses.replace(config, sampling=SamplingConfig("dpm_solver", (20,), "logsnr"))
+    text = describe_network(config)
     network = build_network(config)
     small, large = forward_flops(network), forward_flops(network, large=True)
     assert large < 0.7 * small
@@ -142,12 +139,9 @@ def test_describe_tells_the_cost_of_each_interval_and_of_a_sample(config):
     share = config.diffusion.large_share
     step = 3 * batch * ((1 - share) * small + share * large)
     assert f"training: {gflop(step)} a step of {batch}, " in text
-    few, many = passes_of_sampling(
-        dataclasses.replace(config, sampling=SamplingConfig("dpm_solver", (20,), "logsnr")), network
-    )
-    assert few + many == 20 and text.endswith(
-        f"{few} + {many} passes, {gflop(few * small + many * large)} an image"
-    )
+    few, many = passes_of_sampling(config, network)
+    cost = gflop(few * small + many * large)
+    assert few + many == 20 and text.endswith(f"{few} + {many} passes, {cost} an image")
 
 
 def test_large_patches_pass_a_unet_s_first_level_by_its_shortcuts():

@@ -142,9 +142,9 @@ class Browser:
             time.sleep(0.1)
         raise AssertionError(f"waited {seconds} s for {what}; it says {self.texts('.status span')}")
 
-    def screenshot(self, path: Path, height: int | None = None) -> None:
-        """The whole page, or its upper part."""
-        height = height or self.script("return document.documentElement.scrollHeight")
+    def screenshot(self, path: Path) -> None:
+        """The whole page."""
+        height = self.script("return document.documentElement.scrollHeight")
         clip = {"x": 0, "y": 0, "width": self.width, "height": height, "scale": 1}
         data = self.cdp("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
         path.write_bytes(base64.b64decode(data))
