@@ -163,15 +163,6 @@ def test_a_network_comes_back_from_its_config_and_from_a_checkpoint(kind, change
         np.testing.assert_array_equal(a, b)
 
 
-def test_checkpoints_of_a_u_net_name_its_layers_as_they_always_did(tmp_path):
-    """Or a run that began with an older version could not be resumed."""
-    path = tf.train.Checkpoint(network=small_of("unet")).write(str(tmp_path / "state"))
-    names = {name.split("/")[1] for name, _ in tf.train.list_variables(path) if name.startswith("network/")}
-    around = ["embed_t_in", "embed_t_out", "conv_in", "norm_out", "conv_out"]
-    around += ["variance_t", "variance_conv", "variance_out"]
-    assert names == {*around, "_trunk_layers"}
-
-
 @pytest.mark.parametrize(("kind", "changes", "message"), [
     ("unet", {"image_shape": (16, 15, 3)}, r"image width 15 does not divide by patch_size \* 2"),
     ("unet", {"class_conditioning": "tokens"}, "class_conditioning=tokens is for network.kind=vit"),

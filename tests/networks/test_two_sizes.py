@@ -9,7 +9,6 @@ import tensorflow as tf
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.denoiser import SplitDenoiser, build_denoiser, build_network
 from pdm_tf.describe import describe_network, forward_flops, gflop, passes_of_sampling
-from pdm_tf.evaluation.likelihood import Likelihood
 from pdm_tf.networks import patched, vit
 from pdm_tf.networks.patched import LARGE
 from pdm_tf.networks.warm_start import with_large_patches
@@ -81,14 +80,6 @@ def test_each_side_is_a_network_of_its_own_size(two_ways):
     (x, u), (expected_x, expected_u) = (one(*inputs([0, 399, 400, 999])) for one in two_ways)
     np.testing.assert_allclose(x, expected_x, atol=1e-5)
     np.testing.assert_allclose(u, expected_u, atol=1e-5)
-
-
-def test_its_likelihood_is_that_of_two_experts(two_ways):
-    image = np.random.default_rng(5).integers(0, 256, (1, 16, 16, 3)).astype(np.float32) / 127.5 - 1
-    batches = [(image, np.array([1]), np.array([0]))]
-    bits, expected = (Likelihood(one)(batches, strata=12) for one in two_ways)
-    assert bits.bits_per_dim.value == pytest.approx(expected.bits_per_dim.value, rel=1e-5)
-    assert [(part.t_start, part.t_stop) for part in bits.intervals[-2:]] == [(0, 400), (400, 1000)]
 
 
 def test_the_level_tells_a_trunk_which_size_it_sees(two_ways):
