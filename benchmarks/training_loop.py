@@ -1,4 +1,4 @@
-"""Steps a second of the training loop, beside a bare compiled train step on batches that are in memory.
+"""Steps a second of the training loop, beside a bare compiled train step on one batch in memory.
 
     python -m benchmarks.training_loop [--dataset emoji64] [--steps 200] [--repeats 5] [--together 1 10]
 
@@ -11,21 +11,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import itertools
 import statistics
 import tempfile
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.turns import in_turns, machine, seconds, with_range
+from benchmarks.turns import in_turns, machine, seconds, step_on_zeros, with_range
 from pdm_tf import data
 from pdm_tf.config.fields import Config
 from pdm_tf.config.presets import preset
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
-from pdm_tf.training.model import build_model
-from pdm_tf.training.state import training_state
 
 WARM_UP_STEPS = 20  # tracing falls into these, and is left out
 
@@ -62,28 +59,6 @@ def loop_rate(config: Config, info: data.DatasetInfo) -> float:
     return 1 / statistics.mean(config.training.batch_size / counted)
 
 
-class BareStep:
-    """The compiled train step alone, on batches in memory."""
-
-    def __init__(self, config: Config, info: data.DatasetInfo):
-        model = build_model(config, "float32")
-        training_state(model)  # makes the optimizer's slots
-        batches = data.load_batches(info, split="train", batch_size=config.training.batch_size, seed=0)
-        self.in_memory = itertools.cycle(list(batches.take(8)))
-        self.step = tf.function(model.train_step)
-
-    def rate(self, steps: int) -> float:
-        """Steps a second, after a warm-up."""
-
-        def run(count: int) -> None:
-            for _ in range(count):
-                loss = self.step(next(self.in_memory))["loss"]
-            float(loss)
-
-        run(WARM_UP_STEPS)
-        return steps / seconds(lambda: run(steps))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", default="emoji64")
@@ -95,13 +70,14 @@ def main() -> None:
     info = data.find_dataset(arguments.dataset, arguments.data_dir)
     print(f"{machine()}, {arguments.dataset}")
     with data.naming_shards():
-        bare = BareStep(preset(arguments.dataset), info)
+        _, bare_step = step_on_zeros(preset(arguments.dataset))
+        seconds(bare_step, WARM_UP_STEPS)
         print("steps_per_execution  loop steps/s  bare steps/s  ratio (min to max)")
         for together in arguments.together:
             config = config_of(arguments.dataset, arguments.steps, together)
             measures = {
                 "loop": lambda config=config: loop_rate(config, info),
-                "bare": lambda: bare.rate(arguments.steps),
+                "bare": lambda: 1 / seconds(bare_step, arguments.steps),
             }
             rates = in_turns(measures, arguments.repeats)
             print(
