@@ -390,5 +390,7 @@ def _read_json(path: Path, kinds: dict[str, type]) -> dict[str, Any] | None:
 
 
 def _check_entries(path: Path, values: Any, kinds: dict[str, type]) -> None:
-    if not isinstance(values, dict) or any(type(values.get(key)) is not kinds[key] for key in kinds):
+    right = isinstance(values, dict) and all(type(values.get(key)) is kind for key, kind in kinds.items())
+    lines = values["skipped"] if right and "skipped" in kinds else []
+    if not right or any(not isinstance(line, list) or [*map(type, line)] != [str, str] for line in lines):
         raise UserError(f"{path} is damaged; remove it and convert again")

@@ -189,7 +189,7 @@ def archives(folder: Path) -> Case:
             for batch in images.read_samples(path):
                 assert batch.dtype == np.uint8 and batch.ndim == 4
         else:
-            references._of_statistics(detector, path, False, 10, lambda count: None)
+            references._of_statistics(detector, path, False, lambda count: None)
 
     return case
 
