@@ -14,9 +14,6 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio asks for its newest version otherwise
 
-import numpy as np
-import PIL.Image
-
 from pdm_tf.errors import UserError
 
 try:
@@ -30,7 +27,7 @@ except ImportError as error:
 from pdm_tf.config.words import leaves, word
 from pdm_tf.images import image_grid, to_pillow
 from pdm_tf.models import Model
-from pdm_tf.page.inside import Inside, View
+from pdm_tf.page.inside import Inside
 from pdm_tf.page.studio import (
     FIELDS,
     MOST_SEED,
@@ -58,7 +55,6 @@ NO_CLASS = -1
 CHOICES = {
     "ancestral": "Ancestral (DDPM)",
     "ddim": "DDIM",
-    "heun": "Heun",
     "dpm_solver": "DPM-Solver++",
     "unipc": "UniPC",
     "ipndm": "iPNDM",
@@ -411,8 +407,16 @@ def inside_tab(room: Inside, chosen: gr.Dropdown, events: Sequence[Callable]) ->
         noise_seed = whole(values[seed], "Seed", 0, MOST_SEED)
         view = room.at(image, t, None if values[label] == NO_CLASS else values[label], noise_seed)
         patch_size = part_at(model, t).patch_size
-        shown = inside_pictures(image, view, patch_size if values[patches] else max(image.shape))
-        updates = {box: gr.update(value=x, visible=x is not None) for box, x in zip(pictures, shown)}
+        # The network alone works on patches, so z_t and x_theta have their borders.
+        border = patch_size if values[patches] else max(image.shape)
+        shown = [
+            enlarged(image, PICTURE),
+            with_patches(view.z, PICTURE, border),
+            with_patches(view.x, PICTURE, border),
+        ]
+        updates = {box: to_pillow(x) for box, x in zip(pictures, shown)}
+        best = None if view.best is None else to_pillow(enlarged(view.best, PICTURE))
+        updates[pictures[-1]] = gr.update(value=best, visible=best is not None)
         text = f"{view.status}; patches of {patch_size} x {patch_size} pixels"
         yield {**updates, status: status_text(text)}
 
@@ -422,17 +426,6 @@ def inside_tab(room: Inside, chosen: gr.Dropdown, events: Sequence[Callable]) ->
     looks.append(example.input(lambda: None, None, path, **AT_ONCE).then)
     for event in looks:
         event(showing_errors(status, look), inputs, [*pictures, status], show_progress="hidden", **IN_TURN)
-
-
-def inside_pictures(image: np.ndarray, view: View, patch_size: int) -> list[PIL.Image.Image | None]:
-    """The pictures of `INSIDE`; the network alone works on patches, so z_t and x_theta have their borders."""
-    pictures = [
-        enlarged(image, PICTURE),
-        with_patches(view.z, PICTURE, patch_size),
-        with_patches(view.x, PICTURE, patch_size),
-        None if view.best is None else enlarged(view.best, PICTURE),
-    ]
-    return [None if picture is None else to_pillow(picture) for picture in pictures]
 
 
 def models_tab(studio: Studio) -> None:
