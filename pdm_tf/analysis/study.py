@@ -54,8 +54,7 @@ class Study:
     """Models and their data set.
 
     Attributes:
-      models: at least one, trained on one data set.
-      info: the data set.
+      models: at least one, trained on the data set.
       seed: of the choice of images, the noise and the samples.
       count: images, or samples of each model.
       batch_size: images at a time.

@@ -35,13 +35,11 @@ class Drawing:
 
     Attributes:
       count: samples of each model.
-      seed: of their noise.
       batch_size: samples at a time; 0: the default.
       labels: the classes to draw in turn; (): each class in its share of the reference.
       equal_shares: as many of each class instead.
       ema_lengths: lengths of averages, one set of samples for each; (): the averages of `training.ema_decay`.
       strategy: of `pdm_tf.devices`.
-      share: the part of a worker.
     """
 
     count: int = 500

@@ -21,13 +21,9 @@ from pdm_tf.sampling.batches import SampleBatches
 
 
 class ImageSet(NamedTuple):
-    """One row of a table.
+    """One row of a table: a detector's features of all images, and how these were made, in JSON values.
 
     Attributes:
-      title: for people.
-      details: how it was made, JSON values.
-      features: a detector's, of all images.
-      image_shape: (H, W, C).
       images: places -> these images, uint8 (N, H, W, C).
       ledger: the features of samples, kept until the table is written.
     """
@@ -137,10 +133,8 @@ def take(batches: Iterator[np.ndarray], places: Sequence[int]) -> np.ndarray:
 def shared_labels(shares: Sequence[float], count: int, seed: int) -> np.ndarray:
     """Labels of `count` images, int32 (count,), each class in its share, in random order.
 
-    What is left after rounding down goes to the largest remainders. A pure function of its arguments.
-
-    Args:
-      shares: of each class, in any unit: counts of a data set, or ones.
+    `shares` are those of each class, in any unit: counts of a data set, or ones. What is left after rounding
+    down goes to the largest remainders. A pure function of its arguments.
     """
     exact = np.asarray(shares, np.float64) / np.sum(shares) * count
     numbers = np.floor(exact).astype(np.int64)

@@ -44,8 +44,8 @@ class Head(Protocol):
 class Trunk(Protocol):
     """A network on a grid of (h, w) positions, with its own kind of stem and head.
 
-    A kind of trunk is constructed as `kind(grid, config, dtype=, gradient_checkpointing=)`; its options are
-    fields of `NetworkConfig`. Its weights are created by its first call.
+    A kind of trunk is constructed as `kind(grid, config, dtype=, gradient_checkpointing=)`: its options are
+    fields of `NetworkConfig`, `dtype` is its layers' policy. Its weights are created by its first call.
 
     Attributes:
       layers: the Keras layers that hold its weights, in the order of the network's variables.

@@ -40,8 +40,6 @@ class UNet:
         `blocks_per_level` of an encoder level; with class_conditioning "gate" each residual branch has a
         sigmoid gate, by the label's embedding; `local` has RMSNorm and no attention, so that a place depends
         on its surroundings alone, and the same weights work on crops and on the whole image.
-      dtype: policy of convolutions and attention.
-      gradient_checkpointing: keep only the inputs of blocks and attention for the backward pass.
     """
 
     kernel_size = 3

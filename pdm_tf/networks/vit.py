@@ -32,8 +32,6 @@ class ViT:
       grid: (height, width), for `describe` alone.
       config: `t_conditioning` and `t_gates` say where the timestep gives norms their scale and shift, and
         branches a gate (adaLN-Zero); with class_conditioning "gate" the label gates each branch, too.
-      dtype: policy of projections and attention.
-      gradient_checkpointing: keep only the inputs of blocks for the backward pass.
     """
 
     kernel_size = 1

@@ -138,14 +138,11 @@ class ResidualBranch(keras.layers.Layer):
     """x + gates * factor * branch(norm(x)); or, with the norm after, norm(x + gates * factor * branch(x)).
 
     Args:
-      branch: an `Attention` or a `FeedForward`.
       norm: "rms", "layer" or "group".
       norm_place: "before" or "after".
       t_conditional: the norm's scale and shift come from the timestep, by a Dense that starts at zero.
       t_gate: the timestep also gates the branch, which so starts at zero (adaLN-Zero, Peebles & Xie, 2022).
       label_gate: the label gates the branch by sigmoid(Dense(label) + 2), as in the U-Net.
-      factor: what the branch is multiplied by.
-      dropout: rate of what the branch gives.
     """
 
     def __init__(

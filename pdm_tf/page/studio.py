@@ -39,7 +39,6 @@ class Samples(NamedTuple):
 
     Attributes:
       images: uint8 (N, H, W, C), grey where sampling has not begun.
-      status: one line of text.
       files: of finished samples grid.png, pngs.zip and samples.npz.
     """
 
