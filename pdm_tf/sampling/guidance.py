@@ -9,6 +9,8 @@ import tensorflow as tf
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.sampling.loop import Denoise
 
+PERCENTILE = 99.5  # of |x|, which dynamic thresholding takes for the largest
+
 
 def guided(
     denoiser: Denoiser,
@@ -71,13 +73,13 @@ def guided(
     return plain if weight == 1.0 else with_guidance
 
 
-def dynamic_threshold(x: tf.Tensor, percentile: float = 99.5) -> tf.Tensor:
+def dynamic_threshold(x: tf.Tensor) -> tf.Tensor:
     """Clips each image to [-s, s] and divides by s, s = max(1, percentile of |x|) (Saharia et al., 2022).
 
-    float32 (B, H, W, C) -> (B, H, W, C) in [-1, 1]; the percentile is linearly interpolated.
+    float32 (B, H, W, C) -> (B, H, W, C) in [-1, 1]; `PERCENTILE` is linearly interpolated.
     """
     values = x.shape[1] * x.shape[2] * x.shape[3]
-    place = (1.0 - percentile / 100.0) * (values - 1)  # counted from the largest
+    place = (1.0 - PERCENTILE / 100.0) * (values - 1)  # counted from the largest
     below = int(place) + 1
     largest = tf.math.top_k(tf.abs(tf.reshape(x, [-1, values])), min(below + 1, values)).values
     fraction = place - int(place)

@@ -117,13 +117,3 @@ def test_thresholding_is_by_each_images_own_percentile():
         s = max(1.0, np.percentile(np.abs(image), 99.5))
         np.testing.assert_allclose(result, np.clip(image, -s, s) / s, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(limited[0], x[0])
-
-
-@pytest.mark.parametrize("percentile", [100.0, 50.0])
-def test_thresholding_works_at_the_ends_and_inside_xla(percentile):
-    x = 5.0 * np.random.default_rng(1).standard_normal((2, 4, 4, 1)).astype(np.float32)
-    expected = np.stack([
-        np.clip(i, -s, s) / s for i in x for s in [max(1.0, np.percentile(np.abs(i), percentile))]
-    ])  # fmt: skip
-    compiled = tf.function(lambda x: dynamic_threshold(x, percentile), jit_compile=True)
-    np.testing.assert_allclose(compiled(tf.constant(x)), expected, rtol=1e-5)

@@ -57,13 +57,6 @@ def test_an_image_depends_on_its_seed_index_and_label_and_not_on_its_batch(denoi
     assert np.abs(sampler(6, [0, 1, 2, 3], [0, 1, 2, 0]) - together).max() > 0.1
 
 
-def test_inside_xla_an_image_is_the_same_in_any_batch_too(easy):
-    sampler = sampler_of(easy, steps=(4,), jit_compile=True, sampler="dpm_solver", guidance=1.5)
-    together, elsewhere = sampler(3, [0, 1], [0, 1]), sampler(3, [1, 7], [1, 2])
-    np.testing.assert_array_equal(elsewhere[0], together[1])
-    assert np.abs(together[0] - together[1]).max() > 0.01
-
-
 @pytest.mark.parametrize("name", ["unipc", "repaint"])
 def test_xla_computes_the_same_from_the_same_noise(easy, name):
     # XLA's random numbers are its own, so these are a table.
@@ -211,10 +204,3 @@ def test_steps_and_passes_are_counted(easy):
     edit = {"image": IMAGE, "mask": IMAGE[..., 0] > 0, "jump_length": 2, "resamplings": 2}
     inpainting = sampler_of(easy, steps=(5,), **edit)
     assert (inpainting.num_steps, inpainting.num_passes) == (13, 9)
-
-
-def test_a_drawing_that_is_left_leaves_nothing_to_the_next_one(easy):
-    sampler = sampler_of(easy, steps=(6,))
-    whole = sampler(5, [0, 1], [0, 1])
-    next(sampler.predictions(5, [0, 1], [0, 1]))
-    np.testing.assert_array_equal(sampler(5, [0, 1], [0, 1]), whole)

@@ -132,18 +132,6 @@ def test_eta_of_1_is_ancestral_sampling_with_the_small_variance():
     np.testing.assert_allclose(few(ddim, eta=1.0), few(ancestral, variance="small"), rtol=1e-9)
 
 
-def test_the_learned_variance_lies_between_the_fixed_ones():
-    np.testing.assert_array_equal(few(ancestral, u=1.0), few(ancestral, variance="small"))
-    np.testing.assert_array_equal(few(ancestral, u=0.0), few(ancestral, variance="large"))
-    assert np.abs(few(ancestral, u=0.5) - few(ancestral, u=0.0)).max() > 1e-3
-
-
-@pytest.mark.parametrize("solver", [dpm_solver, ipndm])
-def test_the_first_and_the_last_step_of_a_multistep_solver_are_ddims(solver):
-    np.testing.assert_allclose(few(solver, (0, 999)), few(ddim, (0, 999)), rtol=1e-9)
-    assert np.abs(few(solver, (0, 400, 999)) - few(ddim, (0, 400, 999))).max() > 1e-3
-
-
 def test_a_step_of_heun_is_the_trapezoidal_rule_on_eps():
     """By hand, in y = z / sqrt(alpha) and rho; the step to the data is the Euler step."""
     denoiser, z = DATA.denoiser(FULL), normal((5, 1, 1, 2), 3)
