@@ -22,7 +22,7 @@ demo: setup
 	@echo "1. 36 faces from weights that ship with the project:"
 	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/avatars64 --out=$(DEMO_DIR)/faces \
 	    --num_samples=36 --sample_batch_size=36
-	@echo "2. $(DEMO_MINUTES) minutes of training, by which the same network learns emoji; previews land in $(DEMO_DIR)/previews:"
+	@echo "2. Training the same network on emoji, DEMO_MINUTES=$(DEMO_MINUTES); previews are in $(DEMO_DIR)/previews:"
 	@$(PY) main.py --mode=train --run_dir=$(DEMO_DIR) $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
 	@echo "3. To go on from here for an hour: make demo DEMO_MINUTES=60"
 	@echo "   Your own pictures are trained in the same way: docs/training.md."

@@ -1,6 +1,6 @@
 """Patched Diffusion Models: python main.py --mode=train|sample|evaluate|analyze|export|page|describe.
 
-A mode is a file with its options, each of them a flag, and `run(options)`.
+Each mode has flags of its own; --mode=NAME --help lists those of one mode.
 """
 
 import importlib

@@ -51,7 +51,7 @@ def _shares(diffusion: DiffusionConfig, sizes: int) -> list[float]:
 
 def gflop(flops: float) -> str:
     """Floating-point operations in words."""
-    return f"{flops / 1e9:.4g} GFLOP"
+    return f"{float(f'{flops / 1e9:.4g}'):,.10g} GFLOP"
 
 
 def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:

@@ -26,7 +26,7 @@ class Options(DrawingOptions, OutputOptions, DataOptions):
     )
     memory_gib: float = setting(
         2.0,
-        "GiB that a process may have in which the largest batch is looked for (--what=memory).",
+        "Memory limit of --what=memory in GiB.",
         least=0.1,
     )
 

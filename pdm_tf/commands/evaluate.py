@@ -25,12 +25,13 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
     """Measure how far a run's images, or those of files, are from the data's."""
 
     num_samples: Optional[int] = setting(
-        None, "Images to draw, 500 by default; of --likelihood images to measure, all by default.", above=0
+        None,
+        "Images to draw, 500 by default; with --likelihood: to measure, by default all held-out ones.",
+        above=0,
     )
     samples: tuple[str, ...] = setting(
         (),
-        "Images to evaluate: an .npz with arr_0, or a folder of images. Beside a --run_dir's, or instead of "
-        "drawing any.",
+        "Images to evaluate, an .npz with arr_0 or a folder: instead of drawing any, or beside --run_dir's.",
     )
     equal_shares: bool = setting(
         False, "Draw as many images of each class, whatever the classes' shares of the reference."
@@ -63,8 +64,7 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
     )
     strata: Optional[int] = setting(
         None,
-        "Of --likelihood: estimate the bound from this many t for each image, without bias; by default all "
-        "terms.",
+        "With --likelihood: an unbiased estimate from this many t for each image; by default all t.",
         above=0,
     )
 

@@ -40,9 +40,8 @@ class RunOptions:
     )
     run_dir: tuple[str, ...] = setting(
         (),
-        "The run's folder, here or gs://; runs/<dataset> by default. To sample, evaluate, analyze, export or "
-        "show, also several (the flag repeated, or commas between): the experts of one model; to evaluate, "
-        "analyze or show, models to compare, too.",
+        "The run's folder, local or gs://; runs/<dataset> by default. Several (repeat the flag, or commas "
+        "between) are the experts of one model, or models to compare. Training takes one.",
     )
     split: Optional[str] = setting(
         None, "Which of imagenet256's two networks; low by default.", choices=("low", "high")
@@ -225,8 +224,8 @@ class DrawingOptions(SamplingOptions):
 
     guide: tuple[str, ...] = setting(
         (),
-        "Run folder of a weaker model of the same images, or those of experts, which --guidance leads away "
-        "from; by default the model itself without a class.",
+        "Run folder of a weaker model of the same images, which --guidance leads away from (several: its "
+        "experts); by default the model itself without a class.",
     )
     seed: int = setting(0, "Seed of all random numbers.", least=0, below=2**31)
     num_samples: Optional[int] = setting(16, "Images to draw.", above=0)
@@ -235,8 +234,8 @@ class DrawingOptions(SamplingOptions):
     )
     labels: tuple[str, ...] = setting(
         (),
-        "Labels to draw in turn, numbers or names, with commas between; repeatable, for names with commas. "
-        "By default all, and to evaluate as many of each class as its share of the reference says.",
+        "Classes to draw in turn, numbers or names, with commas between; repeat the flag for a name with "
+        "commas. By default all; --mode=evaluate draws them in the proportions of the reference.",
     )
 
     def batch_size(self, count: int, replicas: int = 1) -> int:

@@ -56,12 +56,12 @@ class Options(DeviceOptions, DataOptions):
     )
     warm_start: Optional[str] = setting(
         None,
-        "Run folder, or name of weights that ship, whose averages a new run starts from; empty: none. By "
+        "Run folder, or name of weights that ship, whose averages a new run begins with; empty: none. By "
         "default avatars64 for tfds: and folder: data with that network.",
     )
     teacher: Optional[tuple[str, ...]] = setting(
         None,
-        "Run folder, or name of weights that ship, to make a student of few steps of; or those of experts.",
+        "Run folder, or name of weights that ship, of a student's teacher; several: the teacher's experts.",
     )
     set: tuple[str, ...] = setting((), "Any field of the config, as key=value.")
 

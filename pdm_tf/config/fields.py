@@ -156,18 +156,18 @@ class SamplingConfig:
 
     sampler: str = _free("ancestral", "The sampler.", choices=SAMPLERS)
     steps: tuple[int, ...] = _free(
-        (250,), "Number of steps; 90,60,60,20,20: in each fifth of the process, cleanest first.", above=0
+        (250,), "Number of steps; 90,60,60,20,20: of each fifth of the process, cleanest first.", above=0
     )
     spacing: str = _free(
         "even",
-        "Spacing of the steps: even in t or in log-SNR; trailing: without the cleanest, for few.",
+        "Steps even in t, or in log-SNR (logsnr); trailing: without the cleanest t, for few steps.",
         choices=("even", "logsnr", "trailing", "logsnr_trailing"),
     )
     guidance: float = _free(1.0, "Weight w of classifier-free guidance; 1: none.")
-    guidance_interval: tuple[int, ...] = _free((), "LO,HI: guide where LO <= t < HI alone.", least=0)
+    guidance_interval: tuple[int, ...] = _free((), "LO,HI: guide only where LO <= t < HI.", least=0)
     threshold: str = _free(
         "dynamic",
-        "Threshold of a guided x; none: no clipping without guidance either.",
+        "What keeps a guided x within [-1, 1]; none: no clipping, guided or not.",
         choices=("dynamic", "static", "none"),
     )
     variance: str = _free(

@@ -152,8 +152,8 @@ def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State
         f"network: {type(network.trunk).__name__}, {height} x {width} patches of {p} x {p} pixels, "
         f"{count_parameters(network):,} parameters, "
         f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
-        f"training: {length}, {settings.batch_size} images a step, rate {config.optimizer.learning_rate:g}, "
-        f"{settings.precision}",
+        f"training: {length}, {settings.batch_size} images a step, "
+        f"learning rate {config.optimizer.learning_rate:g}, {settings.precision}",
         f"run folder: {run}, with all settings in config.json and previews in previews/",
     ]
     if network.patch_switch_t:
