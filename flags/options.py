@@ -22,11 +22,7 @@ Options = typing.TypeVar("Options")
 
 
 def parse_mode(arguments: Sequence[str], modes: Sequence[str]) -> str:
-    """The value of --mode, by default the first of `modes`; all other words are left for `parse_options`.
-
-    Raises:
-      UserError: there is no such mode.
-    """
+    """The value of --mode, by default the first of `modes`; all other words are left for `parse_options`."""
     values = flags.FlagValues()
     values.set_gnu_getopt()
     flags.DEFINE_enum("mode", modes[0], modes, "", flag_values=values)
@@ -42,8 +38,7 @@ def parse_options(
 
     Args:
       arguments: the command line, without the program's name.
-      mode: one of `modes`.
-      options_of: mode -> the dataclass of its options.
+      options_of: one of `modes` -> the dataclass of its options.
     Raises:
       UserError: a flag of another mode, or of none, or a value that it cannot have.
     """

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pdm_tf.analysis import ANALYSES, analyze
 from pdm_tf.analysis.study import Study
 from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import (
-    DataOptions,
-    DrawingOptions,
-    OutputOptions,
-)
-from pdm_tf.config.words import setting
+from pdm_tf.commands.options import DataOptions, DrawingOptions, OutputOptions
+from pdm_tf.config.words import choice, setting
 from pdm_tf.run import RunFolder
 
 
@@ -21,18 +17,11 @@ from pdm_tf.run import RunFolder
 class Options(DrawingOptions, OutputOptions, DataOptions):
     """Make a table or figure of the paper."""
 
-    what: str = setting(
-        ANALYSES[0], "The table or figure of the paper to make of the runs.", choices=ANALYSES
-    )
-    memory_gib: float = setting(
-        2.0,
-        "Memory limit of --what=memory in GiB.",
-        least=0.1,
-    )
+    what: str = choice(ANALYSES, "The table or figure of the paper to make of the runs.")
+    memory_gib: float = setting(2.0, "Memory limit of --what=memory in GiB.", least=0.1)
 
 
 def run(options: Options) -> None:
-    """Measures and draws."""
     models = options.models()
     study = Study(
         models,

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import (
-    DataOptions,
-    DeviceOptions,
-    DrawingOptions,
-    OutputOptions,
-    Place,
-)
+from pdm_tf.commands.options import DataOptions, DeviceOptions, DrawingOptions, OutputOptions, Place
 from pdm_tf.config.words import setting
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.evaluate import Drawing, compare, default_folder, measure_likelihood
@@ -70,7 +64,6 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
 
     @property
     def default_out(self) -> str:
-        """The folder for results, unless another is asked for."""
         if self.samples and not self.run_dir:
             return default_folder(self.samples)
         return os.path.join(self.run_dirs()[0], "evaluation")

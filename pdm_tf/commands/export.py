@@ -5,19 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pdm_tf.commands.options import (
-    AverageOptions,
-    OutputOptions,
-    RunOptions,
-    last_part,
-    overrides,
-)
+from pdm_tf.commands.options import AverageOptions, OutputOptions, RunOptions, last_part, overrides
 from pdm_tf.config.fields import SamplingConfig
-from pdm_tf.config.words import setting
+from pdm_tf.config.words import choice
 from pdm_tf.export import check_free, export_saved_model, export_weights
-
-FORMATS = ("saved_model", "safetensors")
-
 
 # Each call of an export gives it guidance.
 SamplingInAnExport = overrides(SamplingConfig, without=("guidance", "jit_compile"))
@@ -27,15 +18,13 @@ SamplingInAnExport = overrides(SamplingConfig, without=("guidance", "jit_compile
 class Options(AverageOptions, SamplingInAnExport, OutputOptions, RunOptions):
     """Export a model with its sampler for TensorFlow, or its weights for other frameworks."""
 
-    format: str = setting(
-        FORMATS[0],
+    format: str = choice(
+        ("saved_model", "safetensors"),
         "A model with its sampler for TensorFlow, or one network's weights alone for other frameworks.",
-        choices=FORMATS,
     )
 
     @property
     def default_out(self) -> str:
-        """exports/<the run's name>."""
         name = "_".join(map(last_part, self.run_dirs())) + (
             "_weights" if self.format == "safetensors" else ""
         )
@@ -43,7 +32,6 @@ class Options(AverageOptions, SamplingInAnExport, OutputOptions, RunOptions):
 
 
 def run(options: Options) -> None:
-    """Writes the export, and prints where it lies."""
     model, out = options.model(), options.out_folder(options.default_out)
     check_free(out)
     if options.format == "safetensors":

@@ -12,11 +12,7 @@ from pdm_tf.errors import UserError
 
 
 def class_numbers(texts: Sequence[str], config: Config) -> Optional[list[int]]:
-    """The class numbers of texts with names, numbers, or "#" and a number, commas between; None without any.
-
-    Raises:
-      UserError: an unknown name, a number out of range, or a model without classes.
-    """
+    """The class numbers of texts of names, numbers, or "#" and a number, commas between; None without any."""
     if not texts:
         return None
     if not config.conditional:

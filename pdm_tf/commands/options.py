@@ -19,7 +19,7 @@ from pdm_tf.config.fields import (
     check_sampling,
 )
 from pdm_tf.config.presets import DEFAULT_DATASET, is_named
-from pdm_tf.config.words import leaves, replace, setting
+from pdm_tf.config.words import choice, leaves, replace, setting
 from pdm_tf.data import DatasetInfo, find_dataset
 from pdm_tf.errors import UserError
 from pdm_tf.ledger import Share
@@ -30,8 +30,6 @@ from pdm_tf.run import LOW, PRETRAINED, RunFolder
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which run, or runs."""
-
     dataset: Optional[str] = setting(
         None,
         f"The data set, which also picks the preset: {DEFAULT_DATASET} (the default), avatars32, avatars256, "
@@ -49,15 +47,10 @@ class RunOptions:
 
     @property
     def dataset_name(self) -> str:
-        """The data set that is asked for, or the default."""
         return self.dataset or DEFAULT_DATASET
 
     def run_dirs(self) -> list[str]:
-        """The folders of --run_dir, or the default one; text with commas that is itself no run is several.
-
-        Raises:
-          UserError: --run_dir names none.
-        """
+        """The folders of --run_dir, or the default one; text with commas that is itself no run is several."""
         folders = []
         for text in self.run_dir:
             folders += [text] if "," not in text or RunFolder(text).has_config() else text.split(",")
@@ -82,11 +75,7 @@ class RunOptions:
         return model
 
     def models(self) -> list[Model]:
-        """The models to compare, sampled as asked.
-
-        Raises:
-          UserError: they are of different data.
-        """
+        """The models to compare, of the same data, sampled as asked."""
         folders = self.trained_dirs()
         # What ships for one data set is one model.
         models = models_from_folders(*folders) if self.run_dir else [Model.from_folders(*folders)]
@@ -98,7 +87,6 @@ class RunOptions:
         return models
 
     def _ask(self, model: Model, **defaults: Any) -> None:
-        """Has the model sampled, and guided, as asked."""
         model.config = sampled_as_asked(model.config, self, **defaults)
         if getattr(self, "guide", ()):
             model.be_guided_by(*self.guide)
@@ -106,16 +94,10 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class DataOptions(RunOptions):
-    """Where data sets lie."""
-
     data_dir: str = setting("data", "Where named data sets lie; here or gs://.")
 
     def trained_data(self, data: Optional[DataConfig]) -> DatasetInfo:
-        """The data that a model learnt from, wherever --dataset says that they lie; of None --dataset itself.
-
-        Raises:
-          UserError: it is not there, or other data are.
-        """
+        """The data that a model learnt from, wherever --dataset says they lie; of None --dataset itself."""
         name = self.dataset_name if self.dataset or not data else data.dataset
         info = find_dataset(name, self.data_dir)
         if data and data.sha256 and data.sha256 != info.sha256:
@@ -142,11 +124,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Where to compute."""
-
-    strategy: str = setting(
-        "auto", "Where to compute.", choices=("auto", "cpu", "mirrored", "multi_worker", "tpu")
-    )
+    strategy: str = choice(("auto", "cpu", "mirrored", "multi_worker", "tpu"), "Where to compute.")
 
     def chosen_strategy(self) -> str:
         """The strategy; what "auto" is here is printed."""
@@ -168,8 +146,6 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where to write."""
-
     out: Optional[str] = setting(
         None,
         "Folder for what the mode makes; by default <run_dir>/samples, <run_dir>/evaluation "
@@ -178,14 +154,11 @@ class OutputOptions:
     )
 
     def out_folder(self, default: str) -> Path:
-        """--out, or the mode's default."""
         return as_path(self.out or default)
 
 
 @dataclass(frozen=True)
 class AverageOptions:
-    """Which average of the weights."""
-
     ema_length: Optional[float] = setting(
         None,
         "Average the weights over this part of the run, from its snapshots (training.ema_lengths); by "
@@ -214,14 +187,7 @@ def overrides(section: type, default: str = "as the run has it", without: Collec
 
 
 @dataclass(frozen=True)
-class SamplingOptions(overrides(SamplingConfig)):
-    """How to sample, over the run's own settings."""
-
-
-@dataclass(frozen=True)
-class DrawingOptions(SamplingOptions):
-    """What to draw, and how."""
-
+class DrawingOptions(overrides(SamplingConfig)):
     guide: tuple[str, ...] = setting(
         (),
         "Run folder of a weaker model of the same images, which --guidance leads away from (several: its "
@@ -244,17 +210,12 @@ class DrawingOptions(SamplingOptions):
 
 
 def given_fields(section: type, options: Any) -> dict[str, Any]:
-    """The fields of a section among the options that are given."""
     values = {name: getattr(options, name, None) for name in leaves(section)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def sampled_as_asked(config: Config, options: Any, **defaults: Any) -> Config:
-    """A run's config with the sampling options that are given; `defaults` go before the run's own values.
-
-    Raises:
-      UserError: an option of another sampler, or steps or a weight that cannot work.
-    """
+    """A run's config with the sampling options that are given; `defaults` go before the run's own values."""
     given = given_fields(SamplingConfig, options)
     config = config.replace({"sampling": replace(config.sampling, {**defaults, **given})})
     sampler = config.sampling.sampler

@@ -25,7 +25,6 @@ class Options(DataOptions):
 
 
 def run(options: Options) -> None:
-    """Serves the page until it is stopped."""
     from pdm_tf.page import layout  # which alone needs gradio; the flags are listed without it
 
     models = models_from_folders(*options.trained_dirs())

@@ -71,9 +71,6 @@ def folder_for(options: Options, identity: dict[str, Any]) -> Path:
     """--out, or the first of <run_dir>/samples, samples_2, ... that holds no samples of other settings.
 
     samples.json in it keeps the identity (`SampleBatches.identity`): the same command finds it again.
-
-    Raises:
-      UserError: --out holds samples of other settings.
     """
     default = as_path(options.run_dirs()[0]) / "samples"
     numbered = (default.with_name(f"samples_{number}") for number in itertools.count(2))
@@ -84,17 +81,11 @@ def folder_for(options: Options, identity: dict[str, Any]) -> Path:
         if is_free or (file.exists() and file.read_text() == text):
             atomic_text(file, text)
             return out
-    raise UserError(
-        f"{out} holds samples of other settings (samples.json): choose another --out, or delete it"
-    )
+    raise UserError(f"{out} holds samples of other settings (samples.json): choose another --out")
 
 
 def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:
-    """The image to edit, and how; what is masked begins from pure noise by default.
-
-    Raises:
-      UserError: an option of edits without an image, or a file that does not fit.
-    """
+    """The image to edit, and how; what is masked begins from pure noise by default."""
     given = given_fields(Edit, options)
     if not options.init_image:
         require(not options.mask and not given, f"--{next(iter(given), 'mask')} needs an --init_image")

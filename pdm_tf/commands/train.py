@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
@@ -10,35 +11,30 @@ from pdm_tf.commands.options import DataOptions, DeviceOptions, default_run_dir
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.presets import NETWORKS, SIZES, is_named
 from pdm_tf.config.resolve import Given, refuse_other_settings, resolve
-from pdm_tf.config.words import setting
+from pdm_tf.config.words import leaves, setting
 from pdm_tf.data import DatasetInfo, find_dataset
 from pdm_tf.errors import UserError
 from pdm_tf.progress import peak_resident
 from pdm_tf.run import RunFolder, run_or_shipped
 from pdm_tf.training import loop
 
-# An option that is a setting -> its key.
-SETTINGS = {
-    "seed": "seed",
-    "patch_size": "network.patch_size",
-    "prediction": "diffusion.prediction",
-    "train_steps": "training.steps",
-    "batch_size": "training.batch_size",
-    "grad_accum": "training.grad_accum",
-    "warm_start": "training.warm_start",
-    "teacher": "distillation.teacher",
-}
+
+def of_config(key: str, help: str = "") -> Any:
+    """An option that is a setting of the config, None where it is not given."""
+    rule = leaves(Config)[key].rule
+    rule = dataclasses.replace(rule, help=help or rule.help)
+    return dataclasses.field(default=None, metadata={"rule": rule, "key": key})
 
 
 @dataclass(frozen=True)
 class Options(DeviceOptions, DataOptions):
     """Train in the run folder, or go on from its newest checkpoint."""
 
-    seed: Optional[int] = setting(None, "Seed of all random numbers; 0 by default.", least=0, below=2**31)
+    seed: Optional[int] = of_config("seed", "Seed of all random numbers; 0 by default.")
     size: Optional[str] = setting(
         None,
         "How large a network for tfds: and folder: data; by default base with an accelerator, else tiny.",
-        choices=SIZES,
+        choices=tuple(SIZES),
     )
     network: Optional[str] = setting(
         None,
@@ -47,20 +43,20 @@ class Options(DeviceOptions, DataOptions):
         "folder: data of size tiny, else unet.",
         choices=NETWORKS,
     )
-    patch_size: Optional[int] = setting(None, "P; picks the preset for lsun_church (2, 4 or 8).", above=0)
-    prediction: Optional[str] = setting(None, "What the network predicts.", choices=("x", "eps", "v"))
-    train_steps: Optional[int] = setting(None, "Steps to train, in all.", above=0)
-    batch_size: Optional[int] = setting(None, "Images a step, over all replicas.", above=0)
-    grad_accum: Optional[int] = setting(
-        None, "Parts to compute a replica's batch in, to save memory.", above=0
+    patch_size: Optional[int] = of_config(
+        "network.patch_size", "P; picks the preset for lsun_church (2, 4 or 8)."
     )
-    warm_start: Optional[str] = setting(
-        None,
+    prediction: Optional[str] = of_config("diffusion.prediction")
+    train_steps: Optional[int] = of_config("training.steps")
+    batch_size: Optional[int] = of_config("training.batch_size")
+    grad_accum: Optional[int] = of_config("training.grad_accum")
+    warm_start: Optional[str] = of_config(
+        "training.warm_start",
         "Run folder, or name of weights that ship, whose averages a new run begins with; empty: none. By "
         "default avatars64 for tfds: and folder: data with that network.",
     )
-    teacher: Optional[tuple[str, ...]] = setting(
-        None,
+    teacher: Optional[tuple[str, ...]] = of_config(
+        "distillation.teacher",
         "Run folder, or name of weights that ship, of a student's teacher; several: the teacher's experts.",
     )
     set: tuple[str, ...] = setting((), "Any field of the config, as key=value.")
@@ -74,19 +70,15 @@ class Options(DeviceOptions, DataOptions):
 
     @property
     def given(self) -> Given:
-        """All that is asked of the config."""
-        settings: dict[str, Any] = {key: getattr(self, name) for name, key in SETTINGS.items()}
+        fields = [field for field in dataclasses.fields(self) if "key" in field.metadata]
+        settings = {field.metadata["key"]: getattr(self, field.name) for field in fields}
         settings = {key: value for key, value in settings.items() if value is not None}
         settings.update(parse_settings(self.set))
         return Given(self.dataset_name, self.network, self.size, self.split, settings)
 
     @property
     def folder(self) -> RunFolder:
-        """The run's folder.
-
-        Raises:
-          UserError: --run_dir names none, or several.
-        """
+        """The run's folder; UserError if --run_dir names none, or several."""
         network = self.network if self.network != "unet" else None
         folders = self.run_dir or (default_run_dir(self.dataset_name, network, self.split),)
         if len(folders) > 1:
@@ -105,11 +97,7 @@ class Plan(NamedTuple):
 
 
 def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
-    """The config that a run trains with on this machine.
-
-    Raises:
-      UserError: something cannot work, or the folder holds a run with other settings.
-    """
+    """The config that a run trains with on this machine; UserError if its folder holds another run."""
     given, run = options.given, options.folder
     strategy = devices.choose(options.strategy)[0]
     earlier = run.config() if run.has_config() else None
@@ -128,17 +116,15 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     )
     if earlier:
         refuse_other_settings(earlier, config, run)
-    if is_named(given.dataset):
+    if is_named(given.dataset) or earlier or parent:
         return Plan(config, run, "")
-    if given.size:
-        reason = f"{given.size} (as asked for)"
-    elif earlier or parent:
-        reason = f"as {'the run' if earlier else 'the one that it starts from'} has it"
-    else:
-        devices_text = "an accelerator" if default_size == "base" else "no accelerator"
-        reason = f"{default_size} (there is {devices_text}; --size={'|'.join(SIZES)} chooses)"
-    choices = f"size: {reason}\n"
-    if config.training.warm_start and not (earlier or parent):
+    choices = ""
+    if not given.size:
+        accelerator = "an" if default_size == "base" else "no"
+        choices = (
+            f"size: {default_size} (there is {accelerator} accelerator; --size={'|'.join(SIZES)} chooses)\n"
+        )
+    if config.training.warm_start:
         choices += (
             f"begins with the weights {config.training.warm_start} that ship (--warm_start= for none)\n"
         )
@@ -146,7 +132,6 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
 
 
 def run(options: Options) -> None:
-    """Trains, and prints where the results lie."""
     info = find_dataset(options.dataset_name, options.data_dir)
     config, folder, choices = plan(options, info)
     strategy = devices.make_strategy(options.chosen_strategy())

@@ -8,14 +8,13 @@ what several fields must satisfy together is checked at the end of this file.
 from __future__ import annotations
 
 import math
-import os
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from pdm_tf.config import words
-from pdm_tf.config.words import setting
+from pdm_tf.config.words import choice, setting
 from pdm_tf.errors import UserError
 
 TOGETHER = 16  # images to draw at a time by default
@@ -39,6 +38,7 @@ EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots ca
 _unet = partial(setting, of=("unet",))
 _vit = partial(setting, of=("vit",))
 _free = partial(setting, may_change=True)
+_free_choice = partial(choice, may_change=True)
 _student = partial(setting, of=("student",))
 
 
@@ -60,15 +60,13 @@ class DataConfig:
 class NetworkConfig:
     """The network: what is around its trunk, and the trunk's own fields (Tables 3 and 4, Appendix D)."""
 
-    kind: str = setting("unet", "Which trunk works on the grid of patches.", choices=("unet", "vit"))
+    kind: str = choice(("unet", "vit"), "Which trunk works on the grid of patches.")
     patch_size: int = setting(4, "P, the side of a patch in pixels.", above=0)
     patch_switch_t: int = setting(0, "From this t on patches of 2P, around the same trunk; 0: none.", least=0)
     base_channels: int = setting(128, "Width that a patch is projected to; a ViT's from end to end.", above=0)
     dropout: float = setting(0.0, "The rate in the trunk's blocks.", least=0, below=1)
-    class_conditioning: str = setting(
-        "none",
-        "How labels reach the trunk; tokens are for a ViT.",
-        choices=("none", "gate", "embedding", "tokens"),
+    class_conditioning: str = choice(
+        ("none", "gate", "embedding", "tokens"), "How labels reach the trunk; tokens are for a ViT."
     )
     blurred_inputs: tuple[float, ...] = setting((), "Widths in pixels of blurs to see, too.", above=0)
     refiner_channels: int = setting(0, "Width of convolutions that refine the prediction; 0: none.", least=0)
@@ -76,28 +74,24 @@ class NetworkConfig:
     channel_multipliers: tuple[float, ...] = _unet((1, 2, 2), "Levels' widths over base_channels.", above=0)
     blocks_per_level: int = _unet(2, "Residual blocks of an encoder level.", above=0)
     attention_resolutions: tuple[int, ...] = _unet((16, 8), "Grid sizes with self-attention.", above=0)
-    local: bool = _unet(
-        False, "Sees each place's surroundings alone: no attention, no position, norms of a place."
-    )
+    local: bool = _unet(False, "Sees a place's surroundings alone: no attention, no position.")
     head_channels: int = setting(64, "Channels of an attention head.", above=0, of=("unet", "vit"))
     depth: int = _vit(12, "Blocks.", above=0)
-    norm: str = _vit("rms", "RMSNorm, LayerNorm or GroupNorm.", choices=("rms", "layer", "group"))
-    norm_place: str = _vit("before", "Norms before or after residuals.", choices=("before", "after"))
-    t_conditioning: str = _vit(
-        "everywhere",
+    norm: str = choice(("rms", "layer", "group"), "RMSNorm, LayerNorm or GroupNorm.", of=("vit",))
+    norm_place: str = choice(("before", "after"), "Norms before or after residuals.", of=("vit",))
+    t_conditioning: str = choice(
+        ("everywhere", "feed_forward", "once"),
         "Norms that the timestep scales and shifts; once: none, it is added to the tokens.",
-        choices=("everywhere", "feed_forward", "once"),
+        of=("vit",),
     )
     t_gates: bool = _vit(True, "The timestep also gates those residual branches, from zero (adaLN-Zero).")
-    residual_scaling: str = _vit(
-        "none",
-        "What of a residual branch is scaled by 1/sqrt(depth).",
-        choices=("none", "initial_weights", "branch"),
+    residual_scaling: str = choice(
+        ("none", "initial_weights", "branch"), "What is scaled by 1/sqrt(depth) in a branch.", of=("vit",)
     )
     input_injections: tuple[int, ...] = _vit((), "Blocks, from 1, that see the input again.", above=0)
     qk_norm: bool = _vit(True, "Norms of each head's q and k.")
     rope: bool = _vit(True, "Rotary positions beside the fixed ones.")
-    feed_forward: str = _vit("swiglu", "Activation of the feed-forward layers.", choices=("gelu", "swiglu"))
+    feed_forward: str = choice(("swiglu", "gelu"), "Activation of the feed-forward layers.", of=("vit",))
     bottleneck: int = _vit(0, "Numbers that a patch is projected to first; 0: no bottleneck.", least=0)
     class_tokens: int = _vit(8, "Tokens of the label, if they come as such.", above=0)
     class_tokens_from: int = _vit(1, "The block, from 1, before which these come.", above=0)
@@ -108,26 +102,17 @@ class DiffusionConfig:
     """The diffusion process, what the network predicts, and which noise levels it sees."""
 
     num_timesteps: int = setting(1000, "T, the steps of the process.", above=0, shared=True)
-    schedule: str = setting(
-        "linear",
-        "How the noise grows.",
-        choices=("linear", "cosine", "shifted_linear", "shifted_cosine"),
-        shared=True,
+    schedule: str = choice(
+        ("linear", "cosine", "shifted_linear", "shifted_cosine"), "How the noise grows.", shared=True
     )
     beta_start: float = setting(1e-4, "beta of the first step, if linear.", above=0, shared=True)
     beta_end: float = setting(0.02, "beta of the last step, if linear.", below=1, above=0, shared=True)
-    prediction: str = setting("x", "What the network predicts.", choices=("x", "eps", "v"))
-    loss_weighting: str = setting("sqrt_snr", "gamma_t of the loss.", choices=LOSS_WEIGHTINGS)
-    loss_bias: float = setting(
-        0.0,
-        "b of gamma_t, a log-SNR: of sigmoid where it bends, of bounded_v -2 ln of the noise's scale.",
-        least=-20,
-        most=20,
-    )
-    t_distribution: str = setting(
-        "uniform",
-        "Distribution of the training timesteps, under which the loss is a mean.",
-        choices=("uniform", "logit_normal"),
+    prediction: str = choice(("x", "eps", "v"), "What the network predicts.")
+    loss_weighting: str = choice(LOSS_WEIGHTINGS, "gamma_t of the loss.")
+    # Of sigmoid where it bends, of bounded_v -2 ln of the noise's scale.
+    loss_bias: float = setting(0.0, "b of gamma_t, a log-SNR.", least=-20, most=20)
+    t_distribution: str = choice(
+        ("uniform", "logit_normal"), "Distribution of the training timesteps, under which the loss is a mean."
     )
     t_mean: float = setting(-0.8, "If logit_normal: mean logit of t at 256 pixels.", least=-10, most=10)
     t_std: float = setting(0.8, "If logit_normal: its standard deviation.", above=0)
@@ -154,24 +139,22 @@ class OptimizerConfig:
 class SamplingConfig:
     """How to sample: what the owner of the weights likes, and a command may override."""
 
-    sampler: str = _free("ancestral", "The sampler.", choices=SAMPLERS)
+    sampler: str = _free_choice(SAMPLERS, "The sampler.")
     steps: tuple[int, ...] = _free(
         (250,), "Number of steps; 90,60,60,20,20: of each fifth of the process, cleanest first.", above=0
     )
-    spacing: str = _free(
-        "even",
+    spacing: str = _free_choice(
+        ("even", "logsnr", "trailing", "logsnr_trailing"),
         "Steps even in t, or in log-SNR (logsnr); trailing: without the cleanest t, for few steps.",
-        choices=("even", "logsnr", "trailing", "logsnr_trailing"),
     )
     guidance: float = _free(1.0, "Weight w of classifier-free guidance; 1: none.")
     guidance_interval: tuple[int, ...] = _free((), "LO,HI: guide only where LO <= t < HI.", least=0)
-    threshold: str = _free(
-        "dynamic",
+    threshold: str = _free_choice(
+        ("dynamic", "static", "none"),
         "What keeps a guided x within [-1, 1]; none: no clipping, guided or not.",
-        choices=("dynamic", "static", "none"),
     )
-    variance: str = _free(
-        "learned", "Variance of ancestral steps.", choices=("learned", "small", "large"), of=("ancestral",)
+    variance: str = _free_choice(
+        ("learned", "small", "large"), "Variance of ancestral steps.", of=("ancestral",)
     )
     eta: float = _free(0.0, "Noise of DDIM's steps.", least=0, most=1, of=("ddim",))
     order: int = _free(2, "Order of UniPC's steps.", least=2, most=3, of=("unipc",))
@@ -185,10 +168,8 @@ class TrainingConfig:
     batch_size: int = setting(64, "Images a step, over all replicas.", above=0)
     steps: int = _free(100_000, "Steps to train, in all.", above=0)
     minutes: float = _free(0.0, "Stop after this time, saved, to go on later; 0: never.", least=0)
-    precision: str = setting(
-        "auto",
-        "auto: mixed_bfloat16 on TPUs, on GPUs and CPUs with instructions for it, float32 elsewhere.",
-        choices=("auto", "float32", "mixed_bfloat16"),
+    precision: str = choice(
+        ("auto", "float32", "mixed_bfloat16"), "auto: mixed_bfloat16 where the device is faster with it."
     )
     grad_accum: int = setting(1, "Parts to compute a replica's batch in, to save memory.", above=0)
     gradient_checkpointing: bool = setting(False, "Compute activations again backwards, to save memory.")
@@ -198,10 +179,7 @@ class TrainingConfig:
     ema_every: int = setting(100, "Steps between two updates of these.", above=0)
     ema_warmup: bool = setting(False, "Start from a decay of 0.1 that grows to ema_decay.")
     ema_lengths: tuple[float, ...] = setting(
-        (),
-        "Also keep averages over these parts of the run, to make any length from; empty: none.",
-        least=EMA_LENGTHS[0],
-        most=EMA_LENGTHS[1],
+        (), "Also keep averages over these parts of the run.", least=EMA_LENGTHS[0], most=EMA_LENGTHS[1]
     )
     ema_snapshots: int = _free(32, "How often in the run these are written for good.", above=0)
     log_every: int = _free(50, "Steps between two lines of metrics.", above=0)
@@ -230,16 +208,12 @@ class DistillationConfig:
         (), "Run folder, or name of weights that ship, of the teacher, or of its experts; empty: none."
     )
     steps: int = _student(4, "Steps of the student.", above=0)
-    spacing: str = _student(
-        "logsnr_trailing", "How they, and the teacher's, are spaced.", choices=("trailing", "logsnr_trailing")
+    spacing: str = choice(
+        ("logsnr_trailing", "trailing"), "How they, and the teacher's, are spaced.", of=("student",)
     )
     first: int = _student(16, "Steps of the teacher at first: steps times factor, once or more.", above=1)
-    factor: int = _student(
-        2, "Steps of the teacher that become one; a phase of factor 2 halves the steps.", above=1
-    )
-    phase_steps: int = _student(
-        1000, "Train steps of a phase; the last one goes on to training.steps.", above=0
-    )
+    factor: int = _student(2, "Steps of the teacher that become one in a phase.", above=1)
+    phase_steps: int = _student(1000, "Train steps of a phase but the last, which is longer.", above=0)
 
     @property
     def phases(self) -> int:
@@ -269,16 +243,11 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def to_json(self) -> str:
-        """The config as indented JSON text."""
         return words.to_json(self)
 
     @staticmethod
     def from_json(text: str | bytes, where: str = "config.json") -> Config:
-        """Reads `to_json`'s text; `where` names the file in errors.
-
-        Raises:
-          UserError: not JSON, an unknown key or a value of the wrong type.
-        """
+        """Reads `to_json`'s text; `where` names the file in errors."""
         return words.from_json(Config, text, where)
 
     def replace(self, settings: dict[str, typing.Any]) -> Config:
@@ -305,10 +274,9 @@ class Config:
 
 
 def changes(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
-    """As `words.differences`, with data sets compared by their digests, or else by their places.
+    """As `words.differences`, with data sets compared by their digests: one that was moved is the same.
 
-    A data set that was moved, or is named in another way, is the same; other data in its place are one
-    difference, that of data.dataset.
+    Other data in its place are one difference, that of data.dataset.
     """
     found = words.differences(old, new)
     found.pop("data.sha256", None)
@@ -317,237 +285,183 @@ def changes(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]
         found.pop("data.dataset", None)
         if one.sha256 != other.sha256:
             found["data.dataset"] = tuple(f"{d.dataset}, sha256 {d.sha256[:8]}" for d in (one, other))
-    elif _place(one.dataset) == _place(other.dataset):
-        found.pop("data.dataset", None)
     return found
 
 
-def _place(dataset: str) -> str:
-    """One way of writing the place of folder:PATH."""
-    kind, colon, path = dataset.partition(":")
-    if kind != "folder":
-        return dataset
-    path = path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))
-    return kind + colon + path
-
-
 def parse_settings(assignments: Sequence[str]) -> dict[str, typing.Any]:
-    """Reads `--set` arguments such as "network.dropout=0.1" as typed values by dotted key.
-
-    Raises:
-      UserError: not of the form key=value, an unknown key or a value of the wrong type.
-    """
+    """Reads `--set` arguments such as "network.dropout=0.1" as typed values by dotted key."""
     return words.parse_assignments(Config, assignments)
 
 
 def validate(config: Config) -> Config:
     """Returns `config`, or raises UserError for the first value that cannot work."""
     words.check(config)
-    for problem in _problems(config):
-        raise UserError(problem)
+    check_network(config.network, config.data.image_shape)
+    _check_data(config)
+    _check_diffusion(config.diffusion, config.network.patch_switch_t)
+    _check_training(config)
+    if config.is_student:
+        _check_distillation(config)
     check_sampling(config)
     return config
 
 
 def check_network(network: NetworkConfig, image_shape: Sequence[int]) -> None:
     """Raises UserError if such a network cannot be made for images of (height, width, channels)."""
-    for problem in _network_problems(network, image_shape):
-        raise UserError(problem)
-
-
-def _problems(config: Config) -> Iterator[str]:
-    """What fields do not satisfy together, and what to use instead."""
-    yield from _network_problems(config.network, config.data.image_shape)
-    yield from _data_problems(config)
-    yield from _diffusion_problems(config.diffusion, config.network.patch_switch_t)
-    yield from _training_problems(config)
-    if config.is_student:
-        yield from _distillation_problems(config)
-
-
-def _network_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Iterator[str]:
-    if network.kind == "unet":
-        yield from _unet_problems(network, image_shape)
     size = network.patch_size
-    yield from _division_problems(image_shape, size, "patch_size", "another network.patch_size")
+    if network.kind == "unet":
+        _check_unet(network, image_shape)
+    _check_division(image_shape, size, "patch_size", "another network.patch_size")
     if network.kind == "vit":
-        yield from _vit_problems(network)
-    if network.refiner_channels % 32:
-        yield (
-            f"network.refiner_channels={network.refiner_channels} must divide by 32, the number of "
-            "normalization groups"
-        )
+        _check_vit(network)
     if network.refiner_channels:
+        _check_groups(f"network.refiner_channels={network.refiner_channels}", network.refiner_channels)
         refined = network.refiner_patch_size
-        yield from _division_problems(
-            image_shape, refined, "refiner_patch_size", "another network.refiner_patch_size"
-        )
+        _check_division(image_shape, refined, "refiner_patch_size", "another network.refiner_patch_size")
     if network.patch_switch_t:
-        yield from _division_problems(
-            image_shape, 2 * size, f"2 * patch_size = 2 * {size}", "a smaller network.patch_size"
-        )
+        _check_division(image_shape, 2 * size, f"2 * patch_size = 2 * {size}", "a smaller network.patch_size")
 
 
-def _unet_problems(network: NetworkConfig, image_shape: Sequence[int]) -> Iterator[str]:
+def _check_unet(network: NetworkConfig, image_shape: Sequence[int]) -> None:
     levels = len(network.channel_multipliers)
     if not levels:
-        yield "network.channel_multipliers is empty: give one multiplier for each level, such as 1,2,2"
+        raise UserError("network.channel_multipliers is empty: give one for each level, such as 1,2,2")
     if network.class_conditioning == "tokens":
-        yield "network.class_conditioning=tokens is for network.kind=vit: use gate or embedding"
+        raise UserError("network.class_conditioning=tokens is for network.kind=vit: use gate or embedding")
     if network.local and network.attention_resolutions:
-        yield (
-            "network.local=true is a U-Net without attention: clear its list with "
-            "network.attention_resolutions="
+        raise UserError(
+            "network.local=true has no attention: set network.attention_resolutions= (empty), too"
         )
     if network.patch_switch_t and levels == 1:
-        yield "network.patch_switch_t: large patches enter a U-Net's second level; use two or more levels"
+        raise UserError("network.patch_switch_t: large patches enter a U-Net's second level; use two or more")
     halvings = 2 ** (levels - 1)
-    yield from _division_problems(
+    _check_division(
         image_shape,
         network.patch_size * halvings,
         f"patch_size * 2^(levels - 1) = {network.patch_size} * {halvings}",
         "a smaller network.patch_size or fewer network.channel_multipliers",
     )
     grid = max(image_shape[:2]) // network.patch_size
+    head = network.head_channels
     for level, multiplier in enumerate(network.channel_multipliers):
         width = network.base_channels * multiplier
-        if width % 32:
-            yield (
-                f"network.base_channels * multiplier = {network.base_channels} * {multiplier:g} = {width:g}: "
-                "every level's width must divide by 32, the number of normalization groups"
-            )
+        _check_groups(f"network.base_channels * {multiplier:g} = {width:g}", width)
         attends = level == levels - 1 or grid // 2**level in network.attention_resolutions
-        if attends and not network.local and width % network.head_channels:
-            yield (
-                f"level {level} has {width:g} channels and attention, which must divide by "
-                f"network.head_channels={network.head_channels}"
+        if attends and not network.local and width % head:
+            raise UserError(
+                f"level {level} attends: its width {width:g} must divide by network.head_channels={head}"
             )
 
 
-def _vit_problems(network: NetworkConfig) -> Iterator[str]:
-    width, head = network.base_channels, network.head_channels
+def _check_vit(network: NetworkConfig) -> None:
+    width = network.base_channels
+    head = network.head_channels
     if width % head or head % 4:
-        yield f"network.base_channels={width} must divide by network.head_channels={head}, and those by 4"
-    if network.norm == "group" and width % 32:
-        yield f"network.base_channels={width} must divide by 32, the number of normalization groups"
-    if network.t_gates and network.t_conditioning == "once":
-        yield (
-            "network.t_gates=True needs norms that the timestep conditions, and network.t_conditioning=once "
-            "has none: use network.t_gates=false"
+        raise UserError(
+            f"network.base_channels={width} must divide by network.head_channels={head}, and those by 4"
         )
+    if network.norm == "group":
+        _check_groups(f"network.base_channels={width}", width)
+    if network.t_gates and network.t_conditioning == "once":
+        raise UserError("network.t_conditioning=once has no norms to gate: use network.t_gates=false")
     last = max((network.class_tokens_from, *network.input_injections))
     if last > network.depth:
-        yield (
-            f"network.input_injections and network.class_tokens_from name block {last}: there are "
-            f"network.depth={network.depth} blocks"
+        raise UserError(
+            f"block {last} (input_injections, class_tokens_from): there are network.depth={network.depth}"
         )
 
 
-def _division_problems(image_shape: Sequence[int], factor: int, meaning: str, instead: str) -> Iterator[str]:
+def _check_groups(text: str, width: float) -> None:
+    if width % 32:
+        raise UserError(f"{text} must divide by 32, the number of normalization groups")
+
+
+def _check_division(image_shape: Sequence[int], factor: int, meaning: str, instead: str) -> None:
     for side, size in zip(("height", "width"), image_shape):
         nearest = max(factor, round(size / factor) * factor)
         if size % factor:
-            yield (
+            raise UserError(
                 f"image {side} {size} does not divide by {meaning} = {factor}: resize to {nearest}, or use "
                 f"{instead}"
             )
 
 
-def _data_problems(config: Config) -> Iterator[str]:
-    if config.data.crop:
-        yield from _crop_problems(config)
-    if config.data.augmentation and config.data.horizontal_flip:
-        yield (
-            "data.augmentation mirrors every other image and tells the network, which data.horizontal_flip "
-            "does not: use data.horizontal_flip=false"
-        )
-    if config.conditional and not config.data.num_classes:
-        yield (
-            f"network.class_conditioning={config.network.class_conditioning} needs labels, and "
-            f"{config.data.dataset} has none: use network.class_conditioning=none"
-        )
-
-
-def _crop_problems(config: Config) -> Iterator[str]:
-    crop, network = config.data.crop, config.network
-    if network.kind != "unet" or not network.local:
-        yield (
-            f"data.crop={crop}: this network attends over the whole grid; use a U-Net with "
-            "network.local=true and network.attention_resolutions= (empty)"
-        )
-    factor = network.patch_size * 2 ** (len(network.channel_multipliers) - 1)
-    smallest = min(config.data.image_shape[:2])
-    if crop % factor or crop > smallest:
-        yield (
-            f"data.crop={crop}: use a multiple of patch_size * 2^(levels - 1) = {factor}, and at most "
-            f"{smallest}, the image's smaller side"
+def _check_data(config: Config) -> None:
+    data = config.data
+    network = config.network
+    if data.crop:
+        if network.kind != "unet" or not network.local:
+            raise UserError(
+                f"data.crop={data.crop}: this network attends over the whole grid; use a U-Net with "
+                "network.local=true and network.attention_resolutions= (empty)"
+            )
+        factor = network.patch_size * 2 ** (len(network.channel_multipliers) - 1)
+        smallest = min(data.image_shape[:2])
+        if data.crop % factor or data.crop > smallest:
+            raise UserError(
+                f"data.crop={data.crop}: use a multiple of {factor}, and at most {smallest}, the image's side"
+            )
+    if data.augmentation and data.horizontal_flip:
+        raise UserError("data.augmentation mirrors every other image, too: use data.horizontal_flip=false")
+    if config.conditional and not data.num_classes:
+        raise UserError(
+            f"network.class_conditioning={network.class_conditioning} needs labels, and {data.dataset} has "
+            "none: use network.class_conditioning=none"
         )
 
 
-def _diffusion_problems(d: DiffusionConfig, patch_switch_t: int) -> Iterator[str]:
+def _check_diffusion(d: DiffusionConfig, patch_switch_t: int) -> None:
     if d.beta_start >= d.beta_end:
-        yield (
-            f"diffusion.beta_start={d.beta_start}, diffusion.beta_end={d.beta_end}: they must satisfy "
-            "0 < beta_start < beta_end < 1"
-        )
+        raise UserError(f"diffusion.beta_start={d.beta_start} must be below diffusion.beta_end={d.beta_end}")
     if not d.t_start < d.t_stop <= d.num_timesteps:
-        yield (
-            f"diffusion.t_start={d.t_start}, diffusion.t_stop={d.t_stop}: they must satisfy "
-            f"0 <= t_start < t_stop <= num_timesteps = {d.num_timesteps}"
+        raise UserError(
+            f"diffusion.t_start={d.t_start}, t_stop={d.t_stop}: use 0 <= start < stop <= {d.num_timesteps}"
         )
     if patch_switch_t and not d.t_start < patch_switch_t < d.t_stop:
-        yield (
-            f"network.patch_switch_t={patch_switch_t} is not within {d.t_start} < t < {d.t_stop}, what the "
-            "network is trained on: use one that is, or 0"
+        raise UserError(
+            f"network.patch_switch_t={patch_switch_t}: use a t within {d.t_start} < t < {d.t_stop}, or 0"
         )
 
 
-def _training_problems(config: Config) -> Iterator[str]:
+def _check_multiple(name: str, value: int, of: str, factor: int) -> None:
+    if value % factor:
+        nearest = math.ceil(value / factor) * factor
+        raise UserError(f"{name}={value} is not a multiple of {of}={factor}: use {nearest}")
+
+
+def _check_training(config: Config) -> None:
     training = config.training
     together = training.steps_per_execution
     for name in ("steps", "log_every", "sample_every", "score_every", "checkpoint_every", "ema_every"):
         value = getattr(training, name)
-        if value % together:
-            yield (
-                f"training.{name}={value} is not a multiple of training.steps_per_execution={together}: "
-                f"use {math.ceil(value / together) * together}"
-            )
-    if config.optimizer.cooldown_steps > training.steps:
-        yield (
-            f"optimizer.cooldown_steps={config.optimizer.cooldown_steps} is more than "
-            f"training.steps={training.steps}: the rate falls over the last of these"
-        )
-    if training.eval_every % training.log_every:
-        yield (
-            f"training.eval_every={training.eval_every} is not a multiple of "
-            f"training.log_every={training.log_every}"
-        )
+        _check_multiple(f"training.{name}", value, "training.steps_per_execution", together)
+    _check_multiple("training.eval_every", training.eval_every, "training.log_every", training.log_every)
+    cooldown = config.optimizer.cooldown_steps
+    if cooldown > training.steps:
+        raise UserError(f"optimizer.cooldown_steps={cooldown} is more than training.steps={training.steps}")
     if training.keep_best and not training.score_every:
-        yield "training.keep_best keeps the weights of the best score: set training.score_every, such as 5000"
+        raise UserError("training.keep_best keeps what scores best: set training.score_every, such as 5000")
 
 
-def _distillation_problems(config: Config) -> Iterator[str]:
+def _check_distillation(config: Config) -> None:
     d = config.distillation
     training = config.training
-    if d.first != d.steps * d.factor**d.phases:
-        yield (
-            f"distillation.first={d.first} is not distillation.steps={d.steps} times distillation.factor="
-            f"{d.factor}, once or more: use {d.steps * d.factor**d.phases}"
+    first = d.steps * d.factor**d.phases
+    if d.first != first:
+        raise UserError(
+            f"distillation.first={d.first}: use steps times factor, once or more, such as {first}"
         )
-    if d.phase_steps % training.steps_per_execution:
-        yield (
-            f"distillation.phase_steps={d.phase_steps} is not a multiple of "
-            f"training.steps_per_execution={training.steps_per_execution}"
-        )
+    together = training.steps_per_execution
+    _check_multiple("distillation.phase_steps", d.phase_steps, "training.steps_per_execution", together)
     if training.steps <= d.phase_steps * (d.phases - 1):
-        yield (
+        raise UserError(
             f"training.steps={training.steps} ends before the last of {d.phases} phases of "
             f"distillation.phase_steps={d.phase_steps} begins"
         )
     if (config.diffusion.t_start, config.diffusion.t_stop) != (0, config.diffusion.num_timesteps):
-        yield "a student learns all of the process: leave diffusion.t_start and diffusion.t_stop out"
+        raise UserError("a student learns all of the process: leave diffusion.t_start and t_stop out")
     if config.data.augmentation:
-        yield "a teacher does not know a student's data.augmentation: use 0"
+        raise UserError("a teacher does not know a student's data.augmentation: use 0")
 
 
 def check_sampling(config: Config, has_guide: bool = False) -> None:

@@ -86,7 +86,7 @@ class _Size(typing.NamedTuple):
 # Any other data: patches, levels and labels follow from the images; see `sized_preset`. tiny is what draws best
 # after minutes to an hour of two cores (docs/training.md). small and base are for accelerators and were not
 # compared: the batches and rates of ADM and DiT (1e-4 at 256), taken down to theirs.
-_SIZES = {
+SIZES = {
     #              c    multipliers   blocks places attention batch lr    clip warm-up EMA  steps   scores network
     "tiny":  _Size(64,  (2, 2, 2),    1,     256,   64,       16,   1e-3, 1.0, 200,    10,  20_000, 5000,  "vit"),
     "small": _Size(64,  (1, 2, 2, 4), 2,     1024,  256,      32,   3e-4, 0.0, 1000,   20, 100_000, 0,     "unet"),
@@ -104,7 +104,6 @@ _DATA = {
     "ffhq1024":    DataConfig("ffhq1024", (1024, 1024, 3)),
 }
 
-SIZES = tuple(_SIZES)
 MOST_SCORED = 50_000  # training images that other data's scores are compared with by default: some minutes
 PAPERS = ("lsun_church", "imagenet256", "ffhq1024")  # whose experiments are exactly the paper's
 
@@ -159,30 +158,17 @@ def preset(dataset: str, patch_size: int | None = None, split: str | None = None
     """The experiment of a named data set.
 
     Args:
-      dataset: a named one, such as "emoji64" or "lsun_church".
       patch_size: chooses between lsun_church's networks of 2, 4 (the default) and 8; any other replaces the
         preset's.
       split: "low" (the default) or "high" noise expert of imagenet256; None elsewhere.
-    Raises:
-      UserError: an unknown data set, or a split where there is none.
     """
     if dataset not in _DATA:
         raise UserError(f"--dataset={dataset}: use {', '.join(_DATA)}, tfds:NAME or folder:PATH")
-    refuse_split(dataset, split)
     rows = {row.variant: row for row in _ROWS if row.dataset == dataset}
     default = {"lsun_church": "P=4", "imagenet256": split or "low"}.get(dataset)
     config = _from_row(rows.get(f"P={patch_size}") or rows[default], _DATA[dataset])
     config = config.replace(_EXTRA.get(dataset, {}))
     return config.replace({"network.patch_size": patch_size}) if patch_size else config
-
-
-def refuse_split(dataset: str, split: str | None) -> None:
-    """Raises UserError if there is a split and the data set has none."""
-    if split is not None and dataset != "imagenet256":
-        raise UserError(
-            f"--split={split} is for imagenet256; for {dataset} choose an expert's noise levels with "
-            "--set=diffusion.t_start=... and --set=diffusion.t_stop=..."
-        )
 
 
 # --- any other data -------------------------------------------------------------------------------
@@ -195,16 +181,9 @@ def sized_preset(
 
     Patches are as small as the size's number of places allows, so that the trunk costs the same however
     large the images (the paper's point). There are two levels at least, and attention over 1,024 places at
-    most.
-
-    Args:
-      size: one of `SIZES`.
-      data: the data set's own; a side of its images may be None where they differ in size.
-      given: settings by dotted key, of the data too.
-    Raises:
-      UserError: no patch size fits the images: says what to do.
+    most. `given` are settings by dotted key, of the data too.
     """
-    row, data = _SIZES[size], replace(data, {k[5:]: v for k, v in given.items() if k.startswith("data.")})
+    row, data = SIZES[size], replace(data, {k[5:]: v for k, v in given.items() if k.startswith("data.")})
     height, width, channels = data.image_shape
     require(
         None not in data.image_shape,
@@ -302,9 +281,7 @@ _TRAILING = {"even": "trailing", "logsnr": "logsnr_trailing"}
 def student(teacher: Config, given: Mapping[str, typing.Any]) -> Config:
     """What a teacher's student is trained with: its network, in steps spaced as it likes them.
 
-    Args:
-      teacher: the teacher's config; of experts, that of the least noise, with whose weights the student begins.
-      given: settings by dotted key, "distillation.teacher" among them.
+    Of experts it is that of the least noise, with whose weights the student begins.
     """
     folders = given["distillation.teacher"]
     spacing = teacher.sampling.spacing
@@ -426,11 +403,7 @@ _STABLE = {  # beside the config's defaults, which are its blocks
 }
 # For larger images, whose process is shifted: a t means the noise that it means for avatars64, averaged down, so
 # that its ViT can start theirs; more of the training is at less noise, where the finer lines are learnt.
-_STABLE_SHIFTED = {
-    "diffusion.schedule": "shifted_linear",
-    "diffusion.t_mean": -1.8,
-    "diffusion.t_std": 0.95,
-}
+_STABLE_SHIFTED = {"diffusion.schedule": "shifted_linear", "diffusion.t_mean": -1.8, "diffusion.t_std": 0.95}
 # "Our initial configuration": PostNorm, with the input again before the 4th, 8th and last of 11 layers. Its
 # width is not stated; this one has about the parameters of the U-Net of P = 8, which it is compared with.
 _APPENDIX_D = {
@@ -473,14 +446,10 @@ _LOCAL = {
 
 
 def network_settings(network: str, config: Config, size: str | None = None) -> dict[str, typing.Any]:
-    """What another network than its U-Net changes of a data set's config, by dotted key.
+    """What one of `NETWORKS` changes of the config of a data set's U-Net, by dotted key.
 
-    Args:
-      network: one of `NETWORKS`.
-      config: the data set's, with its U-Net.
-      size: that of the U-Net, for data without a preset.
-    Raises:
-      UserError: vit_appendix_d for other data than lsun_church.
+    `size` is that of the U-Net, for data without a preset. UserError if vit_appendix_d is for other data than
+    lsun_church.
     """
     if network == "unet":
         return {}
@@ -518,11 +487,6 @@ def network_settings(network: str, config: Config, size: str | None = None) -> d
         "network.class_tokens_from": vit.depth // 3 + 1,
         "optimizer.learning_rate": vit.learning_rate,
     }
-
-
-def default_network(size: str) -> str:
-    """The trunk of a size, for data without a preset."""
-    return _SIZES[size].network
 
 
 # What the tiny ViT's pictures are after so many training images: 250 steps of 16 on colour emoji, 766 on other

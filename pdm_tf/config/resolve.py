@@ -14,29 +14,21 @@ from pdm_tf.errors import UserError
 
 
 class Given(NamedTuple):
-    """What a command says of a run; saved as given.json beside config.json, what it was resolved to.
+    """What a command says of a run; saved as given.json beside config.json, what it was resolved to."""
 
-    Attributes:
-      dataset: a named data set, tfds:NAME or folder:PATH.
-      network: one of `presets.NETWORKS`; None: U-Net, or as an earlier part of the run has it.
-      size: one of `presets.SIZES`, for data sets without a preset; None: as fits the machine, or as above.
-      split: "low" or "high" of imagenet256; None: low.
-      settings: values by dotted key of the config.
-    """
-
-    dataset: str
-    network: str | None = None
-    size: str | None = None
-    split: str | None = None
-    settings: Mapping[str, Any] = {}
+    dataset: str  # a named one, tfds:NAME or folder:PATH
+    network: str | None = None  # one of `presets.NETWORKS`; None: U-Net, or as an earlier part of the run
+    size: str | None = (
+        None  # one of `presets.SIZES`, without a preset; None: as fits the machine, or as above
+    )
+    split: str | None = None  # "low" or "high" of imagenet256; None: low
+    settings: Mapping[str, Any] = {}  # values by dotted key of the config
 
     def to_json(self) -> str:
-        """The text of given.json."""
         return json.dumps(self._asdict(), indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> Given:
-        """Reads `to_json`'s text."""
         return Given(**json.loads(text))
 
     def derives_as(self, other: Given) -> bool:
@@ -69,16 +61,18 @@ def resolve(
     8. the machine's precision, in place of "auto".
 
     Args:
-      given: what the command says.
       info: the data set's `DatasetInfo`; None for a named one that is not at hand.
       default_size: the size for data without a preset.
       precision: what "auto" is on this machine.
-      earlier: the config of the run's earlier part, if there is one.
+      earlier: the config of the run's earlier part, if there is one (see `refuse_other_settings`).
       begun_with: what was given for that; None: its folder has no given.json.
       parent: the config of the run whose weights a new run starts from, or its teacher's.
-    Raises:
-      UserError: something cannot work. Whether the earlier part goes on with it: `refuse_other_settings`.
     """
+    if given.split and given.dataset != "imagenet256":
+        raise UserError(
+            f"--split={given.split} is for imagenet256; for {given.dataset} choose an expert's noise levels "
+            "with --set=diffusion.t_start=... and --set=diffusion.t_stop=..."
+        )
     settings = {**given.settings}
     check_values(Config, settings)
     if settings.get("training.precision") == "auto":
@@ -96,27 +90,19 @@ def resolve(
             raise UserError("a student has its teacher's network: leave --network and --size out")
         network = None
         config = (earlier or presets.student(parent, settings)).replace({"data.dataset": given.dataset})
-        if info:
-            config = config.replace({"data.label_names": info.label_names, "data.sha256": info.sha256})
     elif is_named(given.dataset):
         if given.size:
-            raise UserError(
-                f"--size={given.size} is for tfds: and folder: data, and {given.dataset} has a network of "
-                "its own: leave it out"
-            )
+            raise UserError(f"--size={given.size} is for tfds: and folder: data, and not for {given.dataset}")
         config = presets.preset(given.dataset, settings.get("network.patch_size"), given.split)
-        if info:
-            config = config.replace({"data.label_names": info.label_names, "data.sha256": info.sha256})
     else:
-        presets.refuse_split(given.dataset, given.split)
-        data = DataConfig(
-            given.dataset, info.image_shape, info.num_classes, info.label_names, sha256=info.sha256
-        )
         size = given.size or default_size
-        network = network or presets.default_network(size)
+        network = network or presets.SIZES[size].network
+        data = DataConfig(given.dataset, info.image_shape, info.num_classes)
         config = presets.sized_preset(size, data, settings)
         if info.num_examples["train"] > presets.MOST_SCORED:
             config = config.replace({"training.score_every": 0})
+    if info:
+        config = config.replace({"data.label_names": info.label_names, "data.sha256": info.sha256})
     config = config.replace(settings)
     config = config.replace(presets.network_settings(network or "unet", config, size)).replace(settings)
     if size and not (earlier or parent) and presets.begins_with_shipped(config):

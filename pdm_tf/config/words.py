@@ -19,26 +19,17 @@ from pdm_tf.errors import UserError, one_line
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a field may hold and where it counts.
+    """What a field may hold and where it counts."""
 
-    Attributes:
-      help: one sentence on the field.
-      choices: the values it may have; (): any.
-      least, most, above, below: its range, the first two included; of a tuple, that of each value.
-      may_change: it may differ between the parts of one run, because no train step depends on it.
-      shared: experts of one model must have the same.
-      of: the samplers, kinds of network or edits that read it; (): all do.
-    """
-
-    help: str
-    choices: tuple = ()
-    least: typing.Any = None
+    help: str  # one sentence
+    choices: tuple = ()  # the values it may have; (): any
+    least: typing.Any = None  # the smallest value; of a tuple, that of each
     most: typing.Any = None
     above: typing.Any = None
     below: typing.Any = None
-    may_change: bool = False
-    shared: bool = False
-    of: tuple[str, ...] = ()
+    may_change: bool = False  # between the parts of one run, because no train step depends on it
+    shared: bool = False  # experts of one model must have the same
+    of: tuple[str, ...] = ()  # the samplers, kinds of network or edits that read it; (): all do
 
     def problem(self, value: typing.Any) -> str:
         """What to use instead of `value`, or "" if it will do."""
@@ -78,6 +69,11 @@ def setting(default: typing.Any, help: str, **rule) -> typing.Any:
     return dataclasses.field(default=default, metadata={"rule": Rule(help, **rule)})
 
 
+def choice(choices: tuple[str, ...], help: str, **rule) -> typing.Any:
+    """A field of some choices, the first of which is the default."""
+    return setting(choices[0], help, choices=choices, **rule)
+
+
 def leaves(cls: type) -> dict[str, Leaf]:
     """All settings of a section class and of the sections in it, by dotted key."""
     found, hints = {}, typing.get_type_hints(cls)
@@ -97,7 +93,6 @@ def _without_none(kind: typing.Any) -> typing.Any:
 
 
 def get(section: typing.Any, key: str) -> typing.Any:
-    """The value of a dotted key."""
     return operator.attrgetter(key)(section)
 
 
@@ -157,7 +152,6 @@ def require(condition: bool, message: str) -> None:
 
 
 def to_json(section: typing.Any) -> str:
-    """A section as indented JSON text."""
     return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
 
 
@@ -170,18 +164,12 @@ def from_json(cls: type, text: str | bytes, where: str) -> typing.Any:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where} is not valid JSON ({one_line(error)}); restore it or start a new run"
-        ) from error
+        raise UserError(f"{where} is not valid JSON ({one_line(error)}); restore it") from error
     return _from_dict(cls, values, where)
 
 
 def parse_assignments(cls: type, assignments: Sequence[str]) -> dict[str, typing.Any]:
-    """Reads words such as "network.dropout=0.1" as values by dotted key.
-
-    Raises:
-      UserError: not of the form key=value, an unknown key or a value of the wrong type.
-    """
+    """Reads words such as "network.dropout=0.1" as values by dotted key; UserError for any that cannot be."""
     known, values = leaves(cls), {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pdm_tf.commands import evaluate, export, sample, train
+from pdm_tf.commands import evaluate, export, train
 from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import (
-    DrawingOptions,
-    RunOptions,
-    default_run_dir,
-    sampled_as_asked,
-)
+from pdm_tf.commands.options import DrawingOptions, RunOptions, default_run_dir, sampled_as_asked
 from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
 from pdm_tf.errors import UserError
 from tests.tiny_runs import tiny_config, write_run
@@ -142,8 +137,3 @@ def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
     assert evaluate.Options(samples=("a/b.npz",), **runs).default_out == "runs/low/evaluation"
     assert export.Options(run_dir=("runs/a[1]",)).default_out == "exports/a_1_"
     assert export.Options(**runs, format="safetensors").default_out == "exports/low_high_weights"
-
-
-def test_images_are_drawn_in_batches_that_the_replicas_share():
-    assert [sample.Options().batch_size(count, 2) for count in (1, 3, 16, 17)] == [2, 4, 16, 16]
-    assert sample.Options(sample_batch_size=3).batch_size(500, 2) == 3

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pdm_tf.averages import reconstruct
 from pdm_tf.config.presets import DEFAULT_DATASET
-from pdm_tf.run import PRETRAINED, RunFolder
-from pdm_tf.weights import write_arrays
+from pdm_tf.run import PRETRAINED
 from tests.in_process import run_mode
-from tests.tiny_runs import tiny_config, write_run, write_snapshots
+from tests.tiny_runs import tiny_config, write_run
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +87,3 @@ def test_samples_of_other_settings_are_never_replaced_and_equal_ones_go_on_where
     np.testing.assert_array_equal(first, pixels(run / "samples"))
     (run / "samples" / "samples.json").unlink()  # as of a version that wrote none
     assert sample(capsys, **flags, seed=1)[1].endswith(f"{run}/samples_4/samples.npz\n")
-
-
-@pytest.mark.slow
-def test_an_average_of_another_length_is_drawn_and_said(tmp_path, capsys):
-    run, plain = write_snapshots(write_run(tmp_path / "run")), RunFolder(tmp_path / "plain")
-    average = reconstruct(run, 0.07)
-    plain.write_config(run.config())
-    write_arrays(plain.weights(300), average.arrays)
-    status, said = sample(capsys, run_dir=run.path, ema_length=0.07, out=tmp_path / "made")
-    assert status == 0
-    assert f"{run}, step 300, average of length 0.07 ({average.misplaced:.1%} misplaced)" in said
-    assert sample(capsys, run_dir=plain.path, out=tmp_path / "same")[0] == 0
-    np.testing.assert_array_equal(pixels(tmp_path / "made"), pixels(tmp_path / "same"))

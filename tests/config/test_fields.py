@@ -1,6 +1,5 @@
 """The config: JSON round trip, settings from words, and what is refused with which advice."""
 
-import dataclasses
 import math
 
 import pytest
@@ -41,15 +40,6 @@ def test_each_data_set_has_a_vit_of_its_own(config):
     assert vit.diffusion.schedule == ("shifted_linear" if shifted else config.diffusion.schedule)
     changed = {key.split(".")[0] for key in differences(config, vit)}
     assert changed == {"network", "diffusion", "optimizer"}  # what it sees, and for how long, is the same
-
-
-@pytest.mark.parametrize("side", [256, 1024])
-def test_the_vit_of_larger_avatars_is_avatars64_s_on_the_same_grid(side):
-    """So it can begin with that one's weights."""
-    small, large = (with_network("vit", preset(f"avatars{n}")).network for n in (64, side))
-    of_the_unet = {"channel_multipliers": large.channel_multipliers}
-    grown = {"patch_size": small.patch_size * side // 64}
-    assert large == dataclasses.replace(small, **grown, **of_the_unet)
 
 
 def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
@@ -109,9 +99,7 @@ def test_settings_that_are_refused(assignment, message):
 IMPOSSIBLE = [
     ("unet", "network.patch_size=3", r"image height 64 does not divide by .* = 12: resize to 60"),
     ("unet", "network.head_channels=48", "must divide by network.head_channels=48"),
-    ("unet", "network.class_conditioning=tokens", "tokens is for network.kind=vit: use gate or embedding"),
-    ("vit", "network.input_injections=8", "there are network.depth=7 blocks"),
-    ("unet", "diffusion.t_start=1000", "0 <= t_start < t_stop <= num_timesteps"),
+    ("vit", "network.input_injections=8", "there are network.depth=7"),
     ("unet", "training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
     ("unet", "data.num_classes=0", "needs labels, and emoji64 has none"),
     ("unet", "data.augmentation=0.1 data.horizontal_flip=true", r"use data\.horizontal_flip=false$"),
@@ -139,7 +127,6 @@ def test_every_field_says_all_of_itself():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("[" * 100_000, "is not valid JSON", id="deep"),
         ('{"nets": {}}', "unknown key nets"),
         ('{"seed": "0"}', "use a whole number"),
     ],
@@ -154,9 +141,6 @@ def test_damaged_config_files_are_refused(text, message):
     [
         (("folder:d", "1"), ("folder:/elsewhere/d/", "1"), True),
         (("folder:d", "1"), ("folder:d", "2"), False),
-        # Without a digest the place alone is known.
-        (("folder:d", ""), ("folder:./x/..//d/", "1"), True),
-        (("folder:d", ""), ("folder:e", "1"), False),
     ],
 )
 def test_data_are_what_they_are_and_not_how_their_place_is_written(old, new, same):
