@@ -25,9 +25,6 @@ def png_figure(path: str | os.PathLike, width: float, height: float, **options) 
     """Yields a figure to draw in, of a size in inches, and writes it as a PNG of 100 dots per inch.
 
     No window, and no style: neither MPLBACKEND nor the user's matplotlibrc changes anything.
-
-    Args:
-      options: as of `matplotlib.figure.Figure`.
     """
     with matplotlib.style.context("default", after_reset=True):
         figure = Figure(figsize=(width, height), **options)
@@ -37,18 +34,13 @@ def png_figure(path: str | os.PathLike, width: float, height: float, **options) 
 
 
 class Panel(NamedTuple):
-    """Curves on one pair of axes.
-
-    Attributes:
-      title, xlabel: texts above and below.
-      lines: label -> (x (n,), y (n,), spread (n,) or None), NaN where there is nothing to draw.
-      yscale: "log" or "linear".
-    """
+    """Curves on one pair of axes."""
 
     title: str
     xlabel: str
+    # label -> (x (n,), y (n,), spread (n,) or None), NaN where there is nothing to draw
     lines: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]
-    yscale: str = "linear"
+    yscale: str = "linear"  # or "log"
 
 
 def draw(
@@ -57,13 +49,7 @@ def draw(
     columns: Sequence[str] = (),
     panels: Sequence[Panel] = (),
 ) -> None:
-    """Writes a PNG: rows of images, and below them panels of curves.
-
-    Args:
-      path: the file.
-      rows: title -> uint8 images (n, H, W, C) from left to right.
-      columns: a title for each column.
-    """
+    """Writes a PNG: rows of images, title -> uint8 (n, H, W, C), with titled columns; below them panels."""
     rows = rows or {}
     across = max([len(images) for images in rows.values()], default=0)
     heights = [1.3 * len(rows)] * bool(rows) + [3.4] * bool(panels)
@@ -116,28 +102,21 @@ def _draw_panel(axes, panel: Panel) -> None:
     axes.grid(alpha=0.3)
 
 
-def loss_curve(run: RunFolder, smoothing: int = 10) -> None:
-    """Draws L_simple and the mean squared error of x by quarter of the noise levels as the run's loss curve.
-
-    Training losses are running means of `smoothing` log lines, those of the held-out split are as measured.
-    """
-    metrics = run.metrics()
+def loss_curve(run: RunFolder) -> None:
+    """Draws L_simple, and the mean squared error of x by quarter of the noise levels, of a run's metrics."""
     quarters = {f"mse_quarter{q}": f"quarter {q}{' (least noise)' if q == 1 else ''}" for q in range(1, 5)}
     losses = {"simple_loss": "training", "validation/simple_loss": "held out"}
-    with png_figure(run.loss_curve, 10, 3.6, layout="constrained") as figure:
-        left, right = figure.subplots(1, 2)
-        _draw_metrics(left, metrics, losses, smoothing)
-        _draw_metrics(right, metrics, quarters, smoothing)
-        left.set(title="L_simple", xlabel="step", yscale="log")
-        right.set(title="mean squared error of x, by quarter of t", xlabel="step", yscale="log")
+    titles = {"L_simple": losses, "mean squared error of x, by quarter of t": quarters}
+    metrics = run.metrics()
+    draw(run.loss_curve, panels=[Panel(t, "step", _curves(metrics, n), "log") for t, n in titles.items()])
 
 
-def _draw_metrics(axes, metrics: dict[str, np.ndarray], names: dict[str, str], smoothing: int) -> None:
-    for name, label in names.items():
-        if name in metrics:
-            steps, values = metrics[name].T
-            width = 1 if name.startswith("validation") else min(smoothing, len(values))
-            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-            axes.plot(steps[len(steps) - len(smooth) :], smooth, label=label, linewidth=1)
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
+def _curves(metrics: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[str, tuple]:
+    """The lines of a `Panel`, of labelled metrics: running means of 10, the held-out split's as measured."""
+    curves = {}
+    for name in filter(metrics.__contains__, names):
+        steps, values = metrics[name].T
+        width = 1 if name.startswith("validation") else min(10, len(values))
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        curves[names[name]] = (steps[len(steps) - len(smooth) :], smooth, None)
+    return curves

@@ -19,24 +19,16 @@ SHIFT = 0.125  # the spread of a shift, of the image's side
 
 
 class Changes(NamedTuple):
-    """Changes of images, in the order in which they are applied, float32 (B,) each; zeros change nothing.
+    """Changes of images, in the order in which they are applied, float32 (B,) each; zeros change nothing."""
 
-    Attributes:
-      mirror, flip: 1: left and right, or top and bottom, are swapped.
-      log_scale: log2 of how much larger the image gets.
-      angle: of a rotation, in radians, from the axis to the right towards that downwards.
-      log_stretch, axis: log2 of the stretch along an axis at this angle, and of the shrinking across it.
-      right, down: shifts, as shares of its width and height.
-    """
-
-    mirror: tf.Tensor
-    flip: tf.Tensor
-    log_scale: tf.Tensor
-    angle: tf.Tensor
-    log_stretch: tf.Tensor
-    axis: tf.Tensor
-    right: tf.Tensor
-    down: tf.Tensor
+    mirror: tf.Tensor  # 1: left and right are swapped
+    flip: tf.Tensor  # 1: top and bottom are
+    log_scale: tf.Tensor  # log2 of how much larger the image gets
+    angle: tf.Tensor  # of a rotation, in radians, from the axis to the right towards that downwards
+    log_stretch: tf.Tensor  # log2 of the stretch along an axis, and of the shrinking across it
+    axis: tf.Tensor  # the angle of that axis
+    right: tf.Tensor  # a shift, as a share of the width
+    down: tf.Tensor  # one of the height
 
     @property
     def labels(self) -> tf.Tensor:

@@ -15,14 +15,7 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from pdm_tf.atomic import (
-    disk_errors,
-    for_tensorflow,
-    remove_tree,
-    replaced_folder,
-    sha256,
-    sync,
-)
+from pdm_tf.atomic import disk_errors, for_tensorflow, remove_tree, replaced_folder, sha256, sync
 from pdm_tf.errors import UserError, one_line
 from pdm_tf.paths import entries, size_of
 from pdm_tf.run import RunFolder
@@ -53,11 +46,7 @@ class Checkpoints:
         self.keep_every = keep_every
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of `step` and removes those beyond the newest `keep`.
-
-        Raises:
-          UserError: the disk is full; earlier checkpoints are as they were.
-        """
+        """Writes the checkpoint of `step`, all or nothing, and removes those beyond the newest `keep`."""
         final = self.run.checkpoint(step)
         partial = self.run.partial_checkpoint(step)
         remove_tree(partial)
@@ -68,7 +57,7 @@ class Checkpoints:
                 with for_tensorflow(folder) as plain:
                     self.state.write(f"{plain}/state")
                 for length in self.ema.lengths:
-                    self.ema.save_length(length, folder / _of_length(length))
+                    self.ema.save(folder / _of_length(length), length)
                 self._write_manifest(folder, step)
         finally:
             self._clear(step)
@@ -77,10 +66,7 @@ class Checkpoints:
     def restore_newest(self) -> int | None:
         """Restores the newest whole checkpoint and returns its step; None if there is no checkpoint at all.
 
-        Removes what a killed process left of one.
-
-        Raises:
-          UserError: there are checkpoints and none of them is usable.
+        Removes what a killed process left of one. UserError if there are some and none of them is usable.
         """
         for step in self.run.partial_steps():
             self._clear(step)
@@ -92,7 +78,7 @@ class Checkpoints:
                 self._read(folder)
                 self.ema.load(self.run.weights(step))
                 for length in self.ema.lengths:
-                    self.ema.load_length(length, folder / _of_length(length))
+                    self.ema.load(folder / _of_length(length), length)
                 return step
             logging.error("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
         if steps:
@@ -128,7 +114,9 @@ class Checkpoints:
     def _write_manifest(self, folder: Path, step: int) -> None:
         # Desktops and network disks leave files of their own in any folder.
         ours = [file for file in entries(folder) if file.name.startswith(("state.", "length_"))]
-        files = {self._relative(file): _fingerprint(file) for file in (*ours, self.run.weights(step))}
+        averages = self.run.weights(step)
+        files = {file.name: _fingerprint(file) for file in ours}
+        files[f"ema/{averages.name}"] = _fingerprint(averages)
         manifest = {"step": step, "files": files}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for file in (*ours, folder / MANIFEST):
@@ -149,9 +137,6 @@ class Checkpoints:
             if _fingerprint(path) != expected:
                 return f"{name} is not what was written"
         return None
-
-    def _relative(self, file: Path) -> str:
-        return f"ema/{file.name}" if file.parent.name == "ema" else file.name
 
     def _prune(self, newest: int) -> None:
         """Keeps the `keep` newest up to the one just saved; any after that are damaged, and do not count."""

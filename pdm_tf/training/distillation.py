@@ -124,8 +124,7 @@ def target(teacher: Denoise, z: tf.Tensor, levels: Sequence[NoiseLevel], first_o
 def teacher_schedule(config: Config, process: NoiseSchedule, step: int) -> NoiseSchedule:
     """The teacher's timesteps in the phase of the train step after `step` of them.
 
-    Raises:
-      UserError: those of the student are not among them.
+    UserError if those of the student are not among them.
     """
     distillation = config.distillation
     spacing = SPACINGS[distillation.spacing]

@@ -6,13 +6,13 @@ import concurrent.futures
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from pdm_tf.averages import decay as decay_of
-from pdm_tf.weights import arrays_for, assign_arrays, completed, read_arrays, variable_names, write_arrays
+from pdm_tf.weights import arrays_for, read_arrays, variable_names, write_arrays
 
 
 class ExponentialMovingAverage:
@@ -36,9 +36,10 @@ class ExponentialMovingAverage:
         self.variables = list(variables)
         self.decay = decay
         self.warmup = warmup
-        self._averages = self._weights()
+        self.lengths = tuple(lengths)
+        self._kept = {None: self._weights()}
         # The first update gives them their first weights: its decay is 0.
-        self._of_length = {length: [np.zeros_like(a) for a in self._averages] for length in lengths}
+        self._kept.update({length: [np.zeros_like(a) for a in self._kept[None]] for length in lengths})
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "ema")
         self._update = self._thread.submit(lambda: None)
 
@@ -46,17 +47,14 @@ class ExponentialMovingAverage:
     def averages(self) -> list[np.ndarray]:
         """The averages, float32, in the order of the variables, after all updates so far."""
         self._update.result()
-        return self._averages
-
-    @property
-    def lengths(self) -> list[float]:
-        """The lengths of the power-function averages."""
-        return list(self._of_length)
+        return self._kept[None]
 
     def update(self, number: int) -> None:
         """Takes the current weights into the averages; `number` counts the updates from 0."""
-        moves = [(self.averages, self._decay(number))]
-        moves += [(average, decay_of(length, number)) for length, average in self._of_length.items()]
+        self._update.result()
+        decays = {length: decay_of(length, number) for length in self.lengths}
+        decays[None] = self._decay(number)
+        moves = [(averages, decays[length]) for length, averages in self._kept.items()]
         self._update = self._thread.submit(_move, moves, self._weights())
 
     def _decay(self, number: int) -> float:
@@ -65,6 +63,11 @@ class ExponentialMovingAverage:
     def share_of_first(self, updates: int) -> float:
         """The share of the first weights in the average after some updates: the product of their decays."""
         return math.prod(map(self._decay, range(updates)))
+
+    def restart(self) -> None:
+        """Sets the averages to the current weights."""
+        self._update.result()
+        self._kept[None] = self._weights()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -77,53 +80,16 @@ class ExponentialMovingAverage:
         finally:
             _assign(self.variables, weights)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the averages as .npz, by variable name."""
-        write_arrays(path, dict(zip(variable_names(self.variables), self.averages)))
-
-    def load(
-        self,
-        path: str | os.PathLike,
-        into_variables: bool = False,
-        partly: bool = False,
-        adapt: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict,
-    ) -> list[str]:
-        """Reads `save`'s file into the averages, and into the variables too if asked.
-
-        Args:
-          adapt: makes arrays by name of this network of the file's.
-          partly: take what fits, and the variables' own values for the rest.
-        Returns:
-          what does not fit, [] unless `partly`.
-        Raises:
-          UserError: it is missing, damaged or of another network.
-        """
+    def save(self, path: str | os.PathLike, length: float | None = None) -> None:
+        """Writes the averages, or the power-function ones of a length, as .npz, by variable name."""
         self._update.result()
-        weights = [variable.numpy() for variable in self.variables]
-        arrays = adapt(read_arrays(path))
-        left = []
-        if partly:
-            arrays, left = completed(self.variables, arrays, path)
-        assign_arrays(self.variables, arrays, path)
-        self._averages = self._weights()
-        if not into_variables:
-            _assign(self.variables, weights)
-        return left
+        write_arrays(path, dict(zip(variable_names(self.variables), self._kept[length])))
 
-    def save_length(self, length: float, path: str | os.PathLike) -> None:
-        """Writes the power-function average of a length, as `save` does."""
-        self._update.result()
-        write_arrays(path, dict(zip(variable_names(self.variables), self._of_length[length])))
-
-    def load_length(self, length: float, path: str | os.PathLike) -> None:
-        """Reads `save_length`'s file into the average of that length.
-
-        Raises:
-          UserError: it is missing, damaged or of another network.
-        """
+    def load(self, path: str | os.PathLike, length: float | None = None) -> None:
+        """Reads `save`'s file back; UserError if it is missing, damaged or of another network."""
         self._update.result()
         arrays = arrays_for(self.variables, read_arrays(path), path)
-        self._of_length[length] = [array.astype(np.float32) for array in arrays]
+        self._kept[length] = [array.astype(np.float32) for array in arrays]
 
     def _weights(self) -> list[np.ndarray]:
         """Copies of the weights, float32; `numpy` makes them."""

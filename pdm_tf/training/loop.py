@@ -49,13 +49,8 @@ def check_batch(config: Config, replicas: int) -> None:
 
 
 def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> int:
-    """Trains the config's network in a run folder, from its newest checkpoint if it has one.
+    """Trains the resolved config's network in a run folder, from its newest checkpoint if it has one.
 
-    Args:
-      config: a resolved config.
-      run: gets config.json, checkpoints/, ema/, logs/ and previews/.
-      info: the data set.
-      strategy: where to compute.
     Returns:
       The number of steps that are done: all, unless `training.minutes` were over before.
     Raises:
@@ -111,10 +106,13 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
             state.model.make_train_function()(batches)
             limit.describe(shown)
             shown.update(together)
-            if chief and pace.is_known(step):
-                shown.write(pace.text())
+            if chief and (line := pace.text(step)):
+                shown.write(line)
                 sys.stdout.flush()
-            stop, late = agreed(workers, step % settings.log_every == 0, bool(signals.name), limit.over)
+            # Several workers exchange their flags only when they log.
+            asked = workers.alone or step % settings.log_every == 0
+            stop = asked and workers.any(bool(signals.name))
+            late = asked and workers.any(limit.over)
             last = late or step == settings.steps
             for work in saving:
                 work.do_if_due(step, last, stop)
@@ -215,7 +213,7 @@ def saving_work(
         if step >= settings.ema_every:  # there has been something to average
             with log.paused():
                 for length in ema.lengths:
-                    ema.save_length(length, state.checkpoints.run.snapshot(length, step))
+                    ema.save(state.checkpoints.run.snapshot(length, step), length)
 
     def save(step: int) -> None:
         with log.paused():
@@ -282,13 +280,9 @@ def showing_work(
 
 
 class Signals:
-    """SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once.
+    """SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once."""
 
-    Attributes:
-      name: of the signal that came, or "".
-    """
-
-    name = ""
+    name = ""  # of the signal that came
 
     def __enter__(self) -> Signals:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -312,23 +306,16 @@ class TimeLimit:
     """The minutes that a command may train; 0: no limit."""
 
     def __init__(self, minutes: float):
-        self.minutes = minutes
-        self._begin = time.monotonic()
-
-    @property
-    def seconds_left(self) -> float:
-        """The rest of the minutes."""
-        return max(60 * self.minutes - (time.monotonic() - self._begin), 0.0)
+        self._end = time.monotonic() + 60 * minutes if minutes else math.inf
 
     @property
     def over(self) -> bool:
-        """Whether there was a limit, and it has passed."""
-        return self.minutes > 0 and not self.seconds_left
+        return time.monotonic() >= self._end
 
     def describe(self, shown) -> None:
         """Has the progress bar show the minutes that are left, if there is a limit."""
-        if self.minutes:
-            left = shown.format_interval(self.seconds_left)
+        if self._end < math.inf:
+            left = shown.format_interval(max(self._end - time.monotonic(), 0))
             shown.set_description_str(f"train, {left} left", refresh=False)
 
 
@@ -340,25 +327,21 @@ class Pace:
         self._first = start + config.training.steps_per_execution
         self._last = self._first + 10 * config.training.steps_per_execution
         self._begin = math.nan
-        self.seconds = math.nan
 
-    def is_known(self, step: int) -> bool:
-        """Whether it is known now, after `step`, for the first time."""
+    def text(self, step: int) -> str:
+        """After the last of these steps a line on the run's length, and on how its pictures will look."""
         if step == self._first:
             self._begin = time.monotonic()
-        if step == self._last:
-            self.seconds = (time.monotonic() - self._begin) / (self._last - self._first)
-        return step == self._last
-
-    def text(self) -> str:
-        """A line on the run's length, and where it is known on what its pictures will look like when."""
+        if step != self._last:
+            return ""
         settings = self._config.training
-        line = f"a step takes {self.seconds:.2g} s here"
+        seconds = (time.monotonic() - self._begin) / (self._last - self._first)
+        line = f"a step takes {seconds:.2g} s here"
         if not settings.minutes:
-            line += f": all {settings.steps:,} take {_duration(settings.steps * self.seconds)}"
+            line += f": all {settings.steps:,} take {_duration(settings.steps * seconds)}"
         if presets.begins_with_shipped(self._config):
             looks = [
-                f"{look} after {_duration(images / settings.batch_size * self.seconds)}"
+                f"{look} after {_duration(images / settings.batch_size * seconds)}"
                 for images, look in presets.LOOKS.items()
             ]
             line += f"; expect {', '.join(looks)}"
@@ -370,13 +353,6 @@ def _duration(seconds: float) -> str:
     return f"{minutes / 60:.2g} hours" if minutes > 90 else f"{max(minutes, 1):.0f} minutes"
 
 
-def agreed(workers: Workers, due: bool, *flags: bool) -> list[bool]:
-    """Flags that are set in any worker; several workers exchange them only when that is due."""
-    if workers.alone:
-        return list(flags)
-    return [due and workers.any(flag) for flag in flags]
-
-
 def stopped(signal_name: str, step: int) -> Stopped:
     """The end of a run that was asked to stop and has saved its state."""
     name = signal_name or "a signal to another worker"
@@ -385,10 +361,9 @@ def stopped(signal_name: str, step: int) -> Stopped:
 
 @contextlib.contextmanager
 def ended_by_signals(step: int, state: State, signals: Signals, workers: Workers) -> Iterator[None]:
-    """Ends previews and scores inside the block at a signal, and the run, with the step saved.
+    """Ends previews and scores inside the block at a signal, and the run, with the step saved, by `Stopped`.
 
-    Raises:
-      Stopped: there was one. What was not done is caught up with when the run goes on.
+    What was not done is caught up with when the run goes on.
     """
     try:
         yield

@@ -82,8 +82,7 @@ class MetricsLog:
     ) -> None:
         """Writes the means of the model's metrics since the last call, and resets them.
 
-        Raises:
-          UserError: the last `max_bad_steps` steps had a gradient that is not finite.
+        UserError if the last `max_bad_steps` steps had a gradient that is not finite.
         """
         values = measured(model.metrics)
         model.reset_metrics()
@@ -122,7 +121,6 @@ class MetricsLog:
             self.writer.flush()
 
     def has(self, step: int, name: str) -> bool:
-        """Whether the run has a number of that name and step."""
         return step in self.run.metrics().get(name, np.zeros((0, 2)))[:, 0]
 
     @contextlib.contextmanager

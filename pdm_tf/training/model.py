@@ -37,7 +37,6 @@ class PatchedDiffusion(keras.Model):
     the same on any number of replicas; dropout is one of (seed, step, replica). None needs saving.
 
     Args:
-      network: the network to train.
       clip_norm: the largest global gradient norm; 0 for no clipping.
       grad_accum: the number of parts into which each replica's batch is cut to save memory.
       augmentation: probability of each of several changes of a training image; the network, which must be
@@ -89,7 +88,6 @@ class PatchedDiffusion(keras.Model):
         return self.denoiser(*inputs)
 
     def train_step(self, data):
-        """One optimizer step on a batch; called by `fit`."""
         context = tf.distribute.get_replica_context()
         step = self.optimizer.iterations
         batch = self._augmented(self._batch(data), step)

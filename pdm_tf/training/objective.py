@@ -18,24 +18,18 @@ from pdm_tf.randomness import draw_each
 
 
 class Examples(NamedTuple):
-    """Images with their timesteps and noise, for one denoiser.
-
-    Attributes:
-      x, eps: clean images and Gaussian noise, float32 (B, H, W, C).
-      labels, t: int32 (B,).
-      augmentation: labels of the images' augmentation, float32 (B, 9), if the network takes them.
-      weight: of these images' losses in the mean.
-      places: of these images in the batch, int32 (B,); None: they are all of it.
-    """
+    """Images with their timesteps and noise, for one denoiser."""
 
     denoiser: Denoiser
-    x: tf.Tensor
-    labels: tf.Tensor
-    t: tf.Tensor
-    eps: tf.Tensor
-    augmentation: tf.Tensor | None = None
-    weight: float = 1.0
-    places: np.ndarray | None = None
+    x: tf.Tensor  # clean images, float32 (B, H, W, C)
+    labels: tf.Tensor  # int32 (B,)
+    t: tf.Tensor  # int32 (B,)
+    eps: tf.Tensor  # Gaussian noise, float32 (B, H, W, C)
+    augmentation: tf.Tensor | None = (
+        None  # the images' labels of it, float32 (B, 9), if the network takes them
+    )
+    weight: float = 1.0  # of these images' losses in the mean
+    places: np.ndarray | None = None  # of these images in the batch, int32 (B,); None: they are all of it
 
 
 class Objective:
@@ -99,11 +93,7 @@ class Objective:
         return self._examples(key, batch, self.denoiser, label_dropout=0.0)
 
     def _examples(
-        self,
-        key: tf.Tensor,
-        batch: Mapping[str, tf.Tensor],
-        denoiser: Denoiser,
-        label_dropout: float,
+        self, key: tf.Tensor, batch: Mapping[str, tf.Tensor], denoiser: Denoiser, label_dropout: float
     ) -> Examples:
         x = batch["image"]
         draw_t: Callable = timestep_drawer(self._mass, denoiser.t_start, denoiser.t_stop)

@@ -60,13 +60,10 @@ class GuardedAdam(FusedAdam):
 
 
 class BadSteps:
-    """A count of the steps whose gradient is not finite.
-
-    Attributes:
-      variable: int64 (4,): steps skipped in all, skipped in a row, and the step and t where that row began.
-    """
+    """A count of the steps whose gradient is not finite."""
 
     def __init__(self):
+        # Steps skipped in all, skipped in a row, and the step and t where that row began.
         self.variable = tf.Variable(
             [0, 0, 0, 0],
             trainable=False,
@@ -88,11 +85,7 @@ class BadSteps:
         self.variable.assign(tf.where(finite, ends, tf.where(row > 0, goes_on, begins)))
 
     def check(self, limit: int) -> int:
-        """The steps skipped so far.
-
-        Raises:
-          UserError: the last `limit` steps or more were.
-        """
+        """The steps skipped so far; UserError if the last `limit` steps or more were."""
         skipped, row, first, first_t = self.variable.numpy().tolist()
         if row >= limit:
             level = f"t = {first_t}" if first_t >= 0 else "a finite loss"

@@ -26,20 +26,13 @@ class Interrupted(Exception):  # noqa: N818 (not an error: somebody asked for it
 
 @dataclasses.dataclass(frozen=True)
 class Periodic:
-    """Work with a period in steps.
-
-    Attributes:
-      every: the period, in steps.
-      do: the work, called with the number of steps that are done.
-      at_end: also due after the last step.
-      at_stop: also due when a signal ends the run before it.
-      done: whether an earlier part of the run has done the work of a step; the same in all workers.
-    """
+    """Work with a period in steps."""
 
     every: int
-    do: Callable[[int], None]
-    at_end: bool = False
-    at_stop: bool = False
+    do: Callable[[int], None]  # the work, called with the number of steps that are done
+    at_end: bool = False  # also due after the last step
+    at_stop: bool = False  # also due when a signal ends the run before it
+    # Whether an earlier part of the run has done the work of a step; the same in all workers.
     done: Callable[[int], bool] = lambda step: True
 
     def do_if_due(self, step: int, last: bool = False, stop: bool = False) -> None:
@@ -75,7 +68,6 @@ class HeldOutLosses:
         self.batches = distributed_batches(load, config.training.batch_size, strategy)
 
     def measure(self) -> dict[str, float]:
-        """The means of the model's losses."""
         names = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
         # Keras returns the sum of the workers' means: the metrics themselves know better.
         values = measured(metric for metric in self.model.metrics if metric.name in names)
@@ -137,11 +129,7 @@ class Previews:
         self.batch_size = max(batch // replicas, 1) * replicas
 
     def grid(self, check: Callable[[], None] = lambda: None) -> np.ndarray:
-        """A grid of samples, uint8 (height, width, C).
-
-        Args:
-          check: called about every second; what it raises ends the drawing.
-        """
+        """A grid of samples, uint8 (height, width, C); what `check`, called every second, raises ends it."""
         with self.ema.applied():
             count = self.config.training.sample_images
             images = np.concatenate(list(self.batches(count, self._labels, "preview", check)))

@@ -25,7 +25,35 @@ from pdm_tf.training.periodic import Previews
 STRATA = 16  # t drawn for each held-out image, besides t = 0
 
 
-class SampleScores:
+class Scores:
+    """A measure of a run's averages; done where the log has its number `name` of a step.
+
+    `previews` has the run's denoiser, averages and strategy; what `check`, called about every second, raises
+    ends a score, of which nothing is kept then.
+    """
+
+    title: str
+    name: str
+
+    def __init__(
+        self,
+        config: Config,
+        info: data.DatasetInfo,
+        previews: Previews,
+        log: MetricsLog,
+        check: Callable[[], None],
+    ):
+        self.config = config
+        self.info = info
+        self.previews = previews
+        self.log = log
+        self.check = check
+
+    def done(self, step: int) -> bool:
+        return self.log.has(step, f"validation/{self.name}")
+
+
+class SampleScores(Scores):
     """Distances between samples of the averaged weights and the training images, with the embedded detector.
 
     The samples are drawn as previews are, always from the same noise and of the same labels, so that two
@@ -38,23 +66,11 @@ class SampleScores:
 
     title = "scores"
 
-    def __init__(
-        self,
-        config: Config,
-        info: data.DatasetInfo,
-        previews: Previews,
-        log: MetricsLog,
-        check: Callable[[], None],
-    ):
-        """`previews` draws the samples; `check` is called about every second and may raise to end a score."""
-        self.config = config
-        self.info = info
-        self.previews = previews
-        self.log = log
-        self.check = check
+    def __init__(self, *args):
+        super().__init__(*args)
         self.detector = load_detector()
-        self.names = [self.detector.title(kind) for kind in ("frechet", "kernel")]
-        self.best = self._read_best() if config.training.keep_best else None
+        self.name = self.detector.title("frechet")
+        self.best = self._read_best() if self.config.training.keep_best else None
 
     @staticmethod
     def problem(config: Config, info: data.DatasetInfo, denoiser: Denoiser) -> str:
@@ -65,22 +81,14 @@ class SampleScores:
             return "a detector takes images of 1 or 3 channels"
         return ""
 
-    def done(self, step: int) -> bool:
-        """Whether the run has a score of that step."""
-        return self.log.has(step, f"validation/{self.names[0]}")
-
     def measure(self, step: int) -> None:
-        """Scores the averages of now, and keeps them if they are the best so far.
-
-        Raises:
-          Interrupted: a signal came; nothing is kept of the score.
-        """
+        """Scores the averages of now, and keeps them if they are the best so far."""
         comparison, labels = self._reference
         with self.previews.ema.applied():
             images = self.previews.batches(self.config.training.score_images, labels, "score", self.check)
             values = comparison.distances(extract(self.detector, images).pooled)
-        frechet = self.names[0]
-        if self.config.training.keep_best and (self.best is None or values[frechet] <= self.best[frechet]):
+        best = self.best[self.name] if self.best else np.inf
+        if self.config.training.keep_best and values[self.name] <= best:
             self.previews.ema.save(self.log.run.best_weights)
             digest = sha256(self.log.run.best_weights)
             self.best = {"step": step, **values, **self._conditions(), "weights_sha256": digest}
@@ -117,13 +125,13 @@ class SampleScores:
         """best.json; None if there is none, or it is not of best.npz, or was measured otherwise."""
         try:
             best = json.loads(self.log.run.best_note.read_text())
-            known = {**best, **self._conditions()} == best and np.isfinite(best[self.names[0]])
+            known = {**best, **self._conditions()} == best and np.isfinite(best[self.name])
             return best if known and best["weights_sha256"] == sha256(self.log.run.best_weights) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
-class HeldOutBits:
+class HeldOutBits(Scores):
     """Bits per dimension of held-out images under the averaged weights: an estimate by few t for each.
 
     The images, at most `training.score_images`, their noise and their t are always the same, so that two
@@ -134,23 +142,11 @@ class HeldOutBits:
     title = "bits per dimension"
     name = "bits_per_dim"
 
-    def __init__(
-        self,
-        config: Config,
-        info: data.DatasetInfo,
-        previews: Previews,
-        log: MetricsLog,
-        check: Callable[[], None],
-    ):
-        """Arguments as of `SampleScores`; of `previews` denoiser, averages and strategy are taken."""
-        self.config = config
-        self.info = info
-        self.previews = previews
-        self.log = log
-        self.check = check
-        self.split = data.held_out_split(info)
-        self.count = min(config.training.score_images, info.num_examples[self.split])
-        self.strata = min(STRATA, most_strata(previews.denoiser)) or None
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.split = data.held_out_split(self.info)
+        self.count = min(self.config.training.score_images, self.info.num_examples[self.split])
+        self.strata = min(STRATA, most_strata(self.previews.denoiser)) or None
 
     @staticmethod
     def problem(config: Config, info: data.DatasetInfo, denoiser: Denoiser) -> str:
@@ -161,26 +157,13 @@ class HeldOutBits:
             return "they are of images of 8 bits, and these are not, or are resized as they are read"
         return ""
 
-    def done(self, step: int) -> bool:
-        """Whether the run has the bits of that step."""
-        return self.log.has(step, f"validation/{self.name}")
-
     def measure(self, step: int) -> None:
-        """Measures the averages of now.
-
-        Raises:
-          Interrupted: a signal came.
-        """
-        self.log.scalars(step, {self.name: self.bits()}, prefix="validation/")
-
-    def bits(self) -> float:
-        """The bits per dimension of the averages of now."""
         batches = held_out_batches(
             self.info, self.split, self.config.data.image_shape, self.previews.batch_size, self.count
         )
         with self.previews.ema.applied():
             found = self._likelihood(batches, seed=self.config.seed, strata=self.strata, check=self.check)
-        return found.bits_per_dim.value
+        self.log.scalars(step, {self.name: found.bits_per_dim.value}, prefix="validation/")
 
     @functools.cached_property
     def _likelihood(self) -> Likelihood:

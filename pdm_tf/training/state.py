@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from pdm_tf import stack
@@ -15,7 +14,7 @@ from pdm_tf.run import RunFolder, run_or_shipped
 from pdm_tf.training.checkpoints import Checkpoints
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import PatchedDiffusion, build_model
-from pdm_tf.weights import variable_names
+from pdm_tf.weights import assign_arrays, completed, read_arrays, variable_names
 
 SHOWN = 5  # names of what does not fit of another run's weights
 
@@ -30,11 +29,7 @@ class State(NamedTuple):
 
 
 def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) -> State:
-    """The state of the newest checkpoint, or a new one.
-
-    Raises:
-      UserError: no checkpoint is whole, or the run is longer than it is to be.
-    """
+    """The state of the newest checkpoint; without one a new one, or that of a warm start."""
     settings = config.training
     with strategy.scope():
         model = build_model(config, settings.precision)
@@ -42,23 +37,18 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
     ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup, settings.ema_lengths)
     saved = training_state(model)
     checkpoints = Checkpoints(run, saved, ema, settings.keep_checkpoints, settings.keep_every)
-    return State(model, ema, checkpoints, first_step(config, checkpoints, ema))
-
-
-def first_step(config: Config, checkpoints: Checkpoints, ema: ExponentialMovingAverage) -> int:
-    """Restores the newest checkpoint, or else the weights of a warm start; returns the steps done."""
     step = checkpoints.restore_newest()
-    if step is not None:
-        if step > config.training.steps:
-            raise UserError(
-                f"{checkpoints.run} has trained for {step:,} steps already, and training.steps="
-                f"{config.training.steps}: ask for more, or use another folder"
-            )
-        print(f"resuming {checkpoints.run} at step {step:,} of {config.training.steps:,}", flush=True)
-        return step
-    if config.training.warm_start:
-        warm_start(config, ema)
-    return 0
+    if step is None:
+        if settings.warm_start:
+            warm_start(config, ema)
+        return State(model, ema, checkpoints, 0)
+    if step > settings.steps:
+        raise UserError(
+            f"{run} has trained for {step:,} steps already, and training.steps={settings.steps}: ask for "
+            "more, or use another folder"
+        )
+    print(f"resuming {run} at step {step:,} of {settings.steps:,}", flush=True)
+    return State(model, ema, checkpoints, step)
 
 
 def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
@@ -66,25 +56,21 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
 
     A network of two patch sizes may start from one of the small size alone (`with_large_patches`), a network
     of other patches or colours from any (`for_other_images`), and a network with an augmentation input from
-    one without, or the other way round (`with_augmentation`).
-
-    Raises:
-      UserError: there are no such weights, or less than half of them fits.
+    one without, or the other way round (`with_augmentation`). UserError if less than half of them fits.
     """
     run = run_or_shipped(config.training.warm_start)
     weights = run.newest_weights()
     other = run.config()
     shapes = dict(zip(variable_names(ema.variables), [v.shape for v in ema.variables]))
     here, there = ((c.network.patch_size, c.data.image_shape[-1]) for c in (config, other))
-
-    def adapt(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        arrays = for_other_images(arrays, shapes, here, there)
-        return with_augmentation(with_large_patches(arrays, shapes, config.network.patch_size), shapes)
-
     try:
-        left = ema.load(weights, into_variables=True, partly=True, adapt=adapt)
+        arrays = for_other_images(read_arrays(weights), shapes, here, there)
+        arrays = with_augmentation(with_large_patches(arrays, shapes, config.network.patch_size), shapes)
+        arrays, left = completed(ema.variables, arrays, weights)
     except UserError as error:
         raise UserError(f"training.warm_start={config.training.warm_start}: {error}") from error
+    assign_arrays(ema.variables, arrays, weights)
+    ema.restart()
     print(f"starting from {weights}", flush=True)
     if left:
         more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""

@@ -164,15 +164,3 @@ def test_weights_begin_a_network_with_another_choice_of_augmentation(make_model,
     assign_arrays(here.trainable_variables, with_augmentation(arrays, shapes), "here")
     t = tf.range(16)
     np.testing.assert_array_equal(there(images, t)[0], here(images, t)[0])
-
-
-def test_a_network_of_two_patch_sizes_is_augmented_at_both(augmented, images):
-    network = {"augmented": True, "channel_multipliers": (1, 1), "patch_switch_t": 396}
-    model = augmented(network=network, augmentation=1.0)
-    batch = model._augmented(model._batch(images), tf.constant(0))
-    for examples in model.objective.training_examples(stream(0, "x"), batch):
-        labelled, unlabelled = (
-            model.objective.losses(e)["simple_loss"].numpy()
-            for e in (examples, examples._replace(augmentation=None))
-        )
-        assert np.all(labelled != unlabelled)

@@ -62,7 +62,7 @@ def test_power_averages_equal_their_closed_form(tmp_path, length):
     for number, values in enumerate(history):
         variable.assign(values)
         ema.update(number)
-    ema.save_length(length, tmp_path / "length.npz")
+    ema.save(tmp_path / "length.npz", length)
     power, t = gamma_of(length) + 1, np.arange(41) / 40
     expected = sum((t[k + 1] ** power - t[k] ** power) * history[k].astype(np.float64) for k in range(40))
     np.testing.assert_allclose(read_arrays(tmp_path / "length.npz")["network/kernel"], expected, rtol=2e-6)

@@ -88,14 +88,6 @@ def test_a_mean_of_nothing_is_in_no_line(tmp_path, model):
     assert one == {"loss", "simple_loss", "vlb_loss", "mse_quarter1", "mse_quarter3"} and not two
 
 
-def test_a_pause_does_not_count_for_the_speed(tmp_path):
-    log = MetricsLog(RunFolder(tmp_path), 0, 4)
-    before = log._since
-    with log.paused():
-        time.sleep(0.2)
-    assert log._since - before >= 0.2
-
-
 def test_the_line_of_too_many_bad_steps_is_written_before_the_run_ends(tmp_path, model):
     run, bad = RunFolder(tmp_path), BadSteps()
     bad.variable.assign([5, 3, 40, 777])

@@ -227,8 +227,3 @@ def test_places_of_any_step_mean_the_index_in_the_batch(make_model, images, step
         found = model._batch(batch)
         for name, values in batch_of(images[:8]).items():
             np.testing.assert_array_equal(found[name], values)
-
-
-def test_sample_weights_are_refused(make_model, images):
-    with pytest.raises(ValueError, match="sample weights are not supported"):
-        make_model().train_step((images[:8], np.zeros(8, np.int32), np.ones(8, np.float32)))

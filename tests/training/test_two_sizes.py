@@ -46,7 +46,7 @@ def test_from_one_size_to_two_and_through_every_mode(tmp_path, capsys):
     assert status == 0 and f"resuming {both} at step 1 of 2" in output
     draw = {"run_dir": both, "strategy": "cpu", "num_samples": 2, "sample_batch_size": 2}
     status, output = run_mode(capsys, mode="describe", run_dir=both, strategy="cpu", train_steps=2, set=two)
-    assert status == 0 and "t >= 396 (SNR 0.25 and less), patches (8, 8, 192): " in output
+    assert status == 0 and "forward at P=8, t 396..999 (SNR 0.25 and less): " in output
     assert run_mode(capsys, mode="sample", **draw, out=str(tmp_path / "drawn"))[0] == 0
     exported = {"mode": "export", "run_dir": both, "out": str(tmp_path / "model")}
     assert run_mode(capsys, **exported)[0] == 0
@@ -54,4 +54,3 @@ def test_from_one_size_to_two_and_through_every_mode(tmp_path, capsys):
     with np.load(tmp_path / "drawn/samples.npz") as drawn:
         images = model.sample(tf.constant(0), tf.constant(drawn["arr_1"]), tf.constant(1.0))["images"]
         np.testing.assert_array_equal(images, drawn["arr_0"])
-    assert "(P = 4, 8 from t = 396 on) for 0 <= t < 1000" in (tmp_path / "model/README.md").read_text()
