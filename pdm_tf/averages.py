@@ -30,19 +30,26 @@ NEGLIGIBLE = 1e-9  # a snapshot of a smaller coefficient is below float32's roun
 
 
 class Average(NamedTuple):
-    """An average of a run's weights.
+    """An average of a run's weights, as a linear combination of snapshots."""
 
-    Attributes:
-      arrays: float32, by variable name.
-      step: where it ends.
-      snapshots: number of snapshots up to that step.
-      misplaced: the part, 0 to 1, that comes from the wrong steps; 0 for a length that training kept.
-    """
+    files: list[tuple[float, Path]]  # the snapshots, each with its coefficient
+    step: int  # where it ends
+    misplaced: float  # the part, 0 to 1, from the wrong steps; 0 for a length that training kept
 
-    arrays: dict[str, np.ndarray]
-    step: int
-    snapshots: int
-    misplaced: float
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights, float32 by variable name: summed in float64, with one file in memory at a time."""
+        total: dict[str, np.ndarray] = {}
+        for coefficient, path in bar(self.files, desc="average", unit="snapshot"):
+            arrays = read_arrays(path)
+            check_finite(arrays, path)
+            total = total or {name: np.zeros(array.shape) for name, array in arrays.items()}
+            shapes = {name: array.shape for name, array in arrays.items()}
+            if {name: array.shape for name, array in total.items()} != shapes:
+                first = self.files[0][1]
+                raise UserError(f"{path} holds the weights of another network than {first}: restore it")
+            for name, array in arrays.items():
+                total[name] += coefficient * array.astype(np.float64)
+        return {name: array.astype(np.float32) for name, array in total.items()}
 
 
 def gamma_of(length: float) -> float:
@@ -86,43 +93,22 @@ def posthoc_coefficients(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray
     return np.append(others, 1.0 - others.sum())
 
 
-class Plan(NamedTuple):
-    """The snapshot files of an average, each with its coefficient; other attributes as of `Average`."""
+def reconstruct(run: RunFolder, length: float) -> Average:
+    """The average of a length, 0.01 to 0.25, of all that a run has kept (`training.ema_lengths`).
 
-    files: list[tuple[float, Path]]
-    step: int
-    snapshots: int
-    misplaced: float
+    Far from the lengths that were kept it needs many snapshots. No weights are read.
 
-
-def reconstruct(run: RunFolder, length: float, step: int | None = None) -> Average:
-    """The average of a length, from all snapshots of a run up to a step; arguments and errors as of `plan`.
-
-    Raises:
-      UserError: a snapshot is damaged.
-    """
-    files, *rest = plan(run, length, step)
-    return Average(_sum(files, f"average of length {length:g}"), *rest)
-
-
-def plan(run: RunFolder, length: float, step: int | None = None) -> Plan:
-    """The plan of an average of a run; no weights are read.
-
-    Args:
-      run: a run that kept averages (`training.ema_lengths`).
-      length: sigma_rel, 0.01 to 0.25; far from those kept it needs many snapshots.
-      step: it ends at the newest snapshot up to this one; by default the newest of all.
     Raises:
       UserError: no such length, no snapshots, or too few for the length.
     """
     least, most = EMA_LENGTHS
     require(least <= length <= most, f"an average of length {length:g}: use a length of {least} to {most}")
     training = run.config().training
-    snapshots = [(one, s) for one in training.ema_lengths for s in run.snapshot_steps(one)]
-    end = _last_step(run, training.ema_lengths, snapshots, step)
-    snapshots = [(one, s) for one, s in snapshots if s <= end]
+    snapshots = [(one, step) for one in training.ema_lengths for step in run.snapshot_steps(one)]
+    end = _last_step(run, training.ema_lengths, snapshots)
+    snapshots = [(one, step) for one, step in snapshots if step <= end]
     count = end // training.ema_every
-    profiles = np.array([profile(one, s // training.ema_every, count) for one, s in snapshots])
+    profiles = np.array([profile(one, step // training.ema_every, count) for one, step in snapshots])
     wanted = profile(length, count, count)
     coefficients = posthoc_coefficients(profiles, wanted)
     misplaced = float(np.abs(coefficients @ profiles - wanted).sum() / 2)
@@ -133,42 +119,19 @@ def plan(run: RunFolder, length: float, step: int | None = None) -> Plan:
         f"({word(training.ema_lengths)}), or a run with a higher training.ema_snapshots",
     )
     files = [
-        (coefficient, run.snapshot(one, s))
-        for coefficient, (one, s) in zip(coefficients, snapshots)
+        (coefficient, run.snapshot(one, step))
+        for coefficient, (one, step) in zip(coefficients, snapshots)
         if abs(coefficient) > NEGLIGIBLE
     ]
-    return Plan(files, end, len(snapshots), misplaced)
+    return Average(files, end, misplaced)
 
 
-def _last_step(
-    run: RunFolder, lengths: Sequence[float], snapshots: Sequence[tuple[float, int]], step: int | None
-) -> int:
-    """The newest step, up to `step`, that has a snapshot of each length."""
+def _last_step(run: RunFolder, lengths: Sequence[float], snapshots: Sequence[tuple[float, int]]) -> int:
+    """The newest step that has a snapshot of each length."""
     if not lengths:
-        raise UserError(
-            f"{run} kept no snapshots to make an average of another length from: take its own average, or "
-            "train a run with training.ema_lengths=0.05,0.1"
-        )
-    steps = [s for one, s in snapshots if one == lengths[0] and (step is None or s <= step)]
-    whole = [s for s in steps if all((one, s) in snapshots for one in lengths)]
+        raise UserError(f"{run} kept no snapshots (training.ema_lengths): take its own average")
+    steps = {step for _, step in snapshots}
+    whole = [step for step in steps if all((one, step) in snapshots for one in lengths)]
     if not whole:
-        when = "" if step is None else f" up to step {step:,}"
-        raise UserError(
-            f"{run} has no snapshot of its averages of length {word(lengths)}{when}: take its own average, "
-            "or train on to the first one"
-        )
+        raise UserError(f"{run} has no snapshots of length {word(lengths)} yet: take its own average")
     return max(whole)
-
-
-def _sum(files: list[tuple[float, Path]], title: str) -> dict[str, np.ndarray]:
-    """The linear combination of weights files, float32: in float64, with one file in memory at a time."""
-    total: dict[str, np.ndarray] = {}
-    for coefficient, path in bar(files, desc=title, unit="snapshot"):
-        arrays = read_arrays(path)
-        check_finite(arrays, path)
-        total = total or {name: np.zeros(array.shape) for name, array in arrays.items()}
-        if {name: array.shape for name, array in total.items()} != {n: a.shape for n, a in arrays.items()}:
-            raise UserError(f"{path} holds the weights of another network than {files[0][1]}: restore it")
-        for name, array in arrays.items():
-            total[name] += coefficient * array.astype(np.float64)
-    return {name: array.astype(np.float32) for name, array in total.items()}

@@ -16,30 +16,18 @@ from pdm_tf.networks.patched import PatchedNetwork
 
 
 class Denoiser(Protocol):
-    """The function of samplers, losses, likelihood and exports: networks, or the exact x* of a data set.
+    """The function of samplers, losses, likelihood and exports: networks, or the exact x* of a data set."""
 
-    Attributes:
-      image_shape: (H, W, C).
-      num_classes: of the data; 0 without labels.
-      conditional: whether labels change the result.
-      null_label: the label for "no class".
-      t_start, t_stop: it is defined for t_start <= t < t_stop, mostly the whole process.
-      schedule: the whole process.
-      variables: all its weights.
-      guide: a weaker denoiser, which guidance leads away from; None: this one without a class.
-      parts: the intervals of t on which one network works at one patch size, ascending, without gaps.
-    """
-
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    conditional: bool
-    null_label: int
-    t_start: int
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    num_classes: int  # of the data; 0 without labels
+    conditional: bool  # whether labels change the result
+    null_label: int  # the label for "no class"
+    t_start: int  # it is defined for t_start <= t < t_stop, mostly the whole process
     t_stop: int
-    schedule: NoiseSchedule
-    variables: Sequence[tf.Variable]
-    guide: Denoiser | None
-    parts: Sequence[Part]
+    schedule: NoiseSchedule  # the whole process
+    variables: Sequence[tf.Variable]  # all its weights
+    guide: Denoiser | None  # a weaker one, which guidance leads away from; None: this one without a class
+    parts: Sequence[Part]  # where one network works at one patch size, ascending in t, without gaps
 
     def __call__(
         self,
@@ -64,18 +52,12 @@ class Denoiser(Protocol):
 
 
 class Part(NamedTuple):
-    """A denoiser's interval t_start <= t < t_stop, on which one network works at one patch size.
-
-    Attributes:
-      t_start, t_stop: the interval.
-      patch_size: the side P of a patch; 1 for a denoiser that knows no patches.
-      denoiser: defined on this interval alone.
-    """
+    """A denoiser's interval t_start <= t < t_stop, on which one network works at one patch size."""
 
     t_start: int
     t_stop: int
-    patch_size: int
-    denoiser: Denoiser
+    patch_size: int  # the side P of a patch; 1 for a denoiser that knows no patches
+    denoiser: Denoiser  # defined on this interval alone
 
     @property
     def title(self) -> str:
@@ -111,12 +93,10 @@ class NetworkDenoiser:
 
     @property
     def parts(self) -> list[Part]:
-        """One part."""
         patch_size = self.network.patch_size * (2 if self.large else 1)
         return [Part(self.t_start, self.t_stop, patch_size, self)]
 
     def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
-        """As `Denoiser.__call__`."""
         output, u = self.network(z, t, labels, dropout_key, self.large, augmentation)
         return predicted_x(self.prediction, output, z, self.schedule.at(t, z.dtype)), u
 
@@ -155,7 +135,6 @@ class SplitDenoiser:
         self.variables = list(variables.values())
 
     def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
-        """As `Denoiser.__call__`."""
         pred_x, u = tf.zeros_like(z), tf.zeros_like(z)
         for part in self.parts:
             inside = (t >= part.t_start) & (t < part.t_stop)
@@ -181,7 +160,6 @@ class Autoguided:
         return getattr(self.denoiser, name)
 
     def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
-        """As `Denoiser.__call__`."""
         return self.denoiser(z, t, labels, dropout_key, augmentation)
 
 
@@ -210,8 +188,5 @@ def build_denoiser(diffusion: DiffusionConfig, network: PatchedNetwork) -> Netwo
     if not switch_t:
         return denoiser(diffusion.t_start, diffusion.t_stop)
     return SplitDenoiser(
-        [
-            denoiser(diffusion.t_start, switch_t),
-            denoiser(switch_t, diffusion.t_stop, large=True),
-        ]
+        [denoiser(diffusion.t_start, switch_t), denoiser(switch_t, diffusion.t_stop, large=True)]
     )

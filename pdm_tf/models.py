@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdm_tf.averages import plan, reconstruct
+from pdm_tf.averages import reconstruct
 from pdm_tf.config.fields import Config, changes
 from pdm_tf.config.words import get, leaves
 from pdm_tf.denoiser import Autoguided, Denoiser, Part, SplitDenoiser, build_denoiser, build_network
@@ -39,17 +39,8 @@ class Run(NamedTuple):
     config: Config
 
 
-class Weights(NamedTuple):
-    """Averaged weights of a run.
-
-    Attributes:
-      arrays: by variable name.
-      origin: JSON values: the run, the step, of power-function averages the length and the misplaced part
-        (`pdm_tf.averages`), and the network's t_start, t_stop, patch_size, patch_switch_t and prediction.
-    """
-
-    arrays: dict[str, np.ndarray]
-    origin: dict[str, Any]
+Arrays = dict[str, np.ndarray]  # weights by variable name
+Origin = dict[str, Any]  # JSON values, see `read_weights`
 
 
 class Model:
@@ -73,7 +64,7 @@ class Model:
         self.config = self.runs[0].config
         self.title = " + ".join(run.folder.path.absolute().name for run in self.runs)
         self.ema_length = ema_length
-        self._origin: list[dict[str, Any]] = []
+        self._origin: list[Origin] = []
 
     @classmethod
     def from_folders(cls, *run_dirs: str | os.PathLike, ema_length: float | None = None) -> Model:
@@ -81,9 +72,6 @@ class Model:
 
         Where several were trained on the same t, the one that stops first is used.
 
-        Args:
-          ema_length: sigma_rel of the averages to make from the runs' snapshots; None takes the averages of
-            `training.ema_decay`.
         Raises:
           UserError: no run, or runs that do not make up one whole process.
         """
@@ -99,11 +87,7 @@ class Model:
 
     @functools.cached_property
     def denoisers(self) -> list[Denoiser]:
-        """The denoiser of each run.
-
-        Raises:
-          UserError: a run has no weights or damaged ones, or too few snapshots for `ema_length`.
-        """
+        """The denoiser of each run; UserError if one has no weights, or damaged ones."""
         weights = [read_weights(run, self.ema_length) for run in self.runs]
         denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in self.runs]
         self._assign(denoisers, weights)
@@ -111,18 +95,17 @@ class Model:
 
     @functools.cached_property
     def denoiser(self) -> Denoiser:
-        """The whole process's. Errors as of `denoisers`."""
+        """The whole process's."""
         whole = self.denoisers[0] if len(self.runs) == 1 else SplitDenoiser(self.denoisers)
         return whole if self.guide is None else Autoguided(whole, self.guide.denoiser)
 
     @property
     def parts(self) -> Sequence[Part]:
-        """The denoiser's parts."""
         return self.denoiser.parts
 
     @property
-    def origin(self) -> list[dict[str, Any]]:
-        """Where the weights of each run are from, `Weights.origin`."""
+    def origin(self) -> list[Origin]:
+        """Where the weights of each run are from."""
         _ = self.denoiser
         return self._origin
 
@@ -140,11 +123,7 @@ class Model:
         return digest.hexdigest()
 
     def be_guided_by(self, *run_dirs: str | os.PathLike) -> None:
-        """Has another model's run, or experts, guide this one; before `denoiser` is first used.
-
-        Raises:
-          UserError: as `from_folders`, or it is of another process, or of other images.
-        """
+        """Has another run, or experts, of the process guide this one; before `denoiser` is first used."""
         guide = Model.from_folders(*run_dirs)
         changed = changes(self.config, guide.config)
         for key in SHARED_WITH_GUIDE:
@@ -154,11 +133,7 @@ class Model:
         self.guide = guide
 
     def use_ema_length(self, ema_length: float | None) -> None:
-        """Loads averages of another length into the same variables: no new network, no new graph.
-
-        Raises:
-          UserError: as `denoisers`, before a variable changes.
-        """
+        """Loads averages of another length into the same variables: no new network, no new graph."""
         if "denoisers" in self.__dict__ and ema_length != self.ema_length:
             self._assign(self.denoisers, [read_weights(run, ema_length) for run in self.runs])
         self.ema_length = ema_length
@@ -167,21 +142,18 @@ class Model:
         """Raises UserError if averages of these lengths cannot be made of the snapshots; reads none."""
         for run in self.runs:
             for length in ema_lengths:
-                plan(run.folder, length)
+                reconstruct(run.folder, length)
 
-    def _assign(self, denoisers: Sequence[Denoiser], weights: Sequence[Weights]) -> None:
+    def _assign(self, denoisers: Sequence[Denoiser], weights: Sequence[tuple[Arrays, Origin]]) -> None:
         for run, denoiser, (arrays, _) in zip(self.runs, denoisers, weights):
             assign_arrays(denoiser.variables, arrays, run.folder)
-        self._origin = [one.origin for one in weights]
+        self._origin = [origin for _, origin in weights]
 
 
 def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
     """The models of several runs: each run of the whole process is one, all others are experts of one more.
 
     Experts of a part of the process are one model with the run of the whole process, if there is one.
-
-    Raises:
-      UserError: as `Model.from_folders`.
     """
     whole, experts = [], []
     levels = 0  # that experts were trained on
@@ -202,34 +174,33 @@ def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
     return models
 
 
-def read_weights(run: Run, ema_length: float | None = None) -> Weights:
-    """A run's averaged weights; no network is made. Arguments and errors as of `Model`."""
+def read_weights(run: Run, ema_length: float | None = None) -> tuple[Arrays, Origin]:
+    """A run's averaged weights; no network is made.
+
+    Their origin is the run, the step, of power-function averages the length and the misplaced part
+    (`pdm_tf.averages`), and the network's t_start, t_stop, patch_size, patch_switch_t and prediction.
+    """
     config = run.config
-    network = {
+    origin = {
+        "run": str(run.folder),
         "t_start": config.diffusion.t_start,
         "t_stop": config.diffusion.t_stop,
         "patch_size": config.network.patch_size,
         "prediction": config.diffusion.prediction,
     }
     if config.network.patch_switch_t:
-        network["patch_switch_t"] = config.network.patch_switch_t
+        origin["patch_switch_t"] = config.network.patch_switch_t
     if ema_length is not None:
         average = reconstruct(run.folder, ema_length)
-        origin = {
-            "run": str(run.folder),
-            "step": average.step,
-            "ema_length": ema_length,
-            "misplaced": average.misplaced,
-        }
-        return Weights(average.arrays, {**origin, **network})
+        about = {"step": average.step, "ema_length": ema_length, "misplaced": average.misplaced}
+        return average.arrays(), {**origin, **about}
     file = run.folder.newest_weights()
     arrays = read_arrays(file)
     check_finite(arrays, file)
-    return Weights(arrays, {"run": str(run.folder), "step": step_of(file), **network})
+    return arrays, {**origin, "step": step_of(file)}
 
 
-def origin_text(origin: dict[str, Any]) -> str:
-    """One line of text of a `Weights.origin`."""
+def origin_text(origin: Origin) -> str:
     text = f"{origin['run']}, step {origin['step']:,}"
     if "ema_length" in origin:
         text += f", average of length {origin['ema_length']:g} ({origin['misplaced']:.1%} misplaced)"

@@ -125,7 +125,7 @@ def test_other_lengths_go_into_the_same_variables_and_the_same_graph(model):
         model.use_ema_length(length)
         assert [(o["ema_length"], o["step"]) for o in model.origin] == [(length, 300)] * 2
         for denoiser, run in zip(model.denoisers, model.runs):
-            assert_weights(denoiser, reconstruct(run.folder, length).arrays)
+            assert_weights(denoiser, reconstruct(run.folder, length).arrays())
         found.append(predict(z, t, labels))
         assert model.digest != digest
     low = model.runs[0].folder
@@ -242,6 +242,8 @@ def test_experts_that_ship_make_one_whole_process():
     ("data.dataset", "folder:x"), ("diffusion.schedule", "cosine"),
 ])  # fmt: skip
 def test_experts_that_differ_in_what_they_share_are_refused(tmp_path, key, value):
+    unconditional = part(400, 1000, network__class_conditioning="none")
+    assert "only one of them knows classes" in refusal(tmp_path, part(0, 400), unconditional)
     message = refusal(tmp_path, part(0, 400), part(400, 1000).replace({key: value}))
     assert "a and b cannot be experts of one model" in message and f"{key} is " in message
 
@@ -253,11 +255,6 @@ def test_experts_of_one_data_set_are_alike_wherever_it_lay(tmp_path):
     assert len(Model.from_folders(tmp_path / "a", tmp_path / "b").runs) == 2
     message = refusal(tmp_path, part(0, 400, **known), part(400, 1000, **{**known, "data__sha256": "2"}))
     assert message.endswith("one model: data.dataset is folder:d, sha256 1 and folder:d, sha256 2")
-
-
-def test_all_experts_or_none_know_classes(tmp_path):
-    message = refusal(tmp_path, part(0, 400), part(400, 1000, network__class_conditioning="none"))
-    assert "only one of them knows classes" in message
 
 
 def test_a_model_that_another_guides_is_another_and_is_of_the_same_process(tmp_path):

@@ -85,7 +85,7 @@ def test_averages_of_several_lengths_make_one_table(tmp_path, reference):
     run = write_snapshots(write_run(tmp_path / "run", tiny_config(**STEPS)))
     plain = RunFolder(tmp_path / "plain")
     plain.write_config(run.config())
-    write_arrays(plain.weights(300), reconstruct(run, 0.07).arrays)
+    write_arrays(plain.weights(300), reconstruct(run, 0.07).arrays())
     drawing = Drawing(count=12, ema_lengths=[0.05, 0.07])
     model = Model.from_folders(run.path)
     compare(tmp_path / "out", DETECTOR, reference, nothing, models=[model], drawing=drawing)
