@@ -47,12 +47,8 @@ def atomic_file(path: str | os.PathLike, beside: Path | None = None) -> Iterator
     """Yields a temporary path of this machine to write to; on success it takes `path`'s place in one step.
 
     If the block fails, `path` is as it was and the temporary file is gone; that of a process that was killed
-    in its block is removed by the next process that writes to the folder.
-
-    Args:
-      beside: the folder for the temporary file, on the same disk; that of `path` by default.
-    Raises:
-      UserError: the disk is full.
+    in its block is removed by the next process that writes to the folder. It lies in the folder `beside`, on
+    the same disk; by default in that of `path`.
     """
     path = as_path(path)
     if is_remote(path):
@@ -86,13 +82,8 @@ def atomic_json(path: str | os.PathLike, values: Any) -> None:
 def atomic_folder(path: str | os.PathLike, last: str = "") -> Iterator[pathlib.Path]:
     """Yields a new temporary folder of this machine to fill; on success it becomes `path` in one step.
 
-    As with `atomic_file`, nothing temporary stays. `path` must not exist, or be an empty folder.
-
-    Args:
-      last: the file, if there is one, without which nobody takes the folder for whole; in a bucket it is
-        uploaded last.
-    Raises:
-      UserError: the disk is full, or `path` cannot be written.
+    As with `atomic_file`, nothing temporary stays. `path` must not exist, or be an empty folder. `last` is
+    the file without which nobody takes the folder for whole; in a bucket it is uploaded last.
     """
     path = as_path(path)
     if is_remote(path):
@@ -136,11 +127,7 @@ def replaced_folder(path: Path, partial: Path, last: str) -> Iterator[Path]:
 
 
 def upload_folder(folder: os.PathLike, path: Path, last: str) -> None:
-    """Copies a folder's files into a bucket, `last` after all others.
-
-    Raises:
-      UserError: the bucket does not take one; then nothing of them stays.
-    """
+    """Copies a folder's files into a bucket, `last` after all others; if one fails, none stays."""
     folder = as_path(folder)
     files = sorted(files_below(folder), key=lambda file: file == folder / last)
     try:
@@ -179,11 +166,7 @@ def free_bytes(folder: Path) -> float:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[pathlib.Path]:
-    """Yields a folder of this machine, which goes after the block.
-
-    Raises:
-      UserError: its disk is full.
-    """
+    """Yields a folder of this machine, which goes after the block."""
     with tempfile.TemporaryDirectory(prefix="pdm_tf_") as folder:
         with disk_errors(folder):
             yield pathlib.Path(folder)
@@ -195,9 +178,6 @@ def for_tensorflow(folder: os.PathLike) -> Iterator[str]:
 
     It takes a checkpoint's path for a pattern: under a folder such as `lr[3e-4]` it finds none. So the name
     is that of a link to the folder; of a folder in a bucket, that of a copy.
-
-    Raises:
-      UserError: there is no space for a copy.
     """
     if not is_remote(folder) and not PATTERN.search(os.fspath(folder)):
         yield os.fspath(folder)
@@ -215,10 +195,7 @@ def for_tensorflow(folder: os.PathLike) -> Iterator[str]:
 
 
 def _partial(name: str, folder: os.PathLike) -> pathlib.Path:
-    """This process' temporary name for `name`, in a folder that is there and has no leftovers.
-
-    It carries the machine's name, because others may share the disk.
-    """
+    """This process' temporary name for `name`, with the machine's: others may share the disk."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder.resolve())
@@ -259,11 +236,8 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
 
     Buckets have no locks: a note says that nothing keeps a second process away.
 
-    Args:
-      folder: made if it is not there; gets a file .lock.
-      busy: the error's text if another process holds the lock.
     Raises:
-      UserError: `busy`, or the folder cannot be written, or its disk has no locks (`NO_LOCKS` lets it).
+      UserError: `busy` if another process holds the lock, or the disk has no locks (`NO_LOCKS` lets it).
     """
     folder = as_path(folder)
     if is_remote(folder):
@@ -284,7 +258,7 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
                     f"the file system of {folder} has no locks ({error.strerror}) against a second process: "
                     f"choose another disk, or see to it yourself and set {NO_LOCKS}=1"
                 ) from error
-            _note(f"{folder} is not locked", error, "start nothing else that writes there")
+            _note_once(f"{folder} is not locked ({error.strerror}): start nothing else that writes there")
         yield
 
 
@@ -319,11 +293,8 @@ def sha256(path: str | os.PathLike, report: Callable[[int], None] = lambda size:
 
 
 def sync(path: os.PathLike) -> None:
-    """Waits until a file's data, or a folder's entries, are on the disk, if its file system can do that.
-
-    A bucket's are when they are written.
-    """
-    if is_remote(path):
+    """Waits until a file's data, or a folder's entries, are on the disk, if its file system can do that."""
+    if is_remote(path):  # whose data are safe when they are written
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -331,16 +302,11 @@ def sync(path: os.PathLike) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        _note(f"the disk of {path} does not tell when data are safe", error, "beware of power cuts")
+        _note_once(f"a disk does not tell when data are safe ({error.strerror}): beware of power cuts")
     finally:
         os.close(descriptor)
 
 
-_noted: set[str] = set()
-
-
-def _note(fact: str, error: OSError, advice: str) -> None:
-    """Prints a note on stderr, once for each advice and process."""
-    if advice not in _noted:
-        _noted.add(advice)
-        print(f"note: {fact} ({error.strerror}): {advice}", file=sys.stderr)
+@functools.cache
+def _note_once(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from pdm_tf.config.fields import Config, DiffusionConfig
+from pdm_tf.config.fields import Config
 from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.sampling.sampler import pass_timesteps, respaced_schedule
@@ -33,7 +33,8 @@ def describe_network(config: Config) -> str:
         where = f" at {part.title}{snr}" if len(costs) > 1 else ""
         lines.append(f"forward{where}: {gflop(cost)} an image")
     # The backward pass takes two: the gradients of each layer's input and of its weights.
-    step = 3 * config.training.batch_size * np.dot(_shares(diffusion, len(costs)), costs)
+    shares = [1.0] if len(costs) == 1 else [1.0 - diffusion.large_share, diffusion.large_share]
+    step = 3 * config.training.batch_size * np.dot(shares, costs)
     total = config.training.steps * step / 1e15
     lines.append(f"training: {gflop(step)} a step of {config.training.batch_size}, {total:,.1f} PFLOP in all")
     if (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps):
@@ -44,22 +45,13 @@ def describe_network(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _shares(diffusion: DiffusionConfig, sizes: int) -> list[float]:
-    """The share of a training batch at each patch size, from the smallest."""
-    return [1.0] if sizes == 1 else [1.0 - diffusion.large_share, diffusion.large_share]
-
-
 def gflop(flops: float) -> str:
     """Floating-point operations in words."""
     return f"{float(f'{flops / 1e9:.4g}'):,.10g} GFLOP"
 
 
 def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
-    """How often sampling as the config says runs the network on an image, at each of its patch sizes.
-
-    Raises:
-      UserError, ValueError: the config's network does not do the whole process, or has fewer timesteps.
-    """
+    """How often sampling as the config says runs the network on an image, at each of its patch sizes."""
     denoiser = build_denoiser(config.diffusion, network)
     t = pass_timesteps(respaced_schedule(denoiser, config.sampling), config.sampling)
     each = 1 if config.sampling.guidance == 1.0 else 2
@@ -67,7 +59,6 @@ def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
 
 
 def count_parameters(network: PatchedNetwork) -> int:
-    """The exact number of trainable parameters."""
     return int(sum(np.prod(variable.shape) for variable in network.trainable_variables))
 
 

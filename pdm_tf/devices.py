@@ -26,11 +26,7 @@ LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledE
 
 
 def connect_seconds() -> int:
-    """How long to wait for other machines: PDM_TF_CONNECT_SECONDS, 300 where it is not set or empty.
-
-    Raises:
-      UserError: it is no whole number above 0.
-    """
+    """How long to wait for other machines: PDM_TF_CONNECT_SECONDS, 300 where it is not set or empty."""
     text = os.environ.get(CONNECT_SECONDS, "").strip() or "300"
     if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
         raise UserError(f"{CONNECT_SECONDS}={text!r} in the environment: write whole seconds, such as 300")
@@ -71,9 +67,6 @@ def choose(name: str) -> tuple[str, str]:
 
     "auto" is a TPU if TPU_NAME is set, the cluster of TF_CONFIG if that names several machines, all GPUs if
     there are any, else the CPU.
-
-    Raises:
-      UserError: TF_CONFIG cannot be understood.
     """
     if name != "auto":
         return name, name
@@ -119,13 +112,7 @@ def _remedy() -> str:
 
 
 def place_in_cluster() -> tuple[int, int]:
-    """The number of this process among those of TF_CONFIG's cluster, 0 being the chief's, and their count.
-
-    Nobody is waited for: it is for work that each does alone.
-
-    Raises:
-      UserError: the cluster is not described.
-    """
+    """The number of this process among those of TF_CONFIG's cluster, 0 being the chief's, and their count."""
     cluster = _needed_cluster()
     return cluster.everyone.index(cluster.address), len(cluster.everyone)
 
@@ -136,15 +123,10 @@ def of_this_machine() -> str:
 
 
 class Cluster(NamedTuple):
-    """The machines that train together.
+    """The machines that train together."""
 
-    Attributes:
-      jobs: "chief" or "worker" -> addresses "host:port".
-      job, index, address: those of this process.
-    """
-
-    jobs: dict[str, list[str]]
-    job: str
+    jobs: dict[str, list[str]]  # "chief" or "worker" -> addresses "host:port"
+    job: str  # that of this process, as the next two
     index: int
     address: str
 
@@ -163,9 +145,6 @@ def find_cluster() -> Cluster | None:
     """The cluster of TF_CONFIG; None where it names none, as in cloud environments of one machine.
 
     An evaluator among the jobs does not count: training measures itself.
-
-    Raises:
-      UserError: TF_CONFIG cannot be understood.
     """
     if not os.environ.get("TF_CONFIG"):
         return None
@@ -272,28 +251,20 @@ def _tpu() -> tf.distribute.Strategy:
         f"strategy tpu: TPU {name!r} did not answer within {seconds} s: check that it is running and "
         "reachable, then start again"
     )
+    timer = threading.Timer(seconds, _end_now, [late])  # TensorFlow's own waits cannot be interrupted
+    timer.daemon = True
+    timer.start()
     try:
-        with _time_limit(seconds, late):
-            resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
-            tf.config.experimental_connect_to_cluster(resolver)
-            tf.tpu.experimental.initialize_tpu_system(resolver)
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # the resolver raises what its HTTP and metadata clients happen to raise
         raise UserError(
             f"strategy tpu: TPU {name!r} cannot be reached ({one_line(error)}); set TPU_NAME, or use cpu"
         ) from error
-    return tf.distribute.TPUStrategy(resolver)
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process with one line if the block hangs: TensorFlow's own waits cannot be interrupted."""
-    timer = threading.Timer(seconds, _end_now, [message])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
     finally:
         timer.cancel()
+    return tf.distribute.TPUStrategy(resolver)
 
 
 def _end_now(message: str) -> None:

@@ -46,30 +46,26 @@ def run(main: Callable[[], None]) -> int:
     nobody can take (a reader that is gone, a log on a full disk) is dropped, and the work goes on.
     """
     with _lasting_streams():
-        return _status_of(main)
-
-
-def _status_of(main: Callable[[], None]) -> int:
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        with _interrupting():
-            main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        # What the system refuses, and nobody knew more about, is no mistake of the program's.
-        print(f"error: {one_line(error)}: mend that, then run the same command again", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except Stopped as stopped:
-        print(stopped)
-        return EXIT_STOPPED
-    except KeyboardInterrupt as interrupt:
-        how = f"stopped by {interrupt}" if str(interrupt) else "interrupted"
-        print(f"{how}: run the same command to go on with what is done", file=sys.stderr)
-        return EXIT_STOPPED
-    return EXIT_DONE
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            with _interrupting():
+                main()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except OSError as error:
+            # What the system refuses, and nobody knew more about, is no mistake of the program's.
+            print(f"error: {one_line(error)}: mend that, then run the same command again", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except Stopped as stopped:
+            print(stopped)
+            return EXIT_STOPPED
+        except KeyboardInterrupt as interrupt:
+            how = f"stopped by {interrupt}" if str(interrupt) else "interrupted"
+            print(f"{how}: run the same command to go on with what is done", file=sys.stderr)
+            return EXIT_STOPPED
+        return EXIT_DONE
 
 
 class _LastingStream:
@@ -82,7 +78,6 @@ class _LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes text, or drops it."""
         try:
             return self._stream.write(text)
         except OSError:
@@ -90,7 +85,6 @@ class _LastingStream:
             return len(text)
 
     def flush(self) -> None:
-        """Writes what is buffered, or drops it."""
         try:
             self._stream.flush()
         except OSError:

@@ -107,10 +107,7 @@ def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig) -> Callable:
         sizes = tf.stack([tf.size(values) for values in rows])
         checks = [
             _some("labels", labels),
-            (
-                tf.equal(sizes, sizes[:1]),
-                "each input must have one value for each image",
-            ),
+            (tf.equal(sizes, sizes[:1]), "each input must have one value for each image"),
             *_labels_known(denoiser, labels),
         ]
         if denoiser.conditional:
@@ -189,10 +186,7 @@ def _to_uint8(x: tf.Tensor) -> tf.Tensor:
 
 
 def check_free(out: str | os.PathLike) -> None:
-    """Raises UserError if `out` is not free for an export, or TensorFlow could not load one from there.
-
-    It must not exist, or be a folder of `SYSTEM_FILES` alone; no [ ] * ? \\ in its name.
-    """
+    """Raises UserError if `out` holds more than `SYSTEM_FILES`, or TensorFlow could not load from there."""
     out = as_path(out)
     odd = PATTERN.search(str(out))
     if odd:
@@ -206,14 +200,7 @@ def check_free(out: str | os.PathLike) -> None:
 
 
 def export_saved_model(model: Model, out: str | os.PathLike) -> None:
-    """Writes the SavedModel, with how to call it in its README.md and in `METADATA`; whole or not at all.
-
-    Args:
-      model: its config says how to sample.
-      out: the folder to make.
-    Raises:
-      UserError: `out` exists, or cannot be written.
-    """
+    """Writes the SavedModel, README.md and `METADATA`, all or nothing; the config says how to sample."""
     module = servable(model.denoiser, model.config.sampling)
     metadata = describe(model, module)
     with _free_folder(out, last="saved_model.pb") as partial:
@@ -230,7 +217,6 @@ def export_saved_model(model: Model, out: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def _free_folder(out: str | os.PathLike, last: str) -> Iterator[Path]:
-    """`atomic_folder` in place of what `check_free` allows."""
     check_free(out)
     with atomic_folder(out, last) as partial:
         yield partial
@@ -239,13 +225,9 @@ def _free_folder(out: str | os.PathLike, last: str) -> Iterator[Path]:
 
 
 def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
-    """Writes warm-up requests, with which a server has its graphs optimized before it answers others.
+    """Writes warm-up requests for a model of that name, before which a server answers no others.
 
     One for each way of sampling and one to denoise, as a TFRecord file of tensorflow.serving.PredictionLog.
-
-    Args:
-      path: the file to write.
-      name: the model's.
     """
     one = {"labels": tf.constant([0])}
     image = tf.zeros((1, *denoiser.image_shape))
@@ -312,16 +294,15 @@ def describe(model: Model, module: tf.Module) -> dict[str, Any]:
 def _signature(function: Callable) -> dict[str, Any]:
     """[dtype, shape] of the inputs and outputs of a `tf.function`; "batch" is any size, one value is ()."""
 
-    def described(specs) -> dict[str, list]:
-        shapes = {name: spec.shape.as_list() if spec.shape.rank is not None else [] for name, spec in specs}
-        return {
-            name: [spec.dtype.name, ["batch" if size is None else size for size in shapes[name]]]
-            for name, spec in specs
-        }
+    def described(spec: tf.TensorSpec) -> list:
+        sizes = spec.shape.as_list() if spec.shape.rank else []
+        return [spec.dtype.name, ["batch" if size is None else size for size in sizes]]
 
     traced = function.get_concrete_function()
-    inputs = [(spec.name, spec) for spec in traced.structured_input_signature[0]]
-    return {"inputs": described(inputs), "outputs": described(list(traced.structured_outputs.items()))}
+    return {
+        "inputs": {spec.name: described(spec) for spec in traced.structured_input_signature[0]},
+        "outputs": {name: described(spec) for name, spec in traced.structured_outputs.items()},
+    }
 
 
 README = """\
@@ -331,8 +312,7 @@ Images: {shape}, uint8. Classes: {classes}.
 Sampling: {sampling}.
 Made from: {source}.
 
-It needs TensorFlow and nothing else (it was written by {tensorflow}). On a CPU without AVX512-VNNI set
-`TF_ENABLE_ONEDNN_OPTS=1` before TensorFlow is imported: it is faster with it.
+It needs TensorFlow ({tensorflow}) and nothing else. `TF_ENABLE_ONEDNN_OPTS=1` is faster on many CPUs.
 
 ```python
 import tensorflow as tf
@@ -343,11 +323,10 @@ images = model.signatures["sample"](
 )["images"]  # uint8 {batch_shape}
 ```
 
-`sample`, which is `serving_default` too: the image at place i of a call is image i of its seed, so a call
-can be repeated exactly. A server takes {defaults} for what a request leaves out.
+`sample`, which is `serving_default` too: the image at place i of a call is image i of its seed. A server
+takes {defaults} for what a request leaves out.
 `guidance` is the weight w of classifier-free guidance; 1.0 is without, and costs half.
-`sample_rows(seed, index, labels, guidance)`, each of one value an image, draws image `index` of each seed:
-what several callers ask for, in one batch.
+`sample_rows(seed, index, labels, guidance)`, each of one value an image, draws image `index` of each seed.
 `denoise(z, t, labels)`: one network pass on float32 z_t, t from 0 (least noise) to {last_t}. It returns
 `x`, the predicted clean image; `log_variance`, log sigma^2 of the step from t to t-1; and `u`, its place
 between log beta (u = 0) and log b_tilde (u = 1).
@@ -368,7 +347,7 @@ def readme(metadata: dict[str, Any]) -> str:
         shape=" x ".join(map(str, metadata["image_shape"])),
         classes=f"{listed}; {null} is no class" if classes else "none (labels only say how many images)",
         sampling=f"{sampling.sampler}{options}, {steps} steps, {sampling.spacing}",
-        source="; ".join(f"{origin_text(o)} ({_network_text(o)})" for o in metadata["weights"]),
+        source="; ".join(map(origin_text, metadata["weights"])),
         tensorflow=metadata["tensorflow"],
         defaults=", ".join(f"{k} {v}" for k, v in metadata["signatures"]["sample"]["defaults"].items()),
         labels=[0, min(1, classes - 1)] if classes else [0, 0],
@@ -379,29 +358,13 @@ def readme(metadata: dict[str, Any]) -> str:
     )
 
 
-def _network_text(origin: dict[str, Any]) -> str:
-    large = ""
-    if "patch_switch_t" in origin:
-        large = f", {2 * origin['patch_size']} from t = {origin['patch_switch_t']} on"
-    return f"P = {origin['patch_size']}{large}, {origin['t_start']} <= t < {origin['t_stop']}"
-
-
 # --- Weights alone ---------------------------------------------------------------------------------
 
 
 def export_weights(model: Model, ema_length: float | None, out: str | os.PathLike) -> Path:
-    """Writes a run folder of config.json and averaged weights as .safetensors, with a README.md.
+    """Writes a run folder of config.json, a README.md and averaged weights as .safetensors, bit for bit.
 
-    For other frameworks, and for all modes that take a run's folder here.
-
-    Args:
-      model: of one run; its config is written as config.json.
-      ema_length: as `Model.use_ema_length` takes it.
-      out: the folder to make.
-    Returns:
-      The file of the weights, each array bit for bit the run's.
-    Raises:
-      UserError: several runs; or no weights, or damaged ones; `out` exists, or cannot be written.
+    For other frameworks, and for all modes that take a run's folder here. Returns the file of the weights.
     """
     if len(model.runs) > 1:
         raise UserError(f"weights are exported one network at a time, not {len(model.runs)}: name one run")

@@ -49,11 +49,7 @@ def from_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """Lays uint8 images (N, H, W, C) out in rows on white; about square unless `columns` is given.
-
-    Returns:
-      uint8 (height, width, C).
-    """
+    """uint8 images (N, H, W, C) in rows on white, (height, width, C); by default about square."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -90,21 +86,13 @@ def decode(data: bytes, channels: int = 3, background: str = "white", as_stored:
 
 
 def read_file(path: str | os.PathLike, channels: int = 3, background: str = "white") -> Image.Image:
-    """An image file, as `decode` has it.
-
-    Raises:
-      ImageError: it is missing, damaged or no image.
-    """
+    """An image file, as `decode` has it; ImageError if it is missing, damaged or no image."""
     with reading():
         return decode(as_path(path).read_bytes(), channels, background)
 
 
 def read_header(path: str | os.PathLike) -> tuple[str, tuple[int, int]]:
-    """Pillow's mode, and (width, height) when upright, of an image file of which no pixel is decoded.
-
-    Raises:
-      ImageError: it is missing or no image.
-    """
+    """Pillow's mode, and (width, height) when upright, of an image file of which no pixel is decoded."""
     with reading():
         image = Image.open(io.BytesIO(as_path(path).read_bytes()))
         lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
@@ -113,11 +101,7 @@ def read_header(path: str | os.PathLike) -> tuple[str, tuple[int, int]]:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Wrap this around whatever is done to read one image.
-
-    Raises:
-      ImageError: for any error but a UserError: decoders raise all kinds, as files damage them.
-    """
+    """Raises ImageError for any error of the block but a UserError: decoders raise all kinds."""
     # Pillow warns of harmless oddities (EXIF, palettes) in files that it reads well.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -213,6 +197,8 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
 
 
 def _with_channels(image: Image.Image, channels: int, background: str) -> Image.Image:
+    if channels not in PILLOW_MODES:
+        raise ImageError(f"image files have 1 to 4 channels, and not {channels}")
     if channels in (2, 4):
         return image.convert("RGBA").convert(PILLOW_MODES[channels])
     if image.has_transparency_data:
@@ -225,37 +211,22 @@ def _with_channels(image: Image.Image, channels: int, background: str) -> Image.
 
 
 def read_image(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray:
-    """Reads an image file of exactly `image_shape` = (H, W, C), uint8. Transparent parts become white.
-
-    Raises:
-      UserError: it is missing, no image, or of another size.
-    """
-    if image_shape[2] not in PILLOW_MODES:
-        raise UserError(f"{path}: a model of {image_shape[2]} channels cannot edit image files")
+    """Reads an image file of exactly `image_shape` = (H, W, C), uint8. Transparent parts become white."""
     return np.asarray(_read_sized(path, image_shape)).reshape(image_shape)
 
 
 def read_fitted(path: str | os.PathLike, image_shape: Sequence[int], pixels: int) -> np.ndarray:
-    """Reads any image file as `image_shape` = (H, W, C), uint8: its middle of that shape, resized.
+    """Reads any image file of at most `pixels` as `image_shape` = (H, W, C), uint8: its middle, resized.
 
     One of that size comes as it is, with the pixels of `read_image`. Messages have the file's own name alone.
-
-    Args:
-      pixels: the most that a file may have.
-    Raises:
-      UserError: it is missing, no image, or too large.
     """
     height, width, channels = image_shape
     name = as_path(path).name
-    if channels not in PILLOW_MODES:
-        raise UserError(f"{name}: a model of {channels} channels cannot edit image files")
     try:
         with pixel_limit(pixels):
             image = read_file(path, channels)
     except TooManyPixelsError as error:
-        raise UserError(
-            f"{name} has more than {pixels // 10**6} megapixels: make it smaller, and try again"
-        ) from error
+        raise UserError(f"{name} has more than {pixels // 10**6} megapixels: make it smaller") from error
     except ImageError as error:
         raise UserError(f"{name} cannot be read as an image ({error}): choose another file") from error
     fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
@@ -266,9 +237,6 @@ def read_mask(path: str | os.PathLike, image_shape: Sequence[int]) -> np.ndarray
     """Reads a mask of the size of `image_shape` = (H, W, C): bool (H, W), True where the file is light.
 
     Transparent parts are not inpainted, whatever colour lies under them.
-
-    Raises:
-      UserError: it is missing, no image, of another size, or dark everywhere.
     """
     mask = np.asarray(_read_sized(path, (*image_shape[:2], 1), "black")) >= 128
     if not mask.any():
@@ -349,18 +317,13 @@ def _left_out_as(folder: str, name: str, extensions: Collection[str]) -> str:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise UserError(
-        f"cannot look into {error.filename} ({error.strerror}): mend that, or move it away"
-    ) from error
+    raise UserError(f"cannot look into {error.filename} ({error.strerror}): mend or move it") from error
 
 
 def read_folder(files: Sequence[os.PathLike], batch_size: int = 64) -> Iterator[np.ndarray]:
     """Yields uint8 (B, H, W, 3): image files of one size in order, upright, transparent parts white.
 
-    The last batch may be smaller.
-
-    Raises:
-      UserError: a file is no image, or of another size than the first; where it is met.
+    The last batch may be smaller. UserError where a file is no image, or of another size than the first.
     """
     shape = None
     for start in range(0, len(files), batch_size):
@@ -384,11 +347,7 @@ def read_folder(files: Sequence[os.PathLike], batch_size: int = 64) -> Iterator[
 
 
 def samples_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
-    """(N, H, W, C) of the images in an .npz file, none of which is read.
-
-    Raises:
-      UserError: it is missing or damaged, or holds no uint8 images as `arr_0`.
-    """
+    """(N, H, W, C) of the images in an .npz file, none of which is read."""
     with _open_samples(path) as (_, shape):
         return shape
 
@@ -396,10 +355,7 @@ def samples_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
 def read_samples(path: str | os.PathLike, batch_size: int = 64) -> Iterator[np.ndarray]:
     """Yields uint8 (B, H, W, C): the images `arr_0` of an .npz file in order, a batch at a time in memory.
 
-    The last batch may be smaller.
-
-    Raises:
-      UserError: as `samples_shape`, before the first batch; or damage, where it is found.
+    The last batch may be smaller. UserError where the file is found damaged.
     """
     with _open_samples(path) as (member, (count, *image_shape)):
         for start in range(0, count, batch_size):
@@ -430,18 +386,14 @@ def _open_samples(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, tuple[int
 
 
 def write_samples(
-    path: str | os.PathLike,
-    batches: Iterable[np.ndarray],
-    shape: Sequence[int],
-    labels: np.ndarray | None,
+    path: str | os.PathLike, batches: Iterable[np.ndarray], shape: Sequence[int], labels: np.ndarray | None
 ) -> None:
     """Writes images and labels as `arr_0` and `arr_1` of an .npz file, in the form of ADM's evaluator.
 
     The file is that of `np.savez`, but only one batch at a time is in memory.
 
     Args:
-      batches: uint8 (B, H, W, C), in order; together N images.
-      shape: (N, H, W, C).
+      batches: uint8 (B, H, W, C), in order; together those of `shape`, (N, H, W, C).
       labels: int32 (N,), or None.
     """
     with atomic_file(path) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as file:

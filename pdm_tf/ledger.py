@@ -38,26 +38,17 @@ class Ledger:
         self.folder = as_path(folder) / f"{PREFIX}{digest[:16]}"
 
     def names(self) -> set[str]:
-        """The names of the finished parts."""
         return _names(self.folder)
 
     def __contains__(self, name: str) -> bool:
         return (self.folder / f"{name}.npz").exists()
 
     def read(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a finished part.
-
-        Raises:
-          UserError: the file is damaged, or not there.
-        """
+        """The arrays of a finished part; UserError if its file is damaged."""
         return read_arrays(self.folder / f"{name}.npz")
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps a part. A name may not hold a slash.
-
-        Raises:
-          UserError: the disk is full.
-        """
+        """Keeps a part. A name may not hold a slash."""
         if not (self.folder / IDENTITY).exists():
             atomic_text(self.folder / IDENTITY, self._identity)
         write_arrays(self.folder / f"{name}.npz", arrays)
@@ -93,29 +84,18 @@ class Share:
     """Which parts of some work one of several processes does, on machines that share a disk.
 
     Each process does its own parts and waits for nobody; process 0 then waits for the parts of the others.
-
-    Attributes:
-      number, workers: this process, of how many; alone by default.
-      patience: seconds that process 0 waits for the next part, beside the time that ten of its own take.
     """
 
-    number: int = 0
-    workers: int = 1
-    patience: float = 300.0
+    number: int = 0  # of this process
+    workers: int = 1  # how many there are
+    patience: float = 300.0  # seconds to wait for the next part, beside the time that ten of its own take
 
     def of(self, parts: Sequence[Any]) -> Sequence[Any]:
         """Every `workers`-th of some parts, from the `number`-th on."""
         return parts[self.number :: self.workers]
 
     def wait(self, ledger: Ledger, names: Sequence[str], seconds_each: float) -> None:
-        """Returns once all parts are in the ledger.
-
-        Args:
-          names: the parts in the order that `of` shares them out in.
-          seconds_each: how long one takes.
-        Raises:
-          UserError: no new one came within the patience.
-        """
+        """Returns once all parts, in the order of `of`, are there; UserError if none comes for too long."""
         limit = self.patience + 10 * seconds_each
         missing = self._missing(ledger, names)
         last_came = time.monotonic()

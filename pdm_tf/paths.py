@@ -51,11 +51,7 @@ def as_path(text: str | os.PathLike) -> Path:
 
 
 def local_path(text: str | os.PathLike) -> pathlib.Path:
-    """Path of a file or folder that must lie on this machine.
-
-    Raises:
-      UserError: it is in a bucket.
-    """
+    """Path of a file or folder that must lie on this machine: UserError if it is in a bucket."""
     path = as_path(text)
     if is_remote(path):
         raise UserError(f"{text} is in a bucket, where it cannot be read from: copy it to this machine first")
@@ -63,16 +59,11 @@ def local_path(text: str | os.PathLike) -> pathlib.Path:
 
 
 def is_remote(path: os.PathLike) -> bool:
-    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
+    """Bytes of a file; FileNotFoundError without one."""
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
         return file.tell()
@@ -116,9 +107,7 @@ def _check_bucket(bucket: str) -> None:
         asking.join(min(left, 0.2))  # in turns: a signal that comes just before a wait does not end it
     problem = found[0] if found else f"no answer within {ANSWER_SECONDS} s"
     if problem:
-        raise UserError(
-            f"{bucket} cannot be reached ({problem}): check its name, the network and who you are"
-        )
+        raise UserError(f"{bucket} cannot be reached ({problem}): check its name and who you are")
 
 
 def _problem_of(bucket: str) -> str:

@@ -31,35 +31,25 @@ def stream(seed: tf.Tensor | int, purpose: str, *indices: tf.Tensor | int) -> tf
 def draw_each(
     key: tf.Tensor, indices: tf.Tensor, draw: Callable[[tf.Tensor], tf.Tensor], signature
 ) -> tf.Tensor:
-    """Calls `draw(key of image)` for each image and stacks the results.
+    """Calls `draw(key of image)` for each image, of index int (B,), and stacks the results.
 
     Args:
       key: int32 (2,), shared by the images.
-      indices: int (B,), each image's index.
       draw: makes one image's random tensors, of static shapes, from its key.
       signature: the tf.TensorSpec(s) of what `draw` returns.
     """
     fold_in = tf.random.experimental.stateless_fold_in
     return tf.map_fn(
-        lambda index: draw(fold_in(key, index)),
-        tf.cast(indices, tf.int32),
-        fn_output_signature=signature,
+        lambda index: draw(fold_in(key, index)), tf.cast(indices, tf.int32), fn_output_signature=signature
     )
 
 
 def normal_each(
-    seed: tf.Tensor | int,
-    purpose: str,
-    indices: tf.Tensor,
-    shape: Sequence[int],
-    *numbers: tf.Tensor | int,
+    seed: tf.Tensor | int, purpose: str, indices: tf.Tensor, shape: Sequence[int], *numbers: tf.Tensor | int
 ) -> tf.Tensor:
-    """Standard normal noise, float32 (B, *shape), one stream an image.
+    """Standard normal noise, float32 (B, *shape), one stream an image, whose index, int (B,), comes last.
 
-    Args:
-      seed: int32 (), or (B,), each image's.
-      purpose, numbers: as for `stream`.
-      indices: int (B,), each image's index, the last of its stream's.
+    `seed` is int32 (), or (B,), each image's; `purpose` and `numbers` are as for `stream`.
     """
     indices = tf.cast(indices, tf.int32)
     return tf.map_fn(

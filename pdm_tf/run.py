@@ -24,50 +24,28 @@ SAFETENSORS = ".safetensors"  # the ending of weights for other frameworks, as a
 
 
 class RunFolder:
-    """config.json, checkpoints/, ema/, logs/, previews/ and samples/. Nobody else writes these names.
-
-    Attributes:
-      path: the folder; it need not be there.
-    """
+    """config.json, checkpoints/, ema/, logs/, previews/ and samples/. Nobody else writes these names."""
 
     def __init__(self, path: str | os.PathLike):
-        """`path`: as `as_path` takes it; on this machine or in a bucket.
-
-        Raises:
-          UserError: it is no address that can be opened here.
-        """
+        """`path`: as `as_path` takes it, with its errors; the folder need not be there."""
         self.path = as_path(path)
+        # All that rebuilds the run's networks, and how its owner likes them sampled.
+        self.config_file = self.path / "config.json"
+        # What the command that began the run said of its config.
+        self.given_file = self.path / "given.json"
+        # TensorBoard's files, and beside them its scalars, one JSON object a line, and the loss curve.
+        self.logs = self.path / "logs"
+        self.metrics_file = self.logs / "metrics.jsonl"
+        self.loss_curve = self.logs / "loss.png"
+        # The averages of the best score, if they are kept (`training.keep_best`), and how it was measured.
+        self.best_weights = self.path / "ema" / "best.npz"
+        self.best_note = self.path / "ema" / "best.json"
+        self.evaluation = self.path / "evaluation"
 
     def __str__(self) -> str:
         return str(self.path)
 
-    @property
-    def config_file(self) -> Path:
-        """The config: all that rebuilds the run's networks, and how its owner likes them sampled."""
-        return self.path / "config.json"
-
-    @property
-    def given_file(self) -> Path:
-        """What the command that began the run said of its config."""
-        return self.path / "given.json"
-
-    @property
-    def logs(self) -> Path:
-        """TensorBoard's files, and beside them the metrics and the loss curve."""
-        return self.path / "logs"
-
-    @property
-    def metrics_file(self) -> Path:
-        """The scalars of TensorBoard, one JSON object a line."""
-        return self.logs / "metrics.jsonl"
-
-    @property
-    def loss_curve(self) -> Path:
-        """The figure of the metrics of a finished training."""
-        return self.logs / "loss.png"
-
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint of a step."""
         return self.path / "checkpoints" / _name(step)
 
     def partial_checkpoint(self, step: int) -> Path:
@@ -78,32 +56,17 @@ class RunFolder:
         """The averaged weights of a step; `form`: .npz as training writes them, or `SAFETENSORS`."""
         return self.path / "ema" / f"{_name(step)}{form}"
 
-    @property
-    def best_weights(self) -> Path:
-        """The averaged weights of the best score, if they are kept (`training.keep_best`)."""
-        return self.path / "ema" / "best.npz"
-
-    @property
-    def best_note(self) -> Path:
-        """The step and score of the best weights, and how the score was measured."""
-        return self.path / "ema" / "best.json"
-
     def snapshot(self, length: float, step: int) -> Path:
         """The power-function average of a length (`training.ema_lengths`) at a step."""
-        return self._snapshots(length) / f"{_name(step)}.npz"
+        return self.path / "ema" / f"length_{length}" / f"{_name(step)}.npz"
 
     def snapshot_steps(self, length: float) -> list[int]:
         """The steps with a snapshot of that length's average, ascending."""
-        return _steps(self._snapshots(length), r"step_(\d+)\.npz")
+        return _steps(self.path / "ema" / f"length_{length}", r"step_(\d+)\.npz")
 
     def teacher(self, step: int) -> Path:
         """The student's averages at a step, from which on it is its own teacher."""
         return self.path / "teacher" / f"{_name(step)}.npz"
-
-    @property
-    def evaluation(self) -> Path:
-        """The default folder of an evaluation of the run."""
-        return self.path / "evaluation"
 
     def preview(self, step: int) -> Path:
         """The grid of samples that training draws at a step."""
@@ -118,44 +81,28 @@ class RunFolder:
         return _steps(self.path / "checkpoints", r"\.step_(\d+)\.partial")
 
     def newest_weights(self) -> Path:
-        """The newest averaged weights.
-
-        Raises:
-          UserError: there are none yet.
-        """
+        """The newest averaged weights; UserError if there are none yet."""
         for form in (".npz", SAFETENSORS):  # no run has both: training writes one, an export the other
             steps = _steps(self.path / "ema", rf"step_(\d+)\{form}")
             if steps:
                 return self.weights(steps[-1], form)
         raise UserError(f"{self.path}/ema holds no weights yet: train until the first checkpoint is written")
 
-    def _snapshots(self, length: float) -> Path:
-        return self.path / "ema" / f"length_{length}"
-
     def has_config(self) -> bool:
         """Whether there is a run."""
         return self.config_file.exists()
 
     def config(self) -> Config:
-        """Reads config.json.
-
-        Raises:
-          UserError: there is none, or it is not valid.
-        """
+        """Reads config.json; UserError if there is none, or it is not valid."""
         if not self.has_config():
             raise UserError(f"{self.path} holds no run (no config.json): train one there first")
         return Config.from_json(self.config_file.read_bytes(), str(self.config_file))
 
     def write_config(self, config: Config) -> None:
-        """Writes config.json."""
         atomic_text(self.config_file, config.to_json())
 
     def given(self) -> Given | None:
-        """What the command that began the run said of it; None where that is not known.
-
-        Raises:
-          UserError: given.json is damaged.
-        """
+        """What the command that began the run said of it; None where that is not known."""
         if not self.given_file.exists():
             return None
         try:
@@ -164,14 +111,12 @@ class RunFolder:
             raise UserError(f"{self.given_file} is damaged: remove it ({one_line(error)})") from error
 
     def write_given(self, given: Given) -> None:
-        """Writes given.json."""
         atomic_text(self.given_file, given.to_json())
 
     def metrics(self) -> dict[str, np.ndarray]:
         """The scalars so far: name -> (n, 2) float64 of step and value, ascending by step.
 
-        Where a resumed run has gone over steps again, the later values count. A line that a killed process
-        left unfinished, or that is damaged, is passed over.
+        Of steps that a resumed run has gone over again the later values count; damaged lines do not.
         """
         series: dict[str, dict[int, float]] = {}
         data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
@@ -183,14 +128,9 @@ class RunFolder:
         return {name: np.array(sorted(points.items()), np.float64) for name, points in series.items()}
 
     def sole_writer(self) -> AbstractContextManager[None]:
-        """Holds the folder's lock, which the system lets go of when the process ends, however it ends.
-
-        Raises:
-          UserError: another process has it.
-        """
-        return sole_writer(
-            self.path, f"another process trains in {self.path}: wait for it, or use another folder"
-        )
+        """Holds the folder's lock; UserError if another process has it."""
+        busy = f"another process trains in {self.path}: wait for it, or use another folder"
+        return sole_writer(self.path, busy)
 
 
 def training_seconds(metrics: dict[str, np.ndarray], batch_size: int) -> float:

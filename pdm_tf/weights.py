@@ -38,11 +38,7 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads named arrays, checked against the file's checksums; another program's .safetensors may have none.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
+    """Reads named arrays, checked by the file's checksums; another program's .safetensors may have none."""
     try:
         if as_path(path).suffix == ".safetensors":
             return _read_safetensors(as_path(path).read_bytes())
@@ -85,11 +81,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str | os.PathLike) -> 
 def assign_arrays(
     variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
 ) -> None:
-    """Assigns to each variable the array of its name; float16 is widened.
-
-    Raises:
-      UserError: as `arrays_for`.
-    """
+    """Assigns to each variable the array of its name; float16 is widened."""
     for variable, value in zip(variables, arrays_for(variables, arrays, where)):
         variable.assign(value.astype(variable.dtype.as_numpy_dtype))
 
@@ -102,7 +94,7 @@ def completed(
     Returns:
       An array for each variable's name, and a note on each name that does not fit.
     Raises:
-      UserError: less than half of the network is in `arrays` (from the file `where`).
+      UserError: less than half of the network is in the file `where`.
     """
     found, left = {}, [f"{name} (not here)" for name in arrays]
     for name, variable in zip(variable_names(variables), variables):
@@ -123,11 +115,7 @@ def completed(
 def arrays_for(
     variables: Sequence[tf.Variable], arrays: Mapping[str, np.ndarray], where: str | os.PathLike
 ) -> list[np.ndarray]:
-    """The array of each variable's name, of its shape.
-
-    Raises:
-      UserError: `arrays` (from the file `where`) are those of another network.
-    """
+    """The array of each variable's name; UserError if those of the file `where` are of another network."""
     names = variable_names(variables)
     missing = [name for name in names if name not in arrays]
     if missing or len(arrays) != len(names):

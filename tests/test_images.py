@@ -265,7 +265,7 @@ def test_files_that_cannot_be_used_are_refused_in_one_line(tmp_path):
         ("cut.png", PIXELS.shape): "cut.png cannot be read as an image",
         ("float", (6, 4, 3)): "cannot be read as an image (its levels",
         ("black.png", (8, 16, 3)): "4 pixels wide and 6 high: resize it to the model's 16 x 8",
-        ("black.png", (6, 4, 5)): "5 channels cannot edit image files",
+        ("black.png", (6, 4, 5)): "image files have 1 to 4 channels, and not 5",
     }
     for (name, shape), message in refusals.items():
         with pytest.raises(UserError) as caught:

@@ -70,9 +70,7 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 
 @pytest.mark.parametrize("words", [
-    "train --run_dir=foo://x",
     "train --dataset=folder:foo://x",
-    "sample --init_image=foo://x",
     "export --out=foo://x",
 ])  # fmt: skip
 def test_so_in_every_flag_before_any_compute(words, tmp_path, capsys, monkeypatch):

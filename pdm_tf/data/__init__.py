@@ -1,18 +1,11 @@
 """TFRecord data sets in TFDS layout -> batches of images in [-1, 1], labels, and places in the stream."""
 
 from pdm_tf.data.damage import naming_shards
-from pdm_tf.data.info import DatasetInfo, Split, describe_directory, find_dataset, held_out_split
-from pdm_tf.data.pipeline import (
-    has_labels,
-    labelled_batches,
-    load_batches,
-    split_in_order,
-    uint8_batches,
-)
+from pdm_tf.data.info import DatasetInfo, describe_directory, find_dataset, held_out_split
+from pdm_tf.data.pipeline import has_labels, labelled_batches, load_batches, split_in_order, uint8_batches
 
 __all__ = [
     "DatasetInfo",
-    "Split",
     "describe_directory",
     "find_dataset",
     "has_labels",

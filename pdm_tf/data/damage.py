@@ -29,15 +29,10 @@ _DECODING = re.compile(r"DecodeImage|DecodePng|DecodeJpeg|ParseSingleExample|Exa
 def require(
     condition: tf.Tensor, problem: str, path: tf.Tensor, record: tf.Tensor, count: tf.Tensor
 ) -> tf.Operation:
-    """Inside tf.data: fails unless `condition` (bool scalar) holds.
+    """An assertion, for `tf.control_dependencies`, that fails inside tf.data unless `condition` holds.
 
-    Args:
-      problem: what is then wrong, following the words "record 3 of 120".
-      path: string scalar, the shard's file.
-      record: int64 scalar, the record's index from 0.
-      count: int64 scalar, the shard's promised number of records.
-    Returns:
-      the assertion, for `tf.control_dependencies`.
+    The others are scalars: what is then wrong with "record 3 of 120" of the shard `path`, the record's index
+    from 0, int64, and the promised number of records, int64.
     """
     return tf.debugging.Assert(condition, [_TAG, problem, path, record, count])
 
@@ -76,13 +71,7 @@ def naming_shards() -> Iterator[None]:
 
 
 def check_files(info: DatasetInfo, split: str) -> int:
-    """Checks that every shard of a split exists and is not empty.
-
-    Returns:
-      the bytes of all its shards.
-    Raises:
-      UserError: names the first shard that is missing or empty.
-    """
+    """The bytes of all shards of a split; UserError names the first that is missing or empty."""
     total = 0
     for path, length in zip(info.splits[split].shards, info.splits[split].shard_lengths):
         try:

@@ -27,14 +27,8 @@ SOURCES = {
         "church_outdoor_train_lmdb.zip of LSUN, unzipped",
         "lsun --input church_outdoor_train_lmdb",
     ),
-    "imagenet256": (
-        "ILSVRC2012_img_train.tar of ImageNet",
-        "imagenet --input ILSVRC2012_img_train.tar",
-    ),
-    "ffhq1024": (
-        "images1024x1024 of FFHQ (or its ffhq-r10.tfrecords)",
-        "ffhq --input images1024x1024",
-    ),
+    "imagenet256": ("ILSVRC2012_img_train.tar of ImageNet", "imagenet --input ILSVRC2012_img_train.tar"),
+    "ffhq1024": ("images1024x1024 of FFHQ (or its ffhq-r10.tfrecords)", "ffhq --input images1024x1024"),
     "avatars32": ("nothing (Node.js draws it)", "avatars --size 32 --count 50000 --held_out 5000"),
     "avatars256": ("nothing (Node.js draws it)", "avatars --size 256 --count 20000 --held_out 2000"),
     "avatars1024": ("nothing (Node.js draws it)", "avatars --size 1024 --count 5000 --held_out 500"),
@@ -51,31 +45,18 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A data set as its metadata describe it.
-
-    Attributes:
-      name: the data set's name, e.g. `emoji64`.
-      directory: the folder that holds `dataset_info.json` and the shards.
-      image_shape: (height, width, channels); the first two are None where images differ in size.
-      num_classes: number of classes, 0 when unlabelled.
-      label_names: a name for each class, () when unlabelled.
-      num_examples: split name -> number of images.
-      image_key, label_key: feature names in a record; `label_key` is None when unlabelled.
-      image_dtype: "uint8" or "uint16".
-      encoding: "png" or "jpeg"; None where it may be either.
-      splits: split name -> its shards.
-    """
+    """A data set as its metadata describe it."""
 
     name: str
-    directory: Path
-    image_shape: tuple[int | None, int | None, int]
-    num_classes: int
+    directory: Path  # that of `dataset_info.json` and the shards
+    image_shape: tuple[int | None, int | None, int]  # (H, W, C); None where images differ in size
+    num_classes: int  # 0 when unlabelled
     label_names: tuple[str, ...]
-    num_examples: dict[str, int]
-    image_key: str
-    label_key: str | None
-    image_dtype: str
-    encoding: str | None
+    num_examples: dict[str, int]  # split -> number of images
+    image_key: str  # the feature's name in a record
+    label_key: str | None  # None when unlabelled
+    image_dtype: str  # "uint8" or "uint16"
+    encoding: str | None  # "png" or "jpeg"; None where it may be either
     splits: dict[str, Split]
 
     @functools.cached_property
@@ -104,7 +85,6 @@ def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
       dataset: `emoji64` or `avatars64` (embedded: they need no `data_dir`); one of `SOURCES`, found under
         `data_dir/<name>`; `tfds:NAME`, where NAME may go on with `/CONFIG` and `:VERSION`, found where
         TFDS puts it under `data_dir`; `folder:PATH`.
-      data_dir: folder of the named data sets.
     Raises:
       UserError: unknown name, missing data (says how to make them), or unusable metadata.
     """
@@ -128,11 +108,7 @@ def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
 
 
 def describe_directory(directory: str | os.PathLike, name: str | None = None) -> DatasetInfo:
-    """Describes the data set in TFDS layout in `directory`, under `name` or its own name.
-
-    Raises:
-      UserError: the metadata cannot be read, or there is no image feature that can be used.
-    """
+    """Describes the data set in TFDS layout in `directory`, under `name` or its own name."""
     directory = as_path(directory)
     # TFDS raises whatever its JSON and protobuf readers happen to raise on damaged metadata.
     try:
@@ -149,9 +125,7 @@ def describe_directory(directory: str | os.PathLike, name: str | None = None) ->
             f"the metadata in {directory} cannot be read ({one_line(error)}); make the data set again"
         ) from error
     if file_format != "tfrecord":
-        raise UserError(
-            f"{directory} is stored as {file_format}; prepare it again with file_format='tfrecord'"
-        )
+        raise UserError(f"{directory} is stored as {file_format}; prepare it with file_format='tfrecord'")
     image_key, image = _image_feature(directory, features)
     label_key, label = _label_feature(features)
     return DatasetInfo(
@@ -163,7 +137,7 @@ def describe_directory(directory: str | os.PathLike, name: str | None = None) ->
         num_examples={key: sum(split.shard_lengths) for key, split in splits.items()},
         image_key=image_key,
         label_key=label_key,
-        image_dtype=_dtype_name(image),
+        image_dtype=np.dtype(image.np_dtype).name,
         encoding=image_encoding(image),
         splits=splits,
     )
@@ -189,7 +163,7 @@ def _image_feature(directory: Path, features: dict[str, object]):
     if not images:
         raise UserError(f"{directory} has no image feature; its features: {', '.join(features)}")
     key, image = images[0]
-    dtype = _dtype_name(image)
+    dtype = np.dtype(image.np_dtype).name
     if dtype not in ("uint8", "uint16") or (dtype == "uint16" and image_encoding(image) != "png"):
         raise UserError(f"image feature {key!r} of {directory} is {dtype}; only uint8 and uint16 PNG")
     if image.shape[-1] is None:
@@ -197,16 +171,10 @@ def _image_feature(directory: Path, features: dict[str, object]):
     return key, image
 
 
-def _dtype_name(image: tfds.features.Image) -> str:
-    return np.dtype(image.np_dtype).name
-
-
 def _label_feature(features: dict[str, object]):
     labels = {key: found for key, found in features.items() if isinstance(found, tfds.features.ClassLabel)}
-    if not labels:
-        return None, None
-    key = "label" if "label" in labels else next(iter(labels))
-    return key, labels[key]
+    key = "label" if "label" in labels else next(iter(labels), None)
+    return key, labels.get(key)
 
 
 def _named_directory(name: str, data_dir: Path) -> Path:
@@ -214,14 +182,9 @@ def _named_directory(name: str, data_dir: Path) -> Path:
     directory = data_dir / name
     archive, arguments = SOURCES[name]
     command = f"python -m data_tools.{arguments} --output {directory}"
-    if not directory.is_dir():
-        raise UserError(f"{name} is not in {directory}; make it from {archive} with: {command}")
     found = _newest_version(directory)
     if found is None:
-        raise UserError(
-            f"{directory} holds no finished {name};"
-            f" start or resume its conversion from {archive} with: {command}"
-        )
+        raise UserError(f"{directory} holds no finished {name}; make or resume it from {archive}: {command}")
     return found
 
 
@@ -243,9 +206,7 @@ def _tfds_directory(name: str, data_dir: Path) -> Path:
     root = data_dir / path / version
     configs = [entry for entry in (root, *entries(root)) if _newest_version(entry)]
     if not configs:
-        raise UserError(
-            f"tfds:{name} is not in {root}; prepare it with: tfds build {path} --data_dir={data_dir}"
-        )
+        raise UserError(f"{root} has no tfds:{name}; prepare it: tfds build {path} --data_dir={data_dir}")
     if len(configs) > 1 and configs[0] != root:
         names = ", ".join(config.name for config in configs)
         raise UserError(f"{root} holds several configurations ({names}); name one, as in tfds:{path}/NAME")

@@ -55,8 +55,6 @@ def load_batches(
     records and decodes its own share.
 
     Args:
-      info: what `find_dataset` returned.
-      split: e.g. "train".
       batch_size: B, images a batch of this input pipeline.
       seed: any int; decides the order, the flips and the crops.
       start_batch: number of the first batch; those before it are skipped, not decoded.
@@ -67,8 +65,7 @@ def load_batches(
       image_shape: (H, W, C). Images that differ in size (`info.image_shape` has None) are cropped to the
         largest centred rectangle of this aspect ratio and resized (bicubic, antialiased); others must have
         it: nothing is resized in silence.
-      input_pipelines: number of input pipelines that share the stream.
-      input_pipeline_id: which of them this is, from 0.
+      input_pipelines, input_pipeline_id: how many share the stream, and which of them this is, from 0.
       drop_remainder: False keeps a last, smaller batch (B is then None in the static shape).
     Raises:
       UserError: no such split, images of another shape, too few for one batch, or a missing or empty shard.
@@ -81,8 +78,7 @@ def load_batches(
     count = info.num_examples[split]
     if not repeat and drop_remainder and count < global_batch:
         raise UserError(
-            f"split {split!r} of {info.name} has {count} images, fewer than one batch of {global_batch}; "
-            "lower the batch size"
+            f"split {split!r} of {info.name} has {count} images, fewer than one batch of {global_batch}"
         )
     shards = shards_of(info, split)
     decoder = _Decoder(info, shards, shape, seed, horizontal_flip, crop)
@@ -110,11 +106,7 @@ def load_batches(
 
 
 def has_labels(info: DatasetInfo, split: str) -> bool:
-    """Whether a split's first image has a label; a split without any is labelled -1 throughout.
-
-    Raises:
-      UserError: as `load_batches`.
-    """
+    """Whether a split's first image has a label; a split without any is labelled -1 throughout."""
     if not info.label_key:
         return False
     records = stream(shards_of(info, split), seed=0, start=0, repeat=False, shuffle=False)
@@ -155,10 +147,7 @@ def labelled_batches(
     """One epoch in stored order: uint8 (B, H, W, C), the very pixels that are stored, and labels int32 (B,).
 
     The last batch may be smaller. 16-bit images, and those resized to `image_shape`, are rounded to the
-    nearest level.
-
-    Raises:
-      UserError: at once as `load_batches`; for a damaged record where it is met.
+    nearest level. Errors as of `load_batches` come at once, that of a damaged record where it is met.
     """
     batches = split_in_order(info, split, batch_size, image_shape)
 
@@ -190,21 +179,14 @@ def _times(shape: Sequence[int | None]) -> str:
 
 @dataclass(frozen=True)
 class _Decoder:
-    """A record -> {"image" (h, w, C) in the range of its dtype, "label", "place"}.
-
-    Attributes:
-      shape: (H, W, C) of the whole image.
-      seed: of flips and crops.
-      flip: whether every other image is mirrored.
-      crop: side of the square that is taken of an image; 0: all of it, and (h, w) below are (H, W).
-    """
+    """A record -> {"image" (h, w, C) in the range of its dtype, "label", "place"}."""
 
     info: DatasetInfo
     shards: Shards
-    shape: tuple[int, int, int]
-    seed: int
-    flip: bool
-    crop: int
+    shape: tuple[int, int, int]  # (H, W, C) of the whole image
+    seed: int  # of flips and crops
+    flip: bool  # whether every other image is mirrored
+    crop: int  # side of the square (h, w) that is taken of an image; 0: all of it
 
     def __call__(self, place: tf.Tensor, record: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """`record`: its shard, its index in the shard, its bytes."""

@@ -35,11 +35,7 @@ class Shards(NamedTuple):
 
 
 def shards_of(info: DatasetInfo, split: str) -> Shards:
-    """A split's files, which must be there.
-
-    Raises:
-      UserError: names the first shard that is missing or empty.
-    """
+    """A split's files, which must be there (`check_files`)."""
     files = info.splits[split]
     count = info.num_examples[split]
     return Shards(
@@ -71,12 +67,9 @@ def _shuffled_epoch(shards: Shards, epoch_seed: tf.Tensor, skipped: tf.Tensor) -
     order = tf.random.experimental.stateless_shuffle(tf.range(count), epoch_seed)
     groups = -(-count // SHARDS_PER_GROUP)
 
-    def group_members(group: tf.Tensor) -> tf.Tensor:
-        begin = tf.cast(group, tf.int32) * SHARDS_PER_GROUP
-        return order[begin : tf.minimum(begin + SHARDS_PER_GROUP, count)]
-
     def group_records(group: tf.Tensor) -> tf.data.Dataset:
-        members = group_members(group)
+        begin = tf.cast(group, tf.int32) * SHARDS_PER_GROUP
+        members = order[begin : tf.minimum(begin + SHARDS_PER_GROUP, count)]
         records = tf.data.Dataset.from_tensor_slices(members).interleave(
             lambda shard: _shard_records(shards, shard),
             cycle_length=min(SHARDS_PER_GROUP, count),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.data import has_labels, load_batches, naming_shards, uint8_batches
+from pdm_tf.data import has_labels, load_batches, naming_shards
 from pdm_tf.errors import UserError
 from tests.data import fixtures
 
@@ -126,15 +126,6 @@ def test_damage_shows_through_keras_fit(info):
     )
     with pytest.raises(UserError, match="cannot be read"), naming_shards():
         model.fit(batches, steps_per_epoch=10, verbose=0)
-
-
-def test_damage_shows_through_batches_of_bytes(info):
-    shard = info.splits["train"].shards[1]
-    os.truncate(shard, 40)
-    batches = uint8_batches(info, "train", 6)
-    assert len(next(batches)) == 6
-    with pytest.raises(UserError, match=rf"{shard}: record 0 of 6 cannot be read"):
-        next(batches)
 
 
 def test_other_errors_go_through_untouched():

@@ -194,19 +194,6 @@ def test_images_of_any_size_are_cropped_and_resized_when_asked(tmp_path):
     assert wide[0, :, 13:17].min() > 0.9 and wide[0, :, :8].max() < -0.9
 
 
-def test_stored_size_is_never_changed_in_silence(info):
-    with pytest.raises(UserError, match=r"8x6x3, not 16x16x3.*data_tools.image_folder.*16x16"):
-        batches(info, image_shape=(16, 16, 3))
-
-
-def test_sixteen_bit_greyscale(tmp_path):
-    image = np.array([[0, 65535], [32768, 1]], np.uint16)
-    shards = [[fixtures.example(fixtures.encode(image))]]
-    info = fixtures.write_shards(tmp_path, shards, shape=(2, 2, 1), dtype=np.uint16)
-    (batch,) = batches(info, 1, batch_size=1)
-    np.testing.assert_allclose(batch["image"][0, ..., 0], image / 32767.5 - 1, atol=1e-6)
-
-
 def test_emoji64_ships_with_the_project():
     info = find_dataset("emoji64", data_dir="nowhere")
     assert info.image_shape == (64, 64, 3)
