@@ -81,10 +81,7 @@ sys.exit(errors.run(work))
 """
 
 
-@pytest.mark.parametrize(
-    "streams",
-    ["2>&-", ">&- 2>&-", ">/dev/full 2>&1", "2>&1 | head -n 1"],
-)
+@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", ">/dev/full 2>&1", "2>&1 | head -n 1"])
 def test_output_that_nobody_takes_does_not_end_the_work(tmp_path, streams):
     program, done, status = (tmp_path / name for name in ("program.py", "done", "status"))
     program.write_text(PROGRAM)

@@ -41,12 +41,6 @@ def test_describe_says_what_matters_and_with_full_the_config(capsys):
     assert config.training.precision != "auto" and len(config.data.label_names) == 9
 
 
-@pytest.mark.parametrize("dataset, tool", [("folder:/nowhere", "data_tools.image_folder")])
-def test_data_that_are_missing_are_refused_with_the_command_that_makes_them(capsys, dataset, tool):
-    status, error = run_mode(capsys, mode="train", dataset=dataset, data_dir="/nowhere")
-    assert status == 2 and f"python -m {tool} --input" in error
-
-
 @pytest.mark.slow
 def test_train_then_sample_and_the_same_seed_gives_the_same_bytes(repository, tmp_path):
     tiny = ["--set=network.channel_multipliers=1", "--set=network.attention_resolutions=", "--batch_size=8"]

@@ -7,19 +7,17 @@ else that it raises is a mistake of the program's.
 from __future__ import annotations
 
 import io
-import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from data_tools import convert, image_folder, verify
+from data_tools import verify
 from pdm_tf import data, images
-from pdm_tf.config.fields import Config
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.features import Detector
@@ -107,64 +105,9 @@ def shards(folder: Path) -> Case:
     return case
 
 
-def metadata(folder: Path) -> Case:
-    """What lies beside the shards, as TFDS and data_tools leave it."""
-    source = _converted(folder)
-
-    def case(chance: random.Random) -> None:
-        place = _copied(source, folder / "copy")
-        file = place / chance.choice(
-            ("dataset_info.json", "features.json", "label.labels.txt", convert.MANIFEST)
-        )
-        change = damaged_json if file.suffix == ".json" else damaged
-        file.write_bytes(change(file.read_text() if file.suffix == ".json" else file.read_bytes(), chance))
-        _refused(verify.verify, place, False)
-        info = data.find_dataset(f"folder:{place}", "data")
-        for split in info.splits:
-            for _ in data.labelled_batches(info, split, 4):
-                pass
-        if chance.random() < 0.2:
-            _make(folder, place)
-
-    return case
-
-
-def _converted(folder: Path) -> Path:
-    pictures = [fixtures.encode(fixtures.numbered_image(n)) for n in range(8)]
-    files = {f"{name}/{n}.png": data for n, data in enumerate(pictures) for name in ("cat", "dog")}
-    fixtures.make_folder(folder / "in", files)
-    _make(folder, folder / "data")
-    return folder / "data"
-
-
-def _make(folder: Path, output: Path) -> None:
-    image_folder.main([
-        "--input", str(folder / "in"), "--output", str(output), "--labels", "--workers", "1",
-        "--validation_fraction", "0.25",
-    ])  # fmt: skip
-
-
 def _copied(source: Path, place: Path) -> Path:
     shutil.rmtree(place, ignore_errors=True)
     return Path(shutil.copytree(source, place))
-
-
-def configs(folder: Path) -> Case:
-    """config.json of a run."""
-    from tests.tiny_runs import tiny_config
-
-    run = RunFolder(folder)
-    text = tiny_config().to_json()
-
-    def case(chance: random.Random) -> None:
-        run.config_file.write_bytes(damaged_json(text, chance))
-        config = run.config()
-        assert Config.from_json(config.to_json()) == config
-        from pdm_tf.models import Model
-
-        Model.from_folders(folder)
-
-    return case
 
 
 def archives(folder: Path) -> Case:
@@ -226,127 +169,4 @@ def checkpoints(folder: Path) -> Case:
     return case
 
 
-# --- command lines -------------------------------------------------------------------------------
-
-
-ODD = (
-    "", " ", "0", "1", "-1", "3", "0.5", "1e3", "1e400", "nan", "inf", "-0", "0x10", "٣", "9" * 30, "true",
-    "None", "a\nb", "é", "e\u0301", "\udcff", "x" * 5000, "..", "/", ".", "~", "~nobody/x", "/dev/null",
-    "/proc/self/mem", "lr[3e-4]", "lr=3e-4,bs=4", "a,b", ",", "a\\b", "%s", "{}", "*", "gs://", "s3://x/y",
-    "file:///x", "-", "--", "'", "run", "run,run", "run/", "data", "folder:data", "folder:", "folder:run",
-    "tfds:", "tfds:x/y:1", "image.png", "samples.npz", "cat", "0,1", "#0", "1,,2", "ddim", "auto", "cpu",
-    "sampling.steps=3", "training.steps=0", "=",
-)  # fmt: skip
-
-
-NAMES = (
-    "run", "run,run", "run/", "emoji64", "folder:data", "data", "image.png", "samples.npz", "cat", "0,1",
-    "#0", "train", "validation", "new", "10", "5,5", "x", "efficientnet_lite0",
-)  # fmt: skip
-
-
-def command_lines(folder: Path) -> Case:
-    """Flags with odd values, in all modes, through the parser and all that is checked before any compute."""
-
-    import main
-    from pdm_tf.config.fields import Config
-    from pdm_tf.config.words import leaves
-    from tests.tiny_runs import write_run
-
-    os.chdir(folder)
-    write_run(folder / "run")
-    _converted(folder)
-    (folder / "image.png").write_bytes(fixtures.encode(fixtures.natural_image(0, 16, 16)))
-    images.write_samples("samples.npz", [np.zeros((3, 16, 16, 3), np.uint8)], (3, 16, 16, 3), None)
-    _stop_before_compute()
-    flags = {mode: leaves(main.options_of(mode)) for mode in main.MODES}
-    flags_of_all = {name: leaf for own in flags.values() for name, leaf in own.items()}
-
-    def case(chance: random.Random) -> None:
-        mode = chance.choice(main.MODES)
-        line = [f"--mode={mode}" if chance.random() < 0.97 else f"--mode={chance.choice(ODD)}"]
-        if mode not in ("train", "describe") and chance.random() < 0.8:
-            line.append("--run_dir=run")
-        for _ in range(chance.randint(1, 3)):
-            known = flags[mode] if chance.random() < 0.97 else flags_of_all
-            name = chance.choice(list(known))
-            value = _word(_kind_name(known[name]), known[name].rule.choices, chance)
-            if name == "set":
-                key, leaf = chance.choice(list(leaves(Config).items()))
-                value = f"{key}={_word(_kind_name(leaf), leaf.rule.choices, chance)}"
-            line.append(f"--{name}={value}" if chance.random() < 0.98 else chance.choice(ODD))
-        os.environ["TF_CONFIG"] = chance.choice(ODD) if chance.random() < 0.1 else ""
-        _one_command(main, line)
-
-    return case
-
-
-def _kind_name(leaf) -> str:
-    return getattr(leaf.kind, "__name__", "tuple")
-
-
-def _word(kind: str, choices: Sequence[str], chance: random.Random) -> str:
-    """A value of a flag, as likely one of its kind as an odd one."""
-    if chance.random() < 0.4:
-        return chance.choice(ODD)
-    if choices:
-        return chance.choice(choices)
-    kinds = {"int": ("1", "2", "8", "500"), "float": ("0.5", "1", "0.05"), "bool": ("true", "false")}
-    kinds["tuple"] = ("1", "1,2", "32,32,3", "")
-    return chance.choice(kinds.get(kind, NAMES))
-
-
-class Reached(BaseException):
-    """All was checked: what comes now is computed."""
-
-
-def _stop_before_compute() -> None:
-    """Everything that computes raises `Reached` instead."""
-    from pdm_tf import devices
-    from pdm_tf.commands import analyze, describe, evaluate, export, page
-
-    def reached(*_, **__):
-        raise Reached
-
-    devices.make_strategy = describe.describe_network = analyze.analyze = page.Studio = reached
-    export.use_asked_average = export.export_weights = references.of_split = references.of_path = reached
-    load, loaded = evaluate.load_detector, []
-
-    def load_once(name, inception):
-        if (name, inception) != ("efficientnet_lite0", None):
-            return load(name, inception)
-        loaded[:] = loaded or [load(name, inception)]
-        return loaded[0]
-
-    evaluate.load_detector = load_once
-
-
-def _one_command(main, line: list[str]) -> None:
-    """Raises UserError with the line that the program ends with, if it ends with status 2."""
-    import contextlib
-
-    err = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-            status = main.main(line)
-    except Reached:
-        return
-    except Exception as error:
-        error.args = (f"{line}: {error}",)
-        raise
-    if status:
-        lines = err.getvalue().splitlines()
-        assert status == 2 and lines, (line, status)
-        assert lines[-1].startswith("error: ") and sum(text.startswith("error:") for text in lines) == 1, (
-            line,
-            lines,
-        )
-        raise UserError(lines[-1])
-
-
-DOORS = {
-    door.__name__: door
-    for door in (
-        image_files, shards, metadata, configs, archives, checkpoints, command_lines,
-    )
-}  # fmt: skip
+DOORS = {door.__name__: door for door in (image_files, shards, archives, checkpoints)}

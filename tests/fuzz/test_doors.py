@@ -27,11 +27,8 @@ MEMORY = 12 << 30
 CASES = {
     "image_files": 2000,
     "shards": 110,
-    "metadata": 150,
-    "configs": 100,
     "archives": 100,
     "checkpoints": 60,
-    "command_lines": 300,
 }
 
 
