@@ -359,7 +359,8 @@ def _write_manifest(
     atomic_json(output / MANIFEST, {"plan": plan, "shards": recorded, "metadata_sha256": digests})
     count = sum(outcome["records"] for outcome in recorded.values())
     size = sum(outcome["bytes"] for outcome in recorded.values())
-    print(f"{count} images, {size / 1e6:.1f} MB in {len(recorded)} shards: {output}")
+    shards = f"{len(recorded)} shard{'s' * (len(recorded) != 1)}"
+    print(f"{count} images, {size / 1e6:.1f} MB in {shards}: {output}")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

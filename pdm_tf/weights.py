@@ -96,15 +96,16 @@ def completed(
     Raises:
       UserError: less than half of the network is in the file `where`.
     """
-    found, left = {}, [f"{name} (not here)" for name in arrays]
+    found, left = {}, [f"{name} (only there)" for name in arrays]
     for name, variable in zip(variable_names(variables), variables):
         there = tuple(arrays[name].shape) if name in arrays else None
         fits = there == tuple(variable.shape)
         found[name] = arrays[name] if fits else variable.numpy()
         if there:
-            left.remove(f"{name} (not here)")
+            left.remove(f"{name} (only there)")
         if not fits:
-            left.append(f"{name} ({there or 'not'} there, {tuple(variable.shape)} here)")
+            shapes = f"{there} there, {tuple(variable.shape)} here" if there else "only here"
+            left.append(f"{name} ({shapes})")
     fitting = sum(array.size for name, array in found.items() if array is arrays.get(name))
     share = fitting / sum(array.size for array in found.values())
     if share < 0.5:
