@@ -117,7 +117,8 @@ def verify(directory: os.PathLike, decode: bool) -> list[str]:
                 problems.append(f"{path}: {problem}")
     if not problems:
         source = "the manifest" if manifest else "the metadata; there is no manifest"
-        print(f"{directory}: {len(expected)} shards, {sum(expected.values())} records, as in {source}")
+        shards = f"{len(expected)} shard{'s' * (len(expected) != 1)}"
+        print(f"{directory}: {shards}, {sum(expected.values())} records, as in {source}")
     return problems
 
 

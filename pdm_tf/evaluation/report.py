@@ -102,7 +102,7 @@ def notes_on(detector: Detector, reference: Reference, image_set: ImageSet) -> l
             f"{detector.title('kernel')}, which has no bias"
         )
     if detector.name != "inception":
-        notes.append(f"the detector is {detector.name}: these numbers are no FID")
+        notes.append(f"the detector is {detector.name}: these numbers are not FID")
     if "statistics" in reference.details:
         notes.append(
             f"{reference.details['path']} does not name the network and resize of its statistics: distances "

@@ -117,7 +117,7 @@ def test_numbers_that_mislead_are_noted(wide):
     few = reference_of(np.zeros((2, 4, 4, 3), np.uint8))
     assert any("few for 3 features" in note for note in report.notes_on(DETECTOR, few, counted(500)))
     other = report.notes_on(DETECTOR, wide, counted(500))
-    assert other == ["the detector is colour: these numbers are no FID"]
+    assert other == ["the detector is colour: these numbers are not FID"]
     assert "published FIDs are of 50,000" in report.notes_on(INCEPTION, wide, counted(500))[0]
     assert report.notes_on(INCEPTION, wide, counted(50_000)) == []
     (note,) = report.notes_on(INCEPTION, wide, counted(50_000, side=8))
