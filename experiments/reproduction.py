@@ -39,7 +39,9 @@ from pdm_tf.run import LOW, PRETRAINED, RunFolder, training_seconds
 PICTURES = "docs/reproduction"  # beside the page
 AVATARS = "avatars32"
 PHOTOGRAPHS = "fashion_mnist32"
-LOG_LINES = 60  # of a run of full length
+LOG_LINES = 60  # of a run of --steps
+STRATA = 16  # t of each held-out image, besides t = 0
+ALL = ("x", "eps", "v")
 
 
 def _network(channels: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int]) -> dict:
@@ -51,13 +53,16 @@ def _network(channels: int, multipliers: Sequence[int], blocks: int, attention: 
     }
 
 
-# P -> the U-Net for 32 x 32 images. As in the paper's Table 3 a larger P has fewer levels and is wider, and
-# the parameters are equal, here within 2%: 1.26 to 1.28 million.
+# P -> the U-Net for 32 x 32 images. P = 1, 2, 4 stand for the paper's P = 2, 4, 8 of 256 x 256 (Table 3):
+# the channels for each number of a patch are the paper's, parameters are equal within 1%, and the FLOPs of a
+# forward pass have the paper's ratios within 8%.
 NETWORKS = {
-    1: _network(32, (1, 1, 2, 2), 1, (8,)),
-    2: _network(32, (1, 1, 2), 2, (8, 4)),
-    4: _network(64, (1, 1), 1, (8, 4)),
+    1: _network(32, (1, 1, 1, 2, 2), 2, (8, 4)),
+    2: _network(64, (1, 1, 1, 1), 1, (8, 4)),
+    4: _network(64, (1, 1.5), 1, (8, 4)),
 }
+PAPER_CHANNELS = {1: 128 / 12, 2: 256 / 48, 4: 256 / 192}
+PAPER_FLOPS = {1: 1.0, 2: 0.631, 4: 0.264}
 SHARED = {
     "network.head_channels": 32,
     "optimizer.learning_rate": 1e-3,
@@ -75,37 +80,37 @@ SHARED = {
 
 
 class Run(NamedTuple):
-    """One training. `part`: its length over --steps."""
+    """One training.
 
+    Attributes:
+      part: its length over --steps.
+      every_seed: it is trained for each seed; else for the first.
+    """
+
+    group: str
     data: str
     prediction: str
     patch_size: int
-    part: float
+    part: float = 1
+    every_seed: bool = True
     seed: int = 0
 
     @property
     def name(self) -> str:
         """Its folder's name."""
-        longer = f"_times{self.part:g}" if self.part > 1 else ""
-        return f"{self.data}_{self.prediction}_P{self.patch_size}{longer}_seed{self.seed}"
+        return f"{self.group}_{self.prediction}_P{self.patch_size}_seed{self.seed}"
 
 
-# The runs of the first seed, the most telling first. The slowest, of which a loss curve alone is shown, are
-# shorter. The last two take about as long as P = 1, by the images that two free cores train on in a second:
-# 450 of P = 4, 330 of P = 2, 200 of P = 1.
+# The runs of the first seed. Those of "hours" that predict x take equal times on one core.
 RUNS = [
-    Run(AVATARS, "x", 4, 1),
-    Run(AVATARS, "eps", 4, 1),
-    Run(AVATARS, "v", 4, 1),
-    Run(AVATARS, "x", 1, 1),
-    Run(AVATARS, "x", 2, 1),
-    Run(AVATARS, "eps", 1, 0.5),
-    Run(AVATARS, "v", 1, 0.5),
-    Run(PHOTOGRAPHS, "x", 4, 1),
-    Run(PHOTOGRAPHS, "eps", 4, 1),
-    Run(PHOTOGRAPHS, "v", 4, 1),
-    Run(AVATARS, "x", 4, 2.2),
-    Run(AVATARS, "x", 2, 1.6),
+    *(Run("curves", AVATARS, prediction, 2) for prediction in ALL),
+    # Slow, and nothing is judged by them.
+    *(Run("curves", AVATARS, prediction, 1, every_seed=False) for prediction in ALL),
+    *(Run("photographs", PHOTOGRAPHS, prediction, 2) for prediction in ALL),
+    Run("hours", AVATARS, "x", 2, 14.4),
+    Run("hours", AVATARS, "x", 4, 33.0),
+    Run("hours", AVATARS, "x", 1, 7.2),
+    Run("hours", AVATARS, "eps", 2, 4.8, every_seed=False),
 ]
 
 
@@ -115,20 +120,18 @@ class Figure(NamedTuple):
     Attributes:
       analysis: one of `pdm_tf.analysis.ANALYSES`.
       claims: numbers -> the paper's findings.
-      data, predictions, patch_sizes: which of `RUNS` it is made of.
-      shipped: the name of weights that ship, of which it is made where there is no data.
+      group, predictions, patch_sizes: which of `RUNS` it is made of.
+      shipped: the name of weights that ship, of which it is made where there is no group.
       every_seed: of all seeds, or of the first.
-      equal_hours: of P > 1 the longer runs.
       arguments: further ones of the analysis.
     """
 
     analysis: str
     claims: Callable[[dict[str, Any]], list[claims.Claim]]
-    data: str = ""
+    group: str = ""
     predictions: Sequence[str] = ("x",)
     patch_sizes: Sequence[int] = (1, 2, 4)
     every_seed: bool = False
-    equal_hours: bool = False
     shipped: str = ""
     arguments: Sequence[str] = ()
 
@@ -142,28 +145,30 @@ class Figure(NamedTuple):
         chosen = [
             run
             for run in RUNS
-            if run.data == self.data
-            and (run.part > 1) == (self.equal_hours and run.patch_size > 1)
+            if run.group == self.group
             and run.prediction in self.predictions
             and run.patch_size in self.patch_sizes
         ]
         chosen.sort(key=lambda run: run.patch_size)
-        return [run._replace(seed=seed) for seed in range(seeds if self.every_seed else 1) for run in chosen]
+        return [
+            run._replace(seed=seed)
+            for seed in range(seeds if self.every_seed else 1)
+            for run in chosen
+            if seed == 0 or run.every_seed
+        ]
 
 
-ALL = ("x", "eps", "v")
 MANY = ("--num_samples=64", "--sample_batch_size=64")
 FIGURES = {
     "fig1a": Figure("fig1a", claims.fig1a, shipped="emoji64"),
     "fig1b": Figure("fig1b", claims.fig1b, shipped="emoji64", arguments=("--num_samples=64",)),
-    "fig2": Figure("fig2", claims.fig2, AVATARS, every_seed=True, arguments=MANY),
-    "fig3": Figure("fig3", claims.fig3, AVATARS, ALL, (1, 4), every_seed=True),
-    "fig3_photographs": Figure("fig3", claims.fig3, PHOTOGRAPHS, ALL, (4,), every_seed=True),
-    "fig4": Figure("fig4", claims.fig4, AVATARS, ("x", "eps"), (4,)),
-    "table1": Figure("table1", claims.table1, AVATARS, every_seed=True, arguments=MANY),
-    "table1_hours": Figure("table2", claims.table1_hours, AVATARS, every_seed=True, equal_hours=True),
-    "table2": Figure("table2", claims.silent, AVATARS, every_seed=True),
-    "memory": Figure("memory", claims.memory, AVATARS, patch_sizes=(1, 4)),
+    "fig2": Figure("fig2", claims.fig2, "hours", every_seed=True, arguments=MANY),
+    "fig3": Figure("fig3", claims.fig3, "curves", ALL, (1, 2), every_seed=True),
+    "fig3_photographs": Figure("fig3", claims.fig3, "photographs", ALL, (2,), every_seed=True),
+    "fig4": Figure("fig4", claims.fig4, "hours", ("x", "eps"), (2,)),
+    "table1": Figure("table1", claims.table1, "hours", every_seed=True, arguments=MANY),
+    "table2": Figure("table2", claims.equal_hours, "hours", every_seed=True),
+    "memory": Figure("memory", claims.memory, "hours", patch_sizes=(1, 4)),
     "grids": Figure("grids", claims.grids, shipped="avatars64", arguments=MANY),
     "grids256": Figure("grids", claims.grids, shipped="avatars256", arguments=MANY),
 }
@@ -234,17 +239,20 @@ class Reproduction:
         self.driver.train(self.folder(run), max(1, round(self.options.steps * run.part)), arguments)
 
     def _evaluate(self, run: Run) -> None:
-        """Distances of a run's samples to held-out images."""
+        """Distances of a run's samples to held-out images, and the likelihood of these."""
         folder = self.folder(run)
-        arguments = [
+        shared = [
             "--mode=evaluate",
             self._dataset(run),
             f"--run_dir={folder}",
-            "--reference=validation",
             f"--num_samples={self.options.num_samples}",
             "--sample_batch_size=50",
         ]
-        self._execute_once(folder.path / "evaluation" / "evaluation.json", [run], arguments)
+        for name, arguments in (
+            ("evaluation.json", ["--reference=validation"]),
+            ("likelihood.json", ["--likelihood", f"--strata={STRATA}"]),
+        ):
+            self._execute_once(folder.path / "evaluation" / name, [run], [*shared, *arguments])
 
     def _analyze(self, name: str) -> None:
         """One figure's numbers and picture, copied beside the page."""
@@ -266,6 +274,8 @@ class Reproduction:
             return
         self.pictures.mkdir(parents=True, exist_ok=True)
         numbers = {**json.loads(file.read_text()), "training": self._training(runs)}
+        if figure.is_table:
+            numbers["likelihood"] = [self._likelihood(run) for run in runs]
         (self.pictures / f"{name}.json").write_text(json.dumps(numbers) + "\n")
         if not figure.is_table:
             with Image.open(out / f"{figure.analysis}.png") as picture:
@@ -284,11 +294,17 @@ class Reproduction:
 
         self.driver.once(key, measure)
 
+    def _likelihood(self, run: Run) -> dict[str, Any]:
+        """Bits per dimension of held-out images, with their standard error."""
+        file = self.folder(run).evaluation / "likelihood.json"
+        return {"patch_size": run.patch_size, **json.loads(file.read_text())["bits_per_dim"]}
+
     def _training(self, runs: Sequence[Run]) -> dict[str, Any]:
         """What a figure's runs have cost."""
         batch = SHARED["training.batch_size"]
         return {
             "runs": len(runs),
+            "data": runs[0].data if runs else "",
             "steps": sorted({steps_done(self.folder(run)) for run in runs}),
             "batch_size": batch,
             "seeds": sorted({run.seed for run in runs}),
@@ -336,18 +352,18 @@ class Reproduction:
 
     def _source(self, name: str) -> str:
         """The command, runs, seeds and hours of a figure."""
-        data = FIGURES[name].data
+        group = FIGURES[name].group
         shipped = FIGURES[name].shipped
         command = f"`python -m experiments.reproduction --only {name}`"
         link = f"[numbers]({PICTURES}/{name}.json)"
-        if not data:
+        if not group:
             return f"{command}: of {shipped}'s weights that ship; {link}."
         cost = self.numbers(name)["training"]
         lengths = " or ".join(f"{length:,}" for length in cost["steps"])
         seeds = f"seed{'s' * (len(cost['seeds']) > 1)} {', '.join(map(str, cost['seeds']))}"
         return (
-            f"{command}: {cost['runs']} run{'s' * (cost['runs'] > 1)} on `{data}` of {lengths} steps of "
-            f"{cost['batch_size']} images, {seeds}, {cost['hours']:.2f} hours of training; {link}."
+            f"{command}: {cost['runs']} run{'s' * (cost['runs'] > 1)} on `{cost['data']}` of {lengths} steps "
+            f"of {cost['batch_size']} images, {seeds}, {cost['hours']:.2f} hours of training; {link}."
         )
 
 

@@ -10,12 +10,21 @@ import pytest
 from experiments import reproduction
 from experiments.claims import STATEMENTS, overall
 from experiments.driver import settings_flags, steps_done
-from experiments.reproduction import FIGURES, NETWORKS, RUNS, SHARED, Reproduction
+from experiments.reproduction import (
+    FIGURES,
+    NETWORKS,
+    PAPER_CHANNELS,
+    PAPER_FLOPS,
+    RUNS,
+    SHARED,
+    Reproduction,
+)
 from pdm_tf.analysis import ANALYSES
 from pdm_tf.config.fields import DataConfig, parse_settings, validate
 from pdm_tf.config.presets import sized_preset
 from pdm_tf.config.words import get
 from pdm_tf.denoiser import build_network
+from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
@@ -62,7 +71,7 @@ class FakeMain:
         if len(self.commands) == self.stop_at:
             raise KeyboardInterrupt("SIGTERM")
         self.commands.append(list(arguments))
-        flags = dict(argument[2:].split("=", 1) for argument in arguments)
+        flags = dict(argument[2:].split("=", 1) for argument in arguments if "=" in argument)
         if flags["mode"] == "train":
             folder = RunFolder(flags["run_dir"])
             write_arrays(folder.weights(int(flags["train_steps"])), {"a": np.zeros(1)})
@@ -70,8 +79,9 @@ class FakeMain:
             folder.metrics_file.write_text('{"step": 100, "images_per_second": 8.0}\n')
         elif flags["mode"] == "evaluate":
             evaluation = RunFolder(flags["run_dir"]).evaluation
-            evaluation.mkdir()
-            (evaluation / "evaluation.json").touch()
+            evaluation.mkdir(exist_ok=True)
+            file = "likelihood.json" if "--likelihood" in arguments else "evaluation.json"
+            (evaluation / file).write_text('{"bits_per_dim": {"value": 3.0, "error": 0.1}}')
         elif flags["mode"] == "analyze":
             os.makedirs(flags["out"], exist_ok=True)
             write_png(f"{flags['out']}/{flags['what']}.png", np.zeros((4, 4, 3), np.uint8))
@@ -107,27 +117,29 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
         Reproduction(options, fake).make()
     fake.stop_at = None
     Reproduction(options, fake).make()
-    # Three patch sizes for two seeds, and the eps-network of Fig. 4; six evaluations; two figures.
-    assert fake.modes() == ["train"] * 7 + ["evaluate"] * 6 + ["analyze"] * 2
+    # Three patch sizes for two seeds, and the eps-network of Fig. 4; six are evaluated twice; two figures.
+    assert fake.modes() == ["train"] * 7 + ["evaluate"] * 12 + ["analyze"] * 2
     seeds = [word[-1] for command in fake.commands[:7] for word in command if word.startswith("--seed=")]
     assert len(seeds) == 7 and seeds == sorted(seeds)  # whole pages of few seeds first
     page = options.page.read_text()
     assert "stale" not in page and page.startswith("Before.\n") and "\nBetween.\n" in page
     assert "| x, P=4 | 40 | 20 ± 1 |" in page and "2 are judged here: 2 hold" in page
-    assert "seeds 0, 1" in page and "100 steps of 32 images" in page and "0.67 hours" in page
+    assert (
+        "seeds 0, 1" in page and "720 or 1,440 or 3,300 steps of 32 images" in page and "0.67 hours" in page
+    )
     Reproduction(options, fake).make()
-    assert len(fake.commands) == 15 and options.page.read_text() == page
+    assert len(fake.commands) == 21 and options.page.read_text() == page
     options.draw, options.only = True, ["fig4"]
     options.page.write_text(page.replace("30 of eps", "changed"))
     Reproduction(options, fake).make()
-    assert len(fake.commands) == 15 and options.page.read_text() == page
+    assert len(fake.commands) == 21 and options.page.read_text() == page
     options.draw = False
     (options.out / "fig4" / "fig4.json").unlink()
     Reproduction(options, fake).make()
-    assert fake.modes()[15:] == ["analyze"]
+    assert fake.modes()[21:] == ["analyze"]
     options.steps, options.only = 200, ["fig4"]
     Reproduction(options, fake).make()
-    assert fake.modes()[16:] == ["train", "train", "analyze"]
+    assert fake.modes()[22:] == ["train", "train", "analyze"]
     numbers = {**FOUND["fig4"], "energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 1.2}}
     (options.out / reproduction.PICTURES / "fig4.json").write_text(json.dumps(numbers))
     summary = Reproduction(options, fake).summary()
@@ -139,7 +151,7 @@ def test_commands_are_shown_without_doing_anything(options):
     options.list, shown = True, []
     before = options.page.read_text()
     Reproduction(options, shown.append).make()
-    assert len(shown) == 15 and options.page.read_text() == before
+    assert len(shown) == 21 and options.page.read_text() == before
     assert sorted(os.listdir(options.out)) == ["PAGE.md"]
     options.only = ["fig1a"]
     Reproduction(options, shown.append).make()
@@ -163,14 +175,19 @@ def test_the_page_is_that_of_the_numbers_beside_it(options, tmp_path):
     assert page.read_text() == before
 
 
-def test_networks_have_equal_parameters_within_3_percent():
-    counts = []
+def test_networks_have_the_shapes_of_the_papers():
+    parameters, flops = {}, {}
     for patch_size, settings in NETWORKS.items():
         given = {"network.patch_size": patch_size, **settings, **SHARED}
         config = validate(sized_preset("tiny", DataConfig("a", (32, 32, 3), 11), given))
-        variables = build_network(config).trainable_variables
-        counts.append(sum(int(np.prod(variable.shape)) for variable in variables))
-    assert max(counts) <= 1.03 * min(counts)
+        network = build_network(config)
+        parameters[patch_size] = count_parameters(network)
+        flops[patch_size] = forward_flops(network)
+        channels = config.network.base_channels / (3 * patch_size**2)
+        assert channels == pytest.approx(PAPER_CHANNELS[patch_size])
+    assert max(parameters.values()) <= 1.01 * min(parameters.values())
+    for patch_size, ratio in PAPER_FLOPS.items():
+        assert flops[patch_size] / flops[1] == pytest.approx(ratio, rel=0.08)
 
 
 def test_runs_that_are_kept_are_those_of_the_page():
@@ -181,13 +198,13 @@ def test_runs_that_are_kept_are_those_of_the_page():
     runs = {run.name: run for run in RUNS}
     for folder in folders:
         run, config = runs[folder.name], RunFolder(folder).config()
-        assert steps_done(RunFolder(folder)) == 400
+        assert steps_done(RunFolder(folder)) == 400 * run.part
         assert (config.diffusion.prediction, config.seed) == (run.prediction, run.seed)
         settings = {"network.patch_size": run.patch_size, **NETWORKS[run.patch_size]}
         texts = [flag.removeprefix("--set=") for flag in settings_flags(settings)]
         for key, value in parse_settings(texts).items():
             assert get(config, key) == value, f"{folder}: {key}"
-        assert RunFolder(folder).metrics()["simple_loss"][-1, 0] == 400
+        assert RunFolder(folder).metrics()["simple_loss"][-1, 0] == 400 * run.part
 
 
 def curve(mean, spread=0.01):
@@ -223,8 +240,8 @@ def speeds(*rates):
     return {"rows": {n: {"patch_size": n, "images_per_second": rate} for n, rate in enumerate(rates)}}
 
 
-def trained(*rows):
-    """Numbers of Table 1 at equal hours: (days, distance, recall) of P = 1 and 2."""
+def trained(*rows, bits=(3.0, 3.0)):
+    """Numbers of Table 2: (days, distance, recall) of P = 1 and 2, and the bits of either, ± 0.01."""
     titles = [f"x, P={patch_size}" for patch_size in range(1, len(rows) + 1)]
     return {
         "models": models(*titles),
@@ -232,6 +249,10 @@ def trained(*rows):
             title: {"device_days": days, "metrics": {"FD-net": {"value": fd}, "recall": {"value": recall}}}
             for title, (days, fd, recall) in zip(titles, rows)
         },
+        "likelihood": [
+            {"patch_size": patch_size, "value": value, "error": 0.01}
+            for patch_size, value in enumerate(bits, 1)
+        ],
     }
 
 
@@ -262,10 +283,14 @@ def borders(samples, error):
     ("fig4", noise(30.0, 50.0), {"magnified": None}),
     ("table1", speeds(1.0, 1.5, 2.0), {"speed": True}),
     ("table1", speeds(1.0, 2.0, 1.9), {"speed": False}),
-    ("table1_hours", trained((1.0, 5.0, 0.2), (1.05, 6.0, 0.2)), {"fid": True}),
-    ("table1_hours", trained((1.0, 6.0, 0.2), (1.05, 5.0, 0.2)), {"fid": False}),
-    ("table1_hours", trained((1.0, 5.0, 0.2), (1.2, 6.0, 0.2)), {"fid": None}),
-    ("table1_hours", trained((1.0, 5.0, 0.2), (1.0, 6.0, 0.0)), {"fid": None}),
+    ("table2", trained((1.0, 5.0, 0.2), (1.05, 6.0, 0.2)), {"fid": True}),
+    ("table2", trained((1.0, 6.0, 0.2), (1.05, 5.0, 0.2)), {"fid": False}),
+    ("table2", trained((1.0, 5.0, 0.2), (1.2, 6.0, 0.2)), {"fid": None}),
+    ("table2", trained((1.0, 5.0, 0.2), (1.0, 6.0, 0.0)), {"fid": None}),
+    ("table2", trained((1.0, 5.0, 0.0), (1.0, 6.0, 0.0), bits=(3.0, 3.1)), {"fid": True}),
+    ("table2", trained((1.0, 5.0, 0.0), (1.0, 6.0, 0.0), bits=(3.1, 3.0)), {"fid": False}),
+    ("table2", trained((1.0, 5.0, 0.0), (1.2, 6.0, 0.0), bits=(3.0, 3.1)), {"fid": None}),
+    ("table2", trained((1.0, 5.0, 0.2), (1.0, 6.0, 0.2), bits=(3.1, 3.0)), {"fid": "part"}),
     ("memory", batches(10, 35), {"memory": True}),
     ("memory", batches(10, 34), {"memory": False}),
     ("grids", borders(1.09, 0.04), {"borders": True}),

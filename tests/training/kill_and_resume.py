@@ -27,7 +27,17 @@ SETTINGS = {
 }  # fmt: skip
 
 
+# A student of emoji64 in two phases of 40 steps, whose network is its teacher's.
+STUDENT = {key: value for key, value in SETTINGS.items() if not key.startswith("network.")} | {
+    "distillation.first": 8, "distillation.steps": 2, "distillation.phase_steps": 40,
+    "optimizer.warmup_steps": 0,
+}  # fmt: skip
+
+
 def command(run_dir: Path, replicas: int, network: str = "unet") -> list:
+    if network == "student":
+        settings = [f"--set={key}={value}" for key, value in STUDENT.items()]
+        return [sys.executable, "main.py", f"--run_dir={run_dir}", "--teacher=emoji64", *settings]
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     program = ["main.py"] if replicas == 1 else ["-m", "tests.training.kill_and_resume", "--train"]
     kind, two, _ = network.partition("+two_sizes")

@@ -37,7 +37,7 @@ def test_two_kills_leave_no_trace_on_two_replicas(tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("network", ["vit", "unet+crops", "unet+two_sizes", "vit+two_sizes"])
+@pytest.mark.parametrize("network", ["vit", "unet+crops", "unet+two_sizes", "vit+two_sizes", "student"])
 def test_two_kills_leave_no_trace_in_other_networks(tmp_path, network):
     assert compare(2, 1, random.randrange(1 << 30), tmp_path, network=network)
 
