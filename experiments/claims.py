@@ -43,7 +43,7 @@ STATEMENTS = {
     "guidance": Statement(
         "Table 2",
         "w = 2.25 instead of 1.5: more precision and IS, less recall",
-        "precision and recall are 0 after so few steps; of weights that ship: docs/evaluation.md",
+        "no guided samples here; of weights that ship: docs/evaluation.md",
     ),
     "cost": Statement("Table 2", "FID near ADM's for a thirtieth of its training", "no ADM is trained here"),
     "split": Statement(
