@@ -1,7 +1,7 @@
 """Our forward pass, train step and sampling beside the same networks in PyTorch, in one run.
 
     python3.11 -m venv .venv-peers && .venv-peers/bin/pip install -r requirements-peers.txt
-    python -m benchmarks.peers [--peers_python=.venv-peers/bin/python] [--batch=8] [--repeats=9]
+    python -m benchmarks.peers [--peers_python=.venv-peers/bin/python] [--batch=8] [--repeats=9] [--memory]
 
 The U-Net is `benchmarks.unet`'s, beside diffusers' UNet2DModel on the same patched grid; the ViT is
 avatars64's. Parameters are equal within 10%. Ours also predict u, their variance. Sampling is 20 steps of
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.turns import in_turns, machine, seconds
+from benchmarks.turns import in_fresh_process, in_turns, machine, seconds
 from benchmarks.unet import CALLS, forward_of, make_network, train_step_of
 from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.config.presets import FAST_SAMPLING
@@ -28,6 +28,7 @@ from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.describe import count_parameters
 from pdm_tf.networks.group_norm import GroupNorm
 from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.progress import peak_resident
 from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 
@@ -81,10 +82,32 @@ class Peer:
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
+    def peak(self) -> float:
+        """The most memory that the process has held so far, in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
     def close(self) -> None:
         """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
+
+
+def our_peak(name: str, precision: str, batch: int) -> float:
+    """The most memory that this process holds in two train steps, in MiB."""
+    step = train_step_of(network_of(name, precision), batch)
+    step()
+    step()
+    return peak_resident()
+
+
+def compare_memory(name: str, precision: str, options: argparse.Namespace) -> None:
+    """Prints the peaks of processes that train one network."""
+    ours = in_fresh_process(our_peak, name, precision, options.batch)
+    peer = Peer(options.peers_python, name, "train", precision, "eager", options.batch)
+    peer.seconds()
+    print(f"{name:4}  {precision:14}  peak: ours {ours:.0f} MiB, eager {peer.peak():.0f} MiB", flush=True)
+    peer.close()
 
 
 def compare(name: str, kind: str, precision: str, options: argparse.Namespace) -> None:
@@ -124,8 +147,14 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--memory", action="store_true", help="peak memory of training, and nothing else")
     options = parser.parse_args()
     print(f"{machine()}, batch {options.batch}")
+    if options.memory:
+        for name in options.networks:
+            for precision in options.precisions:
+                compare_memory(name, precision, options)
+        return
     for name in options.networks:
         for kind in options.kinds:
             for precision in options.precisions:
