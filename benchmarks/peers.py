@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.turns import in_fresh_process, in_turns, machine, seconds
-from benchmarks.unet import CALLS, forward_of, make_network, train_step_of
+from benchmarks.unet import CALLS, forward_of, make_network, randomized, train_step_of
 from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.config.presets import FAST_SAMPLING
 from pdm_tf.denoiser import build_denoiser, build_network
@@ -42,11 +42,7 @@ def network_of(name: str, precision: str) -> PatchedNetwork:
     """The yardstick's U-Net, or avatars64's ViT, with random weights."""
     if name == "unet":
         return make_network(precision, GroupNorm)
-    network = build_network(RunFolder(PRETRAINED / "avatars64").config(), precision)
-    rng = np.random.default_rng(0)
-    for variable in network.trainable_variables:
-        variable.assign(rng.normal(0, 0.02, variable.shape).astype(np.float32))
-    return network
+    return randomized(build_network(RunFolder(PRETRAINED / "avatars64").config(), precision))
 
 
 def sample_of(network: PatchedNetwork, batch: int) -> Callable[[], np.ndarray]:
@@ -82,11 +78,6 @@ class Peer:
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
-    def peak(self) -> float:
-        """The most memory that the process has held so far, in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
     def close(self) -> None:
         """Ends the process."""
         self.process.stdin.close()
@@ -106,7 +97,8 @@ def compare_memory(name: str, precision: str, options: argparse.Namespace) -> No
     ours = in_fresh_process(our_peak, name, precision, options.batch)
     peer = Peer(options.peers_python, name, "train", precision, "eager", options.batch)
     peer.seconds()
-    print(f"{name:4}  {precision:14}  peak: ours {ours:.0f} MiB, eager {peer.peak():.0f} MiB", flush=True)
+    eager = peak_resident(peer.process.pid)
+    print(f"{name:4}  {precision:14}  peak: ours {ours:.0f} MiB, eager {eager:.0f} MiB", flush=True)
     peer.close()
 
 

@@ -42,7 +42,7 @@ class StacksGroupNorm(GroupNormalization):
 
 
 def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
-    """The yardstick with random weights: graph optimizers remove blocks whose kernels are zero."""
+    """The yardstick with random weights."""
     with mock.patch.object(layers, "GroupNorm", norm):
         network = patched.PatchedNetwork(
             SHAPE,
@@ -54,6 +54,11 @@ def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
             attention_resolutions=(16, 8),
             head_channels=64,
         )
+    return randomized(network)
+
+
+def randomized(network: patched.PatchedNetwork) -> patched.PatchedNetwork:
+    """The network, with random weights: graph optimizers remove blocks whose kernels are zero."""
     rng = np.random.default_rng(0)
     for variable in network.trainable_variables:
         variable.assign(rng.normal(0, 0.02, variable.shape).astype(np.float32))

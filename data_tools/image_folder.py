@@ -79,7 +79,7 @@ def size_of_first(items: list[Item], max_megapixels: float) -> tuple[int, int]:
     """(height, width) of the first image, upright; raises UserError if it cannot be read."""
     try:
         with image_limit(max_megapixels):
-            _, (width, height) = images.read_header(items[0].location)
+            width, height = images.read_size(items[0].location)
     except images.ImageError as error:
         raise UserError(f"cannot read {items[0].name} ({error}); mend it, or pass --resolution") from error
     return height, width

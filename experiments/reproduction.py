@@ -61,8 +61,6 @@ NETWORKS = {
     2: _network(64, (1, 1, 1, 1), 1, (8, 4)),
     4: _network(64, (1, 1.5), 1, (8, 4)),
 }
-PAPER_CHANNELS = {1: 128 / 12, 2: 256 / 48, 4: 256 / 192}
-PAPER_FLOPS = {1: 1.0, 2: 0.631, 4: 0.264}
 SHARED = {
     "network.head_channels": 32,
     "optimizer.learning_rate": 1e-3,

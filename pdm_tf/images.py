@@ -91,12 +91,12 @@ def read_file(path: str | os.PathLike, channels: int = 3, background: str = "whi
         return decode(as_path(path).read_bytes(), channels, background)
 
 
-def read_header(path: str | os.PathLike) -> tuple[str, tuple[int, int]]:
-    """Pillow's mode, and (width, height) when upright, of an image file of which no pixel is decoded."""
+def read_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) when upright of an image file, of which no pixel is decoded."""
     with reading():
         image = Image.open(io.BytesIO(as_path(path).read_bytes()))
         lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
-        return image.mode, image.size[::-1] if lies_on_its_side else image.size
+        return image.size[::-1] if lies_on_its_side else image.size
 
 
 @contextlib.contextmanager
@@ -249,7 +249,7 @@ def _read_sized(path: str | os.PathLike, shape: Sequence[int], background: str =
     height, width, channels = shape
     try:
         with pixel_limit(None):
-            _, size = read_header(path)
+            size = read_size(path)
             if size == (width, height):
                 return read_file(path, channels, background)
     except ImageError as error:

@@ -26,15 +26,17 @@ def skip(shown: tqdm, count: int) -> None:
     shown.update(count)
 
 
-def peak_resident() -> float:
-    """Peak resident memory of this process, MiB.
+def peak_resident(process: int | str = "self") -> float:
+    """Peak resident memory of this process, or of another by its number where there is /proc, MiB.
 
     Read from VmHWM where the system has it: Linux's ru_maxrss includes the memory of the parent process at
     the time of the fork.
     """
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text()
         return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 2**10
     except (OSError, TypeError):  # not Linux, or a kernel without VmHWM
+        if process != "self":
+            raise
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts in bytes
