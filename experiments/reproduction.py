@@ -15,7 +15,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from experiments.driver import (
     write_part,
 )
 from pdm_tf import errors
-from pdm_tf.analysis.tables import as_texts
+from pdm_tf.analysis.tables import as_texts, mean_metrics
 from pdm_tf.run import LOW, PRETRAINED, RunFolder, training_seconds
 
 PICTURES = "docs/reproduction"  # beside the page
@@ -41,6 +41,7 @@ AVATARS = "avatars32"
 PHOTOGRAPHS = "fashion_mnist32"
 LOG_LINES = 60  # of a run of --steps
 STRATA = 16  # t of each held-out image, besides t = 0
+GUIDANCE = (1.5, 2.25)  # w of the paper's Table 2
 ALL = ("x", "eps", "v")
 
 
@@ -117,7 +118,7 @@ class Figure(NamedTuple):
     """One figure or table of the page.
 
     Attributes:
-      analysis: one of `pdm_tf.analysis.ANALYSES`.
+      analysis: one of `pdm_tf.analysis.ANALYSES`; "": a table of evaluations at each w of `GUIDANCE`.
       claims: numbers -> the paper's findings.
       group, predictions, patch_sizes: which of `RUNS` it is made of.
       shipped: the name of weights that ship, of which it is made where there is no group.
@@ -137,7 +138,7 @@ class Figure(NamedTuple):
     @property
     def is_table(self) -> bool:
         """Whether the page shows rows in place of a picture."""
-        return self.analysis.startswith("table")
+        return self.analysis in ("", "table1", "table2")
 
     def runs(self, seeds: int) -> list[Run]:
         """Its runs, by seed and then by P."""
@@ -168,6 +169,7 @@ FIGURES = {
     "fig4": Figure("fig4", claims.fig4, "hours", ("x", "eps"), (2,)),
     "table1": Figure("table1", claims.table1, "hours", every_seed=True, arguments=MANY),
     "table2": Figure("table2", claims.equal_hours, "hours", every_seed=True),
+    "guidance": Figure("", claims.guidance, "hours", patch_sizes=(2,), every_seed=True),
     "memory": Figure("memory", claims.memory, "hours", patch_sizes=(1, 4)),
     "grids": Figure("grids", claims.grids, shipped="avatars64", arguments=MANY),
     "grids256": Figure("grids", claims.grids, shipped="avatars256", arguments=MANY),
@@ -207,8 +209,12 @@ class Reproduction:
         in_tables = [run for name, runs in figures.items() if FIGURES[name].is_table for run in runs]
         for run in dict.fromkeys(in_tables):
             self._evaluate(run)
-        for name in figures:
-            self._analyze(name)
+            self._likelihood_of(run)
+        for name, runs in figures.items():
+            if FIGURES[name].analysis:
+                self._analyze(name)
+            else:
+                self._guide(name, runs)
 
     def folder(self, run: Run) -> RunFolder:
         """The folder of a run."""
@@ -238,21 +244,43 @@ class Reproduction:
         ]
         self.driver.train(self.folder(run), max(1, round(self.options.steps * run.part)), arguments)
 
-    def _evaluate(self, run: Run) -> None:
-        """Distances of a run's samples to held-out images, and the likelihood of these."""
-        folder = self.folder(run)
+    def _evaluate(self, run: Run, guidance: float = 1.0) -> Path:
+        """Distances of a run's samples to held-out images; returns their file."""
+        folder = self.folder(run).evaluation
+        arguments = ["--reference=validation"]
+        if guidance != 1.0:
+            folder /= f"guidance_{guidance:g}"
+            arguments += [f"--guidance={guidance:g}", f"--out={folder}"]
+        return self._measure(run, folder / "evaluation.json", arguments)
+
+    def _likelihood_of(self, run: Run) -> Path:
+        """Bits per dimension of held-out images; returns their file."""
+        file = self.folder(run).evaluation / "likelihood.json"
+        return self._measure(run, file, ["--likelihood", f"--strata={STRATA}"])
+
+    def _measure(self, run: Run, file: Path, arguments: Sequence[str]) -> Path:
+        """Executes --mode=evaluate, which makes `file`."""
         shared = [
             "--mode=evaluate",
             self._dataset(run),
-            f"--run_dir={folder}",
+            f"--run_dir={self.folder(run)}",
             f"--num_samples={self.options.num_samples}",
             "--sample_batch_size=50",
         ]
-        for name, arguments in (
-            ("evaluation.json", ["--reference=validation"]),
-            ("likelihood.json", ["--likelihood", f"--strata={STRATA}"]),
-        ):
-            self._execute_once(folder.path / "evaluation" / name, [run], [*shared, *arguments])
+        self._execute_once(file, [run], [*shared, *arguments])
+        return file
+
+    def _guide(self, name: str, runs: Sequence[Run]) -> None:
+        """A table's numbers: distances of guided samples, means over the seeds of a network."""
+        rows = {}
+        for guidance in (1.0, *GUIDANCE):
+            files = [self._evaluate(run, guidance) for run in runs]
+            if not self.options.list:
+                evaluations = [json.loads(file.read_text())["results"][0] for file in files]
+                rows[f"w = {guidance:g}"] = {"seeds": len(runs), "metrics": mean_metrics(evaluations)}
+        if not self.options.list:
+            sentence = f"{self.options.num_samples} samples of each seed; w = 1 is without guidance."
+            self._keep(name, {"rows": rows, "sentence": sentence, "training": self._training(runs)})
 
     def _analyze(self, name: str) -> None:
         """One figure's numbers and picture, copied beside the page."""
@@ -272,15 +300,20 @@ class Reproduction:
         self._execute_once(file, runs, arguments)
         if self.options.list:
             return
-        self.pictures.mkdir(parents=True, exist_ok=True)
         numbers = {**json.loads(file.read_text()), "training": self._training(runs)}
         if figure.is_table:
-            numbers["likelihood"] = [self._likelihood(run) for run in runs]
-        (self.pictures / f"{name}.json").write_text(json.dumps(numbers) + "\n")
+            bits = [json.loads(self._likelihood_of(run).read_text())["bits_per_dim"] for run in runs]
+            numbers["likelihood"] = [{"patch_size": run.patch_size, **one} for run, one in zip(runs, bits)]
+        self._keep(name, numbers)
         if not figure.is_table:
             with Image.open(out / f"{figure.analysis}.png") as picture:
                 small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
                 small.save(self.pictures / f"{name}.png", optimize=True)
+
+    def _keep(self, name: str, numbers: Mapping[str, Any]) -> None:
+        """Writes a figure's numbers beside the page."""
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        (self.pictures / f"{name}.json").write_text(json.dumps(numbers) + "\n")
 
     def _execute_once(self, file: Path, runs: Sequence[Run], arguments: Sequence[str]) -> None:
         """Executes a command that makes a file, unless it did with the weights that its runs have now."""
@@ -293,11 +326,6 @@ class Reproduction:
             return {"done": 1}
 
         self.driver.once(key, measure)
-
-    def _likelihood(self, run: Run) -> dict[str, Any]:
-        """Bits per dimension of held-out images, with their standard error."""
-        file = self.folder(run).evaluation / "likelihood.json"
-        return {"patch_size": run.patch_size, **json.loads(file.read_text())["bits_per_dim"]}
 
     def _training(self, runs: Sequence[Run]) -> dict[str, Any]:
         """What a figure's runs have cost."""

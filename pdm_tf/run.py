@@ -134,11 +134,14 @@ class RunFolder:
 
 
 def training_seconds(metrics: dict[str, np.ndarray], batch_size: int) -> float:
-    """How long a run has trained, by the speeds in its metrics (`RunFolder.metrics`); 0 without any."""
+    """How long a run has trained at the median speed of its metrics (`RunFolder.metrics`); 0 without any.
+
+    The median, since a machine that was suspended or busy with other work has not trained meanwhile.
+    """
     if "images_per_second" not in metrics:
         return 0.0
     steps, speeds = metrics["images_per_second"].T
-    return float(np.sum(np.diff(steps, prepend=0) * batch_size / speeds))
+    return float(steps[-1] * batch_size / np.median(speeds))
 
 
 def _scalars(line: bytes) -> dict[str, float]:

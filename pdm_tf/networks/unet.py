@@ -10,7 +10,15 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig
-from pdm_tf.networks.layers import ResBlock, SelfAttention, checkpointed, fold_in, group_norm, upsample
+from pdm_tf.networks.layers import (
+    ResBlock,
+    SelfAttention,
+    checkpointed,
+    fold_in,
+    group_norm,
+    swish,
+    upsample,
+)
 from pdm_tf.networks.vit_layers import normalization
 from pdm_tf.stack import keras
 
@@ -184,4 +192,4 @@ class ConvHead:
 
     def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
         """(B, h, w, C) -> (B, h, w, values), whatever the timestep."""
-        return self._conv(tf.nn.swish(self._norm(h)))
+        return self._conv(swish(self._norm(h)))

@@ -62,14 +62,14 @@ def test_table_2_adds_up_the_time_of_training(info, models, tmp_path):
     write_evaluation(first, IS=142.2, FID=8.57, recall=0.47)
     log = first.runs[0].folder.metrics_file
     log.parent.mkdir()
-    # 100 steps of four images, the first half at 2 images a second, the second at 4
-    lines = [{"step": 50, "images_per_second": 2.0}, {"step": 100, "images_per_second": 4.0}]
+    # 100 steps of four images at 2 images a second, and a pause in the second half
+    lines = [{"step": step, "images_per_second": speed} for step, speed in ((50, 2), (75, 0.01), (100, 2))]
     log.write_text("\n".join(map(json.dumps, lines)))
     result = table2.measure(study)
     (row,) = result.numbers["rows"].values()
     values = {name: metric["value"] for name, metric in row["metrics"].items()}
     assert values == {"IS": 142.2, "FID": 8.57, "recall": 0.47} and row["images"] == 500
-    assert row["device_days"] == pytest.approx((50 * 4 / 2 + 50 * 4 / 4) / 86400)
+    assert row["device_days"] == pytest.approx(100 * 4 / 2 / 86400)
     assert "FID 8.57" in result.sentence and "P2 has not been evaluated" in result.sentence
 
 

@@ -152,7 +152,7 @@ def test_commands_are_shown_without_doing_anything(options):
 
 
 def test_every_figure_has_runs_and_every_analysis_a_figure():
-    assert {figure.analysis for figure in FIGURES.values()} == set(ANALYSES)
+    assert {figure.analysis for figure in FIGURES.values()} == {*ANALYSES, ""}
     used = {one for figure in FIGURES.values() for one in figure.runs(1)}
     assert used == set(RUNS)
 
@@ -253,6 +253,18 @@ def trained(*rows, bits=(3.0, 3.0)):
     }
 
 
+def guided(precisions, recalls):
+    """Numbers at w = 1.5 and 2.25, of two seeds with a spread of 0.01."""
+    rows = {
+        f"w = {w}": {
+            "seeds": 2,
+            "metrics": {"precision": {"value": p, "error": 0.01}, "recall": {"value": r, "error": 0.01}},
+        }
+        for w, p, r in zip((1.5, 2.25), precisions, recalls)
+    }
+    return {"rows": rows}
+
+
 def batches(small, large):
     return {"rows": {n: {"patch_size": n, "largest_batch": size} for n, size in ((1, small), (4, large))}}
 
@@ -288,6 +300,10 @@ def borders(samples, error):
     ("table2", trained((1.0, 5.0, 0.0), (1.0, 6.0, 0.0), bits=(3.1, 3.0)), {"fid": False}),
     ("table2", trained((1.0, 5.0, 0.0), (1.2, 6.0, 0.0), bits=(3.0, 3.1)), {"fid": None}),
     ("table2", trained((1.0, 5.0, 0.2), (1.0, 6.0, 0.2), bits=(3.1, 3.0)), {"fid": "part"}),
+    ("guidance", guided((0.1, 0.2), (0.3, 0.2)), {"guidance": True}),
+    ("guidance", guided((0.2, 0.1), (0.2, 0.3)), {"guidance": False}),
+    ("guidance", guided((0.1, 0.2), (0.2, 0.3)), {"guidance": "part"}),
+    ("guidance", guided((0.1, 0.11), (0.2, 0.21)), {"guidance": None}),
     ("memory", batches(10, 35), {"memory": True}),
     ("memory", batches(10, 34), {"memory": False}),
     ("grids", borders(1.09, 0.04), {"borders": True}),

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.networks.layers import ResBlock, SelfAttention, position_encoding, timestep_features, upsample
+from pdm_tf.networks.layers import (
+    ResBlock,
+    SelfAttention,
+    position_encoding,
+    swish,
+    timestep_features,
+    upsample,
+)
 from tests.tiny_runs import randomized
 
 
@@ -29,6 +36,27 @@ def test_position_encoding_has_the_columns_half_first(height, width):
 def test_upsample_equals_nearest_resize():
     x = tf.constant(np.random.default_rng(0).normal(size=(2, 3, 5, 4)), tf.float32)
     np.testing.assert_array_equal(upsample(x), tf.image.resize(x, (6, 10), method="nearest"))
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("bfloat16", 2.0**-8)])
+def test_swish_and_its_gradient_are_exact_but_for_rounding(dtype, rounding):
+    x = tf.cast(tf.linspace(-20.0, 20.0, 401), dtype)
+    dy = tf.cast(tf.random.stateless_normal((401,), (0, 0)), dtype)
+
+    @tf.function
+    def ours(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = swish(x)
+        return y, tape.gradient(y, x, dy)
+
+    y, dx = ours(x, dy)
+    exact, d = (np.array(one, np.float64) for one in (x, dy))
+    sigmoid = 1 / (1 + np.exp(-exact))
+    assert y.dtype == dx.dtype == x.dtype
+    np.testing.assert_allclose(np.array(y, np.float64), exact * sigmoid, rtol=3 * rounding, atol=1e-6)
+    expected = d * sigmoid * (1 + exact * (1 - sigmoid))
+    np.testing.assert_allclose(np.array(dx, np.float64), expected, rtol=rounding, atol=1e-5)
 
 
 def test_new_blocks_leave_their_input_as_it_is():
