@@ -1,13 +1,15 @@
 """Our forward pass, train step and sampling beside the same networks in PyTorch, in one run.
 
     python3.11 -m venv .venv-peers && .venv-peers/bin/pip install -r requirements-peers.txt
-    python -m benchmarks.peers [--peers_python=.venv-peers/bin/python] [--batch=8] [--repeats=9] [--memory]
+    python -m benchmarks.peers [--peers_python=.venv-peers/bin/python] [--processes=3] [--memory]
 
 The U-Net is `benchmarks.unet`'s, beside diffusers' UNet2DModel on the same patched grid; the ViT is
 avatars64's. Parameters are equal within 10%. Ours also predict u, their variance. Sampling is 20 steps of
-DPM-Solver++, beside diffusers' scheduler. The peer runs in a process of its own environment, as its user runs
-it (eager), in the memory format that PyTorch recommends for convolutions, and compiled. A ratio is the median
-over the turns of (a peer's seconds / ours), with the quartiles. All cores.
+DPM-Solver++, beside diffusers' scheduler. The peer is run as its user runs it (eager), in the memory format
+that PyTorch recommends for convolutions, and compiled. Each variant has a process of its own, since speed
+differs more from process to process than from turn to turn. A process' ratio is the median over its turns of
+(a peer's seconds / ours); the median over the processes is printed, with their range. All cores. --memory
+prints peaks of training in place of all this.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.turns import in_fresh_process, in_turns, machine, seconds
+from benchmarks.turns import in_fresh_process, in_turns, machine, seconds, with_range
 from benchmarks.unet import CALLS, forward_of, make_network, randomized, train_step_of
 from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.config.presets import FAST_SAMPLING
@@ -55,15 +58,15 @@ def sample_of(network: PatchedNetwork, batch: int) -> Callable[[], np.ndarray]:
 MAKERS = {"forward": forward_of, "train": train_step_of, "sample": sample_of}
 
 
-class Peer:
-    """A process of the peers' environment, which runs one variant whenever it reads a line.
+class Variant:
+    """A process that runs one variant whenever it reads a line.
 
     Attributes:
       title, parameters: what it is.
     """
 
-    def __init__(self, python: str, *arguments: str | int):
-        command = [python, str(Path(__file__).with_name("peers_torch.py")), *map(str, arguments)]
+    def __init__(self, *command: str | int):
+        command = [str(word) for word in command]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -84,6 +87,22 @@ class Peer:
         self.process.wait()
 
 
+def peer(python: str, *variant: str | int) -> Variant:
+    """A variant of PyTorch: network, kind, precision, mode and batch."""
+    return Variant(python, Path(__file__).with_name("peers_torch.py"), *variant)
+
+
+def serve(name: str, kind: str, precision: str, batch: str) -> None:
+    """Is our process of a `Variant`."""
+    network = network_of(name, precision)
+    call = MAKERS[kind](network, int(batch))
+    for _ in range(2):
+        call()
+    print(json.dumps(["pdm_tf", count_parameters(network)]), flush=True)
+    for _ in sys.stdin:
+        print(seconds(call, CALLS), flush=True)
+
+
 def our_peak(name: str, precision: str, batch: int) -> float:
     """The most memory that this process holds in two train steps, in MiB."""
     step = train_step_of(network_of(name, precision), batch)
@@ -95,36 +114,38 @@ def our_peak(name: str, precision: str, batch: int) -> float:
 def compare_memory(name: str, precision: str, options: argparse.Namespace) -> None:
     """Prints the peaks of processes that train one network."""
     ours = in_fresh_process(our_peak, name, precision, options.batch)
-    peer = Peer(options.peers_python, name, "train", precision, "eager", options.batch)
-    peer.seconds()
-    eager = peak_resident(peer.process.pid)
-    print(f"{name:4}  {precision:14}  peak: ours {ours:.0f} MiB, eager {eager:.0f} MiB", flush=True)
-    peer.close()
+    eager = peer(options.peers_python, name, "train", precision, "eager", options.batch)
+    eager.seconds()
+    theirs = peak_resident(eager.process.pid)
+    print(f"{name:4}  {precision:14}  peak: ours {ours:.0f} MiB, eager {theirs:.0f} MiB", flush=True)
+    eager.close()
 
 
 def compare(name: str, kind: str, precision: str, options: argparse.Namespace) -> None:
     """Prints the rows of one network and kind of call."""
-    network = network_of(name, precision)
-    call = MAKERS[kind](network, options.batch)
-    call()
-    peers = {
-        mode: Peer(options.peers_python, name, kind, precision, mode, options.batch) for mode in options.modes
-    }
-    peer = next(iter(peers.values()))
-    print(f"{peer.title}: {peer.parameters:,} parameters; ours: {count_parameters(network):,}")
-    measures = {"ours": lambda: seconds(call, CALLS)}
-    measures |= {mode: peer.seconds for mode, peer in peers.items()}
-    times = in_turns(measures, options.repeats)
-    for peer in peers.values():
-        peer.close()
-    for variant, values in times.items():
-        low, ratio, high = np.percentile(values / times["ours"], (25, 50, 75))
-        rate = options.batch / np.median(values)
+    found = [times_of(name, kind, precision, options) for _ in range(options.processes)]
+    for variant in found[0]:
+        rate = options.batch / np.median([times[variant] for times in found])
+        ratios = [np.median(times[variant] / times["ours"]) for times in found]
         print(
             f"{name:4}  {kind:7}  {precision:14}  {variant:13} {rate:6.1f} images/s   "
-            f"ours is {ratio:.2f} x ({low:.2f} to {high:.2f})",
+            f"ours is {with_range(ratios)} times as fast",
             flush=True,
         )
+
+
+def times_of(name: str, kind: str, precision: str, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Seconds of a call in each turn, of each variant in a new process."""
+    what = (name, kind, precision)
+    variants = {"ours": Variant(sys.executable, "-m", "benchmarks.peers", "--serve", *what, options.batch)}
+    for mode in options.modes:
+        variants[mode] = peer(options.peers_python, *what, mode, options.batch)
+    titles = [f"{one.title}: {one.parameters:,} parameters" for one in variants.values()]
+    print("; ".join(dict.fromkeys(titles)), flush=True)
+    times = in_turns({name: variant.seconds for name, variant in variants.items()}, options.repeats)
+    for variant in variants.values():
+        variant.close()
+    return times
 
 
 def main() -> None:
@@ -134,13 +155,18 @@ def main() -> None:
     )
     parser.add_argument("--peers_python", default=".venv-peers/bin/python")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--processes", type=int, default=3, help="of each variant, one after another")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of a process")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--memory", action="store_true", help="peak memory of training, and nothing else")
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve:
+        serve(*options.serve)
+        return
     print(f"{machine()}, batch {options.batch}")
     if options.memory:
         for name in options.networks:
