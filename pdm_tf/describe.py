@@ -13,9 +13,11 @@ from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.sampling.sampler import pass_timesteps, respaced_schedule
 
+STATE_COPIES = 4  # float32 arrays of each parameter's shape: itself, its gradient and Adam's two moments
+
 
 def describe_network(config: Config) -> str:
-    """Lines of text: shapes, parameters, and GFLOP of a pass, a train step and a sample."""
+    """Lines of text: shapes, parameters and their memory, and GFLOP of a pass, a train step and a sample."""
     network = build_network(config)
     diffusion = config.diffusion
     denoiser = build_denoiser(diffusion, network)
@@ -37,6 +39,11 @@ def describe_network(config: Config) -> str:
     step = 3 * config.training.batch_size * np.dot(shares, costs)
     total = config.training.steps * step / 1e15
     lines.append(f"training: {gflop(step)} a step of {config.training.batch_size}, {total:,.1f} PFLOP in all")
+    state = 4 * count_parameters(network) * STATE_COPIES / 2**20
+    lines.append(
+        f"memory of training: {state:,.0f} MiB of weights, gradients and Adam's moments, and the activations "
+        "(--mode=analyze --what=memory measures all)"
+    )
     if (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps):
         passes = passes_of_sampling(config, network)
         cost = sum(number * one for number, one in zip(passes, costs))
