@@ -224,7 +224,8 @@ def guidance(numbers: Mapping[str, Any]) -> list[Claim]:
     weak, strong = (numbers["rows"][f"w = {guidance}"] for guidance in ("1.5", "2.25"))
     claims = []
     for name, sign in (("precision", 1), ("recall", -1)):
-        before, after = weak["metrics"][name], strong["metrics"][name]
+        before = weak["metrics"][name]
+        after = strong["metrics"][name]
         change = sign * (after["value"] - before["value"])
         error = math.hypot(before["error"], after["error"]) / math.sqrt(weak["seeds"])
         here = f"{name} {before['value']:.3f} with w = 1.5, {after['value']:.3f} with w = 2.25"

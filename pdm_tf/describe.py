@@ -42,7 +42,7 @@ def describe_network(config: Config) -> str:
     state = 4 * count_parameters(network) * STATE_COPIES / 2**20
     lines.append(
         f"memory of training: {state:,.0f} MiB of weights, gradients and Adam's moments, and the activations "
-        "(--mode=analyze --what=memory measures all)"
+        "(the analysis `memory` measures all)"
     )
     if (diffusion.t_start, diffusion.t_stop) == (0, diffusion.num_timesteps):
         passes = passes_of_sampling(config, network)

@@ -1,0 +1,109 @@
+"""Which recipe draws a data set best after equal minutes: distances to the training images, of any data sets.
+
+    python -m experiments.recipes --datasets folder:data/icons folder:data/clothes [--minutes 5 20]
+
+trains each recipe on each data set for each number of minutes, always from the beginning, and measures its
+samples. The machine should do nothing else. Stopped at any time, it goes on by the same command: a run that
+was stopped begins again, since its minutes are counted. `<out>/recipes.md` has the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.driver import Driver, Execute, main_py, markdown, steps_done
+from pdm_tf import errors
+from pdm_tf.analysis.tables import mean_metrics, with_error
+from pdm_tf.run import RunFolder
+
+# Beside the default: what it is without weights that ship, and the network without them.
+RECIPES = {
+    "default": (),
+    "random weights": ("--warm_start=",),
+    "U-Net, random weights": ("--network=unet", "--warm_start="),
+}
+DISTANCE = "FD-efficientnet_lite0"
+
+Results = dict[tuple[str, float, str], list[dict[str, Any]]]  # (data set, minutes, recipe) -> of each seed
+
+
+class Comparison:
+    """Trains and measures what is missing in one folder."""
+
+    def __init__(self, options: argparse.Namespace, execute: Execute = main_py):
+        self.options = options
+        self.driver = Driver(options.out, execute)
+
+    def results(self) -> Results:
+        """The numbers of all runs, short ones first."""
+        options = self.options
+        results: Results = {}
+        for minutes in sorted(options.minutes):
+            for dataset in options.datasets:
+                for recipe in options.recipes:
+                    results[dataset, minutes, recipe] = [
+                        self._measure(dataset, minutes, recipe, seed) for seed in range(options.seeds)
+                    ]
+        return results
+
+    def _measure(self, dataset: str, minutes: float, recipe: str, seed: int) -> dict[str, Any]:
+        """Steps and metrics of one run."""
+        words = [Path(dataset.partition(":")[2] or dataset).name, *recipe.replace(",", "").split()]
+        folder = RunFolder(self.options.out / "_".join([*words, f"{minutes:g}min", f"seed{seed}"]))
+        shared = [f"--dataset={dataset}", f"--run_dir={folder}", f"--seed={seed}"]
+        settings = [f"--set=training.minutes={minutes:g}", "--set=training.score_every=0"]
+
+        def train() -> dict[str, int]:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            self.driver.execute(["--mode=train", *shared, *settings, *RECIPES[recipe]])
+            return {"steps": steps_done(folder)}
+
+        key = {"dataset": dataset, "recipe": RECIPES[recipe], "minutes": minutes, "seed": seed}
+        steps = self.driver.once({"train": key}, train)["steps"]
+        samples = [f"--num_samples={self.options.num_samples}", "--sample_batch_size=50"]
+        self.driver.once(
+            {"evaluate": key, "samples": samples},
+            lambda: self.driver.execute(["--mode=evaluate", *shared, *samples]) or {"done": 1},
+        )
+        (row,) = json.loads((folder.evaluation / "evaluation.json").read_text())["results"]
+        return {"steps": steps, "metrics": row["metrics"]}
+
+
+def table(results: Mapping[tuple[str, float, str], Sequence[Mapping[str, Any]]]) -> str:
+    """Distances in Markdown, with their steps: a row for each data set and number of minutes."""
+    recipes = list(dict.fromkeys(recipe for *_, recipe in results))
+    rows = []
+    for dataset, minutes in dict.fromkeys(key[:2] for key in results):
+        cells = []
+        for recipe in recipes:
+            seeds = results[dataset, minutes, recipe]
+            steps = sum(seed["steps"] for seed in seeds) / len(seeds)
+            cells.append(f"{with_error(mean_metrics(seeds)[DISTANCE])} ({steps:,.0f} steps)")
+        rows.append([dataset, f"{minutes:g}", *cells])
+    return markdown(["data set", "minutes", *recipes], rows)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--datasets", nargs="+", required=True, help="as main.py's --dataset")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[5, 20])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--num_samples", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = table(Comparison(options).results())
+    (options.out / "recipes.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

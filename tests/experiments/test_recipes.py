@@ -1,0 +1,58 @@
+"""Recipes at equal minutes: what is run, and what is shown of it."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from experiments.recipes import DISTANCE, Comparison, table
+from pdm_tf.run import RunFolder
+from pdm_tf.weights import write_arrays
+
+
+class FakeMain:
+    """Leaves what main.py would; the third command is stopped with its run half done."""
+
+    def __init__(self):
+        self.commands = []
+
+    def __call__(self, arguments):
+        self.commands.append(list(arguments))
+        flags = dict(argument[2:].split("=", 1) for argument in arguments if "=" in argument)
+        folder = RunFolder(flags["run_dir"])
+        if flags["mode"] == "train":
+            assert not folder.path.exists()
+            write_arrays(folder.weights(10 + int(flags["seed"]) * 20), {"a": np.zeros(1)})
+        else:
+            folder.evaluation.mkdir()
+            metrics = {DISTANCE: {"value": 300.0 + 2 * int(flags["seed"]), "error": 1.0}}
+            (folder.evaluation / "evaluation.json").write_text(
+                json.dumps({"results": [{"metrics": metrics}]})
+            )
+        if len(self.commands) == 3:
+            raise KeyboardInterrupt("SIGTERM")
+
+
+def test_what_was_stopped_begins_again_and_the_rest_is_done_once(tmp_path):
+    options = argparse.Namespace(
+        datasets=["folder:data/icons"],
+        minutes=[5.0],
+        recipes=["default", "random weights"],
+        seeds=2,
+        num_samples=8,
+        out=tmp_path,
+    )
+    fake = FakeMain()
+    with pytest.raises(KeyboardInterrupt):
+        Comparison(options, fake).results()
+    results = Comparison(options, fake).results()
+    assert [command[0] for command in fake.commands] == ["--mode=train", "--mode=evaluate"] + [
+        "--mode=train"
+    ] + ["--mode=train", "--mode=evaluate"] * 3
+    assert all("--set=training.minutes=5" in c for c in fake.commands if c[0] == "--mode=train")
+    assert sum("--warm_start=" in command for command in fake.commands) == 2
+    assert len({(c[0], c[2]) for c in fake.commands}) == 8
+    before = len(fake.commands)
+    assert Comparison(options, fake).results() == results and len(fake.commands) == before
+    assert "| folder:data/icons | 5 | 301 ± 1.4 (20 steps) | 301 ± 1.4 (20 steps) |" in table(results)
