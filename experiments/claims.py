@@ -6,7 +6,7 @@ Each rule can fail, and has a test of either outcome.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,7 +206,7 @@ def equal_hours(numbers: Mapping[str, Any]) -> list[Claim]:
     sizes = sorted({one["patch_size"] for one in numbers["likelihood"]})
     seeds = [[one for one in numbers["likelihood"] if one["patch_size"] == size] for size in sizes]
     bits = [float(np.mean([one["value"] for one in ones])) for ones in seeds]
-    errors = [math.hypot(*(one["error"] for one in ones)) / len(ones) for ones in seeds]
+    errors = [_error_over_seeds(ones) for ones in seeds]
     values = ", ".join(
         f"{value:.3f} ± {error:.3f} of P = {size}" for size, value, error in zip(sizes, bits, errors)
     )
@@ -214,6 +214,15 @@ def equal_hours(numbers: Mapping[str, Any]) -> list[Claim]:
     here = f"in place of FID, bits per dimension of held-out images: {values}"
     claims.append(Claim("fid", here, bits == sorted(bits) if equal and clear else None))
     return claims
+
+
+def _error_over_seeds(measured: Sequence[Mapping[str, float]]) -> float:
+    """The standard error of a mean over seeds, which were all measured on the same images."""
+    of_images = float(np.mean([one["error"] for one in measured]))
+    if len(measured) == 1:
+        return of_images
+    values = [one["value"] for one in measured]
+    return math.hypot(of_images, float(np.std(values, ddof=1)) / math.sqrt(len(values)))
 
 
 def guidance(numbers: Mapping[str, Any]) -> list[Claim]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ class Comparison:
 
     def _measure(self, dataset: str, minutes: float, recipe: str, seed: int) -> dict[str, Any]:
         """Steps and metrics of one run."""
-        words = [Path(dataset.partition(":")[2] or dataset).name, *recipe.replace(",", "").split()]
+        words = [re.sub(r"\W+", "-", dataset), *recipe.replace(",", "").split()]
         folder = RunFolder(self.options.out / "_".join([*words, f"{minutes:g}min", f"seed{seed}"]))
         shared = [f"--dataset={dataset}", f"--run_dir={folder}", f"--seed={seed}"]
         settings = [f"--set=training.minutes={minutes:g}", "--set=training.score_every=0"]
@@ -71,7 +72,8 @@ class Comparison:
             {"evaluate": key, "samples": samples},
             lambda: self.driver.execute(["--mode=evaluate", *shared, *samples]) or {"done": 1},
         )
-        (row,) = json.loads((folder.evaluation / "evaluation.json").read_text())["results"]
+        rows = json.loads((folder.evaluation / "evaluation.json").read_text())["results"]
+        (row,) = [row for row in rows if "digest" in row]  # the other is of held-out images
         return {"steps": steps, "metrics": row["metrics"]}
 
 

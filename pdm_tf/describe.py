@@ -61,8 +61,11 @@ def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
     """How often sampling as the config says runs the network on an image, at each of its patch sizes."""
     denoiser = build_denoiser(config.diffusion, network)
     t = pass_timesteps(respaced_schedule(denoiser, config.sampling), config.sampling)
-    each = 1 if config.sampling.guidance == 1.0 else 2
-    return [each * int(np.sum((t >= part.t_start) & (t < part.t_stop))) for part in denoiser.parts]
+    each = np.ones_like(t)
+    if config.sampling.guidance != 1.0:
+        first, stop = config.sampling.guidance_interval or (0, len(denoiser.schedule))
+        each += (t >= first) & (t < stop)
+    return [int(np.sum(each[(t >= part.t_start) & (t < part.t_stop)])) for part in denoiser.parts]
 
 
 def count_parameters(network: PatchedNetwork) -> int:

@@ -16,7 +16,7 @@ def measure(study: Study) -> Result:
     optimum = study.optimum()
     label = study.labels[0] if study.labels else (0 if optimum.conditional else None)
     images, labels = study.examples(label=label)
-    t = round(TIME * len(optimum.schedule))
+    t = int(TIME * len(optimum.schedule))
     z = add_noise(optimum, images, t, study.seed)
     best = optimum(z, np.full(len(z), t, np.int32), labels)[0].numpy()
     rows = {"z_t": z}

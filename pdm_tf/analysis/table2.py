@@ -37,8 +37,8 @@ def measure(study: Study) -> Result:
     if not rows:
         folder = study.models[0].runs[0].folder.evaluation
         raise UserError(
-            f"{' and '.join(missing)} has not been evaluated with the weights that it has (in {folder}): "
-            "evaluate it first"
+            f"{' and '.join(missing)} has not been evaluated with the weights and sampling that it has (in "
+            f"{folder}): evaluate it first"
         )
     return Result({"rows": rows}, _sentence(rows, missing), table=as_texts(rows))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,17 +18,18 @@ Metrics = dict[str, dict[str, float | None]]  # name -> {"value": ..., "error": 
 
 
 def evaluation_of(study: Study, model: Model) -> dict[str, Any] | None:
-    """The row of an evaluation.json that is of the model's weights, or None.
+    """The row of an evaluation.json that is of the model's weights, sampled as its config says, or None.
 
     It may lie in the folder of any run of the model, or in a folder of the study's.
 
     Raises:
       UserError: a file is no evaluation.
     """
+    sampling = json.loads(json.dumps(dataclasses.asdict(model.config.sampling)))
     folders = [run.folder.evaluation for run in model.runs]
     for folder in dict.fromkeys([*folders, *study.evaluations]):
         for row in _rows(folder / "evaluation.json"):
-            if row.get("digest") == model.digest:
+            if row.get("digest") == model.digest and row.get("sampling", sampling) == sampling:
                 return row
     return None
 

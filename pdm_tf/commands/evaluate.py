@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Optional
 
 from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import DataOptions, DeviceOptions, DrawingOptions, OutputOptions, Place
-from pdm_tf.config.words import setting
+from pdm_tf.commands.options import (
+    DataOptions,
+    DeviceOptions,
+    DrawingOptions,
+    OutputOptions,
+    Place,
+    given_fields,
+)
+from pdm_tf.config.fields import SamplingConfig
+from pdm_tf.config.words import require, setting
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.evaluate import Drawing, compare, default_folder, measure_likelihood
 from pdm_tf.evaluation.features import load_detector, of_crops
@@ -69,11 +77,16 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
         return os.path.join(self.run_dirs()[0], "evaluation")
 
 
+# Options of distances, which a likelihood has no use for.
+ONLY_DISTANCES = ("samples", "equal_shares", "reference", "ema", "detector", "crops", "guide", "labels")
+
+
 def run(options: Options) -> None:
     """Measures; all that can be refused is looked at before anything is drawn."""
     if options.likelihood:
         run_likelihood(options)
         return
+    require(options.strata is None, "--strata is for --likelihood: give both, or leave it out")
     detector = load_detector(options.detector, options.inception)
     if options.crops:
         detector = of_crops(detector, options.crops)
@@ -105,7 +118,12 @@ def run(options: Options) -> None:
 
 def run_likelihood(options: Options) -> None:
     """Bits per dimension of a model on its held-out split (Section 4.1)."""
-    model = options.model()
+    sampling = given_fields(SamplingConfig, options).keys() - {"variance"}
+    idle = [*sampling, *(name for name in ONLY_DISTANCES if getattr(options, name) != getattr(Options, name))]
+    if idle:
+        raise UserError(f"--{idle[0]} does nothing with --likelihood: leave it out")
+    # Its variance is that of the bound's terms, whichever sampler draws.
+    model = options.model(**({"sampler": "ancestral"} if options.variance else {}))
     strategy = options.chosen_strategy()
     if strategy == "multi_worker":
         raise UserError("a likelihood is measured on one machine: use --strategy=cpu, mirrored or tpu")

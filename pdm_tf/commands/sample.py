@@ -68,7 +68,7 @@ def run(options: Options) -> None:
 
 
 def folder_for(options: Options, identity: dict[str, Any]) -> Path:
-    """--out, or the first of <run_dir>/samples, samples_2, ... that holds no samples of other settings.
+    """--out, or the first of <run_dir>/samples, samples_2, ... that holds no others, and not more, samples.
 
     samples.json in it keeps the identity (`SampleBatches.identity`): the same command finds it again.
     """
@@ -77,11 +77,23 @@ def folder_for(options: Options, identity: dict[str, Any]) -> Path:
     text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
     for out in [as_path(options.out)] if options.out else itertools.chain([default], numbered):
         file = out / "samples.json"
-        is_free = not file.exists() and not (out / "samples.npz").exists()
-        if is_free or (file.exists() and file.read_text() == text):
+        samples = out / "samples.npz"
+        if file.exists():
+            fits = file.read_text() == text and held_samples(samples) <= options.num_samples
+        else:
+            fits = not samples.exists()
+        if fits:
             atomic_text(file, text)
             return out
-    raise UserError(f"{out} holds samples of other settings (samples.json): choose another --out")
+    raise UserError(f"{out} holds samples of other settings (samples.json), or more: choose another --out")
+
+
+def held_samples(file: Path) -> int:
+    """How many images a file of samples holds; of none or a damaged one 0."""
+    try:
+        return images.samples_shape(file)[0] if file.exists() else 0
+    except UserError:
+        return 0
 
 
 def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:

@@ -485,6 +485,11 @@ def check_sampling(config: Config, has_guide: bool = False) -> None:
         )
     if guidance != 1.0 and not (config.conditional or has_guide):
         raise UserError(f"sampling.guidance={guidance:g}: this model has no classes to guide with")
+    if guidance != 1.0 and not config.diffusion.label_dropout and not has_guide:
+        raise UserError(
+            f"sampling.guidance={guidance:g}: this model has never learnt images without a class "
+            "(diffusion.label_dropout=0), which guidance leads away from"
+        )
     interval = config.sampling.guidance_interval
     text = words.word(interval)
     if interval and not (len(interval) == 2 and interval[0] < interval[1]):
@@ -505,5 +510,5 @@ def _check_student_sampling(config: Config) -> None:
     if (sampling.sampler, sampling.steps, sampling.spacing, sampling.eta, sampling.guidance) != made_for:
         raise UserError(
             f"these weights are a student's, made for sampling.sampler=ddim sampling.steps={made.steps} "
-            f"sampling.spacing={made.spacing}, without noise and guidance: leave any others out"
+            f"sampling.spacing={made.spacing}, without noise, guidance or masks: leave any others out"
         )

@@ -224,8 +224,8 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
 def logsnr_timesteps(schedule: NoiseSchedule, count: int, trailing: bool = False) -> np.ndarray:
     """`count` timesteps of the schedule, as evenly spaced in log-SNR as distinct timesteps can be.
 
-    Both ends are kept (T-1 alone if count is 1). Where the schedule is coarser than the spacing, which is at
-    the least noise, all its timesteps are kept and those that are left over move up.
+    Both ends are kept (T-1 alone if count is 1, or if `trailing`). Where the schedule is coarser than the
+    spacing, which is at the least noise, all its timesteps are kept and those that are left over move up.
 
     Args:
       trailing: cut the axis of log-SNR into `count` parts, and keep the noisier end of each.

@@ -130,13 +130,13 @@ def find_reference(
     """A reference by its name, and the check for copies of it, or the reason why there is none.
 
     Args:
-      name: a file or folder (`references.of_path`), or a split of the data set.
+      name: a file or folder (`references.of_path`), or a split of the data set, which "train" always is.
       find_info: gives the data set, if it is needed.
       image_shape: of a split's images; None: as they are stored.
     Raises:
       UserError: there is no such reference, or it is damaged.
     """
-    if as_path(name).exists():
+    if name != "train" and as_path(name).exists():
         with looking_at(name) as shown:
             found = references.of_path(detector, name, progress=shown.update)
         return found, "the reference is no data set's training split"

@@ -74,7 +74,8 @@ def from_model(
     labels = samples.image_labels
     for length in ema_lengths or [model.ema_length]:
         model.use_ema_length(length)
-        ledger = Ledger(out, {**samples.identity(model.digest), "detector": [detector.name, detector.sha256]})
+        of_detector = {"detector": [detector.name, detector.sha256], "count": samples.count}
+        ledger = Ledger(out, {**samples.identity(model.digest), **of_detector})
         features = kept_features(detector, samples, ledger)
         if features is None:
             continue

@@ -259,6 +259,10 @@ def _of_statistics(detector: Detector, path: Path, has_images: bool, progress: P
             spatial = _statistics(file["mu_s"], file["sigma_s"]) if "mu_s" in file.files else None
     except Exception as error:  # zipfile and NumPy raise all kinds, as damage has it
         raise UserError(f"{path} is no whole file of statistics ({one_line(error)})") from error
+    if detector.rows > 1:
+        raise UserError(
+            f"{path} holds statistics of whole images, and not of crops: name images as reference"
+        )
     blank = extract(detector, [np.zeros((1, 64, 64, 3), np.uint8)])
     for given, features in ((moments, blank.pooled), (spatial, blank.spatial)):
         if given is not None and features is not None and len(given.mean) != features.shape[1]:

@@ -88,7 +88,8 @@ class Studio:
 
         Args:
           values: fields of `SETTINGS` in place of the run's, as words or numbers.
-          labels: class numbers; none of an edit is the null label, else all classes in turn.
+          labels: class numbers; none of an edit is the null label, where it was learnt, else all classes in
+            turn.
           image: uint8 (H, W, C), an image to edit.
           mask: bool (H, W), True where to inpaint.
         Raises:
@@ -99,7 +100,7 @@ class Studio:
         count = whole(count, "Pictures", 1, GRID_IMAGES)
         sampler = self._sampler(model, values, image, mask)
         if image is not None:
-            labels = labels or [model.denoiser.null_label]
+            labels = labels or ([model.denoiser.null_label] if model.config.diffusion.label_dropout else ())
         batches = SampleBatches(sampler, seed, count, min(TOGETHER, count), labels)
         images = np.full(batches.shape, NOT_BEGUN, np.uint8)
         yield Samples(images.copy(), "Preparing: new settings take a few seconds longer")

@@ -43,7 +43,13 @@ def guided(
         """x_theta and u of all images, and the x of some that guidance leads away from."""
         some_z, some_t, some_labels = (v if rows is None else tf.gather(v, rows) for v in (z, t, labels))
         if denoiser.guide is not None:
-            return *denoiser(z, t, labels), denoiser.guide(some_z, some_t, some_labels)[0]
+            # oneDNN's convolutions cannot do empty batches.
+            weaker = tf.cond(
+                tf.shape(some_z)[0] > 0,
+                lambda: denoiser.guide(some_z, some_t, some_labels)[0],
+                lambda: some_z,
+            )
+            return *denoiser(z, t, labels), weaker
         both = tf.concat([labels, tf.fill(tf.shape(some_labels), denoiser.null_label)], axis=0)
         pred_x, u = denoiser(tf.concat([z, some_z], axis=0), tf.concat([t, some_t], axis=0), both)
         count = tf.shape(labels)[0]

@@ -87,6 +87,11 @@ class Sampler:
         self.num_steps = len(self.schedule)
         self.num_passes = len(pass_timesteps(self.schedule, settings))
         if self.inpaints:
+            if edit.resamplings > 1 and edit.jump_length >= len(self.schedule):
+                raise UserError(
+                    f"sections of {edit.jump_length} steps (jump_length) cannot be repeated in "
+                    f"{len(self.schedule)} steps: use more steps, shorter sections, or resamplings=1"
+                )
             indices = resampling_indices(len(self.schedule), edit.jump_length, edit.resamplings)
             self.num_steps = len(indices) - 1
             self.num_passes = int(np.sum(np.diff(indices) < 0))
@@ -232,5 +237,6 @@ def respaced_schedule(denoiser: Denoiser, settings: SamplingConfig, strength: fl
 
 def steps_of_share(steps: Sequence[int], denoiser: Denoiser) -> tuple[int, ...]:
     """Steps of the whole process -> those for a denoiser of a part of it, at least one a section."""
-    share = (denoiser.t_stop - denoiser.t_start) / len(denoiser.schedule)
-    return tuple(max(1, round(share * count)) for count in steps)
+    trained = denoiser.t_stop - denoiser.t_start
+    share = trained / len(denoiser.schedule)
+    return tuple(max(1, min(round(share * count), trained // len(steps))) for count in steps)

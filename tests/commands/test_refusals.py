@@ -13,6 +13,7 @@ def folder(tmp_path_factory):
     """Some runs."""
     folder = tmp_path_factory.mktemp("refusals")
     write_run(folder / "whole")
+    write_run(folder / "labelled", tiny_config(diffusion__label_dropout=0.0), 2)
     write_run(folder / "low", tiny_config(diffusion__t_stop=400, network__patch_size=2), 1)
     return folder
 
@@ -55,6 +56,27 @@ REFUSALS = [
         "FOLDER/low,RUN",
     ),
     ("--mode=sample --run_dir=FOLDER/whole --strength=0.3", "--strength needs an --init_image"),
+    (
+        "--mode=sample --run_dir=FOLDER/labelled --guidance=2",
+        "--guidance=2: this model has never learnt images without a class (diffusion.label_dropout=0), which "
+        "guidance leads away from",
+    ),
+    (
+        "--mode=sample --run_dir=FOLDER/whole --guide=FOLDER/labelled",
+        "--guide does nothing at --guidance=1: give a weight, as in --guidance=1.5",
+    ),
+    (
+        "--mode=evaluate --run_dir=FOLDER/whole --likelihood --ema=0.1",
+        "--ema does nothing with --likelihood: leave it out",
+    ),
+    (
+        "--mode=evaluate --run_dir=FOLDER/whole --likelihood --guidance=2",
+        "--guidance does nothing with --likelihood: leave it out",
+    ),
+    (
+        "--mode=evaluate --run_dir=FOLDER/whole --strata=8",
+        "--strata is for --likelihood: give both, or leave it out",
+    ),
 ]
 
 

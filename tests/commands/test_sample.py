@@ -83,7 +83,8 @@ def test_samples_of_other_settings_are_never_replaced_and_equal_ones_go_on_where
         assert status == 0 and said.endswith(f"samples: {run / name}/samples.npz\n")
     first = pixels(run / "samples")
     status, said = sample(capsys, **flags, steps="2", out=run / "samples")
-    assert status == 2 and "holds samples of other settings (samples.json): choose another --out" in said
+    assert status == 2 and "other settings (samples.json), or more: choose another --out" in said
+    assert sample(capsys, **flags, num_samples=1)[1].endswith(f"{run}/samples_4/samples.npz\n")  # fewer
     np.testing.assert_array_equal(first, pixels(run / "samples"))
     (run / "samples" / "samples.json").unlink()  # as of a version that wrote none
-    assert sample(capsys, **flags, seed=1)[1].endswith(f"{run}/samples_4/samples.npz\n")
+    assert sample(capsys, **flags, seed=1)[1].endswith(f"{run}/samples_5/samples.npz\n")

@@ -101,6 +101,17 @@ def test_a_weaker_denoiser_guides_in_place_of_the_null_label(weight):
     np.testing.assert_array_equal(u, own_u)
 
 
+@pytest.mark.parametrize("t", [2, 5])
+def test_a_guide_of_convolutions_rests_outside_the_interval(t):
+    """TensorFlow's convolutions cannot do the empty batch that is guided there."""
+    kernel = tf.ones((3, 3, 2, 2))
+    weak = FakeDenoiser(lambda z, t, labels: tf.nn.conv2d(z, kernel, 1, "SAME"), image_shape=(4, 4, 2))
+    denoise = tf.function(guided(Autoguided(linear(), weak), LABELS, 2.0, "none", (3, 7)))
+    x, _ = linear()(Z, tf.fill([3], t), LABELS)
+    expected = 2.0 * x - tf.nn.conv2d(Z, kernel, 1, "SAME") if 3 <= t < 7 else x
+    np.testing.assert_allclose(denoise(Z, tf.constant(t))[0], expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("threshold", "limit"), [("static", 1.0), ("none", np.inf)])
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_other_thresholds_clip_each_value_or_none(threshold, limit, weight):

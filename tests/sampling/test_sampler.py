@@ -202,5 +202,7 @@ def test_steps_and_passes_are_counted(easy):
         "heun": (5, 9),
     }
     edit = {"image": IMAGE, "mask": IMAGE[..., 0] > 0, "jump_length": 2, "resamplings": 2}
+    with pytest.raises(UserError, match="cannot be repeated in 2 steps"):
+        sampler_of(easy, steps=(2,), **edit)
     inpainting = sampler_of(easy, steps=(5,), **edit)
     assert (inpainting.num_steps, inpainting.num_passes) == (13, 9)
