@@ -18,7 +18,7 @@ from pdm_tf.config.words import options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.errors import UserError
-from pdm_tf.models import Model, origin_text, read_weights
+from pdm_tf.models import Model, Run, origin_text, read_weights
 from pdm_tf.paths import PATTERN, as_path, entries
 from pdm_tf.run import SAFETENSORS, RunFolder
 from pdm_tf.sampling.sampler import Sampler
@@ -361,14 +361,12 @@ def readme(metadata: dict[str, Any]) -> str:
 # --- Weights alone ---------------------------------------------------------------------------------
 
 
-def export_weights(model: Model, ema_length: float | None, out: str | os.PathLike) -> Path:
+def export_weights(run: Run, ema_length: float | None, out: str | os.PathLike) -> Path:
     """Writes a run folder of config.json, a README.md and averaged weights as .safetensors, bit for bit.
 
     For other frameworks, and for all modes that take a run's folder here. Returns the file of the weights.
     """
-    if len(model.runs) > 1:
-        raise UserError(f"weights are exported one network at a time, not {len(model.runs)}: name one run")
-    arrays, origin = read_weights(model.runs[0], ema_length)
+    arrays, origin = read_weights(run, ema_length)
     with _free_folder(out, last="config.json") as partial:
         folder = RunFolder(partial)
         file = folder.weights(origin["step"], SAFETENSORS)
@@ -382,7 +380,7 @@ def export_weights(model: Model, ema_length: float | None, out: str | os.PathLik
             total=sum(array.size for array in arrays.values()),
         )
         atomic_text(partial / "README.md", text)  # whose names may be of any letters
-        folder.write_config(model.config)
+        folder.write_config(run.config)
     return RunFolder(out).weights(origin["step"], SAFETENSORS)
 
 

@@ -424,7 +424,8 @@ def test_files_of_desktops_do_not_occupy_a_folder(tmp_path, capsys):
     name = ".DS_Store"
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).touch()
-    settings = {"mode": "export", "format": "safetensors", "run_dir": str(write_run(tmp_path / "run"))}
+    expert = write_run(tmp_path / "run", tiny_config(diffusion__t_stop=400))
+    settings = {"mode": "export", "format": "safetensors", "run_dir": str(expert)}
     assert run_mode(capsys, out=str(tmp_path / "out"), **settings)[0] == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "ema"}
     (tmp_path / "out" / "ema" / name).touch()

@@ -5,10 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pdm_tf.commands.options import AverageOptions, OutputOptions, RunOptions, last_part, overrides
+from pdm_tf.commands.options import (
+    AverageOptions,
+    OutputOptions,
+    RunOptions,
+    last_part,
+    overrides,
+    sampled_as_asked,
+)
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import choice
+from pdm_tf.errors import UserError
 from pdm_tf.export import check_free, export_saved_model, export_weights
+from pdm_tf.models import Run
+from pdm_tf.run import RunFolder
 
 # Each call of an export gives it guidance.
 SamplingInAnExport = overrides(SamplingConfig, without=("guidance", "jit_compile"))
@@ -32,13 +42,24 @@ class Options(AverageOptions, SamplingInAnExport, OutputOptions, RunOptions):
 
 
 def run(options: Options) -> None:
-    model, out = options.model(), options.out_folder(options.default_out)
-    check_free(out)
+    out = options.out_folder(options.default_out)
     if options.format == "safetensors":
-        print(f"weights: {export_weights(model, options.ema_length, out)}")
+        check_free(out)
+        print(f"weights: {export_weights(one_run(options), options.ema_length, out)}")
         print(f"their names and shapes: {out}/README.md")
         return
+    model = options.model()
+    check_free(out)
     options.use_average(model)
     export_saved_model(model, out)
     print(f"SavedModel: {out}")
     print(f"how to call it: {out}/README.md")
+
+
+def one_run(options: Options) -> Run:
+    """The run, which may be an expert; its config says how to sample."""
+    folders = options.trained_dirs()
+    if len(folders) > 1:
+        raise UserError(f"weights are exported one network at a time, not {len(folders)}: name one run")
+    folder = RunFolder(folders[0])
+    return Run(folder, sampled_as_asked(folder.config(), options))
