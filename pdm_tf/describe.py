@@ -34,9 +34,13 @@ def describe_network(config: Config) -> str:
         snr = f" (SNR {denoiser.schedule.snr[part.t_start]:.3g} and less)" if part.t_start else ""
         where = f" at {part.title}{snr}" if len(costs) > 1 else ""
         lines.append(f"forward{where}: {gflop(cost)} an image")
-    # The backward pass takes two: the gradients of each layer's input and of its weights.
+    # The backward pass takes two: the gradients of each layer's input and of its weights. A student's teacher
+    # takes some steps.
+    passes = 3 + (config.distillation.factor if config.is_student else 0)
     shares = [1.0] if len(costs) == 1 else [1.0 - diffusion.large_share, diffusion.large_share]
-    step = 3 * config.training.batch_size * np.dot(shares, costs)
+    step = passes * config.training.batch_size * np.dot(shares, costs)
+    if config.data.crop:
+        step *= config.data.crop**2 / (height * width)
     total = config.training.steps * step / 1e15
     lines.append(f"training: {gflop(step)} a step of {config.training.batch_size}, {total:,.1f} PFLOP in all")
     state = 4 * count_parameters(network) * STATE_COPIES / 2**20

@@ -92,6 +92,10 @@ class RunFolder:
         """Whether there is a run."""
         return self.config_file.exists()
 
+    def has_begun(self) -> bool:
+        """Whether training in the folder has left weights: a run that failed before may begin otherwise."""
+        return bool(self.checkpoint_steps() or _steps(self.path / "ema", r"step_(\d+)\.(?:npz|safetensors)"))
+
     def config(self) -> Config:
         """Reads config.json; UserError if there is none, or it is not valid."""
         if not self.has_config():

@@ -80,8 +80,10 @@ class RunOptions:
         # What ships for one data set is one model.
         models = models_from_folders(*folders) if self.run_dir else [Model.from_folders(*folders)]
         for model in models:
-            differing = changes(model.config, models[0].config).keys() - {"data.crop"}
-            if any(key.startswith("data.") for key in differing):
+            of_data = {
+                key for key, leaf in leaves(Config).items() if leaf.rule.shared and key.startswith("data.")
+            }
+            if changes(model.config, models[0].config).keys() & {*of_data, "data.sha256"}:
                 raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
             self._ask(model)
         return models

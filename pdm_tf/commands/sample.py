@@ -19,7 +19,7 @@ from pdm_tf.commands.options import (
     given_fields,
     overrides,
 )
-from pdm_tf.config.words import require, setting
+from pdm_tf.config.words import leaves, require, setting
 from pdm_tf.errors import UserError
 from pdm_tf.paths import Path, as_path
 from pdm_tf.sampling import output
@@ -104,5 +104,7 @@ def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:
         return None
     image = images.from_uint8(images.read_image(options.init_image, shape))
     if not options.mask:
+        idle = [name for name in given if leaves(Edit)[name].rule.of]
+        require(not idle, f"--{next(iter(idle), '')} needs a --mask")
         return Edit(image, **given)
     return Edit(image, images.read_mask(options.mask, shape), **{"strength": 1.0, **given})

@@ -18,6 +18,13 @@ from pdm_tf.progress import peak_resident
 from pdm_tf.run import RunFolder, run_or_shipped
 from pdm_tf.training import loop
 
+# Fields that --set does not take, and why.
+NOT_SET = {
+    "data.dataset": "use --dataset",
+    "data.sha256": "it follows from the data",
+    "distillation.teacher": "use --teacher",
+}
+
 
 def of_config(key: str, help: str = "") -> Any:
     """An option that is a setting of the config, None where it is not given."""
@@ -74,6 +81,9 @@ class Options(DeviceOptions, DataOptions):
         settings = {field.metadata["key"]: getattr(self, field.name) for field in fields}
         settings = {key: value for key, value in settings.items() if value is not None}
         settings.update(parse_settings(self.set))
+        for key, advice in NOT_SET.items():
+            if any(text.startswith(f"{key}=") for text in self.set):
+                raise UserError(f"--set={key}: {advice}")
         return Given(self.dataset_name, self.network, self.size, self.split, settings)
 
     @property
@@ -99,8 +109,10 @@ class Plan(NamedTuple):
 def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     """The config that a run trains with on this machine; UserError if its folder holds another run."""
     given, run = options.given, options.folder
+    if info and not info.num_examples.get("train"):
+        raise UserError(f"{info.name} has no split train, but {', '.join(info.num_examples)}")
     strategy = devices.choose(options.strategy)[0]
-    earlier = run.config() if run.has_config() else None
+    earlier = run.config() if run.has_begun() else None
     teacher = given.settings.get("distillation.teacher")
     source = teacher[0] if teacher else given.settings.get("training.warm_start")
     parent = run_or_shipped(source).config() if source and not earlier else None
@@ -111,7 +123,7 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
         default_size,
         devices.fitting_precision(strategy),
         earlier=earlier,
-        begun_with=run.given(),
+        begun_with=run.given() if earlier else None,
         parent=parent,
     )
     if earlier:
@@ -136,7 +148,7 @@ def run(options: Options) -> None:
     config, folder, choices = plan(options, info)
     strategy = devices.make_strategy(options.chosen_strategy())
     print(choices, end="", flush=True)
-    if devices.is_chief(strategy) and not folder.has_config():
+    if devices.is_chief(strategy) and not folder.has_begun():
         folder.write_given(options.given)
     step = loop.train(config, folder, info, strategy)
     if not devices.is_chief(strategy):

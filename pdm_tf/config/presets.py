@@ -202,7 +202,7 @@ def sized_preset(
     attention = tuple(
         max(grid) >> level
         for level in range(len(multipliers))
-        if math.prod(grid) // 4**level <= row.attention
+        if 1 <= math.prod(grid) // 4**level <= row.attention
     )
     config = Config(
         data=data,
@@ -281,8 +281,10 @@ _TRAILING = {"even": "trailing", "logsnr": "logsnr_trailing"}
 def student(teacher: Config, given: Mapping[str, typing.Any]) -> Config:
     """What a teacher's student is trained with: its network, in steps spaced as it likes them.
 
-    Of experts it is that of the least noise, with whose weights the student begins.
+    Of experts `teacher` is the first named, with whose weights the student begins.
     """
+    if teacher.network.local:
+        raise UserError("a local network cannot draw from noise: name the teacher's other expert first")
     folders = given["distillation.teacher"]
     spacing = teacher.sampling.spacing
     made = DistillationConfig(folders, spacing=_TRAILING.get(spacing, spacing))
@@ -291,12 +293,14 @@ def student(teacher: Config, given: Mapping[str, typing.Any]) -> Config:
     config = teacher.replace(
         {
             "data.augmentation": 0.0,
+            "data.crop": 0,
             "diffusion.t_start": 0,
             "diffusion.t_stop": teacher.diffusion.num_timesteps,
             # Whatever the noise, what a step leaves of the error in x is about the image's error.
             "diffusion.loss_weighting": "constant",
             "optimizer.cooldown_steps": 0,
             "training.minutes": 0.0,
+            "training.precision": "auto",
             "training.ema_decay": 0.95,
             "training.ema_every": 10,
             "training.ema_warmup": True,
@@ -306,6 +310,12 @@ def student(teacher: Config, given: Mapping[str, typing.Any]) -> Config:
         }
     ).replace({key: value for key, value in given.items() if key.startswith("distillation.")})
     made = config.distillation
+    taken = teacher.distillation
+    if teacher.is_student and (made.first, made.spacing) != (taken.steps, taken.spacing):
+        raise UserError(
+            f"the teacher is a student itself, of {taken.steps} steps: use distillation.first={taken.steps} "
+            f"and distillation.spacing={taken.spacing}"
+        )
     length = {"training.steps": made.phase_steps * (made.phases + 1)}
     return config.replace({**length, "sampling": SamplingConfig("ddim", (made.steps,), made.spacing)})
 

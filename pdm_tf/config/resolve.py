@@ -107,10 +107,13 @@ def resolve(
     config = config.replace(presets.network_settings(network or "unet", config, size)).replace(settings)
     if size and not (earlier or parent) and presets.begins_with_shipped(config):
         config = config.replace({"training.warm_start": presets.SHIPPED}).replace(settings)
-    if given.dataset not in PAPERS:
+    if given.dataset not in PAPERS or config.is_student:
         config = presets.fitted_to_length(config, settings)
     if config.training.precision == "auto":
         config = config.replace({"training.precision": precision})
+    for key in given.settings:
+        if key not in config.used_keys:
+            raise UserError(f"{key} does nothing in this run: leave it out")
     return validate(config)
 
 
@@ -120,7 +123,8 @@ def _derived(earlier: Config, given: Given, begun_with: Given | None) -> dict[st
     begun_with = begun_with or Given(given.dataset)
     if given.derives_as(begun_with):
         fixed = [key for key, leaf in leaves(Config).items() if not leaf.rule.may_change]
-        derived = [key for key in fixed if not key.startswith("data.") and key not in begun_with.settings]
+        chosen = [key for key, value in begun_with.settings.items() if value != "auto"]
+        derived = [key for key in fixed if not key.startswith("data.") and key not in chosen]
         kept.update({key: get(earlier, key) for key in derived})
     return kept
 
@@ -132,12 +136,13 @@ def _inherits_network(given: Given, parent: Config) -> bool:
 
 
 def _network_of(parent: Config, info: Any) -> dict[str, Any]:
-    """The parent's network, by dotted key, without what follows from the data: labels, and patches if theirs
-    are other images."""
+    """The parent's network and its prediction, by dotted key, without what follows from the data: labels, and
+    patches if theirs are other images."""
     own = {"network.class_conditioning"}
     if info.image_shape[:2] != parent.data.image_shape[:2]:
         own.add("network.patch_size")
-    return {key: get(parent, key) for key in leaves(Config) if key.startswith("network.") and key not in own}
+    network = [key for key in leaves(Config) if key.startswith("network.") and key not in own]
+    return {key: get(parent, key) for key in (*network, "diffusion.prediction")}
 
 
 def refuse_other_settings(earlier: Config, config: Config, folder: object) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from pdm_tf.config.fields import Config, DiffusionConfig, SamplingConfig
 from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
+from pdm_tf.devices import Workers
 from pdm_tf.diffusion.losses import simple_loss
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.diffusion.schedules import SPACINGS, NoiseLevel, NoiseSchedule
@@ -65,6 +66,12 @@ class Distillation(Objective):
         noise_left = np.sqrt((1.0 - kept.alpha_before) / (1.0 - kept.alpha))
         self._mass = np.zeros(len(denoiser.schedule))
         self._mass[kept.timesteps] = np.sqrt(kept.alpha_before) - noise_left * np.sqrt(kept.alpha)
+        for part in denoiser.parts:
+            if not self._mass[part.t_start : part.t_stop].any():
+                raise UserError(
+                    f"none of the student's {len(kept)} steps is of {part.title}: use more, or a teacher of "
+                    "one patch size"
+                )
 
     def losses(self, examples: Examples, dropout_key: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """As `Objective.losses`; "mse" is that to the target."""
@@ -154,6 +161,7 @@ class Teaching:
         if self.config.distillation.phase(step) != self.config.distillation.phase(step - 1):
             if self.chief:
                 self.state.ema.save(self.state.checkpoints.run.teacher(step))
+            Workers(self.strategy).wait()  # for the file
             self._begin_phase(step)
 
     def _begin_phase(self, step: int) -> None:

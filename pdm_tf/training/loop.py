@@ -132,6 +132,11 @@ def check_labels(config: Config, info: data.DatasetInfo) -> None:
     """Raises UserError if a network that knows classes is to learn from images without."""
     if config.conditional and not data.has_labels(info, "train"):
         raise UserError(f"the split train of {info.name} is unlabelled: set network.class_conditioning=none")
+    if config.conditional and info.num_classes > config.data.num_classes:
+        raise UserError(
+            f"{info.name} has {info.num_classes} classes: use data.num_classes={info.num_classes}, and not "
+            f"{config.data.num_classes}"
+        )
 
 
 def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State) -> str:
@@ -339,7 +344,7 @@ class Pace:
         line = f"a step takes {seconds:.2g} s here"
         if not settings.minutes:
             line += f": all {settings.steps:,} take {_duration(settings.steps * seconds)}"
-        if presets.begins_with_shipped(self._config):
+        if settings.warm_start and presets.begins_with_shipped(self._config):
             looks = [
                 f"{look} after {_duration(images / settings.batch_size * seconds)}"
                 for images, look in presets.LOOKS.items()

@@ -177,6 +177,6 @@ def preview_sampling(config: Config) -> SamplingConfig:
     """The config's way of sampling, or a fast solver in `training.sample_steps` where that takes more."""
     sampling = config.sampling
     most = config.training.sample_steps
-    if sum(sampling.steps) <= most:
+    if config.is_student or sum(sampling.steps) <= most:
         return sampling
     return dataclasses.replace(sampling, sampler="dpm_solver", spacing="logsnr", steps=(most,))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from pdm_tf.commands import evaluate, export, train
@@ -9,6 +12,7 @@ from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import DrawingOptions, RunOptions, default_run_dir, sampled_as_asked
 from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
 from pdm_tf.errors import UserError
+from pdm_tf.weights import write_arrays
 from tests.tiny_runs import tiny_config, write_run
 
 CONFIG = Config(
@@ -137,3 +141,16 @@ def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
     assert evaluate.Options(samples=("a/b.npz",), **runs).default_out == "runs/low/evaluation"
     assert export.Options(run_dir=("runs/a[1]",)).default_out == "exports/a_1_"
     assert export.Options(**runs, format="safetensors").default_out == "exports/low_high_weights"
+
+
+def test_a_run_without_weights_may_begin_otherwise(tmp_path):
+    """Such as one that failed for want of memory."""
+    options = train.Options(dataset="emoji64", run_dir=(str(tmp_path),), batch_size=64)
+    config, run, _ = train.plan(options, None)
+    run.write_config(config)
+    run.write_given(options.given)
+    smaller = dataclasses.replace(options, batch_size=None)
+    assert train.plan(smaller, None).config.training.batch_size == 32
+    write_arrays(run.weights(10), {"a": np.zeros(1)})
+    with pytest.raises(UserError, match=r"holds a run with other settings: training\.batch_size"):
+        train.plan(smaller, None)

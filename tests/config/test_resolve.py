@@ -93,6 +93,8 @@ def test_a_run_goes_on_with_what_it_derived_on_another_machine_and_for_another_l
         first, given(OTHER, "training.steps=9000"), default_size="base", precision="mixed_bfloat16"
     )
     assert longer.training.steps == 9000
+    asked = given(OTHER, "training.precision=auto")
+    assert going_on(asked, asked, precision="mixed_bfloat16").training.precision == "mixed_bfloat16"
     changed = set(differences(began, longer))
     assert changed and all(leaves(Config)[key].rule.may_change for key in changed)
 
@@ -200,6 +202,8 @@ def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():
     parent = resolved(OTHER, "training.steps=300", "network.patch_size=4", size="small")
     child = resolved(OTHER, parent=parent)
     assert child.network == parent.network
+    of_v = resolved(OTHER, parent=parent.replace({"diffusion.prediction": "v"}))
+    assert of_v.diffusion.prediction == "v"
     assert child.optimizer == resolved(OTHER, network="unet").optimizer
     assert resolved(OTHER, size="base", parent=parent) == resolved(OTHER, size="base")
     assert resolved(parent=parent) == resolved()  # a data set with a network of its own

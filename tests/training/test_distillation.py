@@ -164,3 +164,6 @@ def test_what_a_student_cannot_be_trained_with(teacher, setting, message):
 def test_a_student_of_a_student_begins_at_its_steps(student):
     config = presets.student(RunFolder(student).config(), {"distillation.teacher": (str(student),)})
     assert (config.distillation.first, config.distillation.steps, config.sampling.steps) == (2, 1, (1,))
+    given = {"distillation.teacher": (str(student),), "distillation.first": 16}
+    with pytest.raises(UserError, match="is a student itself, of 2 steps"):
+        presets.student(RunFolder(student).config(), given)
