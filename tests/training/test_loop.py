@@ -228,6 +228,7 @@ def test_after_ten_steps_it_says_how_long_all_take(monkeypatch):
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
     vit = preset("avatars64")
     vit = vit.replace({**network_settings("vit", vit), "training.steps": 1000, "training.batch_size": 16})
+    vit = vit.replace({"training.warm_start": "avatars64"})
     pace = loop.Pace(vit, 300)
     lines = {step: line for step in range(301, 400) if (line := pace.text(step))}
     assert lines.keys() == {311} and lines[311] == (
