@@ -111,9 +111,6 @@ def resolve(
         config = presets.fitted_to_length(config, settings)
     if config.training.precision == "auto":
         config = config.replace({"training.precision": precision})
-    for key in given.settings:
-        if key not in config.used_keys:
-            raise UserError(f"{key} does nothing in this run: leave it out")
     return validate(config)
 
 

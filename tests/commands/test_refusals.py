@@ -42,7 +42,6 @@ REFUSALS = [
         "network.attention_resolutions= (empty)",
     ),
     ("--mode=describe --set=data.dataset=emoji64", "--set=data.dataset: use --dataset"),
-    ("--mode=describe --set=sampling.eta=1", "sampling.eta does nothing in this run: leave it out"),
     ("--mode=train --run_dir=a --run_dir=b", "--run_dir is given 2 times: a run is trained in one folder"),
     (
         "--mode=sample --run_dir=FOLDER/whole --guidance_interval=300",
