@@ -95,6 +95,7 @@ SMALL = {
     "benchmarks.serving": "not here: needs the servers; tests/test_serving.py",
     "experiments.patch_sizes": "--seeds=1 --steps=4 --num_images=4 --held_out=4 --batch_size=4 --turns=1 "
     "--set=training.batch_size=4 --set=sampling.steps=4 --set=network.channel_multipliers=1,1",
+    "experiments.recipes": "not here: trains for minutes; tests/experiments/test_recipes.py",
     "experiments.ladder": "--rungs 1 --seeds=1 --steps=2",
     "experiments.reproduction": "not here: hours; tests/experiments/test_reproduction.py",
     "tests.training.kill_and_resume": "not here: tests/training/test_kill.py",
