@@ -80,10 +80,11 @@ class Options(DeviceOptions, DataOptions):
         fields = [field for field in dataclasses.fields(self) if "key" in field.metadata]
         settings = {field.metadata["key"]: getattr(self, field.name) for field in fields}
         settings = {key: value for key, value in settings.items() if value is not None}
-        settings.update(parse_settings(self.set))
+        parsed = parse_settings(self.set)
         for key, advice in NOT_SET.items():
-            if any(text.startswith(f"{key}=") for text in self.set):
+            if key in parsed:
                 raise UserError(f"--set={key}: {advice}")
+        settings.update(parsed)
         return Given(self.dataset_name, self.network, self.size, self.split, settings)
 
     @property

@@ -129,7 +129,7 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
 
 
 def check_labels(config: Config, info: data.DatasetInfo) -> None:
-    """Raises UserError if a network that knows classes is to learn from images without."""
+    """Raises UserError if a network that knows classes is to learn from images without, or of more."""
     if config.conditional and not data.has_labels(info, "train"):
         raise UserError(f"the split train of {info.name} is unlabelled: set network.class_conditioning=none")
     if config.conditional and info.num_classes > config.data.num_classes:
