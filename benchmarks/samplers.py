@@ -1,19 +1,22 @@
-"""Samplers by steps: seconds an image, and distances to the data set.
+"""Samplers by steps and guidance: seconds an image, and the metrics of the samples.
 
     python -m benchmarks.samplers --run_dir=runs/avatars64 --num_images=500 --seeds=3
+    python -m benchmarks.samplers --samplers=dpm_solver/logsnr --steps=20 --guidance=1,1.5,3 --threshold=static
 
-The distances are those of --mode=evaluate with the embedded detector, to the training split: no FID. Use
+The metrics are those of --mode=evaluate with the embedded detector, against the training split: no FID. Use
 them to compare samplers of one model on one data set, at one number of images. Samples take their labels by
-the shares of the training split. The held-out split's own distances stand first.
+the shares of the training split. The held-out split's own metrics stand first.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +27,7 @@ from pdm_tf.config.presets import DEFAULT_DATASET
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.errors import run
 from pdm_tf.evaluation import references
-from pdm_tf.evaluation.features import extract, load_detector
+from pdm_tf.evaluation.features import Features, extract, load_detector
 from pdm_tf.evaluation.image_sets import shared_labels
 from pdm_tf.evaluation.metrics import Comparison
 from pdm_tf.models import Model
@@ -32,16 +35,31 @@ from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
 
 
-def settings_of(name: str, steps: int, guidance: float, config: Config) -> SamplingConfig:
-    """How the table's row samples; a name is a sampler's, or SAMPLER/SPACING.
+def settings_of(arguments: argparse.Namespace, config: Config) -> list[SamplingConfig]:
+    """How each row of the table samples. Without guidance, thresholds and intervals are all the same.
 
     Raises:
       UserError: there is no such sampler, or the model cannot be sampled so.
     """
-    kind, _, spacing = name.partition("/")
-    settings = SamplingConfig(kind, (steps,), spacing or "even", guidance)
-    check_sampling(dataclasses.replace(config, sampling=settings))
-    return settings
+    rows = []
+    for name, steps, weight, threshold, interval in itertools.product(
+        arguments.samplers.split(","),
+        map(int, arguments.steps.split(",")),
+        map(float, arguments.guidance.split(",")),
+        arguments.threshold.split(","),
+        arguments.guidance_interval,
+    ):
+        kind, _, spacing = name.partition("/")
+        settings = SamplingConfig(kind, (steps,), spacing or "even")
+        if weight != 1.0:
+            limits = () if interval == "all" else tuple(map(int, interval.split(",")))
+            settings = dataclasses.replace(
+                settings, guidance=weight, threshold=threshold, guidance_interval=limits
+            )
+        check_sampling(dataclasses.replace(config, sampling=settings), has_guide=bool(arguments.guide))
+        if settings not in rows:
+            rows.append(settings)
+    return rows
 
 
 def measure(
@@ -52,7 +70,7 @@ def measure(
     batch: int,
     seeds: int,
 ) -> dict:
-    """One line of the table: seconds an image, and of each seed its distances by their names.
+    """One line of the table: seconds an image, and of each seed its metrics by their names.
 
     `labels` has one for each image of a seed; `batch` images are drawn at a time.
     """
@@ -64,25 +82,23 @@ def measure(
         before = time.monotonic()
         images = list(SampleBatches(sampler, seed, len(labels), batch, labels))
         seconds += time.monotonic() - before
-        found.append(comparison.distances(extract(comparison.detector, images).pooled))
+        found.append(comparison.measure(extract(comparison.detector, images)))
     drawn = seeds * -(-len(labels) // batch) * batch
     return {
         "seconds_per_image": seconds / drawn,
         "num_images": len(labels),
         "passes": sampler.num_passes,
         **dataclasses.asdict(settings),
-        "distances": {name: [values[name] for values in found] for name in found[0]},
+        "metrics": {name: [values[name].value for values in found] for name in found[0]},
     }
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Prints the table, a line as soon as it is measured, and writes each as JSON to --out."""
     model = Model.from_folders(*arguments.run_dir.split(","))
-    rows = [  # all refusals come before any measurement
-        (name, steps, settings_of(name, steps, arguments.guidance, model.config))
-        for name in arguments.samplers.split(",")
-        for steps in map(int, arguments.steps.split(","))
-    ]
+    if arguments.guide:
+        model.be_guided_by(*arguments.guide.split(","))
+    rows = settings_of(arguments, model.config)  # all refusals come before any measurement
     denoiser, config = model.denoiser, model.config
     detector, info = load_detector(), data.find_dataset(config.data.dataset, arguments.data_dir)
     train, held_out = (
@@ -91,26 +107,40 @@ def benchmark(arguments: argparse.Namespace) -> None:
     )
     comparison = Comparison(detector, train)
     labels = shared_labels(train.label_counts or [1], arguments.num_images, 0)
-    floor = {name: [value] for name, value in comparison.distances(held_out.features).items()}
-    print(f"| sampler | steps | passes | seconds an image | {' | '.join(floor)} |")
-    print(f"|{'---|' * (4 + len(floor))}")
-    print(f"| {held_out.title} | | | | {cells(floor)} |", flush=True)
-    for name, steps, settings in rows:
+    floor = comparison.measure(Features(held_out.features))
+    print(f"| sampler | steps | guidance | passes | seconds an image | {' | '.join(floor)} |")
+    print(f"|{'---|' * (5 + len(floor))}")
+    print(f"| {held_out.title} | | | | | {' | '.join(map(str, floor.values()))} |", flush=True)
+    for settings in rows:
         line = measure(denoiser, settings, labels, comparison, arguments.batch_size, arguments.seeds)
         cost = f"{line['passes']} | {line['seconds_per_image']:.3f}"
-        print(f"| {name} | {steps} | {cost} | {cells(line['distances'])} |", flush=True)
+        print(f"| {title(settings)} | {cost} | {cells(line['metrics'], floor)} |", flush=True)
         if arguments.out:
             with open(arguments.out, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
 
-def cells(distances: dict[str, list[float]]) -> str:
-    """Each distance's mean, with its standard deviation over seeds where there are several."""
-    errors = [np.std(values, ddof=1) if len(values) > 1 else None for values in distances.values()]
-    return " | ".join(
-        with_error({"value": np.mean(values), "error": error})
-        for values, error in zip(distances.values(), errors)
-    )
+def title(settings: SamplingConfig) -> str:
+    """The row's first cells: sampler and spacing, steps, guidance."""
+    name = settings.sampler if settings.spacing == "even" else f"{settings.sampler}/{settings.spacing}"
+    guidance = "none"
+    if settings.guidance != 1.0:
+        guidance = f"{settings.guidance:g}, {settings.threshold}"
+        if settings.guidance_interval:
+            guidance += ", t in [{}, {})".format(*settings.guidance_interval)
+    return f"{name} | {settings.steps[0]} | {guidance}"
+
+
+def cells(metrics: Mapping[str, Sequence[float]], names: Iterable[str]) -> str:
+    """Each metric's mean, with its standard deviation over seeds where there are several.
+
+    Precision, recall, density and coverage are left empty where the images are too few.
+    """
+    texts = []
+    for values in (metrics.get(name) for name in names):
+        error = np.std(values, ddof=1) if values and len(values) > 1 else None
+        texts.append(with_error({"value": np.mean(values), "error": error}) if values else "")
+    return " | ".join(texts)
 
 
 def main() -> None:
@@ -129,7 +159,12 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=500, help="for each seed")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--batch_size", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--guidance", default="1", help="weights w")
+    parser.add_argument("--threshold", default="dynamic", help="of the rows with guidance")
+    parser.add_argument(
+        "--guidance_interval", nargs="+", default=["all"], metavar="LO,HI", help="of these rows; all: every t"
+    )
+    parser.add_argument("--guide", help="a weaker model's run folder, which guidance leads away from")
     parser.add_argument("--out", help="a file that gets the lines as JSON, too")
     benchmark(parser.parse_args())
 

@@ -18,7 +18,10 @@ def test_the_table_has_the_held_out_images_and_a_row_for_each_sampler(tmp_path, 
     monkeypatch.setattr(sys, "argv", ["samplers", f"--run_dir={tmp_path / 'run'}", *arguments])
     assert run(main) == 0
     header, _, floor, *rows = capsys.readouterr().out.strip().splitlines()
-    assert header == "| sampler | steps | passes | seconds an image | FD-colour | KD-colour |"
+    assert header.startswith("| sampler | steps | guidance | passes | seconds an image | FD-colour |")
     assert floor.startswith("| emoji64, validation (95) |")
-    assert [row.split(" | ")[:3] for row in rows] == [["| ddim", "2", "2"], ["| heun", "2", "3"]]
+    assert [row.split(" | ")[:4] for row in rows] == [
+        ["| ddim", "2", "none", "2"],
+        ["| heun", "2", "none", "3"],
+    ]
     assert all(len(row.split("|")) == len(header.split("|")) for row in (floor, *rows))
