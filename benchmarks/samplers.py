@@ -1,7 +1,7 @@
 """Samplers by steps and guidance: seconds an image, and the metrics of the samples.
 
     python -m benchmarks.samplers --run_dir=runs/avatars64 --num_images=500 --seeds=3
-    python -m benchmarks.samplers --samplers=dpm_solver/logsnr --steps=20 --guidance=1,1.5,3 --threshold=static
+    python -m benchmarks.samplers --samplers=dpm_solver/logsnr --steps=20 --guidance=1,1.5 --threshold=static
 
 The metrics are those of --mode=evaluate with the embedded detector, against the training split: no FID. Use
 them to compare samplers of one model on one data set, at one number of images. Samples take their labels by

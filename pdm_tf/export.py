@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -50,13 +50,36 @@ class TracedOnce:
         return getattr(self._denoiser, name)
 
 
-def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
+class Inputs(NamedTuple):
+    """What a call of an export may ask for.
+
+    Attributes:
+      num_labels: number of labels, counted from 0; 0: the model sees none.
+      null_label: the last of them, which means no class; None: the model has not learnt images of no class.
+      guidance: whether a weight other than 1 is allowed.
+    """
+
+    num_labels: int
+    null_label: int | None
+    guidance: bool
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, label_dropout: float) -> Inputs:
+        """Those of a denoiser that was trained with that dropout of labels."""
+        if not denoiser.conditional:
+            return cls(0, None, guidance=False)
+        if not label_dropout:
+            return cls(denoiser.num_classes, None, guidance=denoiser.guide is not None)
+        return cls(denoiser.num_classes + 1, denoiser.null_label, guidance=True)
+
+
+def servable(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> tf.Module:
     """The functions `sample`, `sample_rows` and `denoise` of a denoiser, ready for `tf.saved_model.save`.
 
     - sample(seed int32 (), labels int32 (B,), guidance float32 ()) -> {"images": uint8 (B, H, W, C)}. Image i
       has index i of the seed. At guidance 1 each step is one network pass on B images, else one on 2 B. Seed
       and guidance may be (B,), B times the same value, as a request of rows has them. The defaults are seed
-      0, one image of no class, and the guidance of `sampling`.
+      0, one image of no class (of class 0 where no class was not learnt), and the guidance of `sampling`.
     - sample_rows(seed int32 (B,), index int32 (B,), labels int32 (B,), guidance float32 (B,)) -> the same:
       row by row image `index` of its own seed, for servers that batch the requests of several clients. Each
       step is one network pass on the B images, and on those of w != 1 once more.
@@ -64,8 +87,8 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
       x_theta as the network predicts it, neither clipped nor guided; "log_variance", log sigma^2 of
       p(z_{t-1} | z_t) in the full process; "u", its position between log beta (u = 0) and log b_tilde (1).
 
-    Label `null_label` means no class; without classes only the number of labels counts. Labels, t and
-    guidance beyond their range, and an empty batch, raise `tf.errors.InvalidArgumentError`.
+    Without classes only the number of labels counts. Labels, t and guidance beyond their range (`inputs`),
+    and an empty batch, raise `tf.errors.InvalidArgumentError`.
 
     Raises:
       ValueError: the denoiser is of a part of the process only.
@@ -81,10 +104,10 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig) -> tf.Module:
     module = tf.Module()
     # The variables alone: a Keras object here would bring its metadata, and need its class to load.
     module.weights = list(denoiser.variables)
-    module.sample_rows = tf.function(_sample_rows(traced, sampling), [seeds, index, labels, weights])
-    default = default_inputs(denoiser, sampling)
+    module.sample_rows = tf.function(_sample_rows(traced, sampling, inputs), [seeds, index, labels, weights])
+    default = default_inputs(inputs, sampling)
     module.sample = tf.function(_sample(module.sample_rows, default), [seed, labels, guidance])
-    module.denoise = tf.function(_denoise(traced), [z, t, labels])
+    module.denoise = tf.function(_denoise(traced, inputs), [z, t, labels])
     return module
 
 
@@ -99,7 +122,7 @@ def _sample(sample_rows: Callable, default: Mapping[str, tf.Tensor]) -> Callable
     return sample
 
 
-def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig) -> Callable:
+def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> Callable:
     """The function `sample_rows`, which `sample` calls."""
 
     def sample_rows(seed, index, labels, guidance):
@@ -108,41 +131,41 @@ def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig) -> Callable:
         checks = [
             _some("labels", labels),
             (tf.equal(sizes, sizes[:1]), "each input must have one value for each image"),
-            *_labels_known(denoiser, labels),
+            *_labels_known(inputs, labels),
         ]
-        if denoiser.conditional:
+        if inputs.guidance:
             checks.append((tf.math.is_finite(guidance), "guidance must be a finite number"))
         else:
-            message = "this model has no classes to guide with: guidance must be 1"
+            what = "never learnt images of no class" if inputs.num_labels else "has no classes"
+            message = f"this model {what}, which guidance needs: guidance must be 1"
             checks.append((tf.equal(guidance, 1.0), message))
         seed, index, labels, guidance = _checked(rows, checks)
-        weight = {"guidance": guidance} if denoiser.conditional else {}
+        weight = {"guidance": guidance} if inputs.guidance else {}
         sampler = Sampler(denoiser, dataclasses.replace(sampling, guidance=1.0), **weight)
         return {"images": _to_uint8(sampler.sample(seed, index, labels))}
 
     return sample_rows
 
 
-def _denoise(denoiser: Denoiser) -> Callable:
+def _denoise(denoiser: Denoiser, inputs: Inputs) -> Callable:
     """The function `denoise`."""
     last = len(denoiser.schedule) - 1
 
     def denoise(z, t, labels):
         within = ((t >= 0) & (t <= last), f"t must be 0 to {last}")
-        z, t, labels = _checked((z, t, labels), [_some("z", z), within, *_labels_known(denoiser, labels)])
+        z, t, labels = _checked((z, t, labels), [_some("z", z), within, *_labels_known(inputs, labels)])
         x, u = denoiser(z, t, labels)
         return {"x": x, "log_variance": learned_log_variance(u, denoiser.schedule.at(t)), "u": u}
 
     return denoise
 
 
-def default_inputs(denoiser: Denoiser, sampling: SamplingConfig) -> dict[str, tf.Tensor]:
+def default_inputs(inputs: Inputs, sampling: SamplingConfig) -> dict[str, tf.Tensor]:
     """The values of the inputs of `sample` that a call leaves out."""
-    label = denoiser.null_label if denoiser.conditional else 0
     return {
         "seed": tf.constant(0),
-        "labels": tf.constant([label]),
-        "guidance": tf.constant(sampling.guidance if denoiser.conditional else 1.0),
+        "labels": tf.constant([inputs.null_label or 0]),
+        "guidance": tf.constant(sampling.guidance if inputs.guidance else 1.0),
     }
 
 
@@ -161,12 +184,14 @@ def _some(name: str, batch: tf.Tensor) -> Check:
     return tf.shape(batch)[0] > 0, f"{name} is empty: ask for at least one image"
 
 
-def _labels_known(denoiser: Denoiser, labels: tf.Tensor) -> list[Check]:
-    """Only labels that some class has; a GPU would quietly take zeros for another's embedding."""
-    if not denoiser.conditional:
+def _labels_known(inputs: Inputs, labels: tf.Tensor) -> list[Check]:
+    """Only labels that were learnt; a GPU would quietly take zeros for another's embedding."""
+    if not inputs.num_labels:
         return []
-    null = denoiser.null_label
-    return [((labels >= 0) & (labels <= null), f"labels must be 0 to {null - 1}, or {null} for no class")]
+    message = f"labels must be 0 to {inputs.num_labels - 1}"
+    if inputs.null_label is not None:
+        message += f", of which {inputs.null_label} is no class"
+    return [((labels >= 0) & (labels < inputs.num_labels), message)]
 
 
 def _one_value(name: str, values: tf.Tensor) -> tf.Tensor:
@@ -201,8 +226,9 @@ def check_free(out: str | os.PathLike) -> None:
 
 def export_saved_model(model: Model, out: str | os.PathLike) -> None:
     """Writes the SavedModel, README.md and `METADATA`, all or nothing; the config says how to sample."""
-    module = servable(model.denoiser, model.config.sampling)
-    metadata = describe(model, module)
+    inputs = Inputs.of(model.denoiser, model.config.diffusion.label_dropout)
+    module = servable(model.denoiser, model.config.sampling, inputs)
+    metadata = describe(model, module, inputs)
     with _free_folder(out, last="saved_model.pb") as partial:
         # With the gradients of its custom-gradient operations (+10% of the graph): without them every load
         # warns, and `denoise` could not be differentiated.
@@ -210,7 +236,7 @@ def export_saved_model(model: Model, out: str | os.PathLike) -> None:
         signatures["serving_default"] = module.sample
         tf.saved_model.save(module, str(partial), signatures=signatures)
         (partial / METADATA).parent.mkdir()
-        write_warm_up(model.denoiser, partial / WARM_UP, as_path(out).name)
+        write_warm_up(model.denoiser, inputs, partial / WARM_UP, as_path(out).name)
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
         (partial / "README.md").write_text(readme(metadata))
 
@@ -224,7 +250,7 @@ def _free_folder(out: str | os.PathLike, last: str) -> Iterator[Path]:
             entry.unlink()
 
 
-def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
+def write_warm_up(denoiser: Denoiser, inputs: Inputs, path: Path, name: str) -> None:
     """Writes warm-up requests for a model of that name, before which a server answers no others.
 
     One for each way of sampling and one to denoise, as a TFRecord file of tensorflow.serving.PredictionLog.
@@ -232,16 +258,16 @@ def write_warm_up(denoiser: Denoiser, path: Path, name: str) -> None:
     one = {"labels": tf.constant([0])}
     image = tf.zeros((1, *denoiser.image_shape))
     requests = [("denoise", {**one, "z": image, "t": tf.constant([0])})]
-    weights = (1.0, 1.5) if denoiser.conditional else (1.0,)
+    weights = (1.0, 1.5) if inputs.guidance else (1.0,)
     for guidance in weights:
-        inputs = {**one, "seed": tf.constant(0), "guidance": tf.constant(guidance)}
-        requests.append(("serving_default", inputs))
+        values = {**one, "seed": tf.constant(0), "guidance": tf.constant(guidance)}
+        requests.append(("serving_default", values))
     zeros = tf.zeros(len(weights), tf.int32)
     rows = {"seed": zeros, "index": zeros, "labels": zeros, "guidance": tf.constant(weights)}
     requests.append(("sample_rows", rows))
     with tf.io.TFRecordWriter(str(path)) as file:
-        for signature, inputs in requests:
-            file.write(prediction_log(name, signature, inputs))
+        for signature, values in requests:
+            file.write(prediction_log(name, signature, values))
 
 
 def prediction_log(name: str, signature: str, inputs: Mapping[str, tf.Tensor]) -> bytes:
@@ -266,14 +292,13 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number * 8 + 2]) + length + bytes([size]) + content
 
 
-def describe(model: Model, module: tf.Module) -> dict[str, Any]:
+def describe(model: Model, module: tf.Module, inputs: Inputs) -> dict[str, Any]:
     """The metadata of an export for its callers, JSON values; `module` is `servable`'s."""
     denoiser = model.denoiser
     sampling = model.config.sampling
-    classes = denoiser.num_classes if denoiser.conditional else 0
     timesteps = Sampler(denoiser, sampling).schedule.timesteps
     signatures = {name: _signature(getattr(module, name)) for name in SIGNATURES}
-    default = default_inputs(denoiser, sampling)
+    default = default_inputs(inputs, sampling)
     signatures["sample"]["defaults"] = {name: value.numpy().tolist() for name, value in default.items()}
     return {
         "label_names": list(model.config.data.label_names),
@@ -281,8 +306,8 @@ def describe(model: Model, module: tf.Module) -> dict[str, Any]:
         "digest": model.digest,
         "parts": [[part.t_start, part.t_stop, part.patch_size] for part in denoiser.parts],
         "image_shape": list(denoiser.image_shape),
-        "num_classes": classes,
-        "null_label": denoiser.null_label if classes else None,
+        "num_classes": denoiser.num_classes if inputs.num_labels else 0,
+        "null_label": inputs.null_label,
         "num_timesteps": len(denoiser.schedule),
         "sampling": {**dataclasses.asdict(sampling), "timesteps": timesteps.tolist()},
         "parameters": sum(v.shape.num_elements() for v in denoiser.variables),
@@ -339,13 +364,16 @@ def readme(metadata: dict[str, Any]) -> str:
     """The README.md of an export, with an example call that fits the model."""
     names, classes, null = metadata["label_names"], metadata["num_classes"], metadata["null_label"]
     listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:20]))
-    listed = listed if 0 < len(names) <= 20 else f"0 to {classes - 1}"
+    if not 0 < len(names) <= 20:
+        listed = f"0 to {classes - 1}" if classes else "none (labels only say how many images)"
+    if null is not None:
+        listed += f"; {null} is no class"
     sampling = SamplingConfig(**{k: v for k, v in metadata["sampling"].items() if k != "timesteps"})
     steps = " + ".join(map(str, sampling.steps))
     options = "".join(f", {k} {v}" for k, v in options_of(sampling, sampling.sampler).items())
     return README.format(
         shape=" x ".join(map(str, metadata["image_shape"])),
-        classes=f"{listed}; {null} is no class" if classes else "none (labels only say how many images)",
+        classes=listed,
         sampling=f"{sampling.sampler}{options}, {steps} steps, {sampling.spacing}",
         source="; ".join(map(origin_text, metadata["weights"])),
         tensorflow=metadata["tensorflow"],

@@ -20,7 +20,7 @@ from pdm_tf.config.fields import Config, SamplingConfig
 from pdm_tf.denoiser import SplitDenoiser
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.errors import UserError
-from pdm_tf.export import METADATA, WARM_UP, export_saved_model, servable
+from pdm_tf.export import METADATA, WARM_UP, Inputs, export_saved_model, servable
 from pdm_tf.images import to_uint8
 from pdm_tf.models import Model, Run
 from pdm_tf.run import RunFolder
@@ -136,20 +136,38 @@ def test_without_guidance_only_one_pass_is_computed():
         with tf.control_dependencies([tf.py_function(batches.append, [tf.shape(z)[0]], [])]):
             return z * 0.5
 
-    model = servable(FakeDenoiser(answer, image_shape=(4, 4, 1)), SamplingConfig(steps=(5,)))
+    denoiser = FakeDenoiser(answer, image_shape=(4, 4, 1))
+    model = servable(denoiser, SamplingConfig(steps=(5,)), Inputs.of(denoiser, 0.1))
     for guidance, images in ((1.0, 2), (1.5, 4), (0.0, 4)):
         model.sample(tf.constant(0), tf.constant([0, 1]), tf.constant(guidance))
         assert [int(batch) for batch in batches] == 5 * [images]
         batches.clear()
 
 
+def test_a_model_that_never_learnt_images_of_no_class_is_asked_for_classes_alone():
+    seen = []
+
+    def answer(z, t, labels):
+        with tf.control_dependencies([tf.py_function(lambda values: seen.extend(values), [labels], [])]):
+            return z * 0.5
+
+    denoiser = FakeDenoiser(answer, image_shape=(4, 4, 1))
+    model = servable(denoiser, SamplingConfig(steps=(2,), guidance=2.0), Inputs.of(denoiser, 0.0))
+    model.sample()
+    assert [int(label) for label in seen] == [0, 0]  # class 0 unguided, in two steps
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels must be 0 to 2\]"):
+        model.sample(labels=tf.constant([denoiser.null_label]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="never learnt images of no class"):
+        model.sample(guidance=tf.constant(1.5))
+
+
 WRONG = [
-    ("single", "sample", {"labels": [0, 4]}, "labels must be 0 to 2, or 3 for no class"),
+    ("single", "sample", {"labels": [0, 4]}, "labels must be 0 to 3, of which 3 is no class"),
     ("single", "denoise", {"t": [1000]}, "t must be 0 to 999"),
     ("single", "sample", {"labels": np.zeros(0, np.int32)}, "labels is empty: ask for at least one image"),
     ("single", "sample", {"seed": [1, 2], "labels": [0, 1]}, "seed must be one number, the same in all rows"),
     ("single", "sample_rows", {"guidance": [float("nan")]}, "guidance must be a finite number"),
-    ("unconditional", "sample", {"guidance": 1.5}, "no classes to guide with: guidance must be 1"),
+    ("unconditional", "sample", {"guidance": 1.5}, "no classes, which guidance needs: guidance must be 1"),
 ]
 
 
