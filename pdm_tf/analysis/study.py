@@ -172,11 +172,7 @@ def _titled(models: Sequence[Model]) -> dict[str, Model]:
 
 def _training_of(model: Model) -> str:
     """All settings that make two models other than two seeds of one."""
-    free = {
-        key: leaf.default
-        for key, leaf in leaves(Config).items()
-        if leaf.rule.may_change and key != "training.warm_start"  # a run begins with it, and has had it then
-    }
+    free = {key: leaf.default for key, leaf in leaves(Config).items() if leaf.rule.may_change}
     return "".join(run.config.replace({**free, "seed": 0}).to_json() for run in model.runs)
 
 

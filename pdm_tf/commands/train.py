@@ -149,9 +149,7 @@ def run(options: Options) -> None:
     config, folder, choices = plan(options, info)
     strategy = devices.make_strategy(options.chosen_strategy())
     print(choices, end="", flush=True)
-    if devices.is_chief(strategy) and not folder.has_begun():
-        folder.write_given(options.given)
-    step = loop.train(config, folder, info, strategy)
+    step = loop.train(config, folder, info, strategy, options.given)
     if not devices.is_chief(strategy):
         return
     plots.loss_curve(folder)

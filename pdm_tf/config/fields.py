@@ -195,7 +195,7 @@ class TrainingConfig:
     checkpoint_every: int = _free(5000, "Steps between two checkpoints.", above=0)
     keep_checkpoints: int = _free(2, "How many of the newest stay.", above=0)
     keep_every: int = _free(0, "And those of every such step, for good; 0: none.", least=0)
-    warm_start: str = _free(
+    warm_start: str = setting(
         "", "Run folder, or name of weights that ship, whose averages a new run starts from; empty: none."
     )
 

@@ -146,7 +146,11 @@ def refuse_other_settings(earlier: Config, config: Config, folder: object) -> No
     """Raises UserError if the run in a folder cannot go on with `config`: what may not change has changed."""
     known = leaves(Config)
     changed = changes(earlier, config).items()
-    fixed = [f"{k} ({old} there, {new} now)" for k, (old, new) in changed if not known[k].rule.may_change]
+    fixed = [
+        f"{key} ({old or 'nothing'} there, {new or 'nothing'} now)"
+        for key, (old, new) in changed
+        if not known[key].rule.may_change
+    ]
     if fixed:
         raise UserError(
             f"{folder} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume "

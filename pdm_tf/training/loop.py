@@ -17,6 +17,7 @@ from absl import logging
 from pdm_tf import data
 from pdm_tf.config import presets
 from pdm_tf.config.fields import Config
+from pdm_tf.config.resolve import Given
 from pdm_tf.config.words import word
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.devices import Workers, is_chief
@@ -48,8 +49,16 @@ def check_batch(config: Config, replicas: int) -> None:
         )
 
 
-def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.distribute.Strategy) -> int:
+def train(
+    config: Config,
+    run: RunFolder,
+    info: data.DatasetInfo,
+    strategy: tf.distribute.Strategy,
+    given: Given | None = None,
+) -> int:
     """Trains the resolved config's network in a run folder, from its newest checkpoint if it has one.
+
+    `given`: the words that the config was resolved from, which the folder keeps of a run that begins.
 
     Returns:
       The number of steps that are done: all, unless `training.minutes` were over before.
@@ -77,6 +86,8 @@ def train(config: Config, run: RunFolder, info: data.DatasetInfo, strategy: tf.d
                 "workers one run folder on a disk that they share"
             )
         if chief:
+            if given and not run.has_begun():
+                run.write_given(given)
             run.write_config(config)
             print(summary(config, run, info, state), flush=True)
 

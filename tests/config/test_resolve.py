@@ -129,6 +129,10 @@ def test_the_record_of_a_warm_start_stays():
     earlier = resolved("emoji64", "training.warm_start=a")
     for settings in ((), ("training.warm_start=a",)):
         assert resolve(given("emoji64", *settings), Info(), earlier=earlier).training.warm_start == "a"
+    for other, word in (("b", "b"), ("", "nothing")):
+        later = resolve(given("emoji64", f"training.warm_start={other}"), Info(), earlier=earlier)
+        with pytest.raises(UserError, match=rf"training.warm_start \(a there, {word} now\)"):
+            refuse_other_settings(earlier, later, "runs/a")
 
 
 def test_what_was_given_is_kept_in_the_run_folder(tmp_path):
