@@ -109,29 +109,29 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
         Reproduction(options, fake).make()
     fake.stop_at = None
     Reproduction(options, fake).make()
-    # Three patch sizes, two of them for two seeds, and the eps-network of Fig. 4; five are evaluated twice.
-    assert fake.modes() == ["train"] * 6 + ["evaluate"] * 10 + ["analyze"] * 2
-    seeds = [word[-1] for command in fake.commands[:6] for word in command if word.startswith("--seed=")]
-    assert len(seeds) == 6 and seeds == sorted(seeds)  # whole pages of few seeds first
+    # Three patch sizes for two seeds, evaluated twice, and the eps-network of Fig. 4.
+    assert fake.modes() == ["train"] * 7 + ["evaluate"] * 12 + ["analyze"] * 2
+    seeds = [word[-1] for command in fake.commands[:7] for word in command if word.startswith("--seed=")]
+    assert len(seeds) == 7 and seeds == sorted(seeds)  # whole pages of few seeds first
     page = options.page.read_text()
     assert "stale" not in page and page.startswith("Before.\n") and "\nBetween.\n" in page
     assert "| x, P=4 | 40 | 20 ± 1 |" in page and "2 are judged here: 2 hold" in page
     assert (
-        "seeds 0, 1" in page and "720 or 1,440 or 3,300 steps of 32 images" in page and "0.56 hours" in page
+        "seeds 0, 1" in page and "720 or 1,440 or 3,300 steps of 32 images" in page and "0.67 hours" in page
     )
     Reproduction(options, fake).make()
-    assert len(fake.commands) == 18 and options.page.read_text() == page
+    assert len(fake.commands) == 21 and options.page.read_text() == page
     options.draw, options.only = True, ["fig4"]
     options.page.write_text(page.replace("30 of eps", "changed"))
     Reproduction(options, fake).make()
-    assert len(fake.commands) == 18 and options.page.read_text() == page
+    assert len(fake.commands) == 21 and options.page.read_text() == page
     options.draw = False
     (options.out / "fig4" / "fig4.json").unlink()
     Reproduction(options, fake).make()
-    assert fake.modes()[18:] == ["analyze"]
+    assert fake.modes()[21:] == ["analyze"]
     options.steps, options.only = 200, ["fig4"]
     Reproduction(options, fake).make()
-    assert fake.modes()[19:] == ["train", "train", "analyze"]
+    assert fake.modes()[22:] == ["train", "train", "analyze"]
     numbers = {**FOUND["fig4"], "energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 1.2}}
     (options.out / reproduction.PICTURES / "fig4.json").write_text(json.dumps(numbers))
     summary = Reproduction(options, fake).summary()
@@ -143,7 +143,7 @@ def test_commands_are_shown_without_doing_anything(options):
     options.list, shown = True, []
     before = options.page.read_text()
     Reproduction(options, shown.append).make()
-    assert len(shown) == 18 and options.page.read_text() == before
+    assert len(shown) == 21 and options.page.read_text() == before
     assert sorted(os.listdir(options.out)) == ["PAGE.md"]
     options.only = ["fig1a"]
     Reproduction(options, shown.append).make()
