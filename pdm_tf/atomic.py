@@ -27,7 +27,7 @@ from typing import Any
 import tensorflow as tf
 from etils.epath import Path
 
-from pdm_tf.errors import UserError, one_line
+from pdm_tf.errors import UserError, is_out_of_memory, one_line
 from pdm_tf.paths import PATTERN, as_path, files_below, is_remote
 
 # Set where the file system has no locks, and nobody else writes.
@@ -269,6 +269,8 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         number = getattr(error, "errno", None)
+        if is_out_of_memory(error):  # of images that are drawn while they are written
+            raise
         if isinstance(error, tf.errors.ResourceExhaustedError) or number in FULL:
             raise UserError(
                 f"no space left on the disk of {path}: free some and run the command again"

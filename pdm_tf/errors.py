@@ -38,6 +38,11 @@ def one_line(error: BaseException | str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether TensorFlow found no memory; a full disk is a ResourceExhaustedError, too."""
+    return any(text in str(error) for text in ("OOM when allocating", "Out of memory"))
+
+
 def run(main: Callable[[], None]) -> int:
     """Runs a program's main function and returns its exit status; what ends it early is one line.
 
@@ -61,6 +66,12 @@ def run(main: Callable[[], None]) -> int:
         except Stopped as stopped:
             print(stopped)
             return EXIT_STOPPED
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            advice = "take fewer images at a time; docs/troubleshooting.md lists what else saves memory"
+            print(f"error: out of memory: {advice} ({one_line(error)})", file=sys.stderr)
+            return EXIT_USER_ERROR
         except KeyboardInterrupt as interrupt:
             how = f"stopped by {interrupt}" if str(interrupt) else "interrupted"
             print(f"{how}: run the same command to go on with what is done", file=sys.stderr)

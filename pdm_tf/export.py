@@ -64,13 +64,13 @@ class Inputs(NamedTuple):
     guidance: bool
 
     @classmethod
-    def of(cls, denoiser: Denoiser, label_dropout: float) -> Inputs:
+    def of(cls, denoiser: Denoiser, label_dropout: float, is_student: bool = False) -> Inputs:
         """Those of a denoiser that was trained with that dropout of labels."""
         if not denoiser.conditional:
             return cls(0, None, guidance=False)
         if not label_dropout:
-            return cls(denoiser.num_classes, None, guidance=denoiser.guide is not None)
-        return cls(denoiser.num_classes + 1, denoiser.null_label, guidance=True)
+            return cls(denoiser.num_classes, None, guidance=False)
+        return cls(denoiser.num_classes + 1, denoiser.null_label, guidance=not is_student)
 
 
 def servable(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> tf.Module:
@@ -136,8 +136,7 @@ def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -
         if inputs.guidance:
             checks.append((tf.math.is_finite(guidance), "guidance must be a finite number"))
         else:
-            what = "never learnt images of no class" if inputs.num_labels else "has no classes"
-            message = f"this model {what}, which guidance needs: guidance must be 1"
+            message = "this model cannot be guided: guidance must be 1"
             checks.append((tf.equal(guidance, 1.0), message))
         seed, index, labels, guidance = _checked(rows, checks)
         weight = {"guidance": guidance} if inputs.guidance else {}
@@ -226,8 +225,9 @@ def check_free(out: str | os.PathLike) -> None:
 
 def export_saved_model(model: Model, out: str | os.PathLike) -> None:
     """Writes the SavedModel, README.md and `METADATA`, all or nothing; the config says how to sample."""
-    inputs = Inputs.of(model.denoiser, model.config.diffusion.label_dropout)
-    module = servable(model.denoiser, model.config.sampling, inputs)
+    config = model.config
+    inputs = Inputs.of(model.denoiser, config.diffusion.label_dropout, config.is_student)
+    module = servable(model.denoiser, config.sampling, inputs)
     metadata = describe(model, module, inputs)
     with _free_folder(out, last="saved_model.pb") as partial:
         # With the gradients of its custom-gradient operations (+10% of the graph): without them every load

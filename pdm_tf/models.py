@@ -51,7 +51,8 @@ class Model:
 
     Attributes:
       runs: from the least noise on.
-      config: that of the run with the least noise; its `sampling` may be replaced.
+      config: that of the run with the least noise, with the smallest `label_dropout` of all; its `sampling`
+        may be replaced.
       title: the folders' names.
       ema_length: that of the averages in use; None: those of `training.ema_decay`.
       guide: a weaker model, which guides this one; None: itself without a class.
@@ -61,7 +62,8 @@ class Model:
 
     def __init__(self, runs: Sequence[Run], ema_length: float | None = None):
         self.runs = tuple(runs)
-        self.config = self.runs[0].config
+        dropout = min(run.config.diffusion.label_dropout for run in self.runs)  # 0: one needs a class
+        self.config = self.runs[0].config.replace({"diffusion.label_dropout": dropout})
         self.title = " + ".join(run.folder.path.absolute().name for run in self.runs)
         self.ema_length = ema_length
         self._origin: list[Origin] = []
@@ -130,6 +132,10 @@ class Model:
             if key in changed:
                 ours, theirs = changed[key]
                 raise UserError(f"{guide} cannot guide {self}: {key} is {theirs} there and {ours} here")
+        if guide.config.is_student:
+            raise UserError(f"{guide} cannot guide {self}: it is a student, which knows few t")
+        if guide.config.conditional and not self.config.conditional:
+            raise UserError(f"{guide} cannot guide {self}, which has no classes to give it")
         self.guide = guide
 
     def use_ema_length(self, ema_length: float | None) -> None:

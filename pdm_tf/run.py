@@ -41,6 +41,8 @@ class RunFolder:
         self.best_weights = self.path / "ema" / "best.npz"
         self.best_note = self.path / "ema" / "best.json"
         self.evaluation = self.path / "evaluation"
+        # What a student's first teacher was when the run began.
+        self.teacher_note = self.path / "teacher" / "first.json"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -102,7 +104,10 @@ class RunFolder:
             raise UserError(f"{self.path} holds no run (no config.json): train one there first")
         return Config.from_json(self.config_file.read_bytes(), str(self.config_file))
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: Config, given: Given | None = None) -> None:
+        """Writes config.json and, of a run that begins, what it was resolved from."""
+        if given and not self.has_begun():
+            self.write_given(given)
         atomic_text(self.config_file, config.to_json())
 
     def given(self) -> Given | None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from pdm_tf.atomic import (
     HOST,
@@ -51,12 +52,16 @@ def busy_process(repository, folder):
         yield process
 
 
-def test_a_block_that_fails_leaves_what_was_there(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("inside"), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating, inside")],
+)
+def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
     path = tmp_path / "file"
     path.write_text("before")
-    with pytest.raises(RuntimeError, match="inside"), atomic_file(path) as partial:
+    with pytest.raises(type(error), match="inside"), atomic_file(path) as partial:
         partial.write_text("half")
-        raise RuntimeError("inside")
+        raise error
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["file"]
 
 

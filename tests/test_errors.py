@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from pdm_tf import errors
 from pdm_tf.errors import Stopped, UserError, one_line, run
@@ -30,6 +31,13 @@ def raising(error):
             "",
             "error: [Errno 2] No such file or directory: 'a\\nb': mend that, then run the same command again"
             "\n",
+        ),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9]"),
+            2,
+            "",
+            "error: out of memory: take fewer images at a time; docs/troubleshooting.md lists what else "
+            "saves memory (OOM when allocating tensor with shape[9])\n",
         ),
         (Stopped("stopped by SIGTERM: run it again"), 75, "stopped by SIGTERM: run it again\n", ""),
         (KeyboardInterrupt(), 75, "", "interrupted: run the same command to go on with what is done\n"),

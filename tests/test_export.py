@@ -152,12 +152,13 @@ def test_a_model_that_never_learnt_images_of_no_class_is_asked_for_classes_alone
             return z * 0.5
 
     denoiser = FakeDenoiser(answer, image_shape=(4, 4, 1))
+    assert Inputs.of(denoiser, 0.1, is_student=True) == (4, 3, False)
     model = servable(denoiser, SamplingConfig(steps=(2,), guidance=2.0), Inputs.of(denoiser, 0.0))
     model.sample()
     assert [int(label) for label in seen] == [0, 0]  # class 0 unguided, in two steps
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels must be 0 to 2\]"):
         model.sample(labels=tf.constant([denoiser.null_label]))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="never learnt images of no class"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="cannot be guided: guidance must be 1"):
         model.sample(guidance=tf.constant(1.5))
 
 
@@ -167,7 +168,7 @@ WRONG = [
     ("single", "sample", {"labels": np.zeros(0, np.int32)}, "labels is empty: ask for at least one image"),
     ("single", "sample", {"seed": [1, 2], "labels": [0, 1]}, "seed must be one number, the same in all rows"),
     ("single", "sample_rows", {"guidance": [float("nan")]}, "guidance must be a finite number"),
-    ("unconditional", "sample", {"guidance": 1.5}, "no classes, which guidance needs: guidance must be 1"),
+    ("unconditional", "sample", {"guidance": 1.5}, "this model cannot be guided: guidance must be 1"),
 ]
 
 

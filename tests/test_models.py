@@ -265,6 +265,9 @@ def test_a_model_that_another_guides_is_another_and_is_of_the_same_process(tmp_p
     alone, guided = (Model.from_folders(tmp_path / "model") for _ in range(2))
     with pytest.raises(UserError, match=r"diffusion\.schedule is cosine there and linear here"):
         guided.be_guided_by(tmp_path / "cosine")
+    write_run(tmp_path / "classes")
+    with pytest.raises(UserError, match=r"classes cannot guide .*, which has no classes to give it"):
+        guided.be_guided_by(tmp_path / "classes")
     guided.be_guided_by(tmp_path / "guide")
     assert guided.digest != alone.digest
     settings = SamplingConfig("ddim", (2,), guidance=2.0)

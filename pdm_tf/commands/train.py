@@ -100,11 +100,16 @@ class Options(DeviceOptions, DataOptions):
 
 
 class Plan(NamedTuple):
-    """What to train, where, and lines on what was chosen for data without a preset."""
+    """What to train, where, and lines on what was chosen for data without a preset.
+
+    Attributes:
+      given: what was given, with the size that this machine chose: a run keeps it on another.
+    """
 
     config: Config
     run: RunFolder
     choices: str
+    given: Given
 
 
 def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
@@ -129,8 +134,11 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     )
     if earlier:
         refuse_other_settings(earlier, config, run)
+    sized = given
+    if not (is_named(given.dataset) or teacher):
+        sized = given._replace(size=given.size or default_size)
     if is_named(given.dataset) or earlier or parent:
-        return Plan(config, run, "")
+        return Plan(config, run, "", sized)
     choices = ""
     if not given.size:
         accelerator = "an" if default_size == "base" else "no"
@@ -141,15 +149,15 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
         choices += (
             f"begins with the weights {config.training.warm_start} that ship (--warm_start= for none)\n"
         )
-    return Plan(config, run, choices)
+    return Plan(config, run, choices, sized)
 
 
 def run(options: Options) -> None:
     info = find_dataset(options.dataset_name, options.data_dir)
-    config, folder, choices = plan(options, info)
+    config, folder, choices, given = plan(options, info)
     strategy = devices.make_strategy(options.chosen_strategy())
     print(choices, end="", flush=True)
-    step = loop.train(config, folder, info, strategy, options.given)
+    step = loop.train(config, folder, info, strategy, given)
     if not devices.is_chief(strategy):
         return
     plots.loss_curve(folder)

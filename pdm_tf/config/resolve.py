@@ -95,7 +95,7 @@ def resolve(
             raise UserError(f"--size={given.size} is for tfds: and folder: data, and not for {given.dataset}")
         config = presets.preset(given.dataset, settings.get("network.patch_size"), given.split)
     else:
-        size = given.size or default_size
+        size = given.size or (begun_with and begun_with.size) or default_size
         network = network or presets.SIZES[size].network
         data = DataConfig(given.dataset, info.image_shape, info.num_classes)
         config = presets.sized_preset(size, data, settings)

@@ -180,6 +180,10 @@ def measure_likelihood(
     Raises:
       UserError: there is no held-out split, or as `Likelihood`.
     """
+    if model.config.is_student:
+        raise UserError(
+            f"{model} is a student, which knows few of the t in a likelihood: measure its teacher's"
+        )
     split = held_out_split(info)
     if split is None:
         raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")

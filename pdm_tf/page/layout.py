@@ -386,9 +386,10 @@ def inside_tab(room: Inside, chosen: gr.Dropdown, events: Sequence[Callable]) ->
     level = gr.Slider(0, steps - 1, value=steps // 2, step=1, label="Noise level t", info=info)
     classes = classes_of(model)
     with gr.Row(equal_height=True):
-        choices = [("none", NO_CLASS), *classes]
+        none = [("none", NO_CLASS)] if model.config.diffusion.label_dropout or not classes else []
+        choices = none + classes
         shown = {"min_width": 200, "visible": bool(classes)}
-        label = gr.Dropdown(choices, value=NO_CLASS, label="Class given to the network", **shown)
+        label = gr.Dropdown(choices, value=choices[0][1], label="Class given to the network", **shown)
         seed = gr.Number(0, label="Seed of the noise", min_width=120)
         patches = gr.Checkbox(True, label="Show the patches", min_width=120)
     status = status_line()

@@ -6,12 +6,15 @@ step follows from its number and those weights, which the run folder keeps, and 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from pdm_tf.atomic import atomic_json
 from pdm_tf.config.fields import Config, DiffusionConfig, SamplingConfig
 from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
 from pdm_tf.devices import Workers
@@ -177,12 +180,26 @@ class Teaching:
         model.test_function = None
         print(f"distillation: {len(steps)} steps of the teacher -> {len(steps) // factor}", flush=True)
 
+    def _check_same(self, teacher: Model) -> None:
+        """Notes the first teacher's identity; UserError if the run began with another."""
+        note = self.state.checkpoints.run.teacher_note
+        now = {"digest": teacher.digest, "sampling": dataclasses.asdict(teacher.config.sampling)}
+        now = json.loads(json.dumps(now))
+        if not note.exists() and self.chief:
+            atomic_json(note, now)
+        elif note.exists() and json.loads(note.read_text()) != now:
+            raise UserError(
+                f"the teacher {teacher} has other weights or sampling than when this run began: give it back "
+                "those, or begin a new run"
+            )
+
     def _teacher(self, step: int) -> Teacher:
         """That of the phase of the train step after `step` of them."""
         distillation = self.config.distillation
         phase = distillation.phase(step)
         if not phase:
             model = Model.from_folders(*[run_or_shipped(name).path for name in distillation.teacher])
+            self._check_same(model)
             return Teacher(model.denoiser, model.config.sampling, model.config.is_student)
         file = self.state.checkpoints.run.teacher(phase * distillation.phase_steps)
         denoiser = build_denoiser(self.config.diffusion, build_network(self.config))

@@ -86,9 +86,7 @@ def train(
                 "workers one run folder on a disk that they share"
             )
         if chief:
-            if given and not run.has_begun():
-                run.write_given(given)
-            run.write_config(config)
+            run.write_config(config, given)
             print(summary(config, run, info, state), flush=True)
 
         # --- Periodic work ---

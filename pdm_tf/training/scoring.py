@@ -151,6 +151,8 @@ class HeldOutBits(Scores):
     @staticmethod
     def problem(config: Config, info: data.DatasetInfo, denoiser: Denoiser) -> str:
         """A reason why there are no bits; "" where there are."""
+        if config.is_student:
+            return "a student knows few of the t in them"
         if not data.held_out_split(info):
             return "the data set has no held-out split"
         if info.image_dtype != "uint8" or None in info.image_shape:

@@ -39,6 +39,11 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
     checkpoints = Checkpoints(run, saved, ema, settings.keep_checkpoints, settings.keep_every)
     step = checkpoints.restore_newest()
     if step is None:
+        if run.has_begun():
+            raise UserError(
+                f"{run} holds averaged weights and no checkpoint to go on from: begin with them in another "
+                f"folder by training.warm_start={run}"
+            )
         if settings.warm_start:
             warm_start(config, ema)
         return State(model, ema, checkpoints, 0)

@@ -146,9 +146,8 @@ def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
 def test_a_run_without_weights_may_begin_otherwise(tmp_path):
     """Such as one that failed for want of memory."""
     options = train.Options(dataset="emoji64", run_dir=(str(tmp_path),), batch_size=64)
-    config, run, _ = train.plan(options, None)
-    run.write_config(config)
-    run.write_given(options.given)
+    config, run, _, given = train.plan(options, None)
+    run.write_config(config, given)
     smaller = dataclasses.replace(options, batch_size=None)
     assert train.plan(smaller, None).config.training.batch_size == 32
     write_arrays(run.weights(10), {"a": np.zeros(1)})

@@ -14,6 +14,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refusals")
     write_run(folder / "whole")
     write_run(folder / "labelled", tiny_config(diffusion__label_dropout=0.0), 2)
+    student = {
+        "distillation__teacher": ("whole",),
+        "distillation__steps": 2,
+        "distillation__first": 4,
+        "diffusion__label_dropout": 0.0,
+    }
+    sampled = {"sampling__sampler": "ddim", "sampling__steps": (2,), "sampling__spacing": "logsnr_trailing"}
+    write_run(folder / "student", tiny_config(**student, **sampled), 3)
     write_run(folder / "low", tiny_config(diffusion__t_stop=400, network__patch_size=2), 1)
     return folder
 
@@ -65,6 +73,18 @@ REFUSALS = [
     (
         "--mode=sample --run_dir=FOLDER/whole --guide=FOLDER/labelled",
         "--guide does nothing at --guidance=1: give a weight, as in --guidance=1.5",
+    ),
+    (
+        "--mode=sample --run_dir=FOLDER/whole --guide=FOLDER/student --guidance=2",
+        "FOLDER/student cannot guide FOLDER/whole: it is a student, which knows few t",
+    ),
+    (
+        "--mode=evaluate --run_dir=FOLDER/student --likelihood",
+        "FOLDER/student is a student, which knows few of the t in a likelihood: measure its teacher's",
+    ),
+    (
+        "--mode=analyze --run_dir=FOLDER/student --what=fig2",
+        "--what=fig2: FOLDER/student is a student, which knows few t; give its teacher",
     ),
     (
         "--mode=evaluate --run_dir=FOLDER/whole --likelihood --ema=0.1",

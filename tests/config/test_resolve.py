@@ -118,6 +118,12 @@ def test_what_contradicts_the_run_is_refused(first, now, changed):
     assert "give the same ones to resume it" in str(error.value)
 
 
+def test_a_run_keeps_its_size_on_a_machine_that_would_choose_another():
+    begun = resolve(given(OTHER), Info(), "tiny")
+    later = resolve(given(OTHER), Info(), "base", earlier=begun, begun_with=given(OTHER, size="tiny"))
+    assert later == begun != resolve(given(OTHER), Info(), "base")
+
+
 def test_a_folder_without_given_json_goes_on_too():
     earlier = resolved("emoji64", "training.steps=100", "optimizer.beta_2=0.9", precision="mixed_bfloat16")
     config = resolve(given("emoji64"), Info(), earlier=earlier)

@@ -61,7 +61,7 @@ def train_on_two_logical_cpus(arguments: list) -> None:
     _, options = main.parse(arguments)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     info = data.find_dataset(options.dataset_name, "")
-    config, run, _ = plan(options, info)
+    config, run, *_ = plan(options, info)
     loop.train(config, run, info, strategy)
 
 

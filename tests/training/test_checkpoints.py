@@ -75,7 +75,7 @@ def test_a_full_disk_in_a_power_average_leaves_the_checkpoint_before_as_it_was(r
 def test_files_of_a_desktop_beside_ours_do_no_harm(run, monkeypatch, name):
     state = run.checkpoints.state
 
-    def write(prefix):
+    def write(prefix, options=None):
         Path(prefix).with_name(name).write_bytes(b"theirs")
         state.write(prefix)
 

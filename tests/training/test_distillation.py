@@ -19,6 +19,7 @@ from pdm_tf.sampling.loop import sampling_loop
 from pdm_tf.sampling.sampler import respaced_schedule
 from pdm_tf.training import loop
 from pdm_tf.training.distillation import target
+from pdm_tf.weights import read_arrays, write_arrays
 from tests.sampling.mixture import Mixture, normal, unlabelled
 from tests.tiny_runs import write_run
 
@@ -110,9 +111,21 @@ def test_a_student_that_is_resumed_in_each_phase_comes_to_the_same_bits(teacher,
             patch.setattr(loop.TimeLimit, "describe", lambda self, shown: Steps.note(shown))
             train(teacher, tmp_path)
         assert RunFolder(tmp_path).checkpoint_steps()[-1] == end
+        if end == 4:
+            refuses_another_teacher(teacher, tmp_path)
     train(teacher, tmp_path)
     for name in LAST:
         assert (tmp_path / name).read_bytes() == (student / name).read_bytes(), name
+
+
+def refuses_another_teacher(teacher, folder):
+    """Trains against a teacher that has learnt on since."""
+    weights = RunFolder(teacher).newest_weights()
+    before = weights.read_bytes()
+    write_arrays(weights, {name: 2 * array for name, array in read_arrays(weights).items()})
+    with pytest.raises(UserError, match="has other weights or sampling than when this run began"):
+        train(teacher, folder)
+    weights.write_bytes(before)
 
 
 class Steps:

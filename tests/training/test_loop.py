@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -170,6 +171,12 @@ def test_a_full_disk_in_the_log_is_one_line_and_the_half_line_is_passed_over(tmp
     train(tmp_path)
     assert (tmp_path / "logs/metrics.jsonl").read_text().startswith('{"step": 3, "lo\n{"step": 3, "loss": ')
     assert RunFolder(tmp_path).metrics()["loss"][:, 0].tolist() == [3, 6, 9, 12]
+
+
+def test_averages_without_a_checkpoint_are_not_trained_over(whole, tmp_path):
+    shutil.copytree(whole / "ema", tmp_path / "ema")
+    with pytest.raises(UserError, match="holds averaged weights and no checkpoint to go on from: begin with"):
+        restore(config(), RunFolder(tmp_path), CPU)
 
 
 def test_a_warm_start_begins_with_the_other_runs_averages(whole, tmp_path):
