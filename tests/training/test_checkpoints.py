@@ -75,7 +75,7 @@ def test_a_full_disk_in_a_power_average_leaves_the_checkpoint_before_as_it_was(r
 def test_files_of_a_desktop_beside_ours_do_no_harm(run, monkeypatch, name):
     state = run.checkpoints.state
 
-    def write(prefix, options=None):
+    def write(prefix, options):
         Path(prefix).with_name(name).write_bytes(b"theirs")
         state.write(prefix)
 
@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(run, monkeypatch, er
     run.save(10)
     before = run.files()
 
-    def full(prefix):
+    def full(prefix, options):
         Path(prefix).with_name("state.index").write_bytes(b"half")
         raise error
 
