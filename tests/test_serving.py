@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def serve_python():
-    """The interpreter of an environment with requirements-serve.txt."""
+    """The interpreter of an environment with requirements-triton.txt, or -serve.txt where that fails."""
     if "PDM_TF_SERVE_PYTHON" in os.environ:
         yield os.environ["PDM_TF_SERVE_PYTHON"]
         return
