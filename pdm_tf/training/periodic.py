@@ -47,7 +47,10 @@ class Periodic:
 
 
 class HeldOutLosses:
-    """Losses on the first images of the held-out split, each time with the same noise."""
+    """Losses on the first images of the held-out split, each time with the same noise.
+
+    The images are whole. Where training's are crops the losses, sums over pixels, are those of a crop's area.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,8 @@ class HeldOutLosses:
     ):
         self.model = model
         self.steps = config.training.eval_batches
+        height, width, _ = config.data.image_shape
+        self.area = config.data.crop**2 / (height * width) or 1.0
         load = functools.partial(
             data.load_batches,
             info,
@@ -72,7 +77,8 @@ class HeldOutLosses:
         # Keras returns the sum of the workers' means: the metrics themselves know better.
         values = measured(metric for metric in self.model.metrics if metric.name in names)
         self.model.reset_metrics()
-        return values
+        summed = self.model.means.losses
+        return {name: value * self.area if name in summed else value for name, value in values.items()}
 
 
 def distributed_batches(

@@ -15,6 +15,7 @@ from pdm_tf.atomic import atomic_json, sha256
 from pdm_tf.config.fields import Config
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.evaluation import references
+from pdm_tf.evaluation.distances import FEWEST_OF_KERNEL
 from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.image_sets import shared_labels
 from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, most_strata
@@ -79,6 +80,8 @@ class SampleScores(Scores):
             return "this network alone draws no images: evaluate it together with its other experts"
         if config.data.image_shape[-1] not in (1, 3):
             return "a detector takes images of 1 or 3 channels"
+        if info.num_examples["train"] < FEWEST_OF_KERNEL:
+            return f"they are distances to {FEWEST_OF_KERNEL} training images at least"
         return ""
 
     def measure(self, step: int) -> None:

@@ -14,7 +14,7 @@ from pdm_tf.diffusion.schedules import linear
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import build_model
-from pdm_tf.training.periodic import Interrupted, Periodic, Previews
+from pdm_tf.training.periodic import HeldOutLosses, Interrupted, Periodic, Previews
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import randomized
 
@@ -57,6 +57,16 @@ def test_what_a_stop_left_undone_is_caught_up_with_once():
     assert done == [10, 12]
     Periodic(5, done.append).catch_up(20, False)  # work that cannot tell is not done again
     assert done == [10, 12]
+
+
+def test_held_out_losses_are_of_a_crop_s_area_as_training_s_are():
+    settings = config("network.local=true", "training.batch_size=2", "training.eval_batches=1")
+    model = build_model(settings, "float32")
+    whole, of_crops = (
+        HeldOutLosses(model, settings.replace({"data.crop": crop}), INFO, CPU).measure() for crop in (0, 16)
+    )
+    for name, value in whole.items():
+        assert of_crops[name] == pytest.approx(value if "mse" in name else value / 16)
 
 
 def scale(t_start, t_stop):

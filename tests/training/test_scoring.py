@@ -183,6 +183,7 @@ def test_bits_are_those_of_the_averages_on_held_out_images(tmp_path):
     (scoring.HeldOutBits, {"image_shape": (None, None, 3)}, "or are resized"),
     (scoring.HeldOutBits, {"num_examples": {"train": 9}}, "no held-out split"),
     (scoring.SampleScores, {}, ""),
+    (scoring.SampleScores, {"num_examples": {"train": 3}}, "4 training images at least"),
     (scoring.SampleScores, {"diffusion.t_stop": 400}, "this network alone draws no images"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_has_a_reason(kind, changed, words):
