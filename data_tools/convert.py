@@ -216,7 +216,8 @@ def _tasks(ordered: list[Item], plan: dict[str, Any], target: Target, options: O
     tasks = []
     for split, items in (("train", ordered[held_out:]), ("validation", ordered[:held_out])):
         template = _template(target, options, split)
-        count = -(-len(items) * plan["mean_record_bytes"] // int(options.shard_mb * 1e6))
+        shard_bytes = max(int(options.shard_mb * 1e6), 1)
+        count = -(-len(items) * plan["mean_record_bytes"] // shard_bytes)
         # With fewer items than shards some would be empty.
         count = min(count, len(items))
         for index in range(count):

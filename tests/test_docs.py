@@ -291,7 +291,9 @@ def small(arguments: list[str]) -> list[str]:
     if elsewhere:
         pytest.skip("needs several machines")
     new_network = mode == "train" and dataset and not options.warm_start
-    return [*arguments, *SMALL_MODES[mode].split(), *(SMALL_NETWORK if new_network else ())]
+    draws = mode != "evaluate" or options.run_dir or not options.samples
+    numbers = SMALL_MODES[mode].split() if draws else ()
+    return [*arguments, *numbers, *(SMALL_NETWORK if new_network else ())]
 
 
 @pytest.mark.heavy

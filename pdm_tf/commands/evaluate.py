@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
+from pdm_tf import devices
 from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import (
     DataOptions,
     DeviceOptions,
     DrawingOptions,
     OutputOptions,
-    Place,
     given_fields,
 )
 from pdm_tf.config.fields import SamplingConfig
@@ -77,8 +78,12 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
         return os.path.join(self.run_dirs()[0], "evaluation")
 
 
+# Options of drawing, beside those of `SamplingConfig`, which files alone have no use for.
+ONLY_DRAWING = ("guide", "seed", "num_samples", "sample_batch_size", "labels", "equal_shares", "ema")
 # Options of distances, which a likelihood has no use for.
-ONLY_DISTANCES = ("samples", "equal_shares", "reference", "ema", "detector", "crops", "guide", "labels")
+ONLY_DISTANCES = (
+    "samples", "equal_shares", "reference", "ema", "detector", "crops", "inception", "guide", "labels",
+)  # fmt: skip
 
 
 def run(options: Options) -> None:
@@ -87,13 +92,19 @@ def run(options: Options) -> None:
         run_likelihood(options)
         return
     require(options.strata is None, "--strata is for --likelihood: give both, or leave it out")
+    only_files = bool(options.samples) and not options.run_dir
+    if only_files:
+        alone = "with --samples alone: give --run_dir, too, or leave it out"
+        refuse_idle(options, given_fields(SamplingConfig, options), ONLY_DRAWING, alone)
+    place = options.place_to_draw()
+    # First: once a detector has looked at an image TensorFlow keeps the devices that it has.
+    strategy = devices.make_strategy(place.strategy)
     detector = load_detector(options.detector, options.inception)
     if options.crops:
         detector = of_crops(detector, options.crops)
     out = options.out_folder(options.default_out)
-    models = [] if options.samples and not options.run_dir else options.models()
+    models = [] if only_files else options.models()
     labels = [class_numbers(options.labels, model.config) or () for model in models]
-    place = options.place_to_draw() if models else Place("cpu")
     drawing = Drawing(
         count=options.num_samples or 500,
         seed=options.seed,
@@ -101,7 +112,8 @@ def run(options: Options) -> None:
         labels=labels[0] if labels else (),
         equal_shares=options.equal_shares,
         ema_lengths=tuple(dict.fromkeys(options.ema)),
-        strategy=place.strategy,
+        strategy=strategy,
+        strategy_name=place.strategy,
         share=place.share,
     )
     compare(
@@ -119,9 +131,7 @@ def run(options: Options) -> None:
 def run_likelihood(options: Options) -> None:
     """Bits per dimension of a model on its held-out split (Section 4.1)."""
     sampling = given_fields(SamplingConfig, options).keys() - {"variance"}
-    idle = [*sampling, *(name for name in ONLY_DISTANCES if getattr(options, name) != getattr(Options, name))]
-    if idle:
-        raise UserError(f"--{idle[0]} does nothing with --likelihood: leave it out")
+    refuse_idle(options, sampling, ONLY_DISTANCES, "with --likelihood: leave it out")
     # Its variance is that of the bound's terms, whichever sampler draws.
     model = options.model(**({"sampler": "ancestral"} if options.variance else {}))
     strategy = options.chosen_strategy()
@@ -137,3 +147,10 @@ def run_likelihood(options: Options) -> None:
         batch_size=options.sample_batch_size or 0,
         strategy=strategy,
     )
+
+
+def refuse_idle(options: Options, sampling: Iterable[str], names: Iterable[str], where: str) -> None:
+    """Raises UserError for the first option that is given and does nothing: of `sampling`, or of `names`."""
+    idle = [*sampling, *(name for name in names if getattr(options, name) != getattr(Options, name))]
+    if idle:
+        raise UserError(f"--{idle[0]} does nothing {where}")

@@ -14,11 +14,17 @@ from pdm_tf.evaluation.image_sets import ImageSet, take
 from pdm_tf.evaluation.references import Reference
 from pdm_tf.images import image_grid
 
+TWIN = 1e-3  # of the training features' spread: what is nearer is the same image
 PAIRS = 8  # of a sample and its nearest training image, in the picture
 
 
 class CopyCheck:
-    """Distances of images to their nearest training images, beside those of held-out images."""
+    """Distances of images to their nearest training images, beside those of held-out images.
+
+    Attributes:
+      unseen: the distances of held-out images, float64 (N,), without those that are training images, too.
+      twins: the number of these.
+    """
 
     def __init__(
         self, train: Reference, held_out: Reference, train_images: Callable[[], Iterator[np.ndarray]]
@@ -27,7 +33,10 @@ class CopyCheck:
         self.train = train
         self.held_out = held_out
         self.train_images = train_images
-        _, self.unseen = nearest(held_out.features, train.features)
+        _, distance = nearest(held_out.features, train.features)
+        spread = np.sqrt(np.trace(train.moments.covariance))
+        self.unseen = distance[distance > TWIN * spread]
+        self.twins = len(distance) - len(self.unseen)
 
     def search(self, samples: np.ndarray) -> dict[str, Any]:
         """The nearest training images of samples, given as pooled features, float (N, D).

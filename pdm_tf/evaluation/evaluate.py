@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import tensorflow as tf
+
 from pdm_tf import stack
 from pdm_tf.atomic import atomic_json
 from pdm_tf.config.fields import TOGETHER
@@ -39,7 +41,8 @@ class Drawing:
       labels: the classes to draw in turn; (): each class in its share of the reference.
       equal_shares: as many of each class instead.
       ema_lengths: lengths of averages, one set of samples for each; (): the averages of `training.ema_decay`.
-      strategy: of `pdm_tf.devices`.
+      strategy: what they are drawn with.
+      strategy_name: as `pdm_tf.devices` names it.
     """
 
     count: int = 500
@@ -48,12 +51,13 @@ class Drawing:
     labels: Sequence[int] = ()
     equal_shares: bool = False
     ema_lengths: Sequence[float] = ()
-    strategy: str = "cpu"
+    strategy: tf.distribute.Strategy = field(default_factory=tf.distribute.get_strategy)
+    strategy_name: str = "cpu"
     share: Share = field(default_factory=Share)
 
     def batches(self, model: Model, reference: Reference) -> tuple[SampleBatches, str]:
         """The samples of a model, and how their labels were chosen."""
-        with make_strategy(self.strategy).scope():
+        with self.strategy.scope():
             sampler = Sampler(model.denoiser, model.config.sampling)
         labels = self.labels
         chosen = "in turn"
@@ -103,7 +107,7 @@ def compare(
             if drawing.ema_lengths:
                 model.use_ema_length(drawing.ema_lengths[0])
             samples, chosen = drawing.batches(model, found)
-            details = {"labels": chosen, "strategy": drawing.strategy}
+            details = {"labels": chosen, "strategy": drawing.strategy_name}
             yield from image_sets.from_model(detector, model, samples, drawing.ema_lengths, out, details)
 
     if drawing.share.number:
@@ -157,7 +161,10 @@ def find_reference(
         return found, f"{info.name} has no held-out split"
     unseen = references.of_split(detector, info, held_out, image_shape)
     train_images = partial(uint8_batches, info, "train", references.BATCH, image_shape)
-    return found, CopyCheck(found, unseen, train_images)
+    check = CopyCheck(found, unseen, train_images)
+    if not len(check.unseen):
+        return found, f"all images of the split {held_out} are training images, too"
+    return found, check
 
 
 def measure_likelihood(

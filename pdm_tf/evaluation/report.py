@@ -63,6 +63,12 @@ def report(
         searched = len(reference.features)
         if searched < reference.count:
             lines.append(f"note: copies are looked for among {searched:,} of {reference.count:,} images")
+        if copy_check.twins:
+            count = len(held_out.features)
+            lines.append(
+                f"note: {copy_check.twins:,} of {count:,} held-out images are training images, too: the "
+                "others say what is near"
+            )
     else:
         lines.append(f"copies: not looked for, because {copy_check}")
     evaluation = {

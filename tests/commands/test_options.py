@@ -135,6 +135,15 @@ def test_before_there_is_a_run_the_weights_that_ship_for_its_data_are_taken(tmp_
         assert RunOptions(dataset=dataset).trained_dirs() != [str(shipped)]
 
 
+def test_an_evaluation_chooses_its_devices_before_tensorflow_uses_any(monkeypatch):
+    done = []
+    monkeypatch.setattr(evaluate.devices, "make_strategy", done.append)
+    for name in ("load_detector", "compare"):
+        monkeypatch.setattr(evaluate, name, lambda *_, name=name, **__: done.append(name))
+    evaluate.run(evaluate.Options(samples=("a.npz",), strategy="cpu"))
+    assert done == ["cpu", "load_detector", "compare"]
+
+
 def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
     runs = {"run_dir": ("runs/low", "runs/high")}
     assert evaluate.Options(**runs).default_out == "runs/low/evaluation"

@@ -95,6 +95,14 @@ REFUSALS = [
         "--guidance does nothing with --likelihood: leave it out",
     ),
     (
+        "--mode=evaluate --samples=a.npz --guidance=2",
+        "--guidance does nothing with --samples alone: give --run_dir, too, or leave it out",
+    ),
+    (
+        "--mode=evaluate --samples=a.npz --num_samples=8",
+        "--num_samples does nothing with --samples alone: give --run_dir, too, or leave it out",
+    ),
+    (
         "--mode=evaluate --run_dir=FOLDER/whole --strata=8",
         "--strata is for --likelihood: give both, or leave it out",
     ),

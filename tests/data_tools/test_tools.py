@@ -44,7 +44,7 @@ def run(tool, source, tmp_path, *more):
 def test_lsun(tmp_path):
     raw = tmp_path / "church_outdoor_train_lmdb"
     entries = fixtures.make_lsun(raw, 20)
-    more = ["--resolution", "16", "--validation_fraction", "0.2", "--shard_mb", "0.004"]
+    more = ["--resolution", "16", "--validation_fraction", "0.2", "--shard_mb", "1e-7"]
     info = run(lsun, raw, tmp_path, *more)
     assert info.num_examples == {"train": 16, "validation": 4} and info.num_classes == 0
     assert len(info.splits["train"].shards) > 2

@@ -132,7 +132,8 @@ def test_numbers_that_mislead_are_noted(wide):
 
 def test_copies_are_found_and_shown_beside_the_held_out_images(tmp_path, capsys):
     generator = np.random.default_rng(1)
-    train, held_out = (images_of(generator, 300) for _ in range(2))
+    train, unseen = images_of(generator, 300), images_of(generator, 270)
+    held_out = np.concatenate([train[:30], unseen])
     reference = reference_of(train, title="dots, train (300)")
     check = CopyCheck(
         reference,
@@ -144,6 +145,7 @@ def test_copies_are_found_and_shown_beside_the_held_out_images(tmp_path, capsys)
     out = capsys.readouterr().out
     assert "copies, some: 100.0% of the samples are nearer" in out
     assert "| dots, validation (300) | 300 |" in out
+    assert "note: 30 of 300 held-out images are training images, too" in out
     honest, copied, floor = json.loads((tmp_path / "evaluation.json").read_text())["results"]
     assert honest["copies"]["share_nearer_than_95_percent_of_held_out"] < 0.12
     assert copied["copies"]["share_nearer_than_95_percent_of_held_out"] == 1
@@ -163,7 +165,7 @@ def test_samples_of_another_size_or_channels_are_compared_and_shown(tmp_path, mo
     train = images_of(generator, 100)[..., :1]
     monkeypatch.setattr(references, "KEEP", 40)
     reference = of_images(DETECTOR, [train], 100, "grey", {})
-    check = CopyCheck(reference, reference, lambda: iter([train]))
+    check = CopyCheck(reference, reference_of(images_of(generator, 9)), lambda: iter([train]))
     larger = images_of(generator, 30, side=8)
     report.report(DETECTOR, reference, [set_of(larger)], tmp_path, {}, check)
     assert np.asarray(Image.open(tmp_path / "nearest.png")).shape == (2 * 8 + 3 * 2, 8 * 8 + 9 * 2, 3)
