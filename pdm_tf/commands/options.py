@@ -90,8 +90,9 @@ class RunOptions:
 
     def _ask(self, model: Model, **defaults: Any) -> None:
         model.config = sampled_as_asked(model.config, self, **defaults)
+        unguided = model.config.sampling.guidance == 1.0 and hasattr(self, "guidance")
         for name in ("guide", "guidance_interval"):
-            if getattr(self, name, None) and model.config.sampling.guidance == 1.0:
+            if unguided and getattr(self, name, None):
                 raise UserError(f"--{name} does nothing at --guidance=1: give a weight, as in --guidance=1.5")
         if getattr(self, "guide", ()):
             model.be_guided_by(*self.guide)

@@ -152,6 +152,12 @@ def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
     assert export.Options(**runs, format="safetensors").default_out == "exports/low_high_weights"
 
 
+def test_an_export_takes_an_interval_whose_weight_comes_with_each_call(tmp_path):
+    write_run(tmp_path)
+    options = export.Options(run_dir=(str(tmp_path),), guidance_interval=(150, 550))
+    assert options.model().config.sampling.guidance_interval == (150, 550)
+
+
 def test_a_run_without_weights_may_begin_otherwise(tmp_path):
     """Such as one that failed for want of memory."""
     options = train.Options(dataset="emoji64", run_dir=(str(tmp_path),), batch_size=64)
