@@ -187,7 +187,7 @@ class TrainingConfig:
     eval_every: int = _free(5000, "Steps between two evaluations; a multiple of log_every.", above=0)
     eval_batches: int = _free(4, "Batches of the held-out split, with fixed noise.", above=0)
     sample_every: int = _free(5000, "Steps between two previews.", above=0)
-    sample_images: int = _free(64, "Images of a preview, at most.", above=0)
+    sample_images: int = _free(64, "Images of a preview.", above=0)
     sample_steps: int = _free(20, "Most steps of a preview, which DPM-Solver++ then takes.", above=0)
     score_every: int = _free(0, "Steps between two scores (distances to the data); 0: none.", least=0)
     score_images: int = _free(256, "Images of a score.", least=8)
