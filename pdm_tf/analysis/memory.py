@@ -39,7 +39,8 @@ def measure(study: Study) -> Result:
                 shown.update()
                 return found
 
-            largest, peaks = largest_batch(peak, limit)
+            # Two patch sizes share a batch.
+            largest, peaks = largest_batch(peak, limit, least=2 if config.network.patch_switch_t else 1)
         known = {batch: value for batch, value in sorted(peaks.items()) if math.isfinite(value)}
         slope = None
         if len(known) > 1:
@@ -76,17 +77,17 @@ def _sentence(rows: dict, gib: float) -> str:
     return f"Within {gib:g} GiB the largest batch that trains is {' and '.join(values)}; the paper: 4 times."
 
 
-def largest_batch(peak: Callable[[int], float], limit: float) -> tuple[int, dict[int, float]]:
+def largest_batch(peak: Callable[[int], float], limit: float, least: int = 1) -> tuple[int, dict[int, float]]:
     """The largest batch whose peak is within the limit, to 1 part in `TOLERANCE`: by growth, then bisection.
 
-    `peak` maps a batch to memory, inf where the process ran out of it. The result is 0 where not even one
-    image fits; with it come all peaks that were measured.
+    `peak` maps a batch, of `least` or more, to memory, inf where the process ran out of it. The result is 0
+    where not even the least fits; with it come all peaks that were measured.
     """
     peaks: dict[int, float] = {}
     fits = 0
     fails = math.inf
-    while fails - fits > max(1, fits // TOLERANCE):
-        batch = max(1, 4 * fits) if math.isinf(fails) else int(fits + fails) // 2
+    while fails > least and fails - fits > max(1, fits // TOLERANCE):
+        batch = max(least, 4 * fits) if math.isinf(fails) else int(fits + fails) // 2
         peaks[batch] = peak(batch)
         if peaks[batch] <= limit:
             fits = batch
@@ -108,7 +109,9 @@ def peak_of_step(config: Config) -> float:
     """The peak of this process after one train step of the config's batch, MiB."""
     model = build_model(config, "float32")
     training_state(model)  # makes the optimizer's slots
-    images = tf.zeros((config.training.batch_size, *config.data.image_shape))
+    height, width, channels = config.data.image_shape
+    crop = config.data.crop
+    images = tf.zeros((config.training.batch_size, crop or height, crop or width, channels))
     labels = tf.zeros(config.training.batch_size, tf.int32)
     float(tf.function(lambda: model.train_step((images, labels)))()["loss"])
     if tf.config.list_physical_devices("GPU"):

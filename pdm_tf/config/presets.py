@@ -475,6 +475,7 @@ def network_settings(network: str, config: Config, size: str | None = None) -> d
     if network == "local":
         return {
             **_LOCAL,
+            "data.crop": min(_LOCAL["data.crop"], *config.data.image_shape[:2]),
             "network.class_conditioning": "embedding" if conditional else "none",
             "diffusion.schedule": "shifted_linear" if shifted else config.diffusion.schedule,
         }

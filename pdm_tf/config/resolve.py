@@ -52,7 +52,7 @@ def resolve(
     1. the fields' defaults;
     2. the data set's experiment, or for other data a network of a size that fits the images; of a student
        its teacher's config (`presets.student`);
-    3. the data's own class names and digest;
+    3. the data's own class names and digest, or, of data not at hand, the earlier part's;
     4. another network than its U-Net, with the process and rate that it is trained with;
     5. of a new run that starts from another's weights: that run's network, for data without a preset;
        of a run that goes on: what it derived when it began, on whatever machine and for whatever length;
@@ -101,8 +101,9 @@ def resolve(
         config = presets.sized_preset(size, data, settings)
         if info.num_examples["train"] > presets.MOST_SCORED:
             config = config.replace({"training.score_every": 0})
-    if info:
-        config = config.replace({"data.label_names": info.label_names, "data.sha256": info.sha256})
+    data = info or (earlier and earlier.data)
+    if data:
+        config = config.replace({"data.label_names": data.label_names, "data.sha256": data.sha256})
     config = config.replace(settings)
     config = config.replace(presets.network_settings(network or "unet", config, size)).replace(settings)
     if size and not (earlier or parent) and presets.begins_with_shipped(config):
@@ -119,9 +120,11 @@ def _derived(earlier: Config, given: Given, begun_with: Given | None) -> dict[st
     kept = {"training.warm_start": earlier.training.warm_start}  # the record of how it began
     begun_with = begun_with or Given(given.dataset)
     if given.derives_as(begun_with):
-        fixed = [key for key, leaf in leaves(Config).items() if not leaf.rule.may_change]
+        rules = {key: leaf.rule for key, leaf in leaves(Config).items()}
+        fixed = [key for key, rule in rules.items() if not rule.may_change]
+        of_data = {key for key, rule in rules.items() if rule.shared and key.startswith("data.")}
         chosen = [key for key, value in begun_with.settings.items() if value != "auto"]
-        derived = [key for key in fixed if not key.startswith("data.") and key not in chosen]
+        derived = [key for key in fixed if key not in of_data and key not in chosen]
         kept.update({key: get(earlier, key) for key in derived})
     return kept
 

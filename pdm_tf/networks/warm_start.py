@@ -8,6 +8,12 @@ import numpy as np
 
 from pdm_tf.networks.patched import EMBED_AUGMENTATION, LARGE
 
+# The layers of stems and heads that have an axis of a patch's values, their kernels' inputs or their outputs.
+PATCH_AXES = {
+    **dict.fromkeys(("conv_in", "embed_narrow", "embed"), -2),
+    **dict.fromkeys(("conv_out", "project_out", "variance_out"), -1),
+}
+
 
 def with_large_patches(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], patch_size: int
@@ -30,7 +36,8 @@ def with_large_patches(
         if f"/{LARGE}level/" in name:
             completed[name] = np.zeros(shape, np.float32)
         elif small is not None:
-            completed[name] = _resized(small, shape, (2 * patch_size, 1), (patch_size, 1), _side_by_side)
+            patches = (2 * patch_size, 1), (patch_size, 1)
+            completed[name] = _resized(name, small, shapes, *patches, _side_by_side)
     return completed
 
 
@@ -57,7 +64,7 @@ def for_other_images(
     for name, array in arrays.items():
         times = 2 if LARGE in name else 1
         patches = [(times * patch_size, channels) for patch_size, channels in (here, there)]
-        adapted[name] = _resized(array, shapes[name], *patches, _squares) if name in shapes else array
+        adapted[name] = _resized(name, array, shapes, *patches, _squares) if name in shapes else array
     return adapted
 
 
@@ -75,8 +82,9 @@ def with_augmentation(
 
 
 def _resized(
+    name: str,
     array: np.ndarray,
-    shape: Sequence[int],
+    shapes: Mapping[str, Sequence[int]],
     here: tuple[int, int],
     there: tuple[int, int],
     copies: Callable[[int, int], np.ndarray],
@@ -86,23 +94,34 @@ def _resized(
     That axis is (row, column, image or blur of it, colour).
 
     Args:
+      name, shapes: the new array's, and the shapes of the new network's variables.
       here, there: (side, colours) of a patch, new and old.
       copies: as `_squares`.
     """
     p, channels = here
     old_p, old_channels = there
-    for axis, (new, old) in enumerate(zip(shape, array.shape)):
-        if new == old or new * old_p**2 * old_channels != old * p**2 * channels:
-            continue
-        is_input = axis == array.ndim - 2
-        values = np.moveaxis(array, axis, 0)
-        rest = values.shape[1:]
-        values = values.reshape(old_p, old_p, -1, old_channels, *rest)
-        for place, sizes in ((0, (p, old_p)), (1, (p, old_p)), (3, (channels, old_channels))):
-            scaled = np.tensordot(_scaling(*sizes, is_input, copies), values, (1, place))
-            values = np.moveaxis(scaled, 0, place)
-        return np.moveaxis(values.reshape(new, *rest), 0, axis).astype(array.dtype)
-    return array
+    axis = _patch_axis(name, shapes)
+    if axis is None or array.ndim != len(shapes[name]):
+        return array
+    new, old = shapes[name][axis], array.shape[axis]
+    if new == old or new * old_p**2 * old_channels != old * p**2 * channels:
+        return array
+    values = np.moveaxis(array, axis, 0)
+    rest = values.shape[1:]
+    values = values.reshape(old_p, old_p, -1, old_channels, *rest)
+    for place, sizes in ((0, (p, old_p)), (1, (p, old_p)), (3, (channels, old_channels))):
+        scaled = np.tensordot(_scaling(*sizes, axis == -2, copies), values, (1, place))
+        values = np.moveaxis(scaled, 0, place)
+    return np.moveaxis(values.reshape(new, *rest), 0, axis).astype(array.dtype)
+
+
+def _patch_axis(name: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """The axis of a patch's values in a variable of a network with `shapes`; None where it has none."""
+    layer = "/".join(name.split("/")[1:-1])  # a trunk's blocks have a conv_in, too
+    axis = PATCH_AXES.get(layer.removeprefix(LARGE))
+    # A bottleneck, and not the patch, is what `embed` takes behind one.
+    behind = name.replace(f"/{layer}/", f"/{layer}_narrow/") in shapes
+    return None if behind or axis is None or -axis > len(shapes[name]) else axis
 
 
 def _scaling(new: int, old: int, is_input: bool, copies: Callable[[int, int], np.ndarray]) -> np.ndarray:

@@ -31,6 +31,9 @@ def test_a_killed_process_is_too_much_and_nothing_may_fit_at_all():
     found, peaks = memory.largest_batch(lambda batch: math.inf if batch > 5 else 10.0 * batch, 1000)
     assert found == 5 and max(value for value in peaks.values() if math.isfinite(value)) == 50
     assert memory.largest_batch(lambda batch: 2000.0, 1000)[0] == 0
+    # Of a network of two patch sizes no batch of one image is asked for.
+    assert memory.largest_batch(lambda batch: 2000.0, 1000, least=2) == (0, {2: 2000.0})
+    assert memory.largest_batch(lambda batch: 400.0 * batch, 1000, least=2)[0] == 2
 
 
 def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_other(
@@ -59,9 +62,10 @@ def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_
 
 
 @pytest.mark.slow
-def test_a_larger_batch_takes_more_in_a_real_process():
-    small, large = (
-        memory.peak_in_child(tiny_config(training__batch_size=batch, network__patch_size=1))
-        for batch in (4, 512)
+def test_a_larger_batch_takes_more_in_a_real_process_and_crops_take_less():
+    local = {"network__patch_size": 1, "network__local": True}
+    small, crops, large = (
+        memory.peak_in_child(tiny_config(training__batch_size=batch, data__crop=crop, **local))
+        for batch, crop in ((4, 0), (512, 4), (512, 0))
     )
-    assert 100 < small < large - 100
+    assert 100 < small < large - 100 and crops < large - 100

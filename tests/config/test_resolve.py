@@ -99,9 +99,10 @@ def test_a_run_goes_on_with_what_it_derived_on_another_machine_and_for_another_l
     assert changed and all(leaves(Config)[key].rule.may_change for key in changed)
 
 
+@pytest.mark.parametrize("network", ["vit", "local"])
 @pytest.mark.parametrize("dataset", [OTHER, "emoji64"])
-def test_a_vit_goes_on_by_a_command_that_does_not_name_it(dataset):
-    first = given(dataset, network="vit")
+def test_a_network_goes_on_by_a_command_that_does_not_name_it(dataset, network):
+    first = given(dataset, network=network)
     assert going_on(first, given(dataset)) == going_on(first, first) == resolve(first, Info())
 
 
@@ -122,6 +123,14 @@ def test_a_run_keeps_its_size_on_a_machine_that_would_choose_another():
     begun = resolve(given(OTHER), Info(), "tiny")
     later = resolve(given(OTHER), Info(), "base", earlier=begun, begun_with=given(OTHER, size="tiny"))
     assert later == begun != resolve(given(OTHER), Info(), "base")
+
+
+def test_a_run_whose_data_are_not_at_hand_has_their_names_and_digest(monkeypatch):
+    monkeypatch.setattr(Info, "sha256", "0a")
+    earlier = resolved("emoji64")
+    config = resolve(given("emoji64"), None, earlier=earlier)
+    refuse_other_settings(earlier, config, "runs/a")
+    assert config == earlier and config.data.label_names == Info.label_names
 
 
 def test_a_folder_without_given_json_goes_on_too():

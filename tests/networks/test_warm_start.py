@@ -42,6 +42,23 @@ def test_a_network_of_larger_images_begins_as_the_smaller_one(kind):
         np.testing.assert_allclose(back[name], array, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["unet", "bottleneck"])
+def test_a_network_of_another_width_leaves_all_but_stem_and_heads_as_they_are(kind):
+    """Though its width, or its bottleneck, differs by the patches' ratio, too."""
+    config = tiny_config(**KINDS[kind])
+    wider = {"network.patch_size": 8, "network.base_channels": 128, "network.bottleneck": 16}
+    shapes = {name: array.shape for name, array in arrays_of(build_network(config.replace(wider))).items()}
+    arrays = arrays_of(build_network(config))
+    begun = for_other_images(arrays, shapes, (8, 3), (4, 3))
+    changed = {
+        name.partition("/")[2].rpartition("/")[0]
+        for name, array in begun.items()
+        if array is not arrays[name]
+    }
+    ends = {"unet": {"conv_in", "conv_out"}, "bottleneck": {"embed_narrow", "project_out"}}
+    assert changed == {*ends[kind], "variance_out"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_of_grey_images_begins_as_that_of_colours(kind):
     """Of a grey image it predicts the mean of the colours that the other one predicts of it."""
