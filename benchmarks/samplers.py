@@ -110,7 +110,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     floor = comparison.measure(Features(held_out.features))
     print(f"| sampler | steps | guidance | passes | seconds an image | {' | '.join(floor)} |")
     print(f"|{'---|' * (5 + len(floor))}")
-    print(f"| {held_out.title} | | | | | {' | '.join(map(str, floor.values()))} |", flush=True)
+    known = {name: [measured.value] for name, measured in floor.items()}
+    print(f"| {held_out.title} | | | | | {cells(known, floor)} |", flush=True)
     for settings in rows:
         line = measure(denoiser, settings, labels, comparison, arguments.batch_size, arguments.seeds)
         cost = f"{line['passes']} | {line['seconds_per_image']:.3f}"
@@ -134,12 +135,12 @@ def title(settings: SamplingConfig) -> str:
 def cells(metrics: Mapping[str, Sequence[float]], names: Iterable[str]) -> str:
     """Each metric's mean, with its standard deviation over seeds where there are several.
 
-    Precision, recall, density and coverage are left empty where the images are too few.
+    Of too few images there are no KD, precision, recall, density and coverage.
     """
     texts = []
     for values in (metrics.get(name) for name in names):
         error = np.std(values, ddof=1) if values and len(values) > 1 else None
-        texts.append(with_error({"value": np.mean(values), "error": error}) if values else "")
+        texts.append(with_error(values and {"value": np.mean(values), "error": error}))
     return " | ".join(texts)
 
 

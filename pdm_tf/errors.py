@@ -39,8 +39,9 @@ def one_line(error: BaseException | str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether TensorFlow found no memory; a full disk is a ResourceExhaustedError, too."""
-    return any(text in str(error) for text in ("OOM when allocating", "Out of memory"))
+    """Whether memory ran out; TensorFlow's error of that kind is a full disk's, too."""
+    texts = ("oom when allocating", "out of memory", "failed to allocate")
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
 
 
 def run(main: Callable[[], None]) -> int:

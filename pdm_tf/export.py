@@ -79,7 +79,8 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> tf
     - sample(seed int32 (), labels int32 (B,), guidance float32 ()) -> {"images": uint8 (B, H, W, C)}. Image i
       has index i of the seed. At guidance 1 each step is one network pass on B images, else one on 2 B. Seed
       and guidance may be (B,), B times the same value, as a request of rows has them. The defaults are seed
-      0, one image of no class (of class 0 where no class was not learnt), and the guidance of `sampling`.
+      0, one image of no class (of class 0 if images of no class were not learnt), and the guidance of
+      `sampling`.
     - sample_rows(seed int32 (B,), index int32 (B,), labels int32 (B,), guidance float32 (B,)) -> the same:
       row by row image `index` of its own seed, for servers that batch the requests of several clients. Each
       step is one network pass on the B images, and on those of w != 1 once more.
@@ -308,6 +309,7 @@ def describe(model: Model, module: tf.Module, inputs: Inputs) -> dict[str, Any]:
         "image_shape": list(denoiser.image_shape),
         "num_classes": denoiser.num_classes if inputs.num_labels else 0,
         "null_label": inputs.null_label,
+        "takes_guidance": inputs.guidance,
         "num_timesteps": len(denoiser.schedule),
         "sampling": {**dataclasses.asdict(sampling), "timesteps": timesteps.tolist()},
         "parameters": sum(v.shape.num_elements() for v in denoiser.variables),
@@ -350,7 +352,7 @@ images = model.signatures["sample"](
 
 `sample`, which is `serving_default` too: the image at place i of a call is image i of its seed. A server
 takes {defaults} for what a request leaves out.
-`guidance` is the weight w of classifier-free guidance; 1.0 is without, and costs half.
+`guidance` {guidance_is}.
 `sample_rows(seed, index, labels, guidance)`, each of one value an image, draws image `index` of each seed.
 `denoise(z, t, labels)`: one network pass on float32 z_t, t from 0 (least noise) to {last_t}. It returns
 `x`, the predicted clean image; `log_variance`, log sigma^2 of the step from t to t-1; and `u`, its place
@@ -380,6 +382,9 @@ def readme(metadata: dict[str, Any]) -> str:
         defaults=", ".join(f"{k} {v}" for k, v in metadata["signatures"]["sample"]["defaults"].items()),
         labels=[0, min(1, classes - 1)] if classes else [0, 0],
         guidance=sampling.guidance,
+        guidance_is="is the weight w of classifier-free guidance; 1.0 is without, and costs half"
+        if metadata["takes_guidance"]
+        else "must be 1.0",
         batch_shape=(2, *metadata["image_shape"]),
         last_t=metadata["num_timesteps"] - 1,
         metadata=METADATA,

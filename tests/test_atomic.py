@@ -54,7 +54,10 @@ def busy_process(repository, folder):
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("inside"), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating, inside")],
+    [
+        RuntimeError("inside"),
+        tf.errors.ResourceExhaustedError(None, None, "Out of memory, inside"),
+    ],
 )
 def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
     path = tmp_path / "file"

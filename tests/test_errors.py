@@ -39,6 +39,13 @@ def raising(error):
             "error: out of memory: take fewer images at a time; docs/troubleshooting.md lists what else "
             "saves memory (OOM when allocating tensor with shape[9])\n",
         ),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            2,
+            "",
+            "error: out of memory: take fewer images at a time; docs/troubleshooting.md lists what else "
+            "saves memory (Unable to allocate 9 TiB)\n",
+        ),
         (Stopped("stopped by SIGTERM: run it again"), 75, "stopped by SIGTERM: run it again\n", ""),
         (KeyboardInterrupt(), 75, "", "interrupted: run the same command to go on with what is done\n"),
     ],

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pdm_tf.atomic import atomic_json
+from pdm_tf.errors import UserError
 from pdm_tf.paths import as_path
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # The modules of this package that are analyses.
 ANALYSES = ("fig1a", "fig1b", "fig2", "fig3", "fig4", "table1", "table2", "memory", "grids")
+# Those of x_theta at t of which a student has learnt few.
+AT_ALL_T = ("fig1a", "fig1b", "fig2", "fig3", "fig4")
 
 
 def analyze(name: str, study: Study, out: str | os.PathLike) -> None:
@@ -26,6 +29,11 @@ def analyze(name: str, study: Study, out: str | os.PathLike) -> None:
     Raises:
       UserError: it cannot be made of these models or data; says what it needs.
     """
+    for model in study.models:
+        if model.config.is_student and name in AT_ALL_T:
+            raise UserError(
+                f"{name} looks at all t, and {model} is a student, which knows few: give its teacher"
+            )
     result = importlib.import_module(f"{__name__}.{name}").measure(study)
     file = as_path(out) / f"{name}.json"
     picture = as_path(out) / f"{name}.png"

@@ -72,7 +72,7 @@ def _sentence(rows: dict, gib: float) -> str:
     for title, row in rows.items():
         ratio = f", {row['largest_batch'] / base:.1f} times as many" if base and title != smallest else ""
         slope = row["mebibytes_per_image"]
-        size = "not even one image fits" if slope is None else f"{slope:.1f} MiB each"
+        size = "not even the smallest fits" if slope is None else f"{slope:.1f} MiB each"
         values.append(f"{row['largest_batch']} of {title}{ratio} ({size})")
     return f"Within {gib:g} GiB the largest batch that trains is {' and '.join(values)}; the paper: 4 times."
 

@@ -10,7 +10,6 @@ from pdm_tf.analysis.study import Study
 from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import DataOptions, DrawingOptions, OutputOptions
 from pdm_tf.config.words import choice, setting
-from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder
 
 
@@ -22,17 +21,8 @@ class Options(DrawingOptions, OutputOptions, DataOptions):
     memory_gib: float = setting(2.0, "Memory limit of --what=memory in GiB.", least=0.1)
 
 
-# Those that look at x_theta at t of which a student has learnt few.
-AT_ALL_T = ("fig1a", "fig1b", "fig2", "fig3", "fig4")
-
-
 def run(options: Options) -> None:
     models = options.models()
-    for model in models:
-        if model.config.is_student and options.what in AT_ALL_T:
-            raise UserError(
-                f"--what={options.what}: {model} is a student, which knows few t; give its teacher"
-            )
     study = Study(
         models,
         options.trained_data(models[0].config.data),

@@ -14,6 +14,7 @@ from pdm_tf.commands.options import (
     DeviceOptions,
     DrawingOptions,
     OutputOptions,
+    Place,
     given_fields,
 )
 from pdm_tf.config.fields import SamplingConfig
@@ -96,7 +97,9 @@ def run(options: Options) -> None:
     if only_files:
         alone = "with --samples alone: give --run_dir, too, or leave it out"
         refuse_idle(options, given_fields(SamplingConfig, options), ONLY_DRAWING, alone)
-    place = options.place_to_draw()
+    # Files are compared here, alone, whatever cluster this machine is of.
+    alone = "cpu" if options.strategy == "cpu" else devices.of_this_machine()
+    place = Place(alone) if only_files else options.place_to_draw()
     # First: once a detector has looked at an image TensorFlow keeps the devices that it has.
     strategy = devices.make_strategy(place.strategy)
     detector = load_detector(options.detector, options.inception)

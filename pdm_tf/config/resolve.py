@@ -101,9 +101,9 @@ def resolve(
         config = presets.sized_preset(size, data, settings)
         if info.num_examples["train"] > presets.MOST_SCORED:
             config = config.replace({"training.score_every": 0})
-    data = info or (earlier and earlier.data)
-    if data:
-        config = config.replace({"data.label_names": data.label_names, "data.sha256": data.sha256})
+    described = info or (earlier and earlier.data)
+    if described:
+        config = config.replace({"data.label_names": described.label_names, "data.sha256": described.sha256})
     config = config.replace(settings)
     config = config.replace(presets.network_settings(network or "unet", config, size)).replace(settings)
     if size and not (earlier or parent) and presets.begins_with_shipped(config):
@@ -149,11 +149,11 @@ def refuse_other_settings(earlier: Config, config: Config, folder: object) -> No
     """Raises UserError if the run in a folder cannot go on with `config`: what may not change has changed."""
     known = leaves(Config)
     changed = changes(earlier, config).items()
-    fixed = [
-        f"{key} ({old or 'nothing'} there, {new or 'nothing'} now)"
-        for key, (old, new) in changed
-        if not known[key].rule.may_change
-    ]
+    fixed = []
+    for key, values in changed:
+        if not known[key].rule.may_change:
+            there, now = ("nothing" if value in ("", ()) else value for value in values)
+            fixed.append(f"{key} ({there} there, {now} now)")
     if fixed:
         raise UserError(
             f"{folder} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume "

@@ -10,8 +10,8 @@ from pdm_tf.networks.patched import EMBED_AUGMENTATION, LARGE
 
 # The layers of stems and heads that have an axis of a patch's values, their kernels' inputs or their outputs.
 PATCH_AXES = {
-    **dict.fromkeys(("conv_in", "embed_narrow", "embed"), -2),
-    **dict.fromkeys(("conv_out", "project_out", "variance_out"), -1),
+    **dict.fromkeys(("conv_in", "embed_narrow", "embed", "refiner_in"), -2),
+    **dict.fromkeys(("conv_out", "project_out", "variance_out", "refiner_out"), -1),
 }
 
 
@@ -64,6 +64,8 @@ def for_other_images(
     for name, array in arrays.items():
         times = 2 if LARGE in name else 1
         patches = [(times * patch_size, channels) for patch_size, channels in (here, there)]
+        if "/refiner_" in name:  # whose patches are its own: colours alone change
+            patches = [(1, channels) for _, channels in patches]
         adapted[name] = _resized(name, array, shapes, *patches, _squares) if name in shapes else array
     return adapted
 

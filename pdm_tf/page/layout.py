@@ -274,7 +274,7 @@ def control(name: str, model: Model) -> gr.components.Component:
     about = {
         "label": label_of(name),
         "info": INFO.get(name, leaf.rule.help),
-        "visible": name != "guidance" or bool(classes_of(model)),
+        "visible": name != "guidance" or bool(classes_of(model) and model.config.diffusion.label_dropout),
     }
     if leaf.rule.choices:
         choices = [(CHOICES.get(choice, choice.capitalize()), choice) for choice in leaf.rule.choices]

@@ -55,7 +55,7 @@ class Checkpoints:
             with disk_errors(final), replaced_folder(final, partial, MANIFEST) as folder:
                 self.ema.save(self.run.weights(step))
                 with for_tensorflow(folder) as plain:
-                    self.state.write(f"{plain}/state", options=_here())
+                    self.state.write(f"{plain}/state", options=_files_of_this_host())
                 for length in self.ema.lengths:
                     self.ema.save(folder / _of_length(length), length)
                 self._write_manifest(folder, step)
@@ -84,14 +84,17 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {folder.parent} is usable: restore them from a "
-                f"copy, or begin with the averages in another folder by training.warm_start={self.run}"
+                f"copy, begin with the averages in another folder by training.warm_start={self.run}, or "
+                f"delete {self.run} to begin again from nothing"
             )
         return None
 
     def _read(self, folder: Path) -> None:
         try:
             with for_tensorflow(folder) as plain:
-                self.state.read(f"{plain}/state", options=_here()).assert_existing_objects_matched()
+                self.state.read(
+                    f"{plain}/state", options=_files_of_this_host()
+                ).assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:  # a variable is missing, or is of another shape
             raise UserError(
                 f"{folder} is whole, and of another network or written by another version of pdm_tf: use "
@@ -156,8 +159,8 @@ def _fingerprint(path: Path) -> dict:
     return {"bytes": size_of(path), "sha256": sha256(path)}
 
 
-def _here() -> tf.train.CheckpointOptions:
-    """Files of this host, wherever the variables are: a TPU's may be those of another."""
+def _files_of_this_host() -> tf.train.CheckpointOptions:
+    """Options that write and read files here, wherever the variables are: a TPU's may be on another host."""
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
     local = any(name.startswith("/job:localhost") for name in names)  # not so of several workers
     return tf.train.CheckpointOptions(experimental_io_device="/job:localhost" if local else None)

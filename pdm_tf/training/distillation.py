@@ -6,7 +6,6 @@ step follows from its number and those weights, which the run folder keeps, and 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -181,16 +180,18 @@ class Teaching:
         print(f"distillation: {len(steps)} steps of the teacher -> {len(steps) // factor}", flush=True)
 
     def _check_same(self, teacher: Model) -> None:
-        """Notes the first teacher's identity; UserError if the run began with another."""
+        """Notes at the run's start who its first teacher is; UserError if that is another now."""
         note = self.state.checkpoints.run.teacher_note
-        now = {"digest": teacher.digest, "sampling": dataclasses.asdict(teacher.config.sampling)}
-        now = json.loads(json.dumps(now))
-        if not note.exists() and self.chief:
-            atomic_json(note, now)
+        sampling = teacher.config.sampling
+        guidance = [sampling.guidance, sampling.threshold, *sampling.guidance_interval]
+        now = {"digest": teacher.digest, "guidance": guidance}
+        if not self.state.step:
+            if self.chief:
+                atomic_json(note, now)
         elif note.exists() and json.loads(note.read_text()) != now:
             raise UserError(
-                f"the teacher {teacher} has other weights or sampling than when this run began: give it back "
-                "those, or begin a new run"
+                f"the teacher {teacher} has other weights or guidance than when this run began: restore "
+                "those, or train in another folder"
             )
 
     def _teacher(self, step: int) -> Teacher:

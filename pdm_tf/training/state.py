@@ -42,7 +42,7 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
         if run.has_begun():
             raise UserError(
                 f"{run} holds averaged weights and no checkpoint to go on from: begin with them in another "
-                f"folder by training.warm_start={run}"
+                f"folder by training.warm_start={run}, or delete {run} to begin again from nothing"
             )
         if settings.warm_start:
             warm_start(config, ema)

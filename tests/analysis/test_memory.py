@@ -53,7 +53,7 @@ def test_one_model_is_beside_itself_without_patches_and_several_are_beside_each_
     assert rows["x, P=4"]["mebibytes_per_image"] == pytest.approx(4)
     assert rows["the same with P=1"]["largest_batch"] == 0
     assert rows["the same with P=1"]["mebibytes_per_image"] is None
-    assert "0 of the same with P=1 (not even one image fits)" in result.sentence
+    assert "0 of the same with P=1 (not even the smallest fits)" in result.sentence
     result.draw(tmp_path / "memory.png")
     result = memory.measure(study_of(info, *models, memory_gib=1.0))
     batches = {title: row["largest_batch"] for title, row in result.numbers["rows"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,8 +141,11 @@ def test_an_evaluation_chooses_its_devices_before_tensorflow_uses_any(monkeypatc
     monkeypatch.setattr(evaluate.devices, "make_strategy", done.append)
     for name in ("load_detector", "compare"):
         monkeypatch.setattr(evaluate, name, lambda *_, name=name, **__: done.append(name))
+    monkeypatch.setattr(evaluate.Options, "models", lambda _: done.append("models") or [])
     evaluate.run(evaluate.Options(samples=("a.npz",), strategy="cpu"))
     assert done == ["cpu", "load_detector", "compare"]
+    evaluate.run(evaluate.Options(run_dir=("a",), strategy="cpu"))
+    assert done[3:] == ["cpu", "load_detector", "models", "compare"]
 
 
 def test_results_lie_in_the_run_folder_and_what_leaves_it_elsewhere():
@@ -156,6 +160,15 @@ def test_an_export_takes_an_interval_whose_weight_comes_with_each_call(tmp_path)
     write_run(tmp_path)
     options = export.Options(run_dir=(str(tmp_path),), guidance_interval=(150, 550))
     assert options.model().config.sampling.guidance_interval == (150, 550)
+
+
+@pytest.mark.parametrize(("accelerator", "size"), [(False, "tiny"), (True, "base")])
+def test_a_run_notes_the_size_that_its_machine_chose(tmp_path, monkeypatch, accelerator, size):
+    monkeypatch.setattr(train.devices, "has_accelerator", lambda _: accelerator)
+    data = {"name": "d", "image_shape": (64, 64, 3), "num_classes": 0, "label_names": (), "sha256": "1"}
+    info = SimpleNamespace(**data, num_examples={"train": 9})
+    options = train.Options(dataset=f"folder:{tmp_path}", run_dir=(str(tmp_path),), warm_start="")
+    assert options.given.size is None and train.plan(options, info).given.size == size
 
 
 def test_a_run_without_weights_may_begin_otherwise(tmp_path):

@@ -84,7 +84,7 @@ REFUSALS = [
     ),
     (
         "--mode=analyze --run_dir=FOLDER/student --what=fig2",
-        "--what=fig2: FOLDER/student is a student, which knows few t; give its teacher",
+        "fig2 looks at all t, and FOLDER/student is a student, which knows few: give its teacher",
     ),
     (
         "--mode=evaluate --run_dir=FOLDER/whole --likelihood --ema=0.1",

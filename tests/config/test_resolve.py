@@ -111,6 +111,7 @@ def test_a_network_goes_on_by_a_command_that_does_not_name_it(dataset, network):
     [
         (given("emoji64", network="vit"), given("emoji64", network="unet"), "network.kind"),
         (given("emoji64", "optimizer.beta_2=0.9"), given("emoji64"), r"beta_2 \(0.9 there, 0.99 now\)"),
+        (given("emoji64", "seed=0"), given("emoji64", "seed=1"), r"seed \(0 there, 1 now\)"),
     ],
 )
 def test_what_contradicts_the_run_is_refused(first, now, changed):

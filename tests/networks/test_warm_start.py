@@ -74,3 +74,18 @@ def test_a_network_of_grey_images_begins_as_that_of_colours(kind):
     expected = colours(tf.repeat(z, 3, -1), t, labels)[0]
     assert np.std(expected) > 0.05
     np.testing.assert_allclose(grey(z, t, labels)[0], tf.reduce_mean(expected, -1, keepdims=True), atol=1e-5)
+
+
+def test_a_refiner_keeps_its_patches_and_takes_other_colours():
+    config = tiny_config(**VIT, network__refiner_channels=32)
+    arrays = arrays_of(randomized(build_network(config), 3))
+    grey = {"data.image_shape": (*config.data.image_shape[:2], 1), "network.patch_size": 8}
+    shapes = {name: array.shape for name, array in arrays_of(build_network(config.replace(grey))).items()}
+    begun = for_other_images(arrays, shapes, (8, 1), (4, 3))
+    found = {name: array for name, array in begun.items() if "/refiner" in name}
+    assert {name: array.shape for name, array in found.items()} == {n: shapes[n] for n in found}
+    ends = {name.split("/")[-2]: (arrays[name], array) for name, array in found.items() if "kernel" in name}
+    old, new = ends["refiner_in"]
+    np.testing.assert_allclose(new, old.reshape(*old.shape[:2], -1, 3, old.shape[-1]).sum(3), atol=1e-6)
+    old, new = ends["refiner_out"]
+    np.testing.assert_allclose(new, old.reshape(*old.shape[:3], -1, 3).mean(4), atol=1e-6)

@@ -123,7 +123,7 @@ def refuses_another_teacher(teacher, folder):
     weights = RunFolder(teacher).newest_weights()
     before = weights.read_bytes()
     write_arrays(weights, {name: 2 * array for name, array in read_arrays(weights).items()})
-    with pytest.raises(UserError, match="has other weights or sampling than when this run began"):
+    with pytest.raises(UserError, match="has other weights or guidance than when this run began"):
         train(teacher, folder)
     weights.write_bytes(before)
 
