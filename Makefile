@@ -5,7 +5,7 @@
 #   All of these make the environment themselves (setup.sh).
 # make setup [PYTHON=python3.13] [VENV=.venv] [GPU=1]: that alone, of another Python, elsewhere, for NVIDIA GPUs.
 VENV ?= .venv
-PY := $(VENV)/bin/python
+PY := "$(VENV)/bin/python"
 DEMO_MINUTES ?= 3
 DEMO_DIR ?= runs/demo
 WORKERS ?= 2
@@ -20,16 +20,16 @@ export VENV PYTHON GPU
 
 demo: setup
 	@echo "1. 36 faces from weights that ship with the project:"
-	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/avatars64 --out=$(DEMO_DIR)/faces \
-	    --num_samples=36 --sample_batch_size=36
+	@rm -rf "$(DEMO_DIR)/faces" # those of other weights, or of another machine
+	@$(PY) main.py --mode=sample --run_dir=pdm_tf/pretrained/avatars64 --out="$(DEMO_DIR)/faces" --num_samples=36
 	@echo "2. Training the same network on emoji, DEMO_MINUTES=$(DEMO_MINUTES); previews are in $(DEMO_DIR)/previews:"
-	@$(PY) main.py --mode=train --run_dir=$(DEMO_DIR) $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
+	@$(PY) main.py --mode=train --run_dir="$(DEMO_DIR)" $(DEMO) --set=training.minutes=$(DEMO_MINUTES)
 	@echo "3. To go on from here for an hour: make demo DEMO_MINUTES=60"
 	@echo "   Your own pictures are trained in the same way: docs/training.md."
 
 test: setup
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/ruff" format --check .
 	$(PYTEST) -m "not slow and not heavy"
 
 test-slow: setup
@@ -47,4 +47,4 @@ lock:
 	    -o requirements-gpu.lock
 
 clean:
-	rm -rf .venv
+	[ ! -e "$(VENV)/.ready" ] || rm -rf "$(VENV)"

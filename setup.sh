@@ -28,7 +28,8 @@ made_from() {
 [ "$GPU" != 0 ] || GPU=
 lock=requirements${GPU:+-gpu}.lock
 if made_from "$lock" || { [ -z "$GPU" ] && made_from requirements-gpu.lock; }; then
-  if [ -z "$PYTHON" ] || [ "$(version_of "$PYTHON")" = "$(version_of "$VENV/bin/python")" ]; then
+  made_with=$(version_of "$VENV/bin/python" || true) # nothing if its interpreter is gone
+  if [ "$made_with" ] && { [ -z "$PYTHON" ] || [ "$(version_of "$PYTHON")" = "$made_with" ]; }; then
     exit 0
   fi
 fi

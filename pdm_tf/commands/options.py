@@ -26,6 +26,7 @@ from pdm_tf.ledger import Share
 from pdm_tf.models import Model, models_from_folders, origin_text
 from pdm_tf.paths import Path, as_path
 from pdm_tf.run import LOW, PRETRAINED, RunFolder
+from pdm_tf.sampling.batches import default_batch
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ class DrawingOptions(overrides(SamplingConfig)):
     )
 
     def batch_size(self, count: int, replicas: int = 1) -> int:
-        """How many of `count` images to draw at a time; by default no more than the replicas share."""
-        return self.sample_batch_size or min(TOGETHER, -(-count // replicas) * replicas)
+        """How many of `count` images to draw at a time, as asked or `default_batch`."""
+        return self.sample_batch_size or default_batch(count, replicas)
 
 
 def given_fields(section: type, options: Any) -> dict[str, Any]:

@@ -315,6 +315,11 @@ def check_network(network: NetworkConfig, image_shape: Sequence[int]) -> None:
     if network.kind == "vit":
         _check_vit(network)
     if network.refiner_channels:
+        if network.local:
+            raise UserError(
+                f"network.refiner_channels={network.refiner_channels}: a refiner normalizes over the whole "
+                "image, which a network that learns from crops (network.local) may not: use 0"
+            )
         _check_groups(f"network.refiner_channels={network.refiner_channels}", network.refiner_channels)
         refined = network.refiner_patch_size
         _check_division(image_shape, refined, "refiner_patch_size", "another network.refiner_patch_size")

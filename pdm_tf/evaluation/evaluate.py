@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from pdm_tf import stack
 from pdm_tf.atomic import atomic_json
-from pdm_tf.config.fields import TOGETHER
 from pdm_tf.data import DatasetInfo, held_out_split, uint8_batches
 from pdm_tf.devices import make_strategy
 from pdm_tf.errors import UserError
@@ -27,7 +26,7 @@ from pdm_tf.evaluation.report import report
 from pdm_tf.ledger import Ledger, Share, note_others
 from pdm_tf.models import Model
 from pdm_tf.paths import as_path
-from pdm_tf.sampling.batches import SampleBatches
+from pdm_tf.sampling.batches import SampleBatches, default_batch
 from pdm_tf.sampling.sampler import Sampler
 
 
@@ -66,8 +65,7 @@ class Drawing:
             chosen = "shares of the reference" if counts else "equal shares"
             shares = counts or [1] * max(1, model.config.data.num_classes)
             labels = image_sets.shared_labels(shares, self.count, self.seed)
-        filled = -(-self.count // sampler.replicas) * sampler.replicas
-        batch_size = self.batch_size or min(TOGETHER, filled)
+        batch_size = self.batch_size or default_batch(self.count, sampler.replicas)
         return SampleBatches(sampler, self.seed, self.count, batch_size, labels, self.share), chosen
 
 
@@ -195,7 +193,7 @@ def measure_likelihood(
     if split is None:
         raise UserError(f"{info.name} has no held-out split, and training images would flatter the model")
     count = min(count or info.num_examples[split], info.num_examples[split])
-    batch_size = batch_size or min(TOGETHER, count)
+    batch_size = batch_size or default_batch(count)
     variance = model.config.sampling.variance
     with make_strategy(strategy).scope():
         likelihood = Likelihood(model.denoiser, variance)

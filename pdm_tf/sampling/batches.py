@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pdm_tf.config.fields import TOGETHER
 from pdm_tf.images import to_uint8
 from pdm_tf.ledger import Ledger, Share
 from pdm_tf.progress import bar, skip
@@ -16,6 +17,11 @@ from pdm_tf.sampling.sampler import Sampler
 
 ALONE = Share()
 BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+def default_batch(count: int, replicas: int = 1) -> int:
+    """How many of `count` images to draw at a time: `TOGETHER`, or all of fewer, as many on each replica."""
+    return min(max(TOGETHER // replicas, 1), -(-count // replicas)) * replicas
 
 
 @dataclasses.dataclass(frozen=True)

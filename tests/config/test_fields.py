@@ -103,6 +103,7 @@ IMPOSSIBLE = [
     ("vit", "network.input_injections=8", "there are network.depth=7"),
     ("unet", "training.steps_per_execution=7", "is not a multiple of training.steps_per_execution=7: use"),
     ("unet", "data.num_classes=0", "needs labels, and emoji64 has none"),
+    ("local", "data.crop=64 network.refiner_channels=32", "a refiner normalizes over the whole image"),
     ("unet", "data.augmentation=0.1 data.horizontal_flip=true", r"use data\.horizontal_flip=false$"),
 ]
 

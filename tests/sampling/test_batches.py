@@ -14,6 +14,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.images import to_uint8
 from pdm_tf.ledger import Share
 from pdm_tf.paths import files_below
+from pdm_tf.sampling.batches import default_batch
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.output import write_images
 from tests.fakes import FakeDenoiser
@@ -122,3 +123,10 @@ def test_all_that_decides_the_pixels_is_a_part_of_the_identity():
     identities = {json.dumps(draw_of(**other).identity(MODEL)) for other in others}
     assert len({*identities, json.dumps(draw_of().identity("1" * 64))}) == len(others) + 1
     assert json.dumps(draw_of(count=99).identity(MODEL)) in identities  # whatever the number of images
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 7, 8, 32])
+def test_a_default_batch_suits_all_replicas(replicas):
+    for count in (1, 5, 16, 100):
+        batch = default_batch(count, replicas)
+        assert batch % replicas == 0 and batch <= max(16, replicas) and batch < count + replicas
