@@ -84,6 +84,8 @@ def test_nothing_is_done_twice_and_all_is_where_something_changed(machine):
     machine.python("python3.11", "3.11").python("python3.13", "3.13")
     assert machine.setup(GPU="0")[2].endswith("-r requirements.lock\n")
     assert machine.setup() == machine.setup(PYTHON="python3.11") == (0, "", "")
+    (machine.folder / ".venv/bin/python").unlink()  # as when its interpreter is removed
+    assert "making .venv with" in machine.setup()[1]
     # Another Python than the environment's own, which it then keeps.
     assert "python3.13 (Python 3.13)" in machine.setup(PYTHON="python3.13")[1]
     with open(machine.folder / "requirements.lock", "a") as file:
