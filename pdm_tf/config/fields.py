@@ -202,10 +202,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """A student, each of whose steps stands for several of a teacher (Salimans & Ho, 2022)."""
+    """A student, each of whose steps stands for several of a teacher."""
 
     teacher: tuple[str, ...] = _student(
         (), "Run folder, or name of weights that ship, of the teacher, or of its experts; empty: none."
+    )
+    method: str = choice(
+        ("progressive", "consistency"),
+        "Learn from the teacher's steps alone, or from one and the student's own.",
+        of=("student",),
     )
     steps: int = _student(4, "Steps of the student.", above=0)
     spacing: str = choice(
@@ -455,6 +460,10 @@ def _check_distillation(config: Config) -> None:
     if d.first != first:
         raise UserError(
             f"distillation.first={d.first}: use steps times factor, once or more, such as {first}"
+        )
+    if d.method == "consistency" and d.phases > 1:
+        raise UserError(
+            f"distillation.method=consistency has one phase: use distillation.factor={d.first // d.steps}"
         )
     together = training.steps_per_execution
     _check_multiple("distillation.phase_steps", d.phase_steps, "training.steps_per_execution", together)

@@ -1,7 +1,9 @@
-"""Progressive distillation: a student learns to take several of its teacher's steps in one.
+"""Distillation: a student learns to take several of its teacher's steps in one.
 
-At a phase's end the student's averaged weights become the teacher (Salimans & Ho, 2022). What is learnt in a
-step follows from its number and those weights, which the run folder keeps, and so resumes to the bit.
+Progressive (Salimans & Ho, 2022): from the teacher's steps alone; at a phase's end the student's averaged
+weights become the teacher. Multistep consistency (Heek et al., 2024): from one of the teacher's steps and
+the student's own step from there. What is learnt in a step follows from its number and the weights that the
+run folder keeps, and so resumes to the bit.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pdm_tf.denoiser import Denoiser, build_denoiser, build_network
 from pdm_tf.devices import Workers
 from pdm_tf.diffusion.losses import simple_loss
 from pdm_tf.diffusion.process import diffuse
-from pdm_tf.diffusion.schedules import SPACINGS, NoiseLevel, NoiseSchedule
+from pdm_tf.diffusion.schedules import SPACINGS, Level, NoiseLevel, NoiseSchedule
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model
 from pdm_tf.run import run_or_shipped
@@ -42,7 +44,7 @@ class Teacher(NamedTuple):
 
 
 class Distillation(Objective):
-    """gamma_t ||x_theta - x~||^2 at the student's timesteps, x~ being `target`.
+    """gamma_t ||x_theta - x~||^2: x~ is `target` at the student's timesteps, or `consistency_target` at all.
 
     A timestep is drawn as often as x counts in its step: the first, from nearly pure noise, hardly needs it.
     L_vlb is left out: the student's steps have no variance.
@@ -50,6 +52,7 @@ class Distillation(Objective):
     Attributes:
       steps: the teacher's timesteps.
       factor: how many of its steps one of the student is.
+      consistency: whether the method is consistency distillation.
     """
 
     def __init__(
@@ -59,36 +62,49 @@ class Distillation(Objective):
         teacher: Teacher,
         steps: NoiseSchedule,
         factor: int,
+        consistency: bool = False,
     ):
         super().__init__(denoiser, diffusion)
         self.steps = steps
         self.factor = factor
+        self.consistency = consistency
         self._teacher = teacher
-        kept = steps.respaced(steps.timesteps[factor - 1 :: factor])
-        noise_left = np.sqrt((1.0 - kept.alpha_before) / (1.0 - kept.alpha))
+        index = np.arange(len(steps))
+        alpha_end = steps.alpha_before[self._cleanest(index)]
+        noise_left = np.sqrt((1.0 - alpha_end) / (1.0 - steps.alpha))
+        mass = np.sqrt(alpha_end) - noise_left * np.sqrt(steps.alpha)
+        begins = index % factor == factor - 1
         self._mass = np.zeros(len(denoiser.schedule))
-        self._mass[kept.timesteps] = np.sqrt(kept.alpha_before) - noise_left * np.sqrt(kept.alpha)
+        self._mass[steps.timesteps] = mass if consistency else mass * begins
         for part in denoiser.parts:
             if not self._mass[part.t_start : part.t_stop].any():
                 raise UserError(
-                    f"none of the student's {len(kept)} steps is of {part.title}: use more, or a teacher of "
-                    "one patch size"
+                    f"none of the student's {begins.sum()} steps is of {part.title}: use more, or a teacher "
+                    "of one patch size"
                 )
 
     def losses(self, examples: Examples, dropout_key: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """As `Objective.losses`; "mse" is that to the target."""
         denoiser, x, labels, t, eps, augmentation, weight, _ = examples
         i = tf.searchsorted(self.steps.timesteps, t)
-        levels = [self.steps.at(i - k, x.dtype) for k in range(self.factor)]
-        z = diffuse(x, eps, levels[0])
+        level = self.steps.at(i, x.dtype)
+        z = diffuse(x, eps, level)
         sampling = self._teacher.sampling
         teacher = guided(
             self._teacher.denoiser, labels, sampling.guidance, sampling.threshold, sampling.guidance_interval
         )
-        aim = tf.stop_gradient(target(teacher, z, levels, self._teacher.is_student))
+        if self.consistency:
+            student = guided(self.denoiser, labels, weight=1.0, threshold="static")
+            end = self.steps.at(self._cleanest(i), x.dtype).before
+            following = self.steps.at(tf.maximum(i - 1, 0), x.dtype)
+            aim = consistency_target(teacher, student, z, level, following, end)
+        else:
+            levels = [level, *(self.steps.at(i - k, x.dtype) for k in range(1, self.factor))]
+            aim = target(teacher, z, levels, self._teacher.is_student)
+        aim = tf.stop_gradient(aim)
         pred_x, _ = denoiser(z, t, labels, dropout_key, augmentation)
         diffusion = self.diffusion
-        simple = simple_loss(aim, pred_x, levels[0], diffusion.loss_weighting, diffusion.loss_bias)
+        simple = simple_loss(aim, pred_x, level, diffusion.loss_weighting, diffusion.loss_bias)
         return {
             "loss": weight * simple,
             "simple_loss": weight * simple,
@@ -96,6 +112,10 @@ class Distillation(Objective):
             "mse": tf.reduce_mean(tf.square(pred_x - aim), axis=[1, 2, 3]),
             "t": t,
         }
+
+    def _cleanest(self, i):
+        """The index of the teacher's last step within the student's step that has its i-th."""
+        return i // self.factor * self.factor
 
 
 def target(teacher: Denoise, z: tf.Tensor, levels: Sequence[NoiseLevel], first_order: bool) -> tf.Tensor:
@@ -115,8 +135,7 @@ def target(teacher: Denoise, z: tf.Tensor, levels: Sequence[NoiseLevel], first_o
     weights = tf.zeros_like(levels[0].signal)
     d = x_before = h_before = None
     for level in levels:
-        ratio = level.before.noise / level.noise
-        weight = level.before.signal - ratio * level.signal
+        ratio, weight = _step(level, level.before)
         x, _ = teacher(z, level.t)
         h = 0.5 * tf.math.log(level.before.snr / level.snr)
         d = x
@@ -128,6 +147,33 @@ def target(teacher: Denoise, z: tf.Tensor, levels: Sequence[NoiseLevel], first_o
         x_before = x
         h_before = h
     return total / weights
+
+
+def consistency_target(
+    teacher: Denoise, student: Denoise, z: tf.Tensor, level: NoiseLevel, following: NoiseLevel, end: Level
+) -> tf.Tensor:
+    """The x~ from which one DDIM step to `end` ends where the teacher's step and the student's from there do.
+
+    Where the student is perfect at `following` it is `target` of all of the teacher's DDIM steps to `end`.
+
+    Args:
+      z: z_t, (B, H, W, C).
+      level, following, end: those of t, of the teacher's next timestep, and of where the student's step ends;
+        if the teacher's does, too, x~ is its x_theta, and `following` does not count.
+    """
+    x, _ = teacher(z, level.t)
+    ratio, weight = _step(level, level.before)
+    x_following, _ = student(ratio * z + weight * x, following.t)
+    ratio, weight_following = _step(following, end)
+    weight = ratio * weight
+    both = (weight * x + weight_following * x_following) / (weight + weight_following)
+    return tf.where(level.before.noise == end.noise, x, both)
+
+
+def _step(level: Level, before: Level) -> tuple[tf.Tensor, tf.Tensor]:
+    """r and w of a DDIM step z_s = r z_t + w x."""
+    ratio = before.noise / level.noise
+    return ratio, before.signal - ratio * level.signal
 
 
 def teacher_schedule(config: Config, process: NoiseSchedule, step: int) -> NoiseSchedule:
@@ -177,7 +223,8 @@ class Teaching:
             )
         steps = teacher_schedule(self.config, model.denoiser.schedule, step)
         factor = self.config.distillation.factor
-        model.objective = Distillation(model.denoiser, model.diffusion, teacher, steps, factor)
+        consistency = self.config.distillation.method == "consistency"
+        model.objective = Distillation(model.denoiser, model.diffusion, teacher, steps, factor, consistency)
         # Keras keeps graphs, which have the teacher before in them.
         model.train_function = None
         model.test_function = None

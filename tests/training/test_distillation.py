@@ -18,7 +18,7 @@ from pdm_tf.sampling.dpm_solver import dpm_solver
 from pdm_tf.sampling.loop import sampling_loop
 from pdm_tf.sampling.sampler import respaced_schedule
 from pdm_tf.training import loop
-from pdm_tf.training.distillation import target
+from pdm_tf.training.distillation import consistency_target, target
 from pdm_tf.weights import read_arrays, write_arrays
 from tests.sampling.mixture import Mixture, normal, unlabelled
 from tests.tiny_runs import write_run
@@ -50,6 +50,23 @@ def test_a_perfect_student_s_step_ends_where_the_teacher_s_steps_do(factor, firs
     row = tf.constant(ddim(None, student).table[k], z.dtype)
     _, found, _ = perfect(student.at(k, z.dtype), z, None, tf.unstack(row), [])
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("i", [8, 9, 10, 11])
+def test_a_student_that_is_consistent_takes_all_of_the_teacher_s_steps(i):
+    """The third of four steps; the student at the next timestep is perfect."""
+    steps = PROCESS.respaced(SPACINGS["logsnr_trailing"](PROCESS, 16))
+    teacher = unlabelled(MIXTURE.denoiser(PROCESS))
+    z = normal((64, 1, 1, 2), i)
+
+    def rest_from(j):
+        levels = [steps.at(k, z.dtype) for k in range(j, 7, -1)]
+        return lambda z, _: (target(teacher, z, levels, first_order=True), None)
+
+    student = rest_from(i - 1) if i > 8 else lambda z, _: (np.nan * z, None)  # which is not asked
+    levels = steps.at(i, z.dtype), steps.at(i - 1, z.dtype), steps.at(8, z.dtype).before
+    found = consistency_target(teacher, student, z, *levels)
+    np.testing.assert_allclose(found, rest_from(i)(z, None)[0], rtol=1e-9, atol=1e-9)
 
 
 TEACHER = [
@@ -97,8 +114,9 @@ def student(teacher, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_student_comes_nearer_to_its_teacher_s_steps(teacher, tmp_path):
-    train(teacher, tmp_path, "distillation.steps=4", "training.steps=40")
+@pytest.mark.parametrize("method", ["progressive", "consistency"])
+def test_a_student_comes_nearer_to_its_teacher_s_steps(teacher, tmp_path, method):
+    train(teacher, tmp_path, f"distillation.method={method}", "distillation.steps=4", "training.steps=40")
     losses = RunFolder(tmp_path).metrics()["loss"][:, 1]
     assert losses[-5:].mean() < 0.5 * losses[:5].mean()
 
@@ -166,6 +184,7 @@ def test_a_student_is_sampled_in_no_other_way(teacher, asked):
     [
         ("distillation.first=6", "distillation.first=6: use steps times factor, once or more, such as 8"),
         ("training.steps=6", "ends before the last of 2 phases"),
+        ("distillation.method=consistency", "has one phase: use distillation.factor=4"),
         ("diffusion.t_start=3", "a student learns all of the process"),
     ],
 )
