@@ -36,7 +36,7 @@ from pdm_tf.sampling.sampler import Sampler
 
 
 def settings_of(arguments: argparse.Namespace, config: Config) -> list[SamplingConfig]:
-    """How each row of the table samples. Without guidance, thresholds and intervals are all the same.
+    """How each row of the table samples, each once: without guidance, intervals and most thresholds are alike.
 
     Raises:
       UserError: there is no such sampler, or the model cannot be sampled so.
@@ -51,6 +51,8 @@ def settings_of(arguments: argparse.Namespace, config: Config) -> list[SamplingC
     ):
         kind, _, spacing = name.partition("/")
         settings = SamplingConfig(kind, (steps,), spacing or "even")
+        if threshold == "none":
+            settings = dataclasses.replace(settings, threshold=threshold)
         if weight != 1.0:
             limits = () if interval == "all" else tuple(map(int, interval.split(",")))
             settings = dataclasses.replace(
@@ -124,7 +126,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 def title(settings: SamplingConfig) -> str:
     """The row's first cells: sampler and spacing, steps, guidance."""
     name = settings.sampler if settings.spacing == "even" else f"{settings.sampler}/{settings.spacing}"
-    guidance = "none"
+    guidance = "none, no clipping" if settings.threshold == "none" else "none"
     if settings.guidance != 1.0:
         guidance = f"{settings.guidance:g}, {settings.threshold}"
         if settings.guidance_interval:
@@ -161,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--batch_size", type=int, default=50)
     parser.add_argument("--guidance", default="1", help="weights w")
-    parser.add_argument("--threshold", default="dynamic", help="of the rows with guidance")
+    parser.add_argument("--threshold", default="dynamic", help="of the rows with guidance; none: of all rows")
     parser.add_argument(
         "--guidance_interval", nargs="+", default=["all"], metavar="LO,HI", help="of these rows; all: every t"
     )

@@ -508,10 +508,6 @@ def check_sampling(config: Config, has_guide: bool = False) -> None:
     text = words.word(interval)
     if interval and not (len(interval) == 2 and interval[0] < interval[1]):
         raise UserError(f"sampling.guidance_interval={text}: write two t, LO,HI, the first below the second")
-    if interval and config.sampling.jit_compile:
-        raise UserError(
-            f"sampling.guidance_interval={text}: XLA cannot compile it; use sampling.jit_compile=false"
-        )
     if config.is_student:
         _check_student_sampling(config)
 

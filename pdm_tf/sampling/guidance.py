@@ -74,9 +74,18 @@ def guided(
         x = limit(w * tf.gather(conditional, rows) - (w - 1.0) * weaker)
         return tf.tensor_scatter_nd_update(clip(conditional), places, x), u
 
-    if tf.is_tensor(weight) or (interval and weight != 1.0):
+    def within_interval(z, t):
+        if t.shape.rank:
+            return weight_of_each(z, t)
+        # Shapes that are known, which XLA needs.
+        inside = (t >= interval[0]) & (t < interval[1])
+        return tf.cond(inside, lambda: with_guidance(z, t), lambda: plain(z, t))
+
+    if tf.is_tensor(weight):
         return weight_of_each
-    return plain if weight == 1.0 else with_guidance
+    if weight == 1.0:
+        return plain
+    return within_interval if interval else with_guidance
 
 
 def dynamic_threshold(x: tf.Tensor) -> tf.Tensor:

@@ -68,6 +68,9 @@ def test_only_an_interval_is_guided(weight, t):
     expected, _ = guided(linear(), LABELS, 1.5 if inside else 1.0)(Z, tf.constant(t))
     assert denoiser.rows == [6 if inside else 3]
     np.testing.assert_array_equal(pred_x, expected)
+    if not tf.is_tensor(weight):
+        compiled = tf.function(guided(linear(), LABELS, weight, interval=(3, 7)), jit_compile=True)
+        np.testing.assert_allclose(compiled(Z, tf.constant(t))[0], expected, atol=1e-6)
 
 
 def test_sampling_with_an_interval_of_all_t_is_with_guidance_everywhere():
