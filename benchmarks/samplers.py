@@ -36,7 +36,7 @@ from pdm_tf.sampling.sampler import Sampler
 
 
 def settings_of(arguments: argparse.Namespace, config: Config) -> list[SamplingConfig]:
-    """How each row of the table samples, each once: without guidance, intervals and most thresholds are alike.
+    """How each row of the table samples; without guidance, intervals and most thresholds are alike.
 
     Raises:
       UserError: there is no such sampler, or the model cannot be sampled so.
