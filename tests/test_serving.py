@@ -99,7 +99,7 @@ REST = [
     ("POST", f"{ONE}:predict", {"signature_name": "draw", "inputs": RIGHT}, 400,
      'Serving signature name: "draw" not found in signature def'),
     # The export's own words.
-    ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "labels": [4]}}, 400, "labels must be 0 to 2, or 3 for"),
+    ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "labels": [4]}}, 400, "labels must be 0 to 3, of which"),
     ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "seed": 2**40}}, 400, "seed: a number is beyond what"),
     ("POST", f"{ONE}:predict", {"inputs": {**RIGHT, "labels": [[0], [1, 2]]}}, 400, ""),
 ]  # fmt: skip
@@ -258,7 +258,7 @@ np.savez(sys.argv[4], **answers)
 KINDS = {"guidance": "FP32", "z": "FP32"}
 # What is refused, and a part of what is said then.
 REFUSED = [
-    ({"labels": [[4]]}, "labels must be 0 to 2, or 3 for no class"),
+    ({"labels": [[4]]}, "labels must be 0 to 3, of which 3 is no class"),
     ({"labels": [[0]], "guidance": [[float("inf")]]}, "guidance must be a finite number"),
     ({"seed": [[0]]}, "Missing input: labels"),
 ]

@@ -64,7 +64,8 @@ def test_the_weights_that_ship_are_drawn_as_their_config_says_unless_flags_say_o
     one = {"num_samples": 1, "sample_batch_size": 1}
     status, said = sample(capsys, **one, steps=None, out=tmp_path / "plain")
     assert status == 0 and f"using the weights that ship with the project: {shipped}" in said
-    how = {"sampler": "dpm_solver", "spacing": "logsnr", "steps": "20", "guidance": 1.0}
+    how = {"sampler": "dpm_solver", "spacing": "logsnr", "steps": "20"}
+    how |= {"guidance": 3.0, "guidance_interval": "150,550", "threshold": "static"}
     assert sample(capsys, run_dir=shipped, out=tmp_path / "same", **one, **how)[0] == 0
     assert sample(capsys, run_dir=shipped, **one, steps=None, spacing="even", out=tmp_path / "other")[0] == 0
     plain, same, other = (pixels(tmp_path / name) for name in ("plain", "same", "other"))
