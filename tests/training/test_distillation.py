@@ -118,7 +118,7 @@ def student(teacher, tmp_path_factory):
 def test_a_student_comes_nearer_to_its_teacher_s_steps(teacher, tmp_path, method):
     train(teacher, tmp_path, f"distillation.method={method}", "distillation.steps=4", "training.steps=40")
     losses = RunFolder(tmp_path).metrics()["loss"][:, 1]
-    assert losses[-5:].mean() < 0.5 * losses[:5].mean()
+    assert losses[-5:].mean() < 0.7 * losses[:5].mean()
 
 
 @pytest.mark.slow
