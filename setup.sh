@@ -19,7 +19,7 @@ version_of() {
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
 }
 
-# What an environment was made from: its lock, and its interpreter in case it is to be made anew.
+# What an environment was made from: its lock, and its interpreter in case it is to be made again.
 stamp=$VENV/.ready
 made_from() {
   [ -e "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$(cksum < "$1")" ]

@@ -217,10 +217,6 @@ class Teaching:
         model = self.state.model
         with self.strategy.scope():
             teacher = self._teacher(step)
-        if self.config.training.jit_compile and teacher.sampling.guidance_interval:
-            raise UserError(
-                "XLA cannot compile the teacher's sampling.guidance_interval: use training.jit_compile=false"
-            )
         steps = teacher_schedule(self.config, model.denoiser.schedule, step)
         factor = self.config.distillation.factor
         consistency = self.config.distillation.method == "consistency"
