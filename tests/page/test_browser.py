@@ -225,6 +225,9 @@ def inpaints(me, files):
     (me.touch if me.phone else me.drag)(x, y, -20, 10)
     time.sleep(0.5)
     me.click("button.primary", "Draw")
+    me.hears(r"sections of 10 steps \(jump_length\) cannot be repeated in 6 steps")
+    me.set("Jump length", 2)
+    me.click("button.primary", "Draw")
     me.hears(r"4 pictures in \d+\.\d s: 6 steps, each gone over 2 times")
     me.check("inpaint")
     with np.load(io.BytesIO(me.saved()[2])) as file:
