@@ -50,14 +50,12 @@ def settings_of(arguments: argparse.Namespace, config: Config) -> list[SamplingC
         arguments.guidance_interval,
     ):
         kind, _, spacing = name.partition("/")
-        settings = SamplingConfig(kind, (steps,), spacing or "even")
-        if threshold == "none":
-            settings = dataclasses.replace(settings, threshold=threshold)
-        if weight != 1.0:
-            limits = () if interval == "all" else tuple(map(int, interval.split(",")))
-            settings = dataclasses.replace(
-                settings, guidance=weight, threshold=threshold, guidance_interval=limits
-            )
+        counting = {}
+        if weight != 1.0 or threshold == "none":
+            counting["threshold"] = threshold
+        if weight != 1.0 and interval != "all":
+            counting["guidance_interval"] = tuple(map(int, interval.split(",")))
+        settings = SamplingConfig(kind, (steps,), spacing or "even", weight, **counting)
         check_sampling(dataclasses.replace(config, sampling=settings), has_guide=bool(arguments.guide))
         if settings not in rows:
             rows.append(settings)

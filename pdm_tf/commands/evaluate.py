@@ -95,11 +95,12 @@ def run(options: Options) -> None:
     require(options.strata is None, "--strata is for --likelihood: give both, or leave it out")
     only_files = bool(options.samples) and not options.run_dir
     if only_files:
-        alone = "with --samples alone: give --run_dir, too, or leave it out"
-        refuse_idle(options, given_fields(SamplingConfig, options), ONLY_DRAWING, alone)
-    # Files are compared here, alone, whatever cluster this machine is of.
-    alone = "cpu" if options.strategy == "cpu" else devices.of_this_machine()
-    place = Place(alone) if only_files else options.place_to_draw()
+        where = "with --samples alone: give --run_dir, too, or leave it out"
+        refuse_idle(options, given_fields(SamplingConfig, options), ONLY_DRAWING, where)
+        # Files are compared here, whatever cluster this machine is of.
+        place = Place("cpu" if options.strategy == "cpu" else devices.of_this_machine())
+    else:
+        place = options.place_to_draw()
     # First: once a detector has looked at an image TensorFlow keeps the devices that it has.
     strategy = devices.make_strategy(place.strategy)
     detector = load_detector(options.detector, options.inception)

@@ -57,10 +57,12 @@ def guided(
         own = [tf.ensure_shape(values[:count], z.shape) for values in (pred_x, u)]
         return *own, pred_x[count:]
 
-    def with_guidance(z, t):
+    def with_guidance(z, t, inside=None):
+        """x of all images, or only where `inside`, bool (B,): all are passed twice, in shapes XLA knows."""
         conditional, u, weaker = with_weaker(z, tf.broadcast_to(t, tf.shape(labels)))
         w = tf.convert_to_tensor(weight, tf.float32)  # as a tensor's: an exported model draws the same images
-        return limit(w * conditional - (w - 1.0) * weaker), u
+        x = limit(w * conditional - (w - 1.0) * weaker)
+        return x if inside is None else tf.where(inside[:, None, None, None], x, clip(conditional)), u
 
     def weight_of_each(z, t):
         t = tf.broadcast_to(t, tf.shape(labels))
@@ -75,13 +77,10 @@ def guided(
         return tf.tensor_scatter_nd_update(clip(conditional), places, x), u
 
     def within_interval(z, t):
-        """Of shapes that are known, as XLA needs: at a t of its own each image is passed twice."""
         inside = (t >= interval[0]) & (t < interval[1])
-        if not t.shape.rank:
-            return tf.cond(inside, lambda: with_guidance(z, t), lambda: plain(z, t))
-        conditional, u, weaker = with_weaker(z, t)
-        x = limit(weight * conditional - (weight - 1.0) * weaker)
-        return tf.where(inside[:, None, None, None], x, clip(conditional)), u
+        if t.shape.rank:
+            return with_guidance(z, t, inside)
+        return tf.cond(inside, lambda: with_guidance(z, t), lambda: plain(z, t))
 
     if tf.is_tensor(weight):
         return weight_of_each
