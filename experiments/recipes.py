@@ -2,9 +2,9 @@
 
     python -m experiments.recipes --datasets folder:data/icons folder:data/clothes [--minutes 5 20]
 
-trains each recipe on each data set for each number of minutes, always from the beginning, and measures its
-samples. The machine should do nothing else. Stopped at any time, it goes on by the same command: a run that
-was stopped begins again, since its minutes are counted. `<out>/recipes.md` has the table.
+trains each recipe on each data set for each number of minutes, a longer run from where the shorter one ended,
+and measures its samples. The machine should do nothing else. Stopped at any time, it goes on by the same
+command: the minutes that were stopped begin again. `<out>/recipes.md` has the table.
 """
 
 from __future__ import annotations
@@ -44,24 +44,32 @@ class Comparison:
     def results(self) -> Results:
         """The numbers of all runs, short ones first."""
         options = self.options
-        results: Results = {}
-        for minutes in sorted(options.minutes):
-            for dataset in options.datasets:
-                for recipe in options.recipes:
-                    results[dataset, minutes, recipe] = [
-                        self._measure(dataset, minutes, recipe, seed) for seed in range(options.seeds)
-                    ]
-        return results
+        minutes = sorted(options.minutes)
+        return {
+            (dataset, longer, recipe): [
+                self._measure(dataset, shorter, longer, recipe, seed) for seed in range(options.seeds)
+            ]
+            for shorter, longer in zip([0, *minutes], minutes)
+            for dataset in options.datasets
+            for recipe in options.recipes
+        }
 
-    def _measure(self, dataset: str, minutes: float, recipe: str, seed: int) -> dict[str, Any]:
-        """Steps and metrics of one run."""
+    def _measure(
+        self, dataset: str, shorter: float, minutes: float, recipe: str, seed: int
+    ) -> dict[str, Any]:
+        """Steps and metrics of one run, which goes on from where that of `shorter` minutes ended."""
         words = [re.sub(r"\W+", "-", dataset), *recipe.replace(",", "").split()]
-        folder = RunFolder(self.options.out / "_".join([*words, f"{minutes:g}min", f"seed{seed}"]))
+        before, folder = (
+            RunFolder(self.options.out / "_".join([*words, f"{end:g}min", f"seed{seed}"]))
+            for end in (shorter, minutes)
+        )
         shared = [f"--dataset={dataset}", f"--run_dir={folder}", f"--seed={seed}"]
-        settings = [f"--set=training.minutes={minutes:g}", "--set=training.score_every=0"]
+        settings = [f"--set=training.minutes={minutes - shorter:g}", "--set=training.score_every=0"]
 
         def train() -> dict[str, int]:
             shutil.rmtree(folder.path, ignore_errors=True)
+            if shorter:
+                shutil.copytree(before.path, folder.path, ignore=lambda path, _: [before.evaluation.name])
             self.driver.execute(["--mode=train", *shared, *settings, *RECIPES[recipe]])
             return {"steps": steps_done(folder)}
 

@@ -22,8 +22,16 @@ class FakeMain:
         flags = dict(argument[2:].split("=", 1) for argument in arguments if "=" in argument)
         folder = RunFolder(flags["run_dir"])
         if flags["mode"] == "train":
-            assert not folder.path.exists()
-            write_arrays(folder.weights(10 + int(flags["seed"]) * 20), {"a": np.zeros(1)})
+            steps = 10 + int(flags["seed"]) * 20
+            if "_20min_" in folder.path.name:
+                assert [path.name for path in folder.path.iterdir()] == ["ema"]  # of the shorter run
+                assert [path.name for path in folder.weights(0).parent.iterdir()] == [
+                    folder.weights(steps).name
+                ]
+                steps *= 4
+            else:
+                assert not folder.path.exists()
+            write_arrays(folder.weights(steps), {"a": np.zeros(1)})
         else:
             folder.evaluation.mkdir()
             metrics = {DISTANCE: {"value": 300.0 + 2 * int(flags["seed"]), "error": 1.0}}
@@ -37,7 +45,7 @@ class FakeMain:
 def test_what_was_stopped_begins_again_and_the_rest_is_done_once(tmp_path):
     options = argparse.Namespace(
         datasets=["folder:data/icons"],
-        minutes=[5.0],
+        minutes=[20.0, 5.0],
         recipes=["default", "random weights"],
         seeds=2,
         num_samples=8,
@@ -47,12 +55,14 @@ def test_what_was_stopped_begins_again_and_the_rest_is_done_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Comparison(options, fake).results()
     results = Comparison(options, fake).results()
-    assert [command[0] for command in fake.commands] == ["--mode=train", "--mode=evaluate"] + [
-        "--mode=train"
-    ] + ["--mode=train", "--mode=evaluate"] * 3
-    assert all("--set=training.minutes=5" in c for c in fake.commands if c[0] == "--mode=train")
-    assert sum("--warm_start=" in command for command in fake.commands) == 2
-    assert len({(c[0], c[2]) for c in fake.commands}) == 8
+    both = ["--mode=train", "--mode=evaluate"]
+    assert [command[0] for command in fake.commands] == [*both, "--mode=train", *both * 7]
+    trained = [command for command in fake.commands if command[0] == "--mode=train"]
+    assert all("--set=training.minutes=5" in command for command in trained[:5])
+    assert all("--set=training.minutes=15" in command for command in trained[5:])
+    assert sum("--warm_start=" in command for command in fake.commands) == 4
+    assert len({(c[0], c[2]) for c in fake.commands}) == 16
     before = len(fake.commands)
     assert Comparison(options, fake).results() == results and len(fake.commands) == before
     assert "| folder:data/icons | 5 | 301 ± 1.4 (20 steps) | 301 ± 1.4 (20 steps) |" in table(results)
+    assert "| folder:data/icons | 20 | 301 ± 1.4 (80 steps) | 301 ± 1.4 (80 steps) |" in table(results)
