@@ -95,7 +95,8 @@ def triton(python: str, folder: Path) -> Iterator[tuple[str, str]]:
 def post(url: str, body: dict) -> dict:
     """The answer to a JSON request."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=600) as answer:
+    here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's ports
+    with here.open(request, timeout=600) as answer:
         return json.load(answer)
 
 
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folder, python = options.folder.absolute(), str(Path(options.python).absolute())
     export = json.loads((folder / "assets.extra/pdm_tf.json").read_text())
-    weights = (1.0, 1.5) if export["num_classes"] else (1.0,)
+    weights = (1.0, 1.5) if export["takes_guidance"] else (1.0,)
     with ray(python, folder) as model, triton(python, folder) as (http, _):
         servers = {
             "examples/serve.py": lambda *request: from_ray(model, *request),

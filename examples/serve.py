@@ -9,9 +9,10 @@ The protocol is TensorFlow Serving's REST API for one model in version 1. NAME i
   {"inputs": {"seed": 0, "labels": [0, 1], "guidance": 1.5}}             -> {"outputs": images}
   {"instances": [{"seed": 0, "labels": 0, "guidance": 1.5}, ...]}        -> {"predictions": images}
 
-"signature_name" chooses the signature, serving_default (which samples) by default. Images are uint8
-(B, H, W, C) as nested lists; several outputs are an object of columns, or one a row. Errors are status 400 or
-404 with {"error": reason}. The export's warm-up requests are run before the first answer.
+"signature_name" chooses the signature, serving_default (which samples) by default; "inputs" may leave out
+what that has a default for. Images are uint8 (B, H, W, C) as nested lists; several outputs are an object of
+columns, or one a row. Errors are status 400 or 404 with {"error": reason}. The export's warm-up requests are
+run before the first answer.
 
 It needs what requirements-serve.txt lists and nothing of this project. Ctrl-C or SIGTERM ends it.
 """
@@ -28,6 +29,7 @@ import typing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on CPUs without AVX512-VNNI, and slower
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # several models share a GPU
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers of its use otherwise
 
 import google.protobuf
@@ -66,6 +68,8 @@ class Model:
             (graph,) = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
         with open(os.path.join(folder, "assets.extra", "pdm_tf.json")) as file:
             metadata = json.load(file)
+        signatures = {**metadata["signatures"], "serving_default": metadata["signatures"]["sample"]}
+        self.defaults = {name: signature.get("defaults", {}) for name, signature in signatures.items()}
         described = {name: each for name, each in graph.signature_def.items() if name in self.signatures}
         self.inputs = {name: {key: i.dtype for key, i in s.inputs.items()} for name, s in described.items()}
         # As TensorFlow Serving writes it in JSON, with what is empty.
@@ -127,6 +131,10 @@ class Model:
     def call(self, name: str, values: dict) -> dict[str, np.ndarray]:
         """The outputs of a signature; raises RequestError with the export's own sentence."""
         try:
+            values = {**self.defaults.get(name, {}), **values}
+            unknown = set(values) - set(self.inputs[name])
+            if unknown:
+                raise RequestError(400, f"Unknown input: {', '.join(sorted(unknown))}")
             inputs = {key: converted(key, values[key], dtype) for key, dtype in self.inputs[name].items()}
             with self.turn:
                 return {key: value.numpy() for key, value in self.signatures[name](**inputs).items()}
@@ -140,7 +148,7 @@ class Model:
 def parsed(body: bytes) -> dict:
     """A request's JSON object, with either columns or rows; raises RequestError."""
     try:
-        request = json.loads(body)
+        request = json.loads(body, parse_constant=refused_constant)
     except ValueError as error:  # not JSON, or no text
         raise RequestError(400, f"JSON Parse error: {error}") from error
     if not isinstance(request, dict) or ("inputs" in request) == ("instances" in request):
@@ -150,6 +158,11 @@ def parsed(body: bytes) -> dict:
     if not isinstance(request.get("signature_name", ""), str):
         raise RequestError(400, "'signature_name' must be a string")
     return request
+
+
+def refused_constant(name: str) -> None:
+    """Raises ValueError: NaN and Infinity are no JSON."""
+    raise ValueError(f"{name} is no number")
 
 
 def columns(instances: typing.Any, names: typing.Iterable[str]) -> dict:
@@ -207,7 +220,8 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which takes them for itself
         signal.signal(number, lambda *_: stop.set())
     serve.start(http_options={"host": arguments.host, "port": arguments.port})
-    serve.run(serve.deployment(Served).bind(folder))
+    gpus = min(1, len(tf.config.list_physical_devices("GPU")))  # Ray hides those that are not asked for
+    serve.run(serve.deployment(Served, ray_actor_options={"num_gpus": gpus}).bind(folder))
     address = f"http://{arguments.host}:{arguments.port}/v1/models/{os.path.basename(folder)}"
     print(f"serving {address}", flush=True)
     stop.wait()

@@ -267,7 +267,7 @@ class Reproduction:
             f"--num_samples={self.options.num_samples}",
             "--sample_batch_size=50",
         ]
-        self._execute_once(file, [run], [*shared, *arguments])
+        self._execute_once(file, [self.folder(run)], [*shared, *arguments])
         return file
 
     def _guide(self, name: str, runs: Sequence[Run]) -> None:
@@ -287,7 +287,8 @@ class Reproduction:
         figure = FIGURES[name]
         runs = figure.runs(self.options.seeds)
         out = self.options.out / name
-        folders = [self.folder(run) for run in runs] or shipped_folders(figure.shipped)
+        shipped = [RunFolder(folder) for folder in shipped_folders(figure.shipped)]
+        folders = [self.folder(run) for run in runs] or shipped
         arguments = [
             "--mode=analyze",
             f"--what={figure.analysis}",
@@ -297,7 +298,10 @@ class Reproduction:
             f"--out={out}",
         ]
         file = out / f"{figure.analysis}.json"
-        self._execute_once(file, runs, arguments)
+        counts = {"num_samples": self.options.num_samples} if figure.is_table else {}
+        if not runs:
+            counts["configs"] = [folder.config_file.read_text() for folder in shipped]
+        self._execute_once(file, folders, arguments, **counts)
         if self.options.list:
             return
         numbers = {**json.loads(file.read_text()), "training": self._training(runs)}
@@ -315,9 +319,14 @@ class Reproduction:
         self.pictures.mkdir(parents=True, exist_ok=True)
         (self.pictures / f"{name}.json").write_text(json.dumps(numbers) + "\n")
 
-    def _execute_once(self, file: Path, runs: Sequence[Run], arguments: Sequence[str]) -> None:
-        """Executes a command that makes a file, unless it did with the weights that its runs have now."""
-        key = {"command": list(arguments), "steps": [steps_done(self.folder(run)) for run in runs]}
+    def _execute_once(
+        self, file: Path, folders: Sequence[RunFolder], arguments: Sequence[str], **counts: Any
+    ) -> None:
+        """Executes a command that makes a file, unless it did with the weights that its runs have now.
+
+        `counts`: what else decides the file's numbers.
+        """
+        key = {"command": list(arguments), "steps": [steps_done(folder) for folder in folders], **counts}
         if not file.exists():
             self.driver.forget(key)
 

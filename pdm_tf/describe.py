@@ -34,9 +34,12 @@ def describe_network(config: Config) -> str:
         snr = f" (SNR {denoiser.schedule.snr[part.t_start]:.3g} and less)" if part.t_start else ""
         where = f" at {part.title}{snr}" if len(costs) > 1 else ""
         lines.append(f"forward{where}: {gflop(cost)} an image")
-    # The backward pass takes two: the gradients of each layer's input and of its weights. A student's teacher
-    # takes some steps.
-    passes = 3 + (config.distillation.factor if config.is_student else 0)
+    # The backward pass takes two: the gradients of each layer's input and of its weights. For a student its
+    # teacher takes `factor` steps or, in consistency distillation, one, as its target does.
+    distillation = config.distillation
+    passes = 3
+    if config.is_student:
+        passes += 2 if distillation.method == "consistency" else distillation.factor
     shares = [1.0] if len(costs) == 1 else [1.0 - diffusion.large_share, diffusion.large_share]
     step = passes * config.training.batch_size * np.dot(shares, costs)
     if config.data.crop:

@@ -239,7 +239,7 @@ def export_saved_model(model: Model, out: str | os.PathLike) -> None:
         (partial / METADATA).parent.mkdir()
         write_warm_up(model.denoiser, inputs, partial / WARM_UP, as_path(out).name)
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
-        (partial / "README.md").write_text(readme(metadata))
+        atomic_text(partial / "README.md", readme(metadata))
 
 
 @contextlib.contextmanager

@@ -31,8 +31,11 @@ def as_path(text: str | os.PathLike) -> Path:
     Do not call `stat()` of the result: it fails for a user without a name, as in containers (see `size_of`).
 
     Raises:
-      UserError: an address of no service that TensorFlow opens here, or a bucket that cannot be reached.
+      UserError: nothing, an address of no service that TensorFlow opens here, or a bucket that cannot be
+        reached.
     """
+    if text == "":
+        raise UserError("an empty path: name a file or folder")
     if isinstance(text, Path):
         return text
     if isinstance(text, os.PathLike):

@@ -94,7 +94,10 @@ REST = [
     ("GET", f"{ONE}:predict", None, 400, f"Malformed request: GET {ONE}:predict"),
     ("POST", f"{ONE}:predict", b"{", 400, "JSON Parse error"),
     ("POST", f"{ONE}:predict", {}, 400, "with one of 'inputs' and 'instances'"),
-    ("POST", f"{ONE}:predict", {"inputs": {"seed": 0}}, 400, "Missing named input: "),
+    ("POST", f"{ONE}:predict", b'{"inputs": {"guidance": NaN}}', 400, "JSON Parse error: NaN is no number"),
+    ("POST", f"{ONE}:predict", {"signature_name": "denoise", "inputs": {"t": [1]}}, 400,
+     "Missing named input: "),
+    ("POST", f"{ONE}:predict", {"inputs": {"label": [0]}}, 400, "Unknown input: label"),
     ("POST", f"{ONE}:predict", {"instances": [ROWS[0], {"seed": 3}]}, 400, "element: 1 of 'instances'"),
     ("POST", f"{ONE}:predict", {"signature_name": "draw", "inputs": RIGHT}, 400,
      'Serving signature name: "draw" not found in signature def'),
@@ -136,6 +139,10 @@ def check_rest(call, model_folder):
         assert call("POST", path, {"inputs": RIGHT}) == (200, {"outputs": images.numpy().tolist()})
         assert call("POST", path, {"instances": ROWS}) == (200, {"predictions": images.numpy().tolist()})
     assert np.std(images) > 10
+    images = model.sample(0, tf.constant([2]), 1.0)["images"]
+    assert call("POST", f"{ONE}:predict", {"inputs": {"labels": [2]}}) == (
+        200, {"outputs": images.numpy().tolist()},
+    )  # fmt: skip
     alone = model.denoise(Z, tf.constant([10, 900]), tf.constant([0, 3]))
     _, columns = call("POST", f"{ONE}:predict", {"signature_name": "denoise", "inputs": DENOISE})
     assert columns["outputs"] == {key: value.numpy().tolist() for key, value in alone.items()}

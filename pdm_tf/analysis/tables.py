@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pdm_tf.analysis.study import Study
+from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model
 
@@ -25,13 +26,20 @@ def evaluation_of(study: Study, model: Model) -> dict[str, Any] | None:
     Raises:
       UserError: a file is no evaluation.
     """
-    sampling = json.loads(json.dumps(dataclasses.asdict(model.config.sampling)))
+    wanted = _that_counts(dataclasses.asdict(model.config.sampling))
     folders = [run.folder.evaluation for run in model.runs]
     for folder in dict.fromkeys([*folders, *study.evaluations]):
         for row in _rows(folder / "evaluation.json"):
-            if row.get("digest") == model.digest and row.get("sampling", sampling) == sampling:
+            if row.get("digest") == model.digest and _that_counts(row.get("sampling", wanted)) == wanted:
                 return row
     return None
+
+
+def _that_counts(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of sampling as JSON values, with defaults for those that an older version did not have, and
+    without XLA, which changes no image."""
+    settings = {**dataclasses.asdict(SamplingConfig()), **sampling, "jit_compile": False}
+    return json.loads(json.dumps(settings))
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

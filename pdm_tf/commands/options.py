@@ -161,7 +161,7 @@ class OutputOptions:
     )
 
     def out_folder(self, default: str) -> Path:
-        return as_path(self.out or default)
+        return as_path(default if self.out is None else self.out)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def folder_for(options: Options, identity: dict[str, Any]) -> Path:
     default = as_path(options.run_dirs()[0]) / "samples"
     numbered = (default.with_name(f"samples_{number}") for number in itertools.count(2))
     text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
-    for out in [as_path(options.out)] if options.out else itertools.chain([default], numbered):
+    for out in [as_path(options.out)] if options.out is not None else itertools.chain([default], numbered):
         file = out / "samples.json"
         samples = out / "samples.npz"
         if file.exists():
@@ -99,11 +99,11 @@ def held_samples(file: Path) -> int:
 def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:
     """The image to edit, and how; what is masked begins from pure noise by default."""
     given = given_fields(Edit, options)
-    if not options.init_image:
-        require(not options.mask and not given, f"--{next(iter(given), 'mask')} needs an --init_image")
+    if options.init_image is None:
+        require(options.mask is None and not given, f"--{next(iter(given), 'mask')} needs an --init_image")
         return None
     image = images.from_uint8(images.read_image(options.init_image, shape))
-    if not options.mask:
+    if options.mask is None:
         idle = [name for name in given if leaves(Edit)[name].rule.of]
         require(not idle, f"--{next(iter(idle), '')} needs a --mask")
         return Edit(image, **given)

@@ -508,6 +508,9 @@ def check_sampling(config: Config, has_guide: bool = False) -> None:
     text = words.word(interval)
     if interval and not (len(interval) == 2 and interval[0] < interval[1]):
         raise UserError(f"sampling.guidance_interval={text}: write two t, LO,HI, the first below the second")
+    last = config.diffusion.num_timesteps - 1
+    if interval and interval[0] > last:
+        raise UserError(f"sampling.guidance_interval={text}: there is no t above {last}")
     if config.is_student:
         _check_student_sampling(config)
 

@@ -55,10 +55,10 @@ def for_other_images(
 
     Args:
       arrays, shapes: as of `with_large_patches`.
-      here, there: (P, colours) of the new network and of the weights; where neither divides the other, stem
-        and head stay as they are, and do not fit.
+      here, there: (P, colours) of the new network and of the weights. Of 3 colours and 4, say, stem and head
+        stay as they are, and do not fit.
     """
-    if any(max(pair) % min(pair) for pair in zip(here, there)):
+    if here[1] != there[1] and 1 not in (here[1], there[1]):
         return dict(arrays)
     adapted = {}
     for name, array in arrays.items():
@@ -66,7 +66,7 @@ def for_other_images(
         patches = [(times * patch_size, channels) for patch_size, channels in (here, there)]
         if "/refiner_" in name:  # whose patches are its own: colours alone change
             patches = [(1, channels) for _, channels in patches]
-        adapted[name] = _resized(name, array, shapes, *patches, _squares) if name in shapes else array
+        adapted[name] = _resized(name, array, shapes, *patches, _averages) if name in shapes else array
     return adapted
 
 
@@ -98,7 +98,7 @@ def _resized(
     Args:
       name, shapes: the new array's, and the shapes of the new network's variables.
       here, there: (side, colours) of a patch, new and old.
-      copies: as `_squares`.
+      copies: as `_averages`.
     """
     p, channels = here
     old_p, old_channels = there
@@ -112,8 +112,9 @@ def _resized(
     rest = values.shape[1:]
     values = values.reshape(old_p, old_p, -1, old_channels, *rest)
     for place, sizes in ((0, (p, old_p)), (1, (p, old_p)), (3, (channels, old_channels))):
-        scaled = np.tensordot(_scaling(*sizes, axis == -2, copies), values, (1, place))
-        values = np.moveaxis(scaled, 0, place)
+        # Of an input the transpose of the way back, so that sums stay.
+        matrix = copies(*sizes) * (sizes[1] / sizes[0] if axis == -2 else 1)
+        values = np.moveaxis(np.tensordot(matrix, values, (1, place)), 0, place)
     return np.moveaxis(values.reshape(new, *rest), 0, axis).astype(array.dtype)
 
 
@@ -126,18 +127,14 @@ def _patch_axis(name: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
     return None if behind or axis is None or -axis > len(shapes[name]) else axis
 
 
-def _scaling(new: int, old: int, is_input: bool, copies: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """(new, old): copies outputs or averages them; inputs the other way round, so that sums stay."""
-    small, times = min(new, old), max(new, old) // min(new, old)
-    matrix = copies(small, times) if new > old else copies(small, times).T
-    return matrix / times if is_input == (new > old) else matrix
+def _averages(new: int, old: int) -> np.ndarray:
+    """(new, old): each new value is the mean of the old ones that lie in its part of the side."""
+    edges = np.arange(new + 1) * old / new
+    places = np.arange(old)
+    overlap = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
+    return (np.maximum(overlap, 0) * new / old).astype(np.float32)
 
 
-def _squares(size: int, times: int) -> np.ndarray:
-    """(times * size, size): each value `times` times, one after another."""
-    return np.repeat(np.eye(size, dtype=np.float32), times, axis=0)
-
-
-def _side_by_side(size: int, times: int) -> np.ndarray:
-    """(times * size, size): all values, and all of them again."""
-    return np.tile(np.eye(size, dtype=np.float32), (times, 1))
+def _side_by_side(new: int, old: int) -> np.ndarray:
+    """(new, old), new a multiple of old: all values, and all of them again."""
+    return np.tile(np.eye(old, dtype=np.float32), (new // old, 1))

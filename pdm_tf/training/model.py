@@ -206,7 +206,13 @@ class PatchedDiffusion(keras.Model):
             with `t_stop` < `num_timesteps`, which cannot begin from pure noise.
           strength: how much of `init_image` to change.
           **settings: other fields of `SamplingConfig`.
+
+        Raises:
+          ValueError: guidance without classes, or with `label_dropout` 0.
         """
+        learnt = self.denoiser.conditional and self.diffusion.label_dropout
+        if settings.get("guidance", 1.0) != 1.0 and not learnt:
+            raise ValueError("guidance leads away from images of no class, which this model never learnt")
         if labels is None:
             labels = np.resize(all_classes(self.denoiser), num_images)
         whole = self.denoiser.t_stop - self.denoiser.t_start

@@ -56,6 +56,10 @@ REFUSALS = [
         "--guidance_interval=300: write two t, LO,HI, the first below the second",
     ),
     (
+        "--mode=sample --run_dir=FOLDER/whole --guidance_interval=1500,2000",
+        "--guidance_interval=1500,2000: there is no t above 999",
+    ),
+    (
         "--mode=train --teacher=FOLDER/whole --network=vit --run_dir=FOLDER/new",
         "a student has its teacher's network: leave --network and --size out",
     ),

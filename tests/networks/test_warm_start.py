@@ -42,6 +42,32 @@ def test_a_network_of_larger_images_begins_as_the_smaller_one(kind):
         np.testing.assert_allclose(back[name], array, rtol=1e-5)
 
 
+def means_of(image, size):
+    """The means of `size` x `size` pixels."""
+    return tf.nn.avg_pool2d(image, size, size, "VALID")
+
+
+@pytest.mark.parametrize("kind", ["unet", "vit", "bottleneck"])
+def test_patches_may_be_one_and_a_half_times_as_large(kind):
+    """The larger network is the smaller one between an image averaged down and its predictions spread."""
+    config = tiny_config(**KINDS[kind])
+    side = config.data.image_shape[0]
+    small = randomized(build_network(config), 3)
+    larger = {"data.image_shape": (side * 3 // 2, side * 3 // 2, 3), "network.patch_size": 6}
+    large = build_network(config.replace(larger))
+    shapes = {name: array.shape for name, array in arrays_of(large).items()}
+    assert config.network.patch_size == 4
+    assign_arrays(large.trainable_variables, for_other_images(arrays_of(small), shapes, (6, 3), (4, 3)), "it")
+    z = tf.random.stateless_normal((2, *large.image_shape), [1, 2])
+    t, labels = tf.constant([3, 700]), tf.constant([0, 2])
+    x, u = large(z, t, labels)
+    small_x, small_u = small(means_of(magnified(z, 2), 3), t, labels)
+    logit = tf.math.log(u / (1 - u)), tf.math.log(small_u / (1 - small_u))
+    for own, there in ((x, small_x), logit):
+        np.testing.assert_allclose(own, means_of(magnified(there, 3), 2), atol=1e-5)
+        assert np.std(there) > 0.05
+
+
 @pytest.mark.parametrize("kind", ["unet", "bottleneck"])
 def test_a_network_of_another_width_leaves_all_but_stem_and_heads_as_they_are(kind):
     """Though its width, or its bottleneck, differs by the patches' ratio, too."""
