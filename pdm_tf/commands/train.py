@@ -91,7 +91,8 @@ class Options(DeviceOptions, DataOptions):
     def folder(self) -> RunFolder:
         """The run's folder; UserError if --run_dir names none, or several."""
         network = self.network if self.network != "unet" else None
-        folders = self.run_dir or (default_run_dir(self.dataset_name, network, self.split),)
+        student = "student" if self.teacher else None
+        folders = self.run_dir or (default_run_dir(self.dataset_name, network, self.split, student),)
         if len(folders) > 1:
             raise UserError(f"--run_dir is given {len(folders)} times: a run is trained in one folder")
         if not folders[0]:
@@ -134,6 +135,8 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     )
     if earlier:
         refuse_other_settings(earlier, config, run)
+    for key in sorted(given.settings.keys() - config.used_keys):
+        print(f"note: {key} does nothing for this network, process or sampler")
     sized = given
     if not (is_named(given.dataset) or teacher):
         sized = given._replace(size=given.size or default_size)

@@ -449,8 +449,11 @@ def _check_training(config: Config) -> None:
     cooldown = config.optimizer.cooldown_steps
     if cooldown > training.steps:
         raise UserError(f"optimizer.cooldown_steps={cooldown} is more than training.steps={training.steps}")
-    if training.keep_best and not training.score_every:
-        raise UserError("training.keep_best keeps what scores best: set training.score_every, such as 5000")
+    if training.keep_best and not 0 < training.score_every <= training.steps:
+        raise UserError(
+            "training.keep_best keeps what scores best: set training.score_every to no more than the "
+            f"{training.steps:,} steps of the run"
+        )
 
 
 def _check_distillation(config: Config) -> None:

@@ -283,9 +283,12 @@ def student(teacher: Config, given: Mapping[str, typing.Any]) -> Config:
 
     Of experts `teacher` is the first named, with whose weights the student begins.
     """
-    if teacher.network.local:
-        raise UserError("a local network cannot draw from noise: name the teacher's other expert first")
     folders = given["distillation.teacher"]
+    require(
+        teacher.diffusion.t_stop == teacher.diffusion.num_timesteps,
+        f"{folders[0]} cannot draw from noise, and the student begins with its weights: name the teacher's "
+        "expert for the most noise first",
+    )
     spacing = teacher.sampling.spacing
     made = DistillationConfig(folders, spacing=_TRAILING.get(spacing, spacing))
     if teacher.is_student:  # it has no more steps than that

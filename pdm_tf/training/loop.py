@@ -27,7 +27,14 @@ from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
 from pdm_tf.training.distillation import Teaching
 from pdm_tf.training.metrics import MetricsLog
-from pdm_tf.training.periodic import HeldOutLosses, Interrupted, Periodic, Previews, distributed_batches
+from pdm_tf.training.periodic import (
+    HeldOutLosses,
+    Interrupted,
+    Periodic,
+    Previews,
+    distributed_batches,
+    images_in_memory,
+)
 from pdm_tf.training.scoring import HeldOutBits, SampleScores
 from pdm_tf.training.state import State, restore
 
@@ -274,7 +281,7 @@ def showing_work(
 
     # Replicas of other workers do not take part: only the chief draws.
     here = strategy if workers.alone else tf.distribute.get_strategy()
-    previews = Previews(state.model, state.ema, config, info, here)
+    previews = Previews(state.model, state.ema, config, info, here, images_in_memory(config, strategy))
 
     def preview(step: int) -> None:
         grid = previews.grid(signals.check)

@@ -69,6 +69,8 @@ class BadSteps:
             trainable=False,
             dtype=tf.int64,
             name="bad_steps",
+            # Each replica writes its own, all the same: on GPUs XLA compiles no exchange.
+            synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
@@ -76,8 +78,11 @@ class BadSteps:
         """Counts a step, in a replica: whether its gradient was finite, its images' losses and t, (B,)."""
         context = tf.distribute.get_replica_context()
         bad_t = tf.reduce_max(tf.where(tf.math.is_finite(losses), -1, t))
-        if context.num_replicas_in_sync > 1:
-            bad_t = tf.reduce_max(context.all_gather(tf.reshape(bad_t, [1]), axis=0))
+        replicas = context.num_replicas_in_sync
+        if replicas > 1:  # the largest, by a sum, which XLA compiles
+            own = tf.one_hot(context.replica_id_in_sync_group, replicas, dtype=tf.float32)
+            every = context.all_reduce(tf.distribute.ReduceOp.SUM, own * tf.cast(bad_t, tf.float32))
+            bad_t = tf.reduce_max(every)
         skipped, row, first_step, first_t = tf.unstack(self.variable)
         begins = tf.stack([skipped + 1, tf.constant(1, tf.int64), step, tf.cast(bad_t, tf.int64)])
         goes_on = tf.stack([skipped + 1, row + 1, first_step, first_t])

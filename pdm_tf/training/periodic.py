@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -60,9 +61,9 @@ class HeldOutLosses:
         strategy: tf.distribute.Strategy,
     ):
         self.model = model
-        self.steps = config.training.eval_batches
-        height, width, _ = config.data.image_shape
-        self.area = config.data.crop**2 / (height * width) or 1.0
+        self.area = cropped_area(config)
+        size = images_in_memory(config, strategy) * strategy.num_replicas_in_sync
+        self.steps = math.ceil(config.training.eval_batches * config.training.batch_size / size)
         load = functools.partial(
             data.load_batches,
             info,
@@ -70,7 +71,7 @@ class HeldOutLosses:
             shuffle=False,
             image_shape=config.data.image_shape,
         )
-        self.batches = distributed_batches(load, config.training.batch_size, strategy)
+        self.batches = distributed_batches(load, size, strategy)
 
     def measure(self) -> dict[str, float]:
         names = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
@@ -102,6 +103,19 @@ def distributed_batches(
     return strategy.distribute_datasets_from_function(load_share)
 
 
+def cropped_area(config: Config) -> float:
+    """The share of an image that a crop has; 1 without crops."""
+    height, width, _ = config.data.image_shape
+    return config.data.crop**2 / (height * width) or 1.0
+
+
+def images_in_memory(config: Config, strategy: tf.distribute.Strategy) -> int:
+    """How many whole images are as many pixels as a train step has on one replica at a time; at least 1."""
+    training = config.training
+    crops = training.batch_size // (training.grad_accum * strategy.num_replicas_in_sync)
+    return max(1, int(crops * cropped_area(config)))
+
+
 class Previews:
     """Samples of the averaged weights, always from the same noise.
 
@@ -120,19 +134,17 @@ class Previews:
         config: Config,
         info: data.DatasetInfo,
         strategy: tf.distribute.Strategy,
+        most: int,
     ):
-        """`strategy`: its replicas share the images; all are in this process."""
+        """`strategy`: its replicas share the images; all are in this process. `most`: on each at a time."""
         self.denoiser = model.denoiser
         self.ema = ema
         self.config = config
         self.info = info
         self.strategy = strategy
         self.sampling = preview_sampling(config)
-        batch = config.training.batch_size // config.training.grad_accum
-        if self.sampling.guidance != 1.0:
-            batch //= 2
-        replicas = strategy.num_replicas_in_sync
-        self.batch_size = max(batch // replicas, 1) * replicas
+        passes = 1 if self.sampling.guidance == 1.0 else 2
+        self.batch_size = max(most // passes, 1) * strategy.num_replicas_in_sync
 
     def grid(self, check: Callable[[], None] = lambda: None) -> np.ndarray:
         """A grid of samples, uint8 (height, width, C); what `check`, called every second, raises ends it."""

@@ -72,7 +72,7 @@ def assert_accumulation_equals_the_whole_batch(model, images, parts):
 
 
 def assert_two_devices_equal_one(network, optimizer, images, steps, cross_device_ops=None):
-    """MirroredStrategy over two logical CPUs: the same noise, the same losses, the same weights.
+    """MirroredStrategy over two logical CPUs: the same noise, losses and weights; bad steps are counted.
 
     TensorFlow's collectives keep their shapes for the life of a process, under numbers that each strategy
     counts from the start: of the tests that may share a process one alone can use them (None).
@@ -85,17 +85,23 @@ def assert_two_devices_equal_one(network, optimizer, images, steps, cross_device
             model = PatchedDiffusion(randomized(PatchedNetwork(**network)))
             model.compile(optimizer=optimizer())
 
-        def load(context):
-            size = context.get_per_replica_batch_size(8)
-            return tf.data.Dataset.from_tensor_slices(images).batch(size, drop_remainder=True).repeat()
+        def fit(images, steps):
+            def load(context):
+                size = context.get_per_replica_batch_size(8)
+                return tf.data.Dataset.from_tensor_slices(images).batch(size, drop_remainder=True).repeat()
 
-        data, before = strategy.distribute_datasets_from_function(load), weights(model)
-        history = model.fit(data, steps_per_epoch=steps, verbose=0).history
-        return history, weights(model), before
+            data = strategy.distribute_datasets_from_function(load)
+            return model.fit(data, steps_per_epoch=steps, verbose=0).history
+
+        before = weights(model)
+        history, after = fit(images, steps), weights(model)
+        fit(np.full_like(images, np.nan), 2)
+        return history, after, before, model.bad_steps.variable.numpy().tolist()
 
     one = run(tf.distribute.OneDeviceStrategy("CPU:0"))
     two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops))
     for name, (value,) in one[0].items():
         assert two[0][name][0] == pytest.approx(value, rel=1e-3), name
+    assert one[3] == two[3] and one[3][:3] == [2, 2, steps] and one[3][3] >= 0
     moved = largest_difference(one[1], one[2])
     assert moved > 1e-4 and largest_difference(one[1], two[1]) < 1e-3 * moved

@@ -14,7 +14,7 @@ from pdm_tf.diffusion.schedules import linear
 from pdm_tf.images import image_grid, to_uint8
 from pdm_tf.training.ema import ExponentialMovingAverage
 from pdm_tf.training.model import build_model
-from pdm_tf.training.periodic import HeldOutLosses, Interrupted, Periodic, Previews
+from pdm_tf.training.periodic import HeldOutLosses, Interrupted, Periodic, Previews, images_in_memory
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import randomized
 
@@ -60,11 +60,13 @@ def test_what_a_stop_left_undone_is_caught_up_with_once():
 
 
 def test_held_out_losses_are_of_a_crop_s_area_as_training_s_are():
-    settings = config("network.local=true", "training.batch_size=2", "training.eval_batches=1")
+    """Of as many images at a time as a train step's crops, or parts of its batch, have pixels."""
+    settings = config("network.local=true", "training.batch_size=2", "training.eval_batches=32")
+    cropped = {"data.crop": 16, "training.batch_size": 64, "training.grad_accum": 2}
+    cropped["training.eval_batches"] = 1  # of 2 images, 32 times
     model = build_model(settings, "float32")
-    whole, of_crops = (
-        HeldOutLosses(model, settings.replace({"data.crop": crop}), INFO, CPU).measure() for crop in (0, 16)
-    )
+    whole = HeldOutLosses(model, settings, INFO, CPU).measure()
+    of_crops = HeldOutLosses(model, settings.replace(cropped), INFO, CPU).measure()
     for name, value in whole.items():
         assert of_crops[name] == pytest.approx(value if "mse" in name else value / 16)
 
@@ -84,7 +86,7 @@ def scale(t_start, t_stop):
 
 def previews_of(denoiser, *settings):
     averages = SimpleNamespace(applied=contextlib.nullcontext)
-    return Previews(SimpleNamespace(denoiser=denoiser), averages, config(*settings), INFO, CPU)
+    return Previews(SimpleNamespace(denoiser=denoiser), averages, config(*settings), INFO, CPU, 32)
 
 
 def test_a_sampling_of_many_steps_is_shown_by_a_fast_one():
@@ -153,7 +155,7 @@ def test_replicas_share_a_preview():
         # Weights of its own: a fresh network's output is zero, whatever its input.
         randomized(model.network)
         ema = ExponentialMovingAverage(model.network.trainable_variables, 0.9)
-        previews = Previews(model, ema, settings, INFO, strategy)
+        previews = Previews(model, ema, settings, INFO, strategy, images_in_memory(settings, strategy))
         grids.append(previews.grid())
         assert previews._sampler.replicas == strategy.num_replicas_in_sync
     single, shared = grids
