@@ -164,16 +164,12 @@ class PatchedNetwork(keras.Model):
 
     def _make_inputs_and_outputs(self):
         channels = self.image_shape[-1]
-        patch_input = partial(PatchInput, self.trunk, self.config)
-        patch_output = partial(PatchOutput, self.trunk, self.config, channels, self.policy)
-        p = self.patch_size
-        self.patch_input = patch_input(p)
-        self.patch_output = patch_output(p)
-        layers = [*self.patch_input.stem, *self.patch_output.layers]
+        ends = partial(PatchEnds, self.trunk, self.config, channels, self.policy)
+        self.ends = ends(self.patch_size)
+        layers = [*self.ends.layers]
         if self.patch_switch_t:
-            self.large_patch_input = patch_input(2 * p, LARGE)
-            self.large_patch_output = patch_output(2 * p, LARGE)
-            layers += [*self.large_patch_input.stem, *self.large_patch_output.layers]
+            self.large_ends = ends(2 * self.patch_size, LARGE)
+            layers += self.large_ends.layers
             self.large_level = keras.layers.Embedding(
                 1, self.trunk.embedding_width, embeddings_initializer="zeros", name=f"{LARGE}level"
             )
@@ -219,12 +215,11 @@ class PatchedNetwork(keras.Model):
         Returns:
           The prediction, float32 (B, H, W, C), and u in [0, 1], float32 (B, H, W, C).
         """
-        patch_input = self.large_patch_input if large else self.patch_input
-        patch_output = self.large_patch_output if large else self.patch_output
+        ends = self.large_ends if large else self.ends
         t_embedding, embeddings = self._embed(t, labels, augmentation, large)
-        features = patch_input(z)
+        features = ends.features(z)
         h = self.trunk(tf.cast(features, self.policy.compute_dtype), embeddings, dropout_key, large)
-        prediction, u = patch_output(features, h, embeddings[0], t_embedding)
+        prediction, u = ends.images(features, h, embeddings[0], t_embedding)
         if self.refiner:
             prediction = self.refiner(prediction, z, embeddings[0])
         return prediction, u
@@ -260,35 +255,11 @@ class PatchedNetwork(keras.Model):
         }
 
 
-class PatchInput:
-    """Images (B, H, W, C) -> patches -> features (B, H/P, W/P, base_channels), unless local with positions.
+class PatchEnds:
+    """What lies around the trunk, for patches of one size: image -> patches -> h, and h -> patches -> images.
 
     Attributes:
-      stem: the Keras layers that hold its weights.
-    """
-
-    def __init__(self, trunk: Trunk, config: NetworkConfig, patch_size: int, prefix: str = ""):
-        self._blurred_inputs = config.blurred_inputs
-        self._local = config.local
-        self.to_patches = ImageToPatches(patch_size, name=f"{prefix}to_patches")
-        self.stem = trunk.make_stem(prefix)
-
-    def __call__(self, z: tf.Tensor) -> tf.Tensor:
-        """float32 (B, H, W, C) -> float32 (B, H/P, W/P, base_channels)."""
-        h = self.to_patches(with_blurred(z, self._blurred_inputs))
-        for layer in self.stem:
-            h = layer(h)
-        if self._local:
-            return h
-        # Appendix C: the encoding is added "once, right after the first input projection".
-        return h + position_encoding(*h.shape[1:])
-
-
-class PatchOutput:
-    """The trunk's h -> patches -> the prediction and u, images (B, H, W, C).
-
-    Attributes:
-      layers: the Keras layers that hold its weights.
+      layers: the Keras layers that hold its weights: the stem, the head and the variance head.
     """
 
     def __init__(
@@ -300,13 +271,32 @@ class PatchOutput:
         patch_size: int,
         prefix: str = "",
     ):
+        self._config = config
         values = channels * patch_size**2
+        dense = keras.layers.Dense
+        conv = partial(keras.layers.Conv2D, kernel_size=trunk.kernel_size, padding="same")
+        self.to_patches = ImageToPatches(patch_size, name=f"{prefix}to_patches")
+        self.stem = trunk.make_stem(prefix)
         self.head = trunk.make_head(values, prefix)
-        self.variance_head = VarianceHead(config.base_channels, trunk, values, policy, prefix)
+        self._t = dense(config.base_channels + trunk.width, name=f"{prefix}variance_t")
+        self._conv = conv(
+            config.base_channels, activation="swish", dtype=policy, name=f"{prefix}variance_conv"
+        )
+        self._out = conv(values, activation="sigmoid", name=f"{prefix}variance_out")
         self.to_image = PatchesToImage(patch_size, name=f"{prefix}to_image")
-        self.layers = [*self.head.layers, *self.variance_head.layers]
+        self.layers = [*self.stem, *self.head.layers, self._t, self._conv, self._out]
 
-    def __call__(
+    def features(self, z: tf.Tensor) -> tf.Tensor:
+        """Images (B, H, W, C) -> float32 (B, H/P, W/P, base_channels), with positions unless local."""
+        h = self.to_patches(with_blurred(z, self._config.blurred_inputs))
+        for layer in self.stem:
+            h = layer(h)
+        if self._config.local:
+            return h
+        # Appendix C: the encoding is added "once, right after the first input projection".
+        return h + position_encoding(*h.shape[1:])
+
+    def images(
         self, features: tf.Tensor, h: tf.Tensor, embedding: tf.Tensor, t_embedding: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The prediction and u, float32 (B, H, W, C).
@@ -317,8 +307,18 @@ class PatchOutput:
           t_embedding: (B, embedding_width), of the timestep alone, which the variance head sees.
         """
         prediction = self.head(h, embedding)
-        u = self.variance_head(features, h, t_embedding)
-        return self.to_image(prediction), self.to_image(u)
+        return self.to_image(prediction), self.to_image(self.u(features, h, t_embedding))
+
+    def u(self, features: tf.Tensor, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
+        """The patches of u in [0, 1], float32 (B, H/P, W/P, C P^2): L_vlb trains these layers alone.
+
+        The "small auxiliary network" of Appendix C, the variance head: concat[features, h] +
+        Dense(swish(t)), swish Conv, sigmoid Conv.
+        """
+        features, h, t_embedding = map(tf.stop_gradient, (features, h, t_embedding))
+        h = tf.concat([tf.cast(features, h.dtype), h], axis=-1)
+        shift = tf.cast(self._t(tf.nn.swish(t_embedding)), h.dtype)
+        return self._out(self._conv(h + shift[:, None, None, :]))
 
 
 class Refiner:
@@ -346,31 +346,3 @@ class Refiner:
             h = block(h, embedding)
         scale = 1.0 + self._scale(embedding)
         return prediction + self._to_image(self._out(tf.cast(h, tf.float32) * scale[:, None, None, :]))
-
-
-class VarianceHead:
-    """The patches of u, by the "small auxiliary network" of Appendix C: L_vlb trains it alone.
-
-    Concat[features before the trunk, after it] + Dense(swish(t)), swish Conv, sigmoid Conv.
-    """
-
-    def __init__(
-        self,
-        base_channels: int,
-        trunk: Trunk,
-        values: int,
-        policy: keras.mixed_precision.Policy,
-        prefix: str = "",
-    ):
-        conv = partial(keras.layers.Conv2D, kernel_size=trunk.kernel_size, padding="same")
-        self._t = keras.layers.Dense(base_channels + trunk.width, name=f"{prefix}variance_t")
-        self._conv = conv(base_channels, activation="swish", dtype=policy, name=f"{prefix}variance_conv")
-        self._out = conv(values, activation="sigmoid", name=f"{prefix}variance_out")
-        self.layers = [self._t, self._conv, self._out]
-
-    def __call__(self, features: tf.Tensor, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
-        """(B, h, w, ..) before and after the trunk, and (B, ..) -> u in [0, 1], float32 (B, h, w, values)."""
-        features, h, t_embedding = map(tf.stop_gradient, (features, h, t_embedding))
-        h = tf.concat([tf.cast(features, h.dtype), h], axis=-1)
-        shift = tf.cast(self._t(tf.nn.swish(t_embedding)), h.dtype)
-        return self._out(self._conv(h + shift[:, None, None, :]))

@@ -64,7 +64,7 @@ def test_a_trunk_of_another_kind_is_one_row(monkeypatch, conditioning, widths):
     h, embeddings, key = network.trunk.given
     np.testing.assert_array_equal(key, [1, 2])
     first, second = map(network.get_layer, ("first", "second"))
-    expected = second(first(network.patch_input.to_patches(z))) + position_encoding(4, 8, 32)
+    expected = second(first(network.ends.to_patches(z))) + position_encoding(4, 8, 32)
     np.testing.assert_array_equal(h, expected)
     assert [embedding.shape for embedding in embeddings] == [(2, width) for width in widths]
     # The variance head sees the timestep alone, as in the authors' code.
@@ -139,7 +139,7 @@ def test_mixed_bfloat16_keeps_the_float32_parts_and_stays_close(kind):
     for variable, other in zip(mixed.trainable_variables, exact.trainable_variables):
         assert variable.dtype == tf.float32 and variable.name == other.name
     float32 = ["variance_out", "embed_t_in", "embed_t_out", "variance_t"]
-    for layer in (*mixed.patch_input.stem, *mixed.patch_output.head.layers, *map(mixed.get_layer, float32)):
+    for layer in (*mixed.ends.stem, *mixed.ends.head.layers, *map(mixed.get_layer, float32)):
         assert layer.compute_dtype == "float32", layer.name
     assert {layer.compute_dtype for layer in mixed.trunk.layers} == {"bfloat16"}
     for a, b in zip(exact(*batch()), mixed(*batch())):

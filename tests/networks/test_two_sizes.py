@@ -192,18 +192,18 @@ def test_a_trained_network_begins_the_stem_and_heads_of_large_patches(config):
     one, two = begun(config)
     # Where all patches that a layer sees are alike, the large stem sees what the small one does.
     tiled = tf.tile(inputs([0, 1])[0][:, :2, :2], [1, 8, 8, 1])
-    h, expected = two.large_patch_input.to_patches(tiled), one.patch_input.to_patches(tiled)
-    for layer, other in zip(two.large_patch_input.stem, one.patch_input.stem):
+    h, expected = two.large_ends.to_patches(tiled), one.ends.to_patches(tiled)
+    for layer, other in zip(two.large_ends.stem, one.ends.stem):
         h, expected = layer(h), other(expected)
     np.testing.assert_allclose(h[:, 1:-1, 1:-1], expected[:, 2:-2:2, 2:-2:2], atol=1e-5)
     # And its heads give four times what the small ones give.
     h = tf.random.stateless_normal((2, 4, 4, two.trunk.width), [3, 4])
     features = tf.random.stateless_normal((2, 4, 4, 32), [5, 6])
     t = tf.random.stateless_normal((2, two.trunk.embedding_width), [7, 8])
-    large, small = two.large_patch_output, two.patch_output
+    large, small = two.large_ends, two.ends
     for four, single in (
         (large.head(h, t), small.head(h, t)),
-        (large.variance_head(features, h, t), small.variance_head(features, h, t)),
+        (large.u(features, h, t), small.u(features, h, t)),
     ):
         tiles = tf.tile(tf.reshape(single, [-1, 2, 2, 3]), [1, 2, 2, 1])
         np.testing.assert_allclose(tf.reshape(four, tiles.shape), tiles, atol=1e-5)
