@@ -49,23 +49,9 @@ class ViT:
         self._config = config
         self._gradient_checkpointing = gradient_checkpointing
         dense = partial(keras.layers.Dense, config.base_channels)
-        scale = config.depth**-0.5
-        initial_scale = scale if config.residual_scaling == "initial_weights" else 1.0
-
-        def branch(layer, name: str, t_conditional: bool) -> ResidualBranch:
-            return ResidualBranch(
-                layer,
-                norm=config.norm,
-                norm_place=config.norm_place,
-                t_conditional=t_conditional,
-                t_gate=config.t_gates,
-                label_gate=config.class_conditioning == "gate",
-                factor=scale if config.residual_scaling == "branch" else 1.0,
-                dropout=config.dropout,
-                dtype=dtype,
-                name=name,
-            )
-
+        initial_scale = config.depth**-0.5 if config.residual_scaling == "initial_weights" else 1.0
+        branch = partial(ResidualBranch, config=config, dtype=dtype)
+        everywhere, once = (config.t_conditioning == place for place in ("everywhere", "once"))
         self.blocks: list[tuple[ResidualBranch, ResidualBranch]] = []
         for number in range(1, config.depth + 1):
             attention = Attention(
@@ -74,12 +60,12 @@ class ViT:
             feed_forward = FeedForward(config.feed_forward, initial_scale, dtype=dtype, name="feed_forward")
             self.blocks.append(
                 (
-                    branch(attention, f"attention{number}", config.t_conditioning == "everywhere"),
-                    branch(feed_forward, f"feed_forward{number}", config.t_conditioning != "once"),
+                    branch(attention, t_conditional=everywhere, name=f"attention{number}"),
+                    branch(feed_forward, t_conditional=not once, name=f"feed_forward{number}"),
                 )
             )
         self._inject = {k: dense(dtype=dtype, name=f"inject{k}") for k in config.input_injections}
-        self._t_once = dense(name="t_once") if config.t_conditioning == "once" else None
+        self._t_once = dense(name="t_once") if once else None
         self._class_tokens = None
         if config.class_conditioning == "tokens":
             self._class_tokens = ClassTokens(config.class_tokens, dtype=dtype, name="class_tokens")

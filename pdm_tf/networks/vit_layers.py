@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.layers import attend, group_norm, join_heads, sinusoidal_frequencies, split_heads
 from pdm_tf.stack import keras
 
@@ -138,41 +139,27 @@ class ResidualBranch(keras.layers.Layer):
     """x + gates * factor * branch(norm(x)); or, with the norm after, norm(x + gates * factor * branch(x)).
 
     Args:
-      norm: "rms", "layer" or "group".
-      norm_place: "before" or "after".
+      config: t_gates: the timestep also gates the branch, which so starts at zero (adaLN-Zero, Peebles & Xie,
+        2022); class_conditioning "gate": the label gates it by sigmoid(Dense(label) + 2), as in the U-Net.
       t_conditional: the norm's scale and shift come from the timestep, by a Dense that starts at zero.
-      t_gate: the timestep also gates the branch, which so starts at zero (adaLN-Zero, Peebles & Xie, 2022).
-      label_gate: the label gates the branch by sigmoid(Dense(label) + 2), as in the U-Net.
     """
 
-    def __init__(
-        self,
-        branch: Attention | FeedForward,
-        *,
-        norm: str,
-        norm_place: str,
-        t_conditional: bool,
-        t_gate: bool,
-        label_gate: bool,
-        factor: float,
-        dropout: float,
-        **kwargs,
-    ):
+    def __init__(self, branch: Attention | FeedForward, config: NetworkConfig, t_conditional: bool, **kwargs):
         super().__init__(**kwargs)
-        self.branch, self.norm_place, self.factor, self.dropout = branch, norm_place, factor, dropout
-        self.t_conditional, self.t_gate, self.label_gate = t_conditional, t_gate, label_gate
-        self.norm = normalization(norm, affine=not t_conditional, name="norm")
+        self.branch, self.config, self.t_conditional = branch, config, t_conditional
+        self.factor = config.depth**-0.5 if config.residual_scaling == "branch" else 1.0
+        self.norm = normalization(config.norm, affine=not t_conditional, name="norm")
         self.modulation = self.gate = None
 
     def build(self, input_shape):
         """Creates what depends on `input_shape`'s channels."""
         channels, dense = input_shape[-1], keras.layers.Dense
         if self.t_conditional:
-            parts = 3 if self.t_gate else 2
+            parts = 3 if self.config.t_gates else 2
             self.modulation = dense(
                 parts * channels, kernel_initializer="zeros", dtype="float32", name="modulation"
             )
-        if self.label_gate:
+        if self.config.class_conditioning == "gate":
             self.gate = dense(channels, dtype="float32", name="gate")
         super().build(input_shape)
 
@@ -187,20 +174,21 @@ class ResidualBranch(keras.layers.Layer):
         """(B, N, C) -> (B, N, C). Without a `dropout_key` (int32 (2,)) nothing is dropped."""
         scale = shift = gate = None
         if self.modulation is not None:
-            scale, shift, *gate = tf.split(self.modulation(t_embedding), 3 if self.t_gate else 2, axis=-1)
+            parts = 3 if self.config.t_gates else 2
+            scale, shift, *gate = tf.split(self.modulation(t_embedding), parts, axis=-1)
 
         def norm(h):
             return tf.cast(self.norm(h, scale=scale, shift=shift), self.compute_dtype)
 
-        h = self.branch(norm(x) if self.norm_place == "before" else x, angles=angles)
-        if self.dropout and dropout_key is not None:
-            h = tf.nn.experimental.stateless_dropout(h, self.dropout, dropout_key)
+        h = self.branch(norm(x) if self.config.norm_place == "before" else x, angles=angles)
+        if self.config.dropout and dropout_key is not None:
+            h = tf.nn.experimental.stateless_dropout(h, self.config.dropout, dropout_key)
         if gate:
             h *= tf.cast(gate[0], h.dtype)[:, None, :]
         if self.gate is not None:
             h *= tf.cast(tf.sigmoid(self.gate(label_embedding) + 2.0), h.dtype)[:, None, :]
         x += h if self.factor == 1.0 else self.factor * h
-        return norm(x) if self.norm_place == "after" else x
+        return norm(x) if self.config.norm_place == "after" else x
 
 
 class ClassTokens(keras.layers.Layer):

@@ -24,14 +24,6 @@ def linear(layer, x):
     return x @ layer.kernel + layer.bias
 
 
-def branch_of(inner, **changes):
-    settings = {
-        "norm": "rms", "norm_place": "before", "t_conditional": True, "t_gate": True, "label_gate": False,
-        "factor": 1.0, "dropout": 0.0,
-    }  # fmt: skip
-    return ResidualBranch(inner, **{**settings, **changes})
-
-
 def trunk_of(grid=(4, 4), **changes):
     settings = {"kind": "vit", "base_channels": 32, "depth": 4, "head_channels": 16, **changes}
     return ViT(grid, NetworkConfig(**settings))
@@ -105,9 +97,11 @@ def test_both_feed_forwards_equal_their_formulas_with_as_many_weights():
 @pytest.mark.parametrize("gates", [True, False])
 def test_a_residual_branch_equals_its_formula(place, gates):
     x, t, label = normal(2, 5, 32), normal(2, 12), normal(2, 8)
-    layer = branch_of(
-        FeedForward("gelu"), norm="layer", norm_place=place, t_gate=gates, label_gate=gates, factor=0.5
-    )
+    config = NetworkConfig(
+        kind="vit", norm="layer", norm_place=place, t_gates=gates, residual_scaling="branch", depth=4,
+        class_conditioning="gate" if gates else "none",
+    )  # fmt: skip
+    layer = ResidualBranch(FeedForward("gelu"), config, t_conditional=True)
     layer(x, t, label)
     randomized(layer)
     parts = linear(layer.modulation, t)
