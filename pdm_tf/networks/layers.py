@@ -224,3 +224,30 @@ class SelfAttention(keras.layers.Layer):
         projected = tf.reshape(self.query_key_value(self.norm(x)), [-1, height * width, 3 * channels])
         attended = join_heads(attend(*split_heads(projected, 3, self.head_channels)))
         return x + self.project(tf.reshape(attended, [-1, height, width, channels]))
+
+
+class Head:
+    """The projection of a trunk's h to patches: a norm, an activation, and a layer that starts at zero.
+
+    With a `modulation`, a layer that starts at zero too, the norm has the timestep's scale and shift.
+
+    Attributes:
+      layers: the Keras layers that hold its weights.
+    """
+
+    def __init__(
+        self,
+        norm: keras.layers.Layer,
+        project: keras.layers.Layer,
+        modulation: keras.layers.Layer | None = None,
+        activation: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+    ):
+        self._norm, self._project, self._modulation, self._activation = norm, project, modulation, activation
+        self.layers = [layer for layer in (norm, modulation, project) if layer]
+
+    def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
+        """h (B, h, w, width) in any dtype, and the timestep's embedding -> float32 (B, h, w, values)."""
+        scale = shift = None
+        if self._modulation:
+            scale, shift = tf.split(self._modulation(t_embedding), 2, axis=-1)
+        return self._project(self._activation(self._norm(h, scale=scale, shift=shift)))

@@ -16,7 +16,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig, check_network
-from pdm_tf.networks.layers import ResBlock, position_encoding, timestep_features, with_blurred
+from pdm_tf.networks.layers import Head, ResBlock, position_encoding, timestep_features, with_blurred
 from pdm_tf.networks.unet import UNet
 from pdm_tf.networks.vit import ViT
 from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
@@ -26,19 +26,6 @@ LARGE = "large_"  # prefix of the names of layers for patches of 2P
 AUGMENTATION_LABELS = 9  # numbers that describe an augmentation
 REFINER_BLOCKS = 2
 EMBED_AUGMENTATION = "embed_augmentation"  # the layer that takes them
-
-
-class Head(Protocol):
-    """The projection of a trunk's h to patches; it gives zeros in a new network.
-
-    Attributes:
-      layers: the Keras layers that hold its weights.
-    """
-
-    layers: Sequence[keras.layers.Layer]
-
-    def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
-        """h (B, h, w, width) in any dtype, and the timestep's embedding -> float32 (B, h, w, values)."""
 
 
 class Trunk(Protocol):
@@ -63,7 +50,7 @@ class Trunk(Protocol):
         """Layers, one after another, from patches of any size to `base_channels`; `prefix` of their names."""
 
     def make_head(self, values: int, prefix: str = "") -> Head:
-        """The head for patches of `values` numbers."""
+        """The head for patches of `values` numbers; it gives zeros in a new network."""
 
     def __call__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.layers import (
+    Head,
     ResBlock,
     SelfAttention,
     checkpointed,
@@ -112,9 +113,11 @@ class UNet:
         """The first convolution."""
         return [keras.layers.Conv2D(self._base_channels, 3, padding="same", name=f"{prefix}conv_in")]
 
-    def make_head(self, values: int, prefix: str = "") -> ConvHead:
-        """As `Trunk.make_head`."""
-        return ConvHead(values, prefix, self._norm)
+    def make_head(self, values: int, prefix: str = "") -> Head:
+        """Norm swish Conv3x3."""
+        norm = self._norm(affine=True, dtype="float32", name=f"{prefix}norm_out")
+        conv = partial(keras.layers.Conv2D, padding="same", kernel_initializer="zeros")
+        return Head(norm, conv(values, 3, name=f"{prefix}conv_out"), activation=swish)
 
     def __call__(
         self,
@@ -178,18 +181,3 @@ def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:
 def shortcut(block: ResBlock, h: tf.Tensor) -> tf.Tensor:
     """The shortcut of a residual block alone."""
     return h if block.shortcut is None else block.shortcut(h)
-
-
-class ConvHead:
-    """Norm swish Conv3x3, whose kernel starts at zero: a `Head`."""
-
-    def __init__(self, values: int, prefix: str = "", norm: Callable[..., keras.layers.Layer] = group_norm):
-        self._norm = norm(affine=True, dtype="float32", name=f"{prefix}norm_out")
-        self._conv = keras.layers.Conv2D(
-            values, 3, padding="same", kernel_initializer="zeros", name=f"{prefix}conv_out"
-        )
-        self.layers = [self._norm, self._conv]
-
-    def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
-        """(B, h, w, C) -> (B, h, w, values), whatever the timestep."""
-        return self._conv(swish(self._norm(h)))

@@ -13,7 +13,7 @@ from functools import partial
 import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig
-from pdm_tf.networks.layers import checkpointed, fold_in
+from pdm_tf.networks.layers import Head, checkpointed, fold_in
 from pdm_tf.networks.vit_layers import (
     Attention,
     ClassTokens,
@@ -84,10 +84,13 @@ class ViT:
         narrow = keras.layers.Dense(self._config.bottleneck, use_bias=False, name=f"{prefix}embed_narrow")
         return [narrow, embed]
 
-    def make_head(self, values: int, prefix: str = "") -> AdaptiveHead:
-        """As `Trunk.make_head`."""
-        t_conditional = self._config.t_conditioning != "once"
-        return AdaptiveHead(self.width, values, self._config.norm, t_conditional, prefix)
+    def make_head(self, values: int, prefix: str = "") -> Head:
+        """A norm, with the timestep's scale and shift unless it comes once, and a linear map."""
+        once = self._config.t_conditioning == "once"
+        dense = partial(keras.layers.Dense, kernel_initializer="zeros")
+        norm = normalization(self._config.norm, affine=once, name=f"{prefix}norm_out")
+        modulation = None if once else dense(2 * self.width, name=f"{prefix}modulation_out")
+        return Head(norm, dense(values, name=f"{prefix}project_out"), modulation)
 
     def __call__(
         self,
@@ -140,23 +143,3 @@ class ViT:
                 f"{self._class_tokens.count} class tokens from block {self._config.class_tokens_from} on"
             )
         return lines
-
-
-class AdaptiveHead:
-    """A norm, with the timestep's scale and shift if `t_conditional`, and a projection from zero."""
-
-    def __init__(self, width: int, values: int, norm: str, t_conditional: bool, prefix: str = ""):
-        dense = keras.layers.Dense
-        self._norm = normalization(norm, affine=not t_conditional, name=f"{prefix}norm_out")
-        self._modulation = None
-        if t_conditional:
-            self._modulation = dense(2 * width, kernel_initializer="zeros", name=f"{prefix}modulation_out")
-        self._project = dense(values, kernel_initializer="zeros", name=f"{prefix}project_out")
-        self.layers = [layer for layer in (self._norm, self._modulation, self._project) if layer]
-
-    def __call__(self, h: tf.Tensor, t_embedding: tf.Tensor) -> tf.Tensor:
-        """(B, h, w, C) -> float32 (B, h, w, values)."""
-        if self._modulation is None:
-            return self._project(self._norm(h))
-        scale, shift = tf.split(self._modulation(t_embedding), 2, axis=-1)
-        return self._project(self._norm(h, scale=scale, shift=shift))
