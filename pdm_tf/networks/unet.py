@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -119,13 +118,7 @@ class UNet:
         conv = partial(keras.layers.Conv2D, padding="same", kernel_initializer="zeros")
         return Head(norm, conv(values, 3, name=f"{prefix}conv_out"), activation=swish)
 
-    def __call__(
-        self,
-        h: tf.Tensor,
-        embeddings: Sequence[tf.Tensor],
-        dropout_key: tf.Tensor | None = None,
-        large: bool = False,
-    ) -> tf.Tensor:
+    def __call__(self, h, embeddings, dropout_key=None, large=False) -> tf.Tensor:
         """As `Trunk.__call__`.
 
         Large patches are on the second level's grid. Of the first level they pass the shortcuts of the blocks

@@ -7,7 +7,6 @@ labels as tokens (Li & He, 2025, "Back to Basics"). Appendix D's: see `pdm_tf.co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import tensorflow as tf
@@ -92,13 +91,7 @@ class ViT:
         modulation = None if once else dense(2 * self.width, name=f"{prefix}modulation_out")
         return Head(norm, dense(values, name=f"{prefix}project_out"), modulation)
 
-    def __call__(
-        self,
-        h: tf.Tensor,
-        embeddings: Sequence[tf.Tensor],
-        dropout_key: tf.Tensor | None = None,
-        large: bool = False,
-    ) -> tf.Tensor:
+    def __call__(self, h, embeddings, dropout_key=None, large=False) -> tf.Tensor:
         """As `Trunk.__call__`; any grid.
 
         A large patch has the rotary position of the first of its four small ones, as it has their fixed one:
