@@ -143,9 +143,9 @@ class ResBlock(keras.layers.Layer):
     """Residual block with a timestep-conditional norm and, when asked, a class gate.
 
     GroupNorm swish Conv3x3; GroupNorm (1 + scale, shift from the timestep) swish dropout Conv3x3; times
-    sigmoid(gate of the label + 2); plus the shortcut, a 1x1 projection if `project_shortcut` or if the
-    channels change, else the identity. The second convolution starts at zero, so the block starts as its
-    shortcut. Another `norm` than GroupNorm is called as `group_norm` is.
+    sigmoid(gate of the label + 2); plus the shortcut, a 1x1 projection if the channels change, else the
+    identity. The second convolution starts at zero, so the block starts as its shortcut. Another `norm` than
+    GroupNorm is called as `group_norm` is.
     """
 
     def __init__(
@@ -153,14 +153,12 @@ class ResBlock(keras.layers.Layer):
         channels: int,
         dropout: float = 0.0,
         gated: bool = False,
-        project_shortcut: bool = False,
         norm: Callable[..., keras.layers.Layer] = group_norm,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.channels = channels
         self.dropout = dropout
-        self.project_shortcut = project_shortcut
         policy = self.dtype_policy
         layers = keras.layers
         self.norm_in = norm(affine=True, dtype=policy, name="norm_in")
@@ -174,11 +172,11 @@ class ResBlock(keras.layers.Layer):
             2 * channels, kernel_initializer="zeros", dtype="float32", name="scale_shift"
         )
         self.gate = layers.Dense(channels, dtype="float32", name="gate") if gated else None
-        self.shortcut = None
+        self.shortcut = tf.identity
 
     def build(self, input_shape):
         """Adds the shortcut's projection where one is needed."""
-        if self.project_shortcut or input_shape[-1] != self.channels:
+        if input_shape[-1] != self.channels:
             self.shortcut = keras.layers.Dense(self.channels, dtype=self.dtype_policy, name="shortcut")
         super().build(input_shape)
 
@@ -199,7 +197,7 @@ class ResBlock(keras.layers.Layer):
         if self.gate is not None:
             gate = tf.sigmoid(self.gate(label_embedding) + 2.0)
             h *= tf.cast(gate, h.dtype)[:, None, None, :]
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return h + self.shortcut(x)
 
 
 class SelfAttention(keras.layers.Layer):

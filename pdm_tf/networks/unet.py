@@ -93,8 +93,7 @@ class UNet:
         for level, width in reversed(list(enumerate(widths))):
             for b in range(config.blocks_per_level + 1):
                 name = f"decoder{level}_{b}"
-                merge = block(width, project_shortcut=True, name=name)
-                add("decoder", level, merge, attention_after(name, level))
+                add("decoder", level, block(width, name=name), attention_after(name, level))
             if level > 0:
                 add("up", level, conv(widths[level - 1], name=f"up{level}"))
 
@@ -137,7 +136,7 @@ class UNet:
                 if stage.kind == "decoder":
                     h = tf.concat([h, skips.pop()], axis=-1)
                 key = fold_in(dropout_key, next(blocks))
-                h = shortcut(stage.layer, h) if passed else self._block(stage, h, embeddings, key)
+                h = stage.layer.shortcut(h) if passed else self._block(stage, h, embeddings, key)
             if stage.kind in ("encoder", "down"):
                 skips.append(h)
         return h
@@ -169,8 +168,3 @@ def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:
     h = tf.cast(h, conv.compute_dtype)
     h = tf.nn.conv2d(h, tf.cast(conv.kernel, h.dtype), 1, "SAME")
     return tf.nn.bias_add(h, tf.cast(conv.bias, h.dtype))
-
-
-def shortcut(block: ResBlock, h: tf.Tensor) -> tf.Tensor:
-    """The shortcut of a residual block alone."""
-    return h if block.shortcut is None else block.shortcut(h)
