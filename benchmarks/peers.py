@@ -29,7 +29,7 @@ from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.config.presets import FAST_SAMPLING
 from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.describe import count_parameters
-from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.networks.norms import GroupNorm
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.progress import peak_resident
 from pdm_tf.run import PRETRAINED, RunFolder

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.turns import in_turns, machine, seconds, with_range
-from pdm_tf.networks import layers, patched
-from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.networks import norms, patched
+from pdm_tf.networks.norms import GroupNorm
 from pdm_tf.stack import GroupNormalization
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.optimizer import GuardedAdam
@@ -43,7 +43,7 @@ class StacksGroupNorm(GroupNormalization):
 
 def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
     """The yardstick with random weights."""
-    with mock.patch.object(layers, "GroupNorm", norm):
+    with mock.patch.object(norms, "GroupNorm", norm):
         network = patched.PatchedNetwork(
             SHAPE,
             patch_size=2,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.networks.norms import normalization
 from pdm_tf.stack import keras
 
 
@@ -134,18 +134,13 @@ def upsample(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [-1, 2 * height, 2 * width, channels])
 
 
-def group_norm(affine: bool, **kwargs) -> GroupNorm:
-    """GroupNorm of 32 groups; `affine`: with gain and offset of its own."""
-    return GroupNorm(32, center=affine, scale=affine, **kwargs)
-
-
 class ResBlock(keras.layers.Layer):
     """Residual block with a timestep-conditional norm and, when asked, a class gate.
 
     GroupNorm swish Conv3x3; GroupNorm (1 + scale, shift from the timestep) swish dropout Conv3x3; times
     sigmoid(gate of the label + 2); plus the shortcut, a 1x1 projection if the channels change, else the
-    identity. The second convolution starts at zero, so the block starts as its shortcut. Another `norm` than
-    GroupNorm is called as `group_norm` is.
+    identity. The second convolution starts at zero, so the block starts as its shortcut. `norm` is that
+    of `normalization`.
     """
 
     def __init__(
@@ -153,7 +148,7 @@ class ResBlock(keras.layers.Layer):
         channels: int,
         dropout: float = 0.0,
         gated: bool = False,
-        norm: Callable[..., keras.layers.Layer] = group_norm,
+        norm: str = "group",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -161,9 +156,9 @@ class ResBlock(keras.layers.Layer):
         self.dropout = dropout
         policy = self.dtype_policy
         layers = keras.layers
-        self.norm_in = norm(affine=True, dtype=policy, name="norm_in")
+        self.norm_in = normalization(norm, affine=True, name="norm_in", dtype=policy)
         self.conv_in = layers.Conv2D(channels, 3, padding="same", dtype=policy, name="conv_in")
-        self.norm_out = norm(affine=False, dtype=policy, name="norm_out")
+        self.norm_out = normalization(norm, affine=False, name="norm_out", dtype=policy)
         self.conv_out = layers.Conv2D(
             channels, 3, padding="same", kernel_initializer="zeros", dtype=policy, name="conv_out"
         )
@@ -211,7 +206,7 @@ class SelfAttention(keras.layers.Layer):
         """Creates the projections for `input_shape`'s channels, which must divide by `head_channels`."""
         channels = input_shape[-1]
         policy = self.dtype_policy
-        self.norm = GroupNorm(32, dtype=policy, name="norm")
+        self.norm = normalization("group", affine=True, name="norm", dtype=policy)
         self.query_key_value = keras.layers.Dense(3 * channels, dtype=policy, name="query_key_value")
         self.project = keras.layers.Dense(channels, kernel_initializer="zeros", dtype=policy, name="project")
         super().build(input_shape)

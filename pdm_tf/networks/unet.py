@@ -15,11 +15,10 @@ from pdm_tf.networks.layers import (
     SelfAttention,
     checkpointed,
     fold_in,
-    group_norm,
     swish,
     upsample,
 )
-from pdm_tf.networks.vit_layers import normalization
+from pdm_tf.networks.norms import normalization
 from pdm_tf.stack import keras
 
 # Also the order of the weights, in optimizers and files; within a kind it is that of the stages.
@@ -67,7 +66,7 @@ class UNet:
         self._base_channels = config.base_channels
         self._gradient_checkpointing = gradient_checkpointing
         gated = config.class_conditioning == "gate"
-        self._norm = place_norm if config.local else group_norm
+        self._norm = "rms" if config.local else "group"
         block = partial(ResBlock, dropout=config.dropout, gated=gated, norm=self._norm, dtype=dtype)
         conv = partial(keras.layers.Conv2D, kernel_size=3, padding="same", dtype=dtype)
         attention = partial(SelfAttention, config.head_channels, dtype=dtype)
@@ -113,7 +112,7 @@ class UNet:
 
     def make_head(self, values: int, prefix: str = "") -> Head:
         """Norm swish Conv3x3."""
-        norm = self._norm(affine=True, dtype="float32", name=f"{prefix}norm_out")
+        norm = normalization(self._norm, affine=True, name=f"{prefix}norm_out")
         conv = partial(keras.layers.Conv2D, padding="same", kernel_initializer="zeros")
         return Head(norm, conv(values, 3, name=f"{prefix}conv_out"), activation=swish)
 
@@ -156,11 +155,6 @@ class UNet:
             + ("" if stage.attention is None else ", attention")
             for level, stage in levels.items()
         ]
-
-
-def place_norm(affine: bool, dtype: str | keras.mixed_precision.Policy, name: str) -> keras.layers.Layer:
-    """RMSNorm of each place alone, float32 whatever the policy: the same over a crop as over the image."""
-    return normalization("rms", affine, name)
 
 
 def unstrided(conv: keras.layers.Conv2D, h: tf.Tensor) -> tf.Tensor:

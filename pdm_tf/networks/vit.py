@@ -13,14 +13,8 @@ import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.layers import Head, checkpointed, fold_in
-from pdm_tf.networks.vit_layers import (
-    Attention,
-    ClassTokens,
-    FeedForward,
-    ResidualBranch,
-    normalization,
-    rotation,
-)
+from pdm_tf.networks.norms import normalization
+from pdm_tf.networks.vit_layers import Attention, ClassTokens, FeedForward, ResidualBranch, rotation
 from pdm_tf.stack import keras
 
 

@@ -5,49 +5,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig
-from pdm_tf.networks.layers import attend, group_norm, join_heads, sinusoidal_frequencies, split_heads
+from pdm_tf.networks.layers import attend, join_heads, sinusoidal_frequencies, split_heads
+from pdm_tf.networks.norms import TokenNorm, normalization
 from pdm_tf.stack import keras
-
-
-class TokenNorm(keras.layers.Layer):
-    """RMSNorm, or if `centered` LayerNorm, of each token, optionally followed by `* (1 + scale) + shift`.
-
-    Without `affine` it has no weights of its own: the timestep's scale and shift take their place.
-    """
-
-    def __init__(self, centered: bool, affine: bool, epsilon: float = 1e-6, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-        self.centered, self.affine, self.epsilon = centered, affine, epsilon
-
-    def build(self, input_shape):
-        """Creates the gain and, if centered, the offset, for `input_shape`'s channels."""
-        self.gain = self.offset = None
-        if self.affine:
-            self.gain = self.add_weight("gain", input_shape[-1:], initializer="ones")
-        if self.affine and self.centered:
-            self.offset = self.add_weight("offset", input_shape[-1:], initializer="zeros")
-        super().build(input_shape)
-
-    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, shift: tf.Tensor | None = None) -> tf.Tensor:
-        """(B, ..., C) -> float32 (B, ..., C); `scale` and `shift` are float32 (B, C), or both None."""
-        if self.centered:
-            x -= tf.reduce_mean(x, -1, keepdims=True)
-        x *= tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + self.epsilon)
-        if self.gain is not None:
-            x *= self.gain
-        if self.offset is not None:
-            x += self.offset
-        if scale is not None:
-            broadcast = [-1] + [1] * (x.shape.rank - 2) + [x.shape[-1]]
-            x = x * (1.0 + tf.reshape(scale, broadcast)) + tf.reshape(shift, broadcast)
-        return x
-
-
-def normalization(kind: str, affine: bool, name: str) -> keras.layers.Layer:
-    """A float32 "rms", "layer" or "group" norm, called as `norm(x, scale=None, shift=None)`."""
-    if kind == "group":
-        return group_norm(affine, dtype="float32", name=name)
-    return TokenNorm(centered=kind == "layer", affine=affine, name=name)
 
 
 def scaled_dense(width: int, initial_scale: float, **kwargs) -> keras.layers.Dense:

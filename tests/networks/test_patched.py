@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from pdm_tf.errors import UserError
 from pdm_tf.networks import patched
-from pdm_tf.networks.layers import Head, group_norm, position_encoding, timestep_features
+from pdm_tf.networks.layers import Head, position_encoding, timestep_features
+from pdm_tf.networks.norms import normalization
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.stack import keras
 from pdm_tf.weights import assign_arrays, variable_names
@@ -41,7 +42,9 @@ class Doubling:
         return [keras.layers.Dense(self.base_channels, name=prefix + name) for name in ("first", "second")]
 
     def make_head(self, values, prefix=""):
-        return Head(group_norm(True), keras.layers.Dense(values, kernel_initializer="zeros"))
+        return Head(
+            normalization("group", True, "norm_out"), keras.layers.Dense(values, kernel_initializer="zeros")
+        )
 
     def __call__(self, h, embeddings, dropout_key=None, large=False):
         self.given = h, embeddings, dropout_key

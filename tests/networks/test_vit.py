@@ -10,7 +10,7 @@ from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.networks.layers import with_blurred
 from pdm_tf.networks.vit import ViT
-from pdm_tf.networks.vit_layers import Attention, FeedForward, ResidualBranch, TokenNorm, rotate, rotation
+from pdm_tf.networks.vit_layers import Attention, FeedForward, ResidualBranch, rotate, rotation
 from tests.tiny_runs import randomized
 
 RNG = np.random.default_rng(0)
@@ -27,22 +27,6 @@ def linear(layer, x):
 def trunk_of(grid=(4, 4), **changes):
     settings = {"kind": "vit", "base_channels": 32, "depth": 4, "head_channels": 16, **changes}
     return ViT(grid, NetworkConfig(**settings))
-
-
-@pytest.mark.parametrize("centered", [False, True])
-def test_token_norm_equals_its_definition(centered):
-    x, scale, shift = normal(2, 5, 8) * 3 + 2, normal(2, 8), normal(2, 8)
-    layer = TokenNorm(centered, True)
-    layer(x)
-    randomized(layer)
-    x64 = x.numpy().astype(float)
-    x64 -= x64.mean(-1, keepdims=True) * centered
-    expected = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-6) * layer.gain
-    expected = (expected + (layer.offset if centered else 0)) * (1 + scale[:, None]) + shift[:, None]
-    np.testing.assert_allclose(layer(x, scale, shift), expected, rtol=1e-4, atol=1e-5)
-    plain = TokenNorm(centered, False)
-    plain(x)
-    assert (len(layer.weights), len(plain.weights)) == (1 + centered, 0)
 
 
 def test_turned_queries_and_keys_meet_by_their_distance_alone():

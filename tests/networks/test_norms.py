@@ -1,10 +1,10 @@
-"""GroupNorm against the stack's own layer and against its definition."""
+"""The norms against the stack's own layer and against their definitions."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.networks.group_norm import GroupNorm
+from pdm_tf.networks.norms import GroupNorm, TokenNorm
 from pdm_tf.stack import GroupNormalization
 from tests.tiny_runs import randomized
 
@@ -43,3 +43,19 @@ def test_a_large_mean_does_not_cancel_the_variance():
     mean, variance = tf.nn.moments(exact, [1, 3], keepdims=True)
     expected = tf.reshape((exact - mean) * tf.math.rsqrt(variance + 1e-3), x.shape)
     np.testing.assert_allclose(GroupNorm(32)(x), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_token_norm_equals_its_definition(centered):
+    x, scale, shift = inputs((2, 5, 8)), inputs((2, 8), 0.0), inputs((2, 8), 0.0, seed=1)
+    layer = TokenNorm(centered, True)
+    layer(x)
+    randomized(layer)
+    x64 = x.numpy().astype(float)
+    x64 -= x64.mean(-1, keepdims=True) * centered
+    expected = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-6) * layer.gain
+    expected = (expected + (layer.offset if centered else 0)) * (1 + scale[:, None]) + shift[:, None]
+    np.testing.assert_allclose(layer(x, scale, shift), expected, rtol=1e-4, atol=1e-5)
+    plain = TokenNorm(centered, False)
+    plain(x)
+    assert (len(layer.weights), len(plain.weights)) == (1 + centered, 0)
