@@ -45,8 +45,7 @@ DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "kernel": distances.kernel_distance,
     "inception_score": lambda x, y: distances.inception_score(probabilities(y))[0],
     "manifold": lambda x, y: Manifold(x[:10_000]).squared_radii[3].mean(),
-    "precision_recall": lambda x, y: distances.precision_recall(Manifold(x[:10_000]), y),
-    "density_coverage": lambda x, y: distances.density_coverage(Manifold(x[:10_000]), y),
+    "neighbours": lambda x, y: distances.neighbour_metrics(Manifold(x[:10_000]), y),
     "nearest": lambda x, y: distances.nearest(x[:10_000], y)[1].mean(),
 }
 

@@ -207,50 +207,35 @@ class Manifold:
         return np.subtract(samples, self.origin, dtype=np.float32)
 
 
-def precision_recall(
-    reference: Manifold, samples: np.ndarray
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019; k = 3), each with its standard error.
+def neighbour_metrics(reference: Manifold, samples: np.ndarray) -> list[tuple[float, float]]:
+    """Precision, recall, density and coverage of samples, float (M, D), each with its standard error.
 
-    Precision is the share of the samples, float (M, D), that lie in a ball of the reference, recall the share
-    of the reference in a ball of the samples. Both depend on the numbers of images on both sides.
+    Precision is the share of the samples that lie in a ball of the reference, recall the share of the
+    reference in a ball of the samples (Kynkäänniemi et al. 2019; k = 3). Both depend on the numbers of images
+    on both sides. Density is the number of balls of the reference that a sample lies in, divided by k, on
+    average (it may exceed 1), coverage the share of the reference's balls that hold a sample (Naeem et al.
+    2020; k = 5): one odd image of the reference hardly moves them.
 
     The standard errors are over draws of the samples, by a jackknife over groups, as in `frechet_error`. The
     samples' balls stay those of all samples, which makes recall's error a little too large.
     """
-    k, _ = NEIGHBOURS
+    k, wide_k = NEIGHBOURS
     samples = reference.centred(samples)
-    reference_radii = reference.squared_radii[k]
+    radii, wide_radii = (reference.squared_radii[each] for each in NEIGHBOURS)
     sample_radii = _squared_radii(samples, [k])[k]
     member = _members(len(samples))
-    inside_reference = np.zeros(len(samples), bool)
-    balls = np.zeros((len(reference_radii), member.shape[1]), np.float32)  # of each group, around an image
+    precise, hits = np.zeros(len(samples), bool), np.zeros(len(samples), np.int64)
+    # How many of each group are near an image of the reference.
+    recalled, inside = np.zeros((2, len(radii), member.shape[1]), np.float32)
     for rows, columns, distances in _squared_distances(reference.features, samples):
-        inside_reference[columns] |= (distances <= reference_radii[rows, None]).any(axis=0)
-        balls[rows] += (distances <= sample_radii[None, columns]).astype(np.float32) @ member[columns]
-    return _mean_and_error(inside_reference, member), _covered_and_error(balls)
-
-
-def density_coverage(
-    reference: Manifold, samples: np.ndarray
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Density and coverage (Naeem et al. 2020; k = 5), which one odd image of the reference hardly moves.
-
-    Density is the number of balls of the reference that a sample lies in, divided by k, on average (it may
-    exceed 1); coverage the share of the reference's balls that hold a sample. Errors as in
-    `precision_recall`.
-    """
-    _, k = NEIGHBOURS
-    samples = reference.centred(samples)
-    radii = reference.squared_radii[k]
-    member = _members(len(samples))
-    hits = np.zeros(len(samples), np.int64)
-    inside = np.zeros((len(radii), member.shape[1]), np.float32)
-    for rows, columns, distances in _squared_distances(reference.features, samples):
-        within = distances < radii[rows, None]
+        precise[columns] |= (distances <= radii[rows, None]).any(axis=0)
+        recalled[rows] += (distances <= sample_radii[None, columns]).astype(np.float32) @ member[columns]
+        within = distances < wide_radii[rows, None]
         hits[columns] += within.sum(axis=0)
         inside[rows] += within.astype(np.float32) @ member[columns]
-    return _mean_and_error(hits / k, member), _covered_and_error(inside)
+    of_samples = [_mean_and_error(values, member) for values in (precise, hits / wide_k)]
+    of_reference = [_covered_and_error(counts) for counts in (recalled, inside)]
+    return [of_samples[0], of_reference[0], of_samples[1], of_reference[1]]
 
 
 def _members(count: int) -> np.ndarray:

@@ -12,12 +12,11 @@ from pdm_tf.evaluation.distances import (
     GROUPS,
     Manifold,
     Moments,
-    density_coverage,
     frechet_distance,
     frechet_error,
     inception_score,
     kernel_distance,
-    precision_recall,
+    neighbour_metrics,
 )
 from pdm_tf.evaluation.features import Detector, Features
 from pdm_tf.evaluation.references import Reference
@@ -99,7 +98,8 @@ class Comparison:
         }
 
 
-def _frechet(reference: Moments, features: np.ndarray, together: int) -> list[tuple]:
+def _frechet(comparison: Comparison, reference: Moments, features: np.ndarray) -> list[tuple]:
+    together = comparison.detector.rows
     enough = len(features) // together >= GROUPS
     error = frechet_error(reference, features, together) if enough else None
     return [(frechet_distance(reference, Moments.of(features)), error)]
@@ -110,29 +110,11 @@ def _inception_score(comparison: Comparison, features: Features) -> list[tuple]:
     return [(value, None, spread)]
 
 
+NEAR = ("precision", "recall", "density", "coverage")
 METRICS = (
-    Metric(
-        ["frechet"],
-        "moments",
-        lambda c, features: _frechet(c.reference.moments, features.pooled, c.detector.rows),
-    ),
-    Metric(
-        ["spatial"],
-        "spatial",
-        lambda c, features: _frechet(c.reference.spatial_moments, features.spatial, c.detector.rows),
-    ),
+    Metric(["frechet"], "moments", lambda c, f: _frechet(c, c.reference.moments, f.pooled)),
+    Metric(["spatial"], "spatial", lambda c, f: _frechet(c, c.reference.spatial_moments, f.spatial)),
     Metric(["inception_score"], "probabilities", _inception_score),
-    Metric(
-        ["kernel"], "neighbours", lambda c, features: [kernel_distance(features.pooled, c.reference.features)]
-    ),
-    Metric(
-        ["precision", "recall"],
-        "neighbours",
-        lambda c, features: precision_recall(c.manifold, features.pooled),
-    ),
-    Metric(
-        ["density", "coverage"],
-        "neighbours",
-        lambda c, features: density_coverage(c.manifold, features.pooled),
-    ),
+    Metric(["kernel"], "neighbours", lambda c, f: [kernel_distance(f.pooled, c.reference.features)]),
+    Metric(NEAR, "neighbours", lambda c, f: neighbour_metrics(c.manifold, f.pooled)),
 )
