@@ -137,9 +137,12 @@ def convert(
         tasks = _tasks(ordered, plan, target, options)
         outcomes = _finished(tasks, options.output)
         todo = [task for task in tasks if task.path not in outcomes]
+        if not todo:
+            print(f"all shards are there, no image is read again (for other pixels, remove {options.output})")
         _require_space(todo, plan, options.output)
         outcomes.update(_write_shards(todo, encoder, options.workers, len(ordered)))
-        _write_metadata(tasks, outcomes, target, options)
+        if todo or not _is_whole(options.output):  # versions of TFDS write the same metadata in other bytes
+            _write_metadata(tasks, outcomes, target, options)
         _write_manifest(tasks, outcomes, plan, options.output)
         describe_directory(options.output)
         remove_tree(work_dir)
@@ -234,11 +237,16 @@ def _template(target: Target, options: Options, split: str) -> tfds.core.Sharded
 
 
 def _finished(tasks: list[Task], output: Path) -> dict[Path, dict]:
-    """Shard path -> recorded outcome, of the shards that are there in their recorded size."""
+    """Shard path -> recorded outcome, of the shards that are there in their recorded size.
+
+    A finished data set's images that were skipped are tried again: they may have been mended.
+    """
     manifest = read_manifest(output)
     finished = {}
     for task in tasks:
         outcome = manifest["shards"].get(task.path.name) if manifest else None
+        if outcome and outcome["skipped"]:
+            continue
         outcome = outcome or _read_json(task.outcome_path, OUTCOME)
         if outcome and task.path.exists() and size_of(task.path) == outcome["bytes"]:
             finished[task.path] = outcome
@@ -362,6 +370,15 @@ def _write_manifest(
     size = sum(outcome["bytes"] for outcome in recorded.values())
     shards = f"{len(recorded)} shard{'s' * (len(recorded) != 1)}"
     print(f"{count} images, {size / 1e6:.1f} MB in {shards}: {output}")
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a finished data set's metadata are as its manifest has them."""
+    manifest = read_manifest(directory)
+    digests = manifest["metadata_sha256"].items() if manifest else ()
+    return bool(digests) and all(
+        (directory / name).exists() and sha256(directory / name) == digest for name, digest in digests
+    )
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

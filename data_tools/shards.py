@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from PIL import Image
 from pdm_tf.atomic import atomic_file, atomic_json, sha256
 from pdm_tf.errors import UserError, one_line
 from pdm_tf.images import PILLOW_MODES, ImageError, TooManyPixelsError, encode, pixel_limit, reading
+
+# Errors of a disk or a mount that is gone, and not of one file.
+FAILING = {errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTCONN, errno.ENODEV, errno.ETIMEDOUT, errno.ENOMEM}
 
 
 class Item(NamedTuple):
@@ -49,9 +53,19 @@ class Encoder(NamedTuple):
     max_megapixels: float = 179
 
     def record(self, item: Item) -> bytes:
-        """One item's record; raises ImageError if it cannot be read, or has the wrong size."""
-        with image_limit(self.max_megapixels), reading():
-            image = self.load(item)
+        """One item's record; raises ImageError if it cannot be read, or has the wrong size, and UserError if
+        the disk or the memory fails: an image is not to blame."""
+        try:
+            with image_limit(self.max_megapixels), reading():
+                image = self.load(item)
+        except ImageError as error:
+            cause = error.__cause__
+            if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in FAILING:
+                raise UserError(
+                    f"cannot read {item.name} ({error}): when the disk, or memory, is there again, run the "
+                    "same command"
+                ) from error
+            raise
         height, width, channels = self.image_shape
         mode = PILLOW_MODES[channels]
         if image.mode != mode or image.size != (width, height):

@@ -132,10 +132,10 @@ def main(argv: list[str] | None = None) -> None:
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise UserError(
-            f"{len(problems)} files of {arguments.input} are damaged; remove them and run the"
-            " command that made the data set again: it makes only these"
-        )
+        advice = "remove them and run the command that made the data set again: it makes only these"
+        if not convert.read_manifest(as_path(arguments.input)):
+            advice = "prepare the data set again, as with tfds build NAME --overwrite"
+        raise UserError(f"{len(problems)} files of {arguments.input} are damaged; {advice}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,14 @@
 
 from pdm_tf.data.damage import naming_shards
 from pdm_tf.data.info import DatasetInfo, describe_directory, find_dataset, held_out_split
-from pdm_tf.data.pipeline import has_labels, labelled_batches, load_batches, split_in_order, uint8_batches
+from pdm_tf.data.pipeline import (
+    has_labels,
+    labelled_batches,
+    load_batches,
+    split_in_order,
+    stored_image,
+    uint8_batches,
+)
 
 __all__ = [
     "DatasetInfo",
@@ -14,5 +21,6 @@ __all__ = [
     "load_batches",
     "naming_shards",
     "split_in_order",
+    "stored_image",
     "uint8_batches",
 ]

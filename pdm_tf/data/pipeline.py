@@ -134,6 +134,24 @@ def split_in_order(
     )
 
 
+def stored_image(
+    info: DatasetInfo, split: str, place: int, image_shape: Sequence[int] | None = None
+) -> np.ndarray:
+    """The image at a place of the stored order, as `labelled_batches` has it; no other is decoded."""
+    batches = load_batches(
+        info,
+        split=split,
+        batch_size=1,
+        start_batch=place,
+        repeat=False,
+        shuffle=False,
+        image_shape=image_shape,
+    )
+    with naming_shards():
+        (batch,) = batches.take(1).as_numpy_iterator()
+    return to_uint8(batch["image"])[0]
+
+
 def uint8_batches(
     info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:

@@ -7,13 +7,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import tensorflow as tf
 
 from pdm_tf import stack
 from pdm_tf.atomic import atomic_json
-from pdm_tf.data import DatasetInfo, held_out_split, uint8_batches
+from pdm_tf.data import DatasetInfo, held_out_split, stored_image
 from pdm_tf.devices import make_strategy
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import image_sets, references
@@ -139,6 +138,8 @@ def find_reference(
       UserError: there is no such reference, or it is damaged.
     """
     if name != "train" and as_path(name).exists():
+        if name.isidentifier():
+            print(f"note: the reference is the file or folder ./{name}, and no split")
         with looking_at(name) as shown:
             found = references.of_path(detector, name, progress=shown.update)
         return found, "the reference is no data set's training split"
@@ -158,8 +159,7 @@ def find_reference(
     if held_out is None:
         return found, f"{info.name} has no held-out split"
     unseen = references.of_split(detector, info, held_out, image_shape)
-    train_images = partial(uint8_batches, info, "train", references.BATCH, image_shape)
-    check = CopyCheck(found, unseen, train_images)
+    check = CopyCheck(found, unseen, lambda place: stored_image(info, "train", place, image_shape))
     if not len(check.unseen):
         return found, f"all images of the split {held_out} are training images, too"
     return found, check

@@ -20,6 +20,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from pdm_tf.atomic import sha256
+from pdm_tf.config.words import require
 from pdm_tf.errors import UserError, one_line
 from pdm_tf.evaluation import efficientnet
 from pdm_tf.paths import local_path
@@ -151,6 +152,7 @@ def load_detector(
     """
     if name_or_path == "inception":
         return _inception(inception_path)
+    require(inception_path is None, "--inception does nothing without --detector=inception")
     if name_or_path == "efficientnet_lite0":
         return Detector(
             name=name_or_path,

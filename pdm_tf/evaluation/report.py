@@ -39,6 +39,7 @@ def report(
     rows = []
     results = []
     lines = []
+    pictures = []
     ledgers = []
     for number, image_set in enumerate(image_sets, 1):
         metrics = comparison.measure(image_set.features)
@@ -48,6 +49,7 @@ def report(
         if isinstance(copy_check, CopyCheck):
             found = copy_check.search(image_set.features.pooled)
             picture = out / ("nearest.png" if number == 1 else f"nearest_{number}.png")
+            pictures.append(picture)
             write_png(picture, copy_check.picture(image_set, found))
             result["copies"] = found
             lines.append(f"copies, {image_set.title}: {copies.in_words(found)} {picture}")
@@ -78,6 +80,9 @@ def report(
         "stack": dict(stack),
     }
     atomic_json(out / "evaluation.json", evaluation)
+    for stale in out.glob("nearest*.png"):  # of an earlier evaluation
+        if stale not in pictures:
+            stale.unlink()
     print(f"reference: {reference.title}; detector: {detector.name}")
     print(table(rows))
     notes = dict.fromkeys(note for result in results for note in result.get("notes", ()))

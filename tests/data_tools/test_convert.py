@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +102,7 @@ def wait_for_shards(directory, count, process):
     raise AssertionError("no shards in two minutes")
 
 
-def test_a_missing_shard_is_made_again_and_nothing_else(tmp_path):
+def test_a_missing_shard_is_made_again_and_nothing_else(tmp_path, capsys):
     source = make_input(tmp_path)
     argv = arguments(source, tmp_path / "out")
     image_folder.main(argv)
@@ -110,6 +112,11 @@ def test_a_missing_shard_is_made_again_and_nothing_else(tmp_path):
     paths[1].unlink()
     image_folder.main(argv)
     assert hashes(tmp_path / "out") == whole
+    assert "no image is read again" not in capsys.readouterr().out
+    metadata = tmp_path / "out" / "features.json"
+    written = os.stat(metadata).st_mtime_ns
+    image_folder.main(argv)
+    assert "no image is read again" in capsys.readouterr().out and os.stat(metadata).st_mtime_ns == written
     assert [path for path in paths if os.stat(path).st_mtime_ns != times[path]] == [paths[1]]
     with pytest.raises(UserError, match=r"holds a conversion that differs in seed;"):
         image_folder.main([*argv, "--seed", "1"])
@@ -133,6 +140,20 @@ def test_unreadable_images_fail_or_are_skipped_and_named(tmp_path, capsys):
     assert [line.split("\t")[0] for line in lines] == ["0007.png", "0011.png"]
     assert "truncated" in lines[0] and all(line.split("\t")[1] for line in lines)
     assert verify.verify(tmp_path / "out", decode=True) == []
+    # One is mended: the same command takes it in.
+    shutil.copy(source / "0003.png", source / "0011.png")
+    image_folder.main([*argv, "--on_error", "skip"])
+    assert "1 images were skipped" in capsys.readouterr().err
+    assert sum(describe_directory(tmp_path / "out").num_examples.values()) == 29
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_failing_disk_is_no_unreadable_image(error):
+    def load(item):
+        raise error
+
+    with pytest.raises(UserError, match=r"^cannot read a.png .*, run the same command$"):
+        Encoder(load, (4, 4, 3), on_error="skip").record(Item("a.png", None))
 
 
 def one_image(item):

@@ -138,7 +138,7 @@ def test_copies_are_found_and_shown_beside_the_held_out_images(tmp_path, capsys)
     check = CopyCheck(
         reference,
         reference_of(held_out, title="dots, validation (300)"),
-        lambda: iter([train[:100], train[100:]]),
+        train.__getitem__,
     )
     sets = [set_of(images_of(generator, 200)), set_of(train[50:250])]
     report.report(DETECTOR, reference, sets, tmp_path, {"python": "3"}, check)
@@ -147,6 +147,7 @@ def test_copies_are_found_and_shown_beside_the_held_out_images(tmp_path, capsys)
     assert "| dots, validation (300) | 300 |" in out
     assert "note: 30 of 300 held-out images are training images, too" in out
     honest, copied, floor = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert honest["copies"]["expected_share"] == 0.05
     assert honest["copies"]["share_nearer_than_95_percent_of_held_out"] < 0.12
     assert copied["copies"]["share_nearer_than_95_percent_of_held_out"] == 1
     assert copied["copies"]["median_distance"] == 0 and "copies" not in floor
@@ -165,8 +166,10 @@ def test_samples_of_another_size_or_channels_are_compared_and_shown(tmp_path, mo
     train = images_of(generator, 100)[..., :1]
     monkeypatch.setattr(references, "KEEP", 40)
     reference = of_images(DETECTOR, [train], 100, "grey", {})
-    check = CopyCheck(reference, reference_of(images_of(generator, 9)), lambda: iter([train]))
+    check = CopyCheck(reference, reference_of(images_of(generator, 9)), train.__getitem__)
     larger = images_of(generator, 30, side=8)
     report.report(DETECTOR, reference, [set_of(larger)], tmp_path, {}, check)
     assert np.asarray(Image.open(tmp_path / "nearest.png")).shape == (2 * 8 + 3 * 2, 8 * 8 + 9 * 2, 3)
-    assert "note: copies are looked for among 40 of 100 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "note: copies are looked for among 40 of 100 images" in out
+    assert "(10% if nothing is copied)" in out  # the nearest of 9 images is the limit
