@@ -14,7 +14,7 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio asks for its newest version otherwise
 
-from pdm_tf.errors import UserError
+from pdm_tf.errors import UserError, is_out_of_memory, one_line
 
 try:
     import gradio as gr
@@ -198,7 +198,7 @@ def status_line(text: str = "") -> gr.HTML:
 
 
 def showing_errors(status: gr.HTML, answer: Callable[..., Iterator[dict]]) -> Callable:
-    """An answer to a click that shows a UserError in `status`."""
+    """An answer to a click that shows an error in `status`; one that is no user's is printed whole, too."""
 
     @functools.wraps(answer)
     def wrapped(*values):
@@ -206,6 +206,12 @@ def showing_errors(status: gr.HTML, answer: Callable[..., Iterator[dict]]) -> Ca
             yield from answer(*values)
         except UserError as error:
             yield {status: status_text(str(error), is_problem=True)}
+        except Exception as error:
+            logging.exception("an answer failed")
+            text = one_line(error)
+            if is_out_of_memory(error):
+                text = "the memory is too small for as many pictures: draw fewer at a time"
+            yield {status: status_text(text, is_problem=True)}
 
     return wrapped
 
