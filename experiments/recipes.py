@@ -2,8 +2,8 @@
 
     python -m experiments.recipes --datasets folder:data/icons folder:data/clothes [--minutes 5 20]
 
-trains each recipe on each data set for each number of minutes, a longer run from where the shorter one ended,
-and measures its samples. The machine should do nothing else. Stopped at any time, it goes on by the same
+trains each recipe on each data set for each number of minutes, a longer run from where the shorter one ended
+(so with its warm-up), and measures its samples. The machine should do nothing else. Stopped at any time, it goes on by the same
 command: the minutes that were stopped begin again. `<out>/recipes.md` has the table.
 """
 
@@ -44,7 +44,7 @@ class Comparison:
     def results(self) -> Results:
         """The numbers of all runs, short ones first."""
         options = self.options
-        minutes = sorted(options.minutes)
+        minutes = sorted(set(options.minutes))
         return {
             (dataset, longer, recipe): [
                 self._measure(dataset, shorter, longer, recipe, seed) for seed in range(options.seeds)
