@@ -3,8 +3,8 @@
     python -m experiments.recipes --datasets folder:data/icons folder:data/clothes [--minutes 5 20]
 
 trains each recipe on each data set for each number of minutes, a longer run from where the shorter one ended
-(so with its warm-up), and measures its samples. The machine should do nothing else. Stopped at any time, it goes on by the same
-command: the minutes that were stopped begin again. `<out>/recipes.md` has the table.
+(so with its warm-up), and measures its samples. The machine should do nothing else. Stopped at any time, it
+goes on by the same command: the minutes that were stopped begin again. `<out>/recipes.md` has the table.
 """
 
 from __future__ import annotations
