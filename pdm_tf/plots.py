@@ -111,6 +111,23 @@ def loss_curve(run: RunFolder) -> None:
     draw(run.loss_curve, panels=[Panel(t, "step", _curves(metrics, n), "log") for t, n in titles.items()])
 
 
+def runs_beside_each_other(path: str | os.PathLike, runs: Mapping[str, RunFolder]) -> bool:
+    """Draws held-out losses and scores of runs, by title; False, and no file, if none of them has any."""
+    metrics = {title: run.metrics() for title, run in runs.items()}
+    panels = []
+    for kind, prefix in (("L_simple, held out", "validation/simple"), ("Fréchet distance", "validation/FD")):
+        lines = {
+            title: (*values.T, None)
+            for title, found in metrics.items()
+            for name, values in found.items()
+            if name.startswith(prefix)
+        }
+        panels += [Panel(kind, "step", lines, "log")] * bool(lines)
+    if panels:
+        draw(path, panels=panels)
+    return bool(panels)
+
+
 def _curves(metrics: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[str, tuple]:
     """The lines of a `Panel`, of labelled metrics: running means of 10, the held-out split's as measured."""
     curves = {}

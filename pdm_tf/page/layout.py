@@ -449,6 +449,10 @@ def models_tab(studio: Studio) -> None:
     status = status_line()
     with gr.Row():
         pictures = {title: picture(title, ["beside"], min_width=240) for title in titles}
+    curves = studio.curves()
+    if curves is not None:
+        with gr.Accordion("How their runs learnt", open=False):
+            gr.Image(str(curves), show_label=False, interactive=False, buttons=["fullscreen"])
 
     def draw(values):
         compared = [models[title] for title in values[chosen]]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from pdm_tf import plots
 from pdm_tf.config.fields import TOGETHER, SamplingConfig, check_sampling
 from pdm_tf.config.words import leaves, parse, replace, require
 from pdm_tf.data import DatasetInfo
@@ -128,6 +129,13 @@ class Studio:
         for model in models:
             for samples in self.draw(model, {}, labels if model.denoiser.conditional else (), seed, count):
                 yield model, samples
+
+    def curves(self) -> Path | None:
+        """A picture of how the runs of all models learnt; None where no run has a log."""
+        folders = [run.folder for model in self.models for run in model.runs]
+        runs = {"/".join(folder.path.parts[-2:]): folder for folder in folders}
+        path = Path(self._folder.name) / "curves.png"
+        return path if plots.runs_beside_each_other(path, runs) else None
 
     def _sampler(
         self, model: Model, values: dict[str, Any], image: np.ndarray | None, mask: np.ndarray | None

@@ -1,11 +1,13 @@
 """What the page does, without gradio: its pictures are those of --mode=sample, its refusals a sentence."""
 
+import json
 import sys
 import urllib.request
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pdm_tf import stack
 from pdm_tf.commands.page import exempt_from_proxies
@@ -13,6 +15,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.images import write_png
 from pdm_tf.page import studio as studio_module
 from pdm_tf.page.studio import enlarged, mask_of, part_at, with_patches
+from pdm_tf.run import RunFolder
 from tests.in_process import run_mode
 from tests.page.studios import model_of, studio_of, write_runs
 from tests.tiny_runs import tiny_config, write_run
@@ -211,3 +214,17 @@ def test_no_proxy_comes_between_gradio_and_the_page(monkeypatch):
     exempt_from_proxies("10.1.2.3")
     for host in ("127.0.0.1:7860", "localhost:7860", "10.1.2.3:7860", "example.org"):
         assert urllib.request.proxy_bypass_environment(host)
+
+
+def test_runs_with_a_log_are_shown_beside_each_other(runs, studio):
+    assert studio.curves() is None
+    values = ({"validation/simple_loss": 3.0}, {"validation/FD-x": 200.0}, {"loss": 1.0})
+    for name, scores in zip(("whole", "low", "high"), values):
+        log = RunFolder(runs / name).metrics_file
+        log.parent.mkdir()
+        log.write_text("".join(json.dumps({"step": step, **scores}) + "\n" for step in (1, 2)))
+    with Image.open(studio.curves()) as picture:
+        two_panels = picture.size
+    RunFolder(runs / "low").metrics_file.unlink()
+    with Image.open(studio.curves()) as picture:
+        assert picture.height == two_panels[1] and picture.width * 2 == two_panels[0]
