@@ -104,8 +104,8 @@ def resolve(
     described = info or (earlier and earlier.data)
     if described:
         config = config.replace({"data.label_names": described.label_names, "data.sha256": described.sha256})
-    if info and config.data.num_classes and info.num_classes:  # a part of ImageNet's classes, for one
-        config = config.replace({"data.num_classes": info.num_classes})
+        if config.data.num_classes and described.num_classes:  # a part of ImageNet's classes, for one
+            config = config.replace({"data.num_classes": described.num_classes})
     if "diffusion.num_timesteps" in settings and config.diffusion.t_stop == config.diffusion.num_timesteps:
         settings = {"diffusion.t_stop": settings["diffusion.num_timesteps"], **settings}
     config = config.replace(settings)

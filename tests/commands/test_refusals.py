@@ -107,6 +107,21 @@ REFUSALS = [
         "--num_samples does nothing with --samples alone: give --run_dir, too, or leave it out",
     ),
     (
+        "--mode=evaluate --run_dir=FOLDER/whole --inception=graph.pb",
+        "--inception does nothing without --detector=inception",
+    ),
+    ("--mode=sample --init_image=", "an empty path: name a file or folder"),
+    (
+        "--mode=train --teacher=FOLDER/low --teacher=FOLDER/whole",
+        "FOLDER/low cannot draw from noise, and the student begins with its weights: name the teacher's "
+        "expert for the most noise first",
+    ),
+    (
+        "--mode=train --train_steps=800 --set=training.keep_best=true --run_dir=FOLDER/new",
+        "training.keep_best keeps what scores best: set training.score_every to no more than the 800 steps "
+        "of the run",
+    ),
+    (
         "--mode=evaluate --run_dir=FOLDER/whole --strata=8",
         "--strata is for --likelihood: give both, or leave it out",
     ),

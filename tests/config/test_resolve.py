@@ -57,6 +57,16 @@ def test_other_data_get_a_network_of_a_size():
         resolve(Given(OTHER, split="low"), Info())
 
 
+def test_a_process_of_another_length_is_trained_whole_and_with_the_classes_of_its_data():
+    longer = resolved("avatars64", "diffusion.num_timesteps=4000")
+    assert longer.diffusion.t_stop == 4000 and longer.data.num_classes == Info.num_classes
+    high = Given("imagenet256", split="high", settings=parse_settings(["diffusion.num_timesteps=4000"]))
+    assert resolve(high, Info((256, 256, 3))).diffusion.t_stop == 4000
+    part = resolved("avatars64", "diffusion.num_timesteps=4000", "diffusion.t_stop=300")
+    assert part.diffusion.t_stop == 300
+    assert resolved("avatars64", "data.num_classes=5").data.num_classes == 5
+
+
 def test_what_is_given_comes_last_and_the_rest_is_the_preset():
     config = resolved("avatars64", "seed=3", "training.batch_size=16", "diffusion.prediction=v")
     assert set(differences(config, resolved())) == {"seed", "training.batch_size", "diffusion.prediction"}
@@ -194,7 +204,7 @@ def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it
 # --- a run that starts from another's weights -----------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (64, 64, 1), (256, 256, 3)])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (48, 48, 3), (64, 64, 1), (224, 224, 3)])
 def test_other_data_begin_with_weights_that_ship_where_their_network_is_theirs(shape):
     def start(*settings, **choices):
         return resolve(given(OTHER, *settings, **choices), Info(shape)).training.warm_start
