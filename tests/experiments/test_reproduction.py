@@ -129,9 +129,12 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(options):
     (options.out / "fig4" / "fig4.json").unlink()
     Reproduction(options, fake).make()
     assert fake.modes()[21:] == ["analyze"]
+    options.num_samples, options.only = 9, ["table1"]
+    Reproduction(options, fake).make()
+    assert fake.modes()[22:] == ["evaluate"] * 12 + ["analyze"]
     options.steps, options.only = 200, ["fig4"]
     Reproduction(options, fake).make()
-    assert fake.modes()[22:] == ["train", "train", "analyze"]
+    assert fake.modes()[35:] == ["train", "train", "analyze"]
     numbers = {**FOUND["fig4"], "energy_over_optimum": {"x, P=4": 1.1, "eps, P=4": 1.2}}
     (options.out / reproduction.PICTURES / "fig4.json").write_text(json.dumps(numbers))
     summary = Reproduction(options, fake).summary()
