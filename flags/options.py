@@ -91,9 +91,12 @@ def _value(name: str, leaf: Leaf, given: typing.Any) -> typing.Any:
 
 def _advice(name: str, mode: str, modes: Sequence[str], options_of: Callable[[str], type[Options]]) -> str:
     """Where a flag that `mode` does not have belongs, and which flag of the mode may be meant."""
+    plain = name.removeprefix("no")
+    if plain in leaves(options_of(mode)):
+        return f"--{plain} is no switch: give it a value, as --{plain}=..."
     close = difflib.get_close_matches(name, leaves(options_of(mode)), n=1)
     meant = f"; did you mean --{close[0]}?" if close else ""
-    others = [other for other in modes if {name, name.removeprefix("no")} & set(leaves(options_of(other)))]
+    others = [other for other in modes if {name, plain} & set(leaves(options_of(other)))]
     if not others:
         return f"there is no flag --{name}{meant or f': python main.py --mode={mode} --help lists the flags'}"
     return f"--{name} is a flag of --mode={'|'.join(others)} and not of --mode={mode}{meant}"
