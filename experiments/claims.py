@@ -259,7 +259,7 @@ def grids(numbers: Mapping[str, Any]) -> list[Claim]:
             samples, samples_error = ratios["samples"]
             data, data_error = ratios["data"]
             here = (
-                f"{title}, P={size}: second differences across borders over those beside them "
+                f"{title}, every {size} pixels: second differences across borders over those beside them "
                 f"{samples:.2f} ± {samples_error:.2f}, of data {data:.2f} ± {data_error:.2f}"
             )
             holds = samples - data <= 2 * math.hypot(samples_error, data_error)

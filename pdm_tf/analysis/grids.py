@@ -103,7 +103,7 @@ def _sentence(energies: dict, steps: dict, count: int) -> str:
     if not values:
         return "With P = 1 there are no patches whose borders could show."
     ratios = [
-        f"{_with_error(of['samples'])} of {title}, P={size} (data: {_with_error(of['data'])})"
+        f"{_with_error(of['samples'])} of {title}, every {size} pixels (data: {_with_error(of['data'])})"
         for title, sizes in steps.items()
         for size, of in sizes.items()
         if None not in of.values()
