@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,46 +16,37 @@ CHUNK = 256  # images of the data set at a time
 LARGEST_KEPT = 2 << 30  # bytes of decoded images
 
 
+@dataclasses.dataclass(eq=False)
 class Optimum:
-    """The exact `Denoiser` of the empirical distribution of a data set.
+    """The exact `Denoiser` of the empirical distribution of a data set. Construction reads nothing yet.
 
     x*(z, t) = E[x q(z | x)] / E[q(z | x)] is the mean of q(x | z): a softmax over the images of
     -||z - sqrt(alpha) x||^2 / (2 (1 - alpha)), whose largest exponent is kept apart (log-sum-exp), in
     float64, in one pass over the data. With label c only the images of class c count; with the null label
     all do. u is 0, the variance beta: x* has none.
+
+    Args:
+      images: one epoch of batches (images float32 (n, H, W, C) in [-1, 1], labels int32 (n,)), read once
+        for each call.
+      schedule: the whole process.
+      num_classes: 0: unconditional, all images count whatever the label.
+      horizontal_flip: the distribution is that of the images and their mirror images.
+      in_memory: `images` are there, not decoded for each call.
     """
 
-    def __init__(
-        self,
-        images: tf.data.Dataset,
-        schedule: NoiseSchedule,
-        image_shape: Sequence[int],
-        num_classes: int = 0,
-        horizontal_flip: bool = False,
-        in_memory: bool = True,
-    ):
-        """Reads nothing yet.
+    images: tf.data.Dataset
+    schedule: NoiseSchedule
+    image_shape: Sequence[int]
+    num_classes: int = 0
+    horizontal_flip: bool = False
+    in_memory: bool = True
 
-        Args:
-          images: one epoch of batches (images float32 (n, H, W, C) in [-1, 1], labels int32 (n,)), read once
-            for each call.
-          schedule: the whole process.
-          num_classes: 0: unconditional, all images count whatever the label.
-          horizontal_flip: the distribution is that of the images and their mirror images.
-          in_memory: `images` are there, not decoded for each call.
-        """
-        self.images = images
-        self.schedule = schedule
-        self.image_shape = tuple(image_shape)
-        self.num_classes = num_classes
-        self.null_label = num_classes
-        self.conditional = num_classes > 0
-        self.horizontal_flip = horizontal_flip
-        self.in_memory = in_memory
-        self.t_start = 0
-        self.t_stop = len(schedule)
-        self.variables = []
-        self.guide = None
+    t_start, variables, guide = 0, (), None
+
+    def __post_init__(self):
+        self.null_label = self.num_classes
+        self.conditional = self.num_classes > 0
+        self.t_stop = len(self.schedule)
 
     @property
     def parts(self) -> list[Part]:

@@ -9,6 +9,7 @@ first and uploaded, the manifest last; the other name is then but a sign that an
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,26 +25,18 @@ from pdm_tf.training.ema import ExponentialMovingAverage
 MANIFEST = "manifest.json"
 
 
+@dataclasses.dataclass
 class Checkpoints:
-    """The checkpoints and averages of a run folder."""
+    """The checkpoints and averages of a run folder; `state` is what is saved beside the averages.
 
-    def __init__(
-        self,
-        run: RunFolder,
-        state: tf.train.Checkpoint,
-        ema: ExponentialMovingAverage,
-        keep: int = 2,
-        keep_every: int = 0,
-    ):
-        """`state` is what is saved beside the averages.
+    The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: none).
+    """
 
-        The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: none).
-        """
-        self.run = run
-        self.state = state
-        self.ema = ema
-        self.keep = keep
-        self.keep_every = keep_every
+    run: RunFolder
+    state: tf.train.Checkpoint
+    ema: ExponentialMovingAverage
+    keep: int = 2
+    keep_every: int = 0
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of `step`, all or nothing, and removes those beyond the newest `keep`."""

@@ -26,29 +26,19 @@ from pdm_tf.training.periodic import Previews
 STRATA = 16  # t drawn for each held-out image, besides t = 0
 
 
+@dataclasses.dataclass
 class Scores:
     """A measure of a run's averages; done where the log has its number `name` of a step.
 
     `previews` has the run's denoiser, averages and strategy; what `check`, called about every second, raises
-    ends a score, of which nothing is kept then.
+    ends a score, of which nothing is kept then. A kind of score has its `title` and `name`.
     """
 
-    title: str
-    name: str
-
-    def __init__(
-        self,
-        config: Config,
-        info: data.DatasetInfo,
-        previews: Previews,
-        log: MetricsLog,
-        check: Callable[[], None],
-    ):
-        self.config = config
-        self.info = info
-        self.previews = previews
-        self.log = log
-        self.check = check
+    config: Config
+    info: data.DatasetInfo
+    previews: Previews
+    log: MetricsLog
+    check: Callable[[], None]
 
     def done(self, step: int) -> bool:
         return self.log.has(step, f"validation/{self.name}")
