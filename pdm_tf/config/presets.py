@@ -26,45 +26,31 @@ from pdm_tf.errors import UserError
 DEFAULT_DATASET = DataConfig().dataset  # every mode's
 MOST_ATTENTION = 1024  # places that any attention of other data's networks goes over
 SPLIT_TIMESTEP = 396  # where the paper cuts ImageNet's process in two: SNR 0.25
-
-
-class _Row(typing.NamedTuple):
-    dataset: str
-    variant: str | None  # patch size or split; None: the data set has one experiment
-    base_channels: int
-    multipliers: tuple[float, ...]
-    blocks: int
-    attention: tuple[int, ...]
-    patch_size: int
-    batch_size: int
-    learning_rate: float
-    beta_1: float
-    beta_2: float
-    warmup_steps: int
-    steps: int
-    beta_end: float
-    t_range: tuple[int, int]
-
-
 ALL, LOW, HIGH = (0, 1000), (0, SPLIT_TIMESTEP), (SPLIT_TIMESTEP, 1000)
 
 # fmt: off
-_ROWS = [
-    #    data set       variant    c    multipliers         blocks attention P  batch  lr    b1   b2    warm-up   steps  beta_T t range   parameters
-    _Row("lsun_church", "P=2",     128, (1, 2, 2, 4, 4),    2, (16, 8),      2, 128,   1e-4, 0.9, 0.99,  5000, 335_000, 0.02,  ALL),   # 122,916,120
-    _Row("lsun_church", "P=4",     256, (1, 1, 2, 2),       2, (16, 8),      4, 256,   1e-4, 0.9, 0.99,  5000, 275_000, 0.02,  ALL),   # 121,416,544
-    _Row("lsun_church", "P=8",     256, (1, 1.5, 2),        3, (16, 8),      8, 512,   1e-4, 0.9, 0.99,  5000, 215_000, 0.02,  ALL),   # 121,011,584
-    _Row("imagenet256", "low",     256, (1, 2, 2, 2),       3, (16, 8),      4, 256,   1e-4, 0.9, 0.98,  5000, 500_000, 0.02,  LOW),   # 202,148,704
-    _Row("imagenet256", "high",    256, (1, 2, 2, 2),       3, (16, 8),      4, 256,   5e-5, 0.9, 0.999, 10000, 500_000, 0.02, HIGH),  # 202,148,704
-    _Row("ffhq1024",    None,      128, (1, 2, 2, 4, 4, 4), 2, (16, 8),      4,  32,   2e-5, 0.9, 0.98,  5000, 780_000, 0.025, ALL),   # 162,645,344
+_COLUMNS = (
+    "network.base_channels", "network.channel_multipliers", "network.blocks_per_level", "network.attention_resolutions",
+    "network.patch_size", "training.batch_size", "optimizer.learning_rate", "optimizer.beta_1", "optimizer.beta_2",
+    "optimizer.warmup_steps", "training.steps", "diffusion.beta_end", "diffusion.t_start", "diffusion.t_stop",
+)
+# By data set and variant: patch size or split; None: the data set has one experiment.
+_ROWS = {
+    #                          c   multipliers         blocks attention P  batch  lr    b1   b2    warm-up   steps  beta_T t range    parameters
+    ("lsun_church", "P=2"):  (128, (1, 2, 2, 4, 4),    2, (16, 8),      2, 128,   1e-4, 0.9, 0.99,  5000, 335_000, 0.02,  *ALL),   # 122,916,120
+    ("lsun_church", "P=4"):  (256, (1, 1, 2, 2),       2, (16, 8),      4, 256,   1e-4, 0.9, 0.99,  5000, 275_000, 0.02,  *ALL),   # 121,416,544
+    ("lsun_church", "P=8"):  (256, (1, 1.5, 2),        3, (16, 8),      8, 512,   1e-4, 0.9, 0.99,  5000, 215_000, 0.02,  *ALL),   # 121,011,584
+    ("imagenet256", "low"):  (256, (1, 2, 2, 2),       3, (16, 8),      4, 256,   1e-4, 0.9, 0.98,  5000, 500_000, 0.02,  *LOW),   # 202,148,704
+    ("imagenet256", "high"): (256, (1, 2, 2, 2),       3, (16, 8),      4, 256,   5e-5, 0.9, 0.999, 10000, 500_000, 0.02, *HIGH),  # 202,148,704
+    ("ffhq1024", None):      (128, (1, 2, 2, 4, 4, 4), 2, (16, 8),      4,  32,   2e-5, 0.9, 0.98,  5000, 780_000, 0.025, *ALL),   # 162,645,344
     # Made for two cores: about a hundred training images a second, and weights that ship as 12 MB of float16.
-    _Row("emoji64",     None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,792,672
+    ("emoji64", None):       ( 64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  *ALL),   #   5,792,672
     # Drawn faces at any size: a patch grows with the image, and the grid that the trunk works on does not.
-    _Row("avatars32",   None,       64, (2, 2, 2),          1, (8,),         2,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,709,656
-    _Row("avatars64",   None,       64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,792,672
-    _Row("avatars256",  None,       64, (1.5, 2, 2),        1, (8,),         8,  16,   1e-3, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #   5,492,032
-    _Row("avatars1024", None,       64, (1.5, 2, 2),        1, (8,),        32,  16,   1e-3, 0.9, 0.99,   200,  30_000, 0.02,  ALL),   #  11,303,872
-]
+    ("avatars32", None):     ( 64, (2, 2, 2),          1, (8,),         2,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  *ALL),   #   5,709,656
+    ("avatars64", None):     ( 64, (2, 2, 2),          1, (8,),         4,  32,   3e-4, 0.9, 0.99,   200,  30_000, 0.02,  *ALL),   #   5,792,672
+    ("avatars256", None):    ( 64, (1.5, 2, 2),        1, (8,),         8,  16,   1e-3, 0.9, 0.99,   200,  30_000, 0.02,  *ALL),   #   5,492,032
+    ("avatars1024", None):   ( 64, (1.5, 2, 2),        1, (8,),        32,  16,   1e-3, 0.9, 0.99,   200,  30_000, 0.02,  *ALL),   #  11,303,872
+}
 
 
 class _Size(typing.NamedTuple):
@@ -164,10 +150,14 @@ def preset(dataset: str, patch_size: int | None = None, split: str | None = None
     """
     if dataset not in _DATA:
         raise UserError(f"--dataset={dataset}: use {', '.join(_DATA)}, tfds:NAME or folder:PATH")
-    rows = {row.variant: row for row in _ROWS if row.dataset == dataset}
     default = {"lsun_church": "P=4", "imagenet256": split or "low"}.get(dataset)
-    config = _from_row(rows.get(f"P={patch_size}") or rows[default], _DATA[dataset])
-    config = config.replace(_EXTRA.get(dataset, {}))
+    row = _ROWS.get((dataset, f"P={patch_size}")) or _ROWS[dataset, default]
+    data = _DATA[dataset]
+    settings = {
+        "network.class_conditioning": "gate" if data.num_classes else "none",
+        **dict(zip(_COLUMNS, row)),
+    }
+    config = Config(data=data).replace(settings).replace(_EXTRA.get(dataset, {}))
     return config.replace({"network.patch_size": patch_size}) if patch_size else config
 
 
@@ -363,23 +353,6 @@ def fitted_to_length(config: Config, given: Mapping[str, typing.Any]) -> Config:
     if t.score_every:
         derived["training.score_every"] = period(max(length / 6, 1000), t.score_every)
     return config.replace({k: v for k, v in derived.items() if k not in given})
-
-
-def _from_row(row: _Row, data: DataConfig) -> Config:
-    return Config(
-        data=data,
-        network=NetworkConfig(
-            patch_size=row.patch_size,
-            base_channels=row.base_channels,
-            class_conditioning="gate" if data.num_classes else "none",
-            channel_multipliers=row.multipliers,
-            blocks_per_level=row.blocks,
-            attention_resolutions=row.attention,
-        ),
-        diffusion=DiffusionConfig(beta_end=row.beta_end, t_start=row.t_range[0], t_stop=row.t_range[1]),
-        optimizer=OptimizerConfig(row.learning_rate, row.beta_1, row.beta_2, warmup_steps=row.warmup_steps),
-        training=TrainingConfig(batch_size=row.batch_size, steps=row.steps),
-    )
 
 
 class _ViT(typing.NamedTuple):
