@@ -97,30 +97,30 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> tf
     if (denoiser.t_start, denoiser.t_stop) != (0, len(denoiser.schedule)):
         raise ValueError(f"a denoiser of {denoiser.t_start} <= t < {denoiser.t_stop} is no whole process")
     traced = TracedOnce(denoiser)
-    z = tf.TensorSpec((None, *denoiser.image_shape), tf.float32, "z")
-    t, labels, seeds, index = (tf.TensorSpec((None,), tf.int32, n) for n in ("t", "labels", "seed", "index"))
-    weights = tf.TensorSpec((None,), tf.float32, "guidance")
-    seed = tf.TensorSpec(None, tf.int32, "seed")
-    guidance = tf.TensorSpec(None, tf.float32, "guidance")
+    default, last = default_inputs(inputs, sampling), len(denoiser.schedule) - 1
     module = tf.Module()
     # The variables alone: a Keras object here would bring its metadata, and need its class to load.
     module.weights = list(denoiser.variables)
-    module.sample_rows = tf.function(_sample_rows(traced, sampling, inputs), [seeds, index, labels, weights])
-    default = default_inputs(inputs, sampling)
-    module.sample = tf.function(_sample(module.sample_rows, default), [seed, labels, guidance])
-    module.denoise = tf.function(_denoise(traced, inputs), [z, t, labels])
-    return module
-
-
-def _sample(sample_rows: Callable, default: Mapping[str, tf.Tensor]) -> Callable:
-    """The function `sample`; defaults that are tensors become the signature's."""
 
     def sample(seed=default["seed"], labels=default["labels"], guidance=default["guidance"]):
         seed, guidance = _one_value("seed", seed), _one_value("guidance", guidance)
         count = tf.shape(labels)
-        return sample_rows(tf.fill(count, seed), tf.range(count[0]), labels, tf.fill(count, guidance))
+        return module.sample_rows(tf.fill(count, seed), tf.range(count[0]), labels, tf.fill(count, guidance))
 
-    return sample
+    def denoise(z, t, labels):
+        within = ((t >= 0) & (t <= last), f"t must be 0 to {last}")
+        z, t, labels = _checked((z, t, labels), [_some("z", z), within, *_labels_known(inputs, labels)])
+        x, u = traced(z, t, labels)
+        return {"x": x, "log_variance": learned_log_variance(u, denoiser.schedule.at(t)), "u": u}
+
+    z = tf.TensorSpec((None, *denoiser.image_shape), tf.float32, "z")
+    t, labels, seeds, index = (tf.TensorSpec((None,), tf.int32, n) for n in ("t", "labels", "seed", "index"))
+    weights = tf.TensorSpec((None,), tf.float32, "guidance")
+    seed, guidance = tf.TensorSpec(None, tf.int32, "seed"), tf.TensorSpec(None, tf.float32, "guidance")
+    module.sample_rows = tf.function(_sample_rows(traced, sampling, inputs), [seeds, index, labels, weights])
+    module.sample = tf.function(sample, [seed, labels, guidance])
+    module.denoise = tf.function(denoise, [z, t, labels])
+    return module
 
 
 def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> Callable:
@@ -145,19 +145,6 @@ def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -
         return {"images": _to_uint8(sampler.sample(seed, index, labels))}
 
     return sample_rows
-
-
-def _denoise(denoiser: Denoiser, inputs: Inputs) -> Callable:
-    """The function `denoise`."""
-    last = len(denoiser.schedule) - 1
-
-    def denoise(z, t, labels):
-        within = ((t >= 0) & (t <= last), f"t must be 0 to {last}")
-        z, t, labels = _checked((z, t, labels), [_some("z", z), within, *_labels_known(inputs, labels)])
-        x, u = denoiser(z, t, labels)
-        return {"x": x, "log_variance": learned_log_variance(u, denoiser.schedule.at(t)), "u": u}
-
-    return denoise
 
 
 def default_inputs(inputs: Inputs, sampling: SamplingConfig) -> dict[str, tf.Tensor]:
