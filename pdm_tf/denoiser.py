@@ -26,7 +26,8 @@ class Denoiser(Protocol):
     t_stop: int
     schedule: NoiseSchedule  # the whole process
     variables: Sequence[tf.Variable]  # all its weights
-    guide: Denoiser | None  # a weaker one, which guidance leads away from; None: this one without a class
+    # A weaker one, which guidance leads away from (Karras et al., 2024); None: this one without a class.
+    guide: Denoiser | None
     parts: Sequence[Part]  # where one network works at one patch size, ascending in t, without gaps
 
     def __call__(
@@ -147,20 +148,6 @@ class SplitDenoiser:
             pred_x = tf.where(inside, part_x, pred_x)
             u = tf.where(inside, part_u, u)
         return pred_x, u
-
-
-class Autoguided:
-    """A denoiser that a weaker one guides, x_guide + w (x - x_guide) (Karras et al., 2024)."""
-
-    def __init__(self, denoiser: Denoiser, guide: Denoiser):
-        self.denoiser = denoiser
-        self.guide = guide
-
-    def __getattr__(self, name: str):
-        return getattr(self.denoiser, name)
-
-    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
-        return self.denoiser(z, t, labels, dropout_key, augmentation)
 
 
 def build_network(

@@ -14,7 +14,7 @@ import numpy as np
 from pdm_tf.averages import reconstruct
 from pdm_tf.config.fields import Config, changes
 from pdm_tf.config.words import get, leaves
-from pdm_tf.denoiser import Autoguided, Denoiser, Part, SplitDenoiser, build_denoiser, build_network
+from pdm_tf.denoiser import Denoiser, Part, SplitDenoiser, build_denoiser, build_network
 from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder, step_of
 from pdm_tf.weights import assign_arrays, check_finite, read_arrays, variable_names
@@ -99,7 +99,9 @@ class Model:
     def denoiser(self) -> Denoiser:
         """The whole process's."""
         whole = self.denoisers[0] if len(self.runs) == 1 else SplitDenoiser(self.denoisers)
-        return whole if self.guide is None else Autoguided(whole, self.guide.denoiser)
+        if self.guide is not None:
+            whole.guide = self.guide.denoiser
+        return whole
 
     @property
     def parts(self) -> Sequence[Part]:

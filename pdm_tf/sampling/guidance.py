@@ -23,7 +23,7 @@ def guided(
 
     x_theta = w x_cond - (w - 1) x_null, thresholded, and u of the conditional pass. At w = 1 the network runs
     once and x is clipped to [-1, 1]; otherwise both passes are one call on twice the batch. A denoiser's own
-    guide (`denoiser.Autoguided`) takes the place of x_null.
+    guide takes the place of x_null.
 
     Args:
       labels: int32 (B,).

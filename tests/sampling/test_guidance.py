@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.config.fields import SamplingConfig
-from pdm_tf.denoiser import Autoguided
 from pdm_tf.sampling.guidance import dynamic_threshold, guided
 from pdm_tf.sampling.sampler import Sampler
 from tests.fakes import FakeDenoiser
@@ -100,7 +99,8 @@ def test_a_weaker_denoiser_guides_in_place_of_the_null_label(weight):
     """The guide answers half of what this one does, for the same label."""
     strong = linear()
     weak = FakeDenoiser(lambda z, t, labels: 0.5 * linear()(z, t, labels)[0], image_shape=(4, 4, 2))
-    pred_x, u = guided(Autoguided(strong, weak), LABELS, weight, "none")(Z, tf.constant(7))
+    strong.guide = weak
+    pred_x, u = guided(strong, LABELS, weight, "none")(Z, tf.constant(7))
     assert strong.rows == weak.rows == [3]
     x, own_u = linear()(Z, tf.fill([3], 7), LABELS)
     np.testing.assert_allclose(pred_x, 1.5 * x, rtol=1e-5)
@@ -112,7 +112,9 @@ def test_a_guide_of_convolutions_rests_outside_the_interval(t):
     """TensorFlow's convolutions cannot do the empty batch that is guided there."""
     kernel = tf.ones((3, 3, 2, 2))
     weak = FakeDenoiser(lambda z, t, labels: tf.nn.conv2d(z, kernel, 1, "SAME"), image_shape=(4, 4, 2))
-    denoise = tf.function(guided(Autoguided(linear(), weak), LABELS, 2.0, "none", (3, 7)))
+    strong = linear()
+    strong.guide = weak
+    denoise = tf.function(guided(strong, LABELS, 2.0, "none", (3, 7)))
     x, _ = linear()(Z, tf.fill([3], t), LABELS)
     expected = 2.0 * x - tf.nn.conv2d(Z, kernel, 1, "SAME") if 3 <= t < 7 else x
     np.testing.assert_allclose(denoise(Z, tf.constant(t))[0], expected, rtol=1e-5, atol=1e-5)
