@@ -63,23 +63,25 @@ class Driver:
         if steps_done(folder) < steps:
             self.execute(["--mode=train", f"--run_dir={folder}", f"--train_steps={steps}", *arguments])
 
-    def once(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def once(
+        self,
+        key: Mapping[str, Any],
+        measure: Callable[[], Mapping[str, Any] | None],
+        file: Path | None = None,
+    ) -> dict[str, Any]:
         """The numbers that `measure` returned for this key, now or in an earlier call of the program.
 
         Args:
           key: all that decides the numbers, as JSON values.
-          measure: () -> numbers, or lists of numbers, by name.
+          measure: () -> numbers, or lists of numbers, by name; None: there are none.
+          file: what it makes beside them; where that is not there, it is called again.
         """
         if self.dry:
-            return dict(measure())
+            return dict(measure() or {})
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        if name not in self.ledger:
-            self.ledger.write(name, measure())
+        if name not in self.ledger or (file and not file.exists()):
+            self.ledger.write(name, measure() or {})
         return {key: array.tolist() for key, array in self.ledger.read(name).items()}
-
-    def forget(self, key: Mapping[str, Any]) -> None:
-        """Removes the numbers of a key."""
-        self.ledger.discard(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16])
 
 
 def steps_done(folder: RunFolder) -> int:

@@ -76,10 +76,8 @@ class Comparison:
         key = {"dataset": dataset, "recipe": RECIPES[recipe], "minutes": minutes, "seed": seed}
         steps = self.driver.once({"train": key}, train)["steps"]
         samples = [f"--num_samples={self.options.num_samples}", "--sample_batch_size=50"]
-        self.driver.once(
-            {"evaluate": key, "samples": samples},
-            lambda: self.driver.execute(["--mode=evaluate", *shared, *samples]) or {"done": 1},
-        )
+        evaluate = ["--mode=evaluate", *shared, *samples]
+        self.driver.once({"evaluate": key, "samples": samples}, lambda: self.driver.execute(evaluate))
         rows = json.loads((folder.evaluation / "evaluation.json").read_text())["results"]
         (row,) = [row for row in rows if "digest" in row]  # the other is of held-out images
         return {"steps": steps, "metrics": row["metrics"]}

@@ -327,14 +327,7 @@ class Reproduction:
         `counts`: what else decides the file's numbers.
         """
         key = {"command": list(arguments), "steps": [steps_done(folder) for folder in folders], **counts}
-        if not file.exists():
-            self.driver.forget(key)
-
-        def measure() -> dict:
-            self.driver.execute(arguments)
-            return {"done": 1}
-
-        self.driver.once(key, measure)
+        self.driver.once(key, lambda: self.driver.execute(arguments), file)
 
     def _training(self, runs: Sequence[Run]) -> dict[str, Any]:
         """What a figure's runs have cost."""

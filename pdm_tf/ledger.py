@@ -53,10 +53,6 @@ class Ledger:
             atomic_text(self.folder / IDENTITY, self._identity)
         write_arrays(self.folder / f"{name}.npz", arrays)
 
-    def discard(self, name: str) -> None:
-        """Removes one part, if it is there."""
-        (self.folder / f"{name}.npz").unlink(missing_ok=True)
-
     def remove(self) -> None:
         """Removes all parts: the work is done."""
         remove_tree(self.folder)
