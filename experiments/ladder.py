@@ -25,7 +25,7 @@ import tensorflow as tf
 from experiments.driver import Driver, markdown
 from pdm_tf import data, errors
 from pdm_tf.config.fields import Config, DiffusionConfig, validate
-from pdm_tf.config.presets import preset
+from pdm_tf.config.presets import APPENDIX_D, preset
 from pdm_tf.denoiser import build_network
 from pdm_tf.plots import png_figure
 from pdm_tf.randomness import normal_each
@@ -36,21 +36,9 @@ from pdm_tf.training.state import training_state
 
 SIDE = 32
 SPIKE = 10.0  # a gradient norm over the median of the 50 steps before it
-# Each rung is those above it and its own changes.
+# Each rung is those above it and its own changes; the first is the paper's.
 RUNGS: list[tuple[str, dict[str, Any]]] = [
-    (
-        "PostNorm, LayerNorm, x prediction (Appendix D)",
-        {
-            "network.norm": "layer",
-            "network.norm_place": "after",
-            "network.t_gates": False,
-            "network.qk_norm": False,
-            "network.rope": False,
-            "network.feed_forward": "gelu",
-            "network.input_injections": (4, 8, 11),
-            "network.bottleneck": 0,
-        },
-    ),
+    ("PostNorm, LayerNorm, x prediction (Appendix D)", {}),
     ("PreNorm", {"network.norm_place": "before"}),
     ("1/sqrt(N) on initial weights", {"network.residual_scaling": "initial_weights"}),
     ("1/sqrt(N) on the branch instead", {"network.residual_scaling": "branch"}),
@@ -75,16 +63,15 @@ Results = dict[int, list[dict[str, Any]]]  # rung -> the numbers of each seed
 def config_of(rung: int, rate: float, batch_size: int, width: int) -> Config:
     """The config of a rung, counted from 1: 11 blocks on 8 x 8 patches, without labels."""
     settings = {
+        **APPENDIX_D,
         "data.image_shape": (SIDE, SIDE, 3),
         "data.num_classes": 0,
         "network.class_conditioning": "none",
         "network.kind": "vit",
-        "network.depth": 11,
         "network.base_channels": width,
         "network.head_channels": 16,
         "network.patch_size": 4,
         "optimizer.learning_rate": rate,
-        "optimizer.beta_2": 0.95,
         "optimizer.warmup_steps": 50,
         "training.batch_size": batch_size,
     }

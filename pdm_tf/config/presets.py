@@ -392,7 +392,7 @@ _STABLE = {  # beside the config's defaults, which are its blocks
 _STABLE_SHIFTED = {"diffusion.schedule": "shifted_linear", "diffusion.t_mean": -1.8, "diffusion.t_std": 0.95}
 # "Our initial configuration": PostNorm, with the input again before the 4th, 8th and last of 11 layers. Its
 # width is not stated; this one has about the parameters of the U-Net of P = 8, which it is compared with.
-_APPENDIX_D = {
+APPENDIX_D = {
     "network.patch_size": 8,
     "network.base_channels": 768,
     "network.depth": 11,
@@ -446,7 +446,7 @@ def network_settings(network: str, config: Config, size: str | None = None) -> d
                 f"--network=vit_appendix_d is for lsun_church, and the data set is {dataset}: use "
                 "--network=vit, and Appendix D's options as --set=network.norm_place=after and others"
             )
-        return {"network.kind": "vit", **_APPENDIX_D}
+        return {"network.kind": "vit", **APPENDIX_D}
     shifted = config.diffusion.schedule.startswith("shifted")
     if network == "local":
         return {
