@@ -14,9 +14,10 @@ import statistics
 
 import numpy as np
 
-from benchmarks.turns import in_fresh_process, seconds, step_on_zeros, with_range
+from benchmarks.turns import in_fresh_process, seconds, with_range
 from pdm_tf.config.presets import preset
 from pdm_tf.progress import peak_resident
+from pdm_tf.training.model import step_on_zeros
 
 # Batches whose activations, not the weights, fill the memory, and that fit a small machine.
 BATCHES = {"emoji64": 64, "c64": 32, "lsun_church": 8}

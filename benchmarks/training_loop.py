@@ -17,12 +17,13 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.turns import in_turns, machine, seconds, step_on_zeros, with_range
+from benchmarks.turns import in_turns, machine, seconds, with_range
 from pdm_tf import data
 from pdm_tf.config.fields import Config
 from pdm_tf.config.presets import preset
 from pdm_tf.run import RunFolder
 from pdm_tf.training import loop
+from pdm_tf.training.model import step_on_zeros
 
 WARM_UP_STEPS = 20  # tracing falls into these, and is left out
 

@@ -13,9 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf import stack
-from pdm_tf.config.fields import Config
-from pdm_tf.training.model import PatchedDiffusion, build_model
-from pdm_tf.training.state import training_state
 
 
 def in_turns(measures: Mapping[Any, Callable[[], float]], turns: int) -> dict[Any, np.ndarray]:
@@ -47,13 +44,3 @@ def in_fresh_process(function: Callable, *arguments: Any) -> Any:
     """What a function returns in a new process; it is one of a module."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def step_on_zeros(config: Config) -> tuple[PatchedDiffusion, Callable[[], float]]:
-    """A float32 model and its compiled train step on a batch of zeros, which returns the loss."""
-    model = build_model(config, "float32")
-    training_state(model)  # makes the optimizer's slots
-    size = config.training.batch_size
-    batch = {"image": tf.zeros((size, *config.data.image_shape)), "label": tf.zeros(size, tf.int32)}
-    step = tf.function(lambda: model.train_step(batch)["loss"], jit_compile=config.training.jit_compile)
-    return model, lambda: float(step())

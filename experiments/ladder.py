@@ -32,7 +32,6 @@ from pdm_tf.randomness import normal_each
 from pdm_tf.stack import keras
 from pdm_tf.training.model import build_model
 from pdm_tf.training.objective import Examples, Objective
-from pdm_tf.training.state import training_state
 
 SIDE = 32
 SPIKE = 10.0  # a gradient norm over the median of the 50 steps before it
@@ -96,7 +95,6 @@ class Trainer:
         self.config = config
         self.train = train
         self.model = build_model(config, "float32")
-        training_state(self.model)
         self.model.seed = tf.Variable(0, trainable=False)  # one trace for all seeds
         self.optimizer_start = [variable.numpy() for variable in self.model.optimizer.variables()]
         self.step = tf.function(self._step)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.turns import in_turns, seconds, step_on_zeros
+from benchmarks.turns import in_turns, seconds
 from experiments.driver import Driver, Execute, main_py, markdown, settings_flags
 from pdm_tf import errors
 from pdm_tf.analysis.tables import with_error
@@ -36,6 +36,7 @@ from pdm_tf.models import Model
 from pdm_tf.plots import png_figure
 from pdm_tf.run import RunFolder
 from pdm_tf.sampling.sampler import Sampler
+from pdm_tf.training.model import step_on_zeros
 
 SMALL = "P everywhere"
 LARGE = "2P everywhere"

@@ -15,8 +15,7 @@ from pdm_tf import plots
 from pdm_tf.analysis.study import Result, Study
 from pdm_tf.config.fields import Config, validate
 from pdm_tf.progress import bar, peak_resident
-from pdm_tf.training.model import build_model
-from pdm_tf.training.state import training_state
+from pdm_tf.training.model import step_on_zeros
 
 TOLERANCE = 16  # the largest batch is found to 1 part in this
 
@@ -107,13 +106,8 @@ def peak_in_child(config: Config) -> float:
 
 def peak_of_step(config: Config) -> float:
     """The peak of this process after one train step of the config's batch, MiB."""
-    model = build_model(config, "float32")
-    training_state(model)  # makes the optimizer's slots
-    height, width, channels = config.data.image_shape
-    crop = config.data.crop
-    images = tf.zeros((config.training.batch_size, crop or height, crop or width, channels))
-    labels = tf.zeros(config.training.batch_size, tf.int32)
-    float(tf.function(lambda: model.train_step((images, labels)))()["loss"])
+    _, step = step_on_zeros(config)
+    step()
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
     return peak_resident()

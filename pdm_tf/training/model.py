@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -258,4 +258,17 @@ def build_model(config: Config, precision: str) -> PatchedDiffusion:
         jit_compile=training.jit_compile,
         steps_per_execution=training.steps_per_execution,
     )
+    # Made before restoring, so that a checkpoint without them is noticed.
+    stack.create_slots(model.optimizer, model.network.trainable_variables)
     return model
+
+
+def step_on_zeros(config: Config) -> tuple[PatchedDiffusion, Callable[[], float]]:
+    """A float32 model and its compiled train step on a batch of zeros, which returns the loss."""
+    model = build_model(config, "float32")
+    height, width, channels = config.data.image_shape
+    size, crop = config.training.batch_size, config.data.crop
+    images = tf.zeros((size, crop or height, crop or width, channels))
+    batch = {"image": images, "label": tf.zeros(size, tf.int32)}
+    step = tf.function(lambda: model.train_step(batch)["loss"], jit_compile=config.training.jit_compile)
+    return model, lambda: float(step())

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from pdm_tf import stack
 from pdm_tf.config.fields import Config
 from pdm_tf.errors import UserError
 from pdm_tf.networks.warm_start import for_other_images, with_augmentation, with_large_patches
@@ -35,7 +34,9 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
         model = build_model(config, settings.precision)
     variables = model.network.trainable_variables
     ema = ExponentialMovingAverage(variables, settings.ema_decay, settings.ema_warmup, settings.ema_lengths)
-    saved = training_state(model)
+    saved = tf.train.Checkpoint(
+        network=model.network, optimizer=model.optimizer, bad_steps=model.bad_steps.variable
+    )
     checkpoints = Checkpoints(run, saved, ema, settings.keep_checkpoints, settings.keep_every)
     step = checkpoints.restore_newest()
     if step is None:
@@ -80,12 +81,3 @@ def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     if left:
         more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
         print(f"without what does not fit: {', '.join(left[:SHOWN])}{more}", flush=True)
-
-
-def training_state(model: PatchedDiffusion) -> tf.train.Checkpoint:
-    """The part of a model that checkpoints hold: parameters, optimizer with its step count, bad steps."""
-    # Made before restoring, so that a checkpoint without them is noticed.
-    stack.create_slots(model.optimizer, model.network.trainable_variables)
-    return tf.train.Checkpoint(
-        network=model.network, optimizer=model.optimizer, bad_steps=model.bad_steps.variable
-    )
