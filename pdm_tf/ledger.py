@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,9 +90,19 @@ class Share:
         """Every `workers`-th of some parts, from the `number`-th on."""
         return parts[self.number :: self.workers]
 
-    def wait(self, ledger: Ledger, names: Sequence[str], seconds_each: float) -> None:
-        """Returns once all parts, in the order of `of`, are there; UserError if none comes for too long."""
-        limit = self.patience + 10 * seconds_each
+    def finish(self, ledger: Ledger, names: Sequence[str], parts: Iterable) -> None:
+        """Does this process's parts, each as `parts` is advanced; process 0 then waits for all others.
+
+        `names` are those of all parts, in the order of `of`. UserError if none comes for too long.
+        """
+        seconds = 0.0
+        begin = time.monotonic()
+        for _ in parts:
+            seconds = time.monotonic() - begin  # of the last one: the first one traces a graph
+            begin = time.monotonic()
+        if self.number or self.workers == 1:
+            return
+        limit = self.patience + 10 * seconds
         missing = self._missing(ledger, names)
         last_came = time.monotonic()
         with bar(total=len(names), initial=len(names) - len(missing), unit="part", desc="wait") as shown:

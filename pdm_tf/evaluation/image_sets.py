@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -98,18 +97,16 @@ def kept_features(detector: Detector, samples: SampleBatches, ledger: Ledger) ->
     missing = [start for start in mine if _part(start) not in finished]
     if len(missing) < len(mine):
         print(f"{len(mine) - len(missing)} of {len(mine)} batches are done already", flush=True)
-    seconds = 0.0
-    begin = time.monotonic()
-    for batch, start in zip(samples.batches(starts=missing), missing):
-        found = extract(detector, [batch])._asdict()
-        ledger.write(_part(start), {name: values for name, values in found.items() if values is not None})
-        seconds = time.monotonic() - begin
-        begin = time.monotonic()
+
+    def looks():
+        for batch, start in zip(samples.batches(starts=missing), missing):
+            found = extract(detector, [batch])._asdict()
+            yield ledger.write(_part(start), {name: v for name, v in found.items() if v is not None})
+
+    names = [_part(start) for start in samples.starts]
+    samples.share.finish(ledger, names, looks())
     if samples.share.number:
         return None
-    names = [_part(start) for start in samples.starts]
-    if samples.share.workers > 1:
-        samples.share.wait(ledger, names, seconds)
     parts = [ledger.read(name) for name in names]
     return Features(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -120,13 +119,8 @@ class SampleBatches:
         Raises:
           UserError: the disk is full, or another worker draws no more.
         """
-        seconds = 0.0
-        begin = time.monotonic()
-        for _ in self.batches(ledger, self.share.of(self.starts)):
-            seconds = time.monotonic() - begin  # of the last one: the first one traces a graph
-            begin = time.monotonic()
-        if not self.share.number:
-            self.share.wait(ledger, [self.name(start) for start in self.starts], seconds)
+        names = [self.name(start) for start in self.starts]
+        self.share.finish(ledger, names, self.batches(ledger, self.share.of(self.starts)))
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Some of the images, uint8 (N, H, W, C), in batches of the same size, so of the same pixels."""
