@@ -5,6 +5,7 @@ Each mode has flags of its own; --mode=NAME --help lists those of one mode.
 
 import importlib
 import sys
+from types import ModuleType
 from typing import Any
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 13):
@@ -19,21 +20,17 @@ from absl import logging
 from flags.options import HELP, help_text, parse_mode, parse_options
 from pdm_tf import errors
 
-COMMANDS = {
-    "train": "pdm_tf.commands.train",
-    "sample": "pdm_tf.commands.sample",
-    "evaluate": "pdm_tf.commands.evaluate",
-    "analyze": "pdm_tf.commands.analyze",
-    "export": "pdm_tf.commands.export",
-    "page": "pdm_tf.commands.page",
-    "describe": "pdm_tf.commands.describe",
-}
-MODES = tuple(COMMANDS)
+MODES = ("train", "sample", "evaluate", "analyze", "export", "page", "describe")
+
+
+def command(mode: str) -> ModuleType:
+    """The file of a mode; no other's is imported."""
+    return importlib.import_module(f"pdm_tf.commands.{mode}")
 
 
 def options_of(mode: str) -> type:
-    """The dataclass of a mode's options; imports the mode's file, and no other's."""
-    return importlib.import_module(COMMANDS[mode]).Options
+    """The dataclass of a mode's options."""
+    return command(mode).Options
 
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
@@ -52,7 +49,7 @@ def run(arguments: list[str]) -> None:
     mode, options = parse(arguments)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # TFDS and TensorFlow report each file that they open otherwise
-    importlib.import_module(COMMANDS[mode]).run(options)
+    command(mode).run(options)
 
 
 def main(arguments: list[str]) -> int:
