@@ -89,16 +89,7 @@ def _exponential_step(
 
 
 def _moments(h: float, count: int) -> np.ndarray:
-    """exp(-h) * integral of exp(v) (v / h)^k from 0 to h, for k = 0..count-1.
-
-    By the recursion m_k = 1 - k / h m_{k-1} where h is large, else by its series, which does not cancel.
-    """
-    if h > 1.0:
-        moments = [-math.expm1(-h)]
-        for k in range(1, count):
-            moments.append(1.0 - k / h * moments[-1])
-        return np.array(moments)
-    terms = np.arange(25)
-    factorials = np.array([math.factorial(n) for n in terms], np.float64)
-    series = [math.exp(-h) * np.sum(h ** (terms + 1) / factorials / (terms + k + 1)) for k in range(count)]
-    return np.array(series)
+    """exp(-h) * integral of exp(v) (v / h)^k from 0 to h, for k = 0..count-1, by Gauss quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    s = (nodes + 1.0) / 2.0
+    return np.array([h / 2.0 * np.sum(weights * np.exp(h * (s - 1.0)) * s**k) for k in range(count)])
