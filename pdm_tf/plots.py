@@ -132,8 +132,12 @@ def _curves(metrics: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict
     """The lines of a `Panel`, of labelled metrics: running means of 10, the held-out split's as measured."""
     curves = {}
     for name in filter(metrics.__contains__, names):
-        steps, values = metrics[name].T
-        width = 1 if name.startswith("validation") else min(10, len(values))
-        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-        curves[names[name]] = (steps[len(steps) - len(smooth) :], smooth, None)
+        curves[names[name]] = (*smoothed(metrics[name], 1 if name.startswith("validation") else 10).T, None)
     return curves
+
+
+def smoothed(series: np.ndarray, width: int) -> np.ndarray:
+    """A running mean over `width` lines (step, value) of a metric, (N, 2), or all of a shorter log."""
+    width = min(width, len(series))
+    values = np.convolve(series[:, 1], np.ones(width) / width, mode="valid")
+    return np.stack([series[width - 1 :, 0], values], axis=1)

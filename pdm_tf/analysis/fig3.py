@@ -63,14 +63,8 @@ def _read_log(model: Model) -> dict[str, np.ndarray]:
         raise UserError(f"{folder} has no line of its log with all quarters of t: leave it out here")
     values = [quarter[np.isin(quarter[:, 0], steps), 1] for quarter in quarters]
     mse = np.stack([steps, np.mean(values, axis=0)], axis=1)
-    return {"mse": _smooth(mse), "simple_loss": _smooth(metrics["simple_loss"])}
-
-
-def _smooth(series: np.ndarray) -> np.ndarray:
-    """A running mean over `SMOOTHING` lines, or all of a shorter log."""
-    width = min(SMOOTHING, len(series))
-    values = np.convolve(series[:, 1], np.ones(width) / width, mode="valid")
-    return np.stack([series[width - 1 :, 0], values], axis=1)
+    kept = {"mse": mse, "simple_loss": metrics["simple_loss"]}
+    return {name: plots.smoothed(series, SMOOTHING) for name, series in kept.items()}
 
 
 def _mean_curve(series: Sequence[np.ndarray]) -> dict[str, list | None]:

@@ -24,14 +24,6 @@ def _vlb(level: NoiseLevel) -> tf.Tensor:
     return 0.5 * tf.where(first, level.snr, level.before.snr - level.snr)
 
 
-def _sigmoid(level: NoiseLevel, bias: float) -> tf.Tensor:
-    return _vlb(level) * math.exp(bias) / (math.exp(bias) + level.snr)
-
-
-def _bounded_v(level: NoiseLevel, bias: float) -> tf.Tensor:
-    return tf.minimum(tf.square(1.0 + math.exp(-0.5 * bias) * level.root_snr), LARGEST_V_WEIGHT)
-
-
 # gamma_t of Eq. 3, the weight of ||x_theta - x||^2 at a noise level; b is `diffusion.loss_bias`.
 WEIGHTINGS: dict[str, Callable[[NoiseLevel, float], tf.Tensor]] = {
     "sqrt_snr": lambda level, b: level.root_snr,  # sqrt(alpha / (1 - alpha)), the paper's choice
@@ -43,10 +35,12 @@ WEIGHTINGS: dict[str, Callable[[NoiseLevel, float], tf.Tensor]] = {
     "truncated_snr": lambda level, b: tf.maximum(level.snr, 1.0),  # (Salimans & Ho, 2022)
     "p2": lambda level, b: level.snr * level.noise,  # P2 of k = 1 and gamma = 1/2 (Choi et al., 2022)
     # The ELBO's, times sigmoid(b - log SNR): little noise counts less (Hoogeboom et al., 2024).
-    "sigmoid": _sigmoid,
+    "sigmoid": lambda level, b: _vlb(level) * math.exp(b) / (math.exp(b) + level.snr),
     # ||v_theta - v||^2 of the straight path z = tau x + (1 - tau) s eps, s = exp(-b / 2), which divides by
     # (1 - tau)^2, where 1 - tau is at least 0.05 (Li & He, 2025).
-    "bounded_v": _bounded_v,
+    "bounded_v": lambda level, b: tf.minimum(
+        tf.square(1.0 + math.exp(-0.5 * b) * level.root_snr), LARGEST_V_WEIGHT
+    ),
 }
 
 

@@ -28,15 +28,11 @@ def learned_log_variance(u: tf.Tensor, level: NoiseLevel) -> tf.Tensor:
     return u * level.log_beta_tilde + (1.0 - u) * level.log_beta
 
 
-def large_log_variance(u: tf.Tensor, level: NoiseLevel) -> tf.Tensor:
-    """log sigma^2 = log beta; that of a decoder, the first step, is log b_tilde of the second (DDPM)."""
-    return tf.where(level.before.noise > 0, level.log_beta, level.log_beta_tilde)
-
-
 # log sigma^2 of p_theta(z_s | z_t), (u, level) -> tensor. "small" is right for data that are one point,
-# "large" for data that are standard normal (Ho et al., 2020).
+# "large" for data that are standard normal (Ho et al., 2020); of a decoder, the first step, it is log
+# b_tilde of the second (DDPM).
 VARIANCES = {
     "learned": learned_log_variance,
     "small": lambda u, level: level.log_beta_tilde,
-    "large": large_log_variance,
+    "large": lambda u, level: tf.where(level.before.noise > 0, level.log_beta, level.log_beta_tilde),
 }

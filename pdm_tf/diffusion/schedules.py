@@ -259,6 +259,7 @@ def trailing_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
 # `sampling.spacing` -> the timesteps of a schedule for a number of steps; "even" takes sections, too.
 # Trailing ones for half the number are every second one.
 SPACINGS = {
+    "even": lambda schedule, *steps: schedule.timesteps[strided_timesteps(len(schedule), steps)],
     "logsnr": logsnr_timesteps,
     "trailing": trailing_timesteps,
     "logsnr_trailing": partial(logsnr_timesteps, trailing=True),

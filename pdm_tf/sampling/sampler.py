@@ -11,7 +11,7 @@ from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import check, options_of
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
-from pdm_tf.diffusion.schedules import SPACINGS, NoiseSchedule, strided_timesteps
+from pdm_tf.diffusion.schedules import SPACINGS, NoiseSchedule
 from pdm_tf.errors import UserError
 from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.ancestral import ancestral
@@ -225,10 +225,7 @@ def respaced_schedule(denoiser: Denoiser, settings: SamplingConfig, strength: fl
     """The schedule at `settings.steps` of the denoiser's t, up to the last t <= strength * (T - 1)."""
     schedule = denoiser.schedule
     whole = schedule.respaced(range(denoiser.t_start, denoiser.t_stop))
-    if settings.spacing == "even":
-        timesteps = whole.timesteps[strided_timesteps(len(whole), settings.steps)]
-    else:
-        timesteps = SPACINGS[settings.spacing](whole, *settings.steps)
+    timesteps = SPACINGS[settings.spacing](whole, *settings.steps)
     timesteps = timesteps[timesteps <= strength * (len(schedule) - 1)]
     if not len(timesteps):
         raise UserError(f"a strength of {strength:g} leaves none of the steps: use more steps")
