@@ -27,16 +27,9 @@ DICEBEAR = "9.4.3"
 RESVG = "2.6.2"
 # Of DiceBear's styles those in CC0 or CC BY 4.0 that look like a face at 64 and at 256 pixels.
 STYLES = (
-    "adventurer",
-    "big-ears",
-    "big-smile",
-    "lorelei",
-    "micah",
-    "open-peeps",
-    "personas",
-    "pixel-art",
+    "adventurer", "big-ears", "big-smile", "lorelei", "micah", "open-peeps", "personas", "pixel-art",
     "toon-head",
-)
+)  # fmt: skip
 PACKAGES = {f"@dicebear/{name}": DICEBEAR for name in ("core", *STYLES)} | {"@resvg/resvg-js": RESVG}
 CACHE = Path.home() / ".cache" / "pdm_tf" / f"dicebear-{DICEBEAR}-resvg-{RESVG}"
 SCRIPT = Path(__file__).with_suffix(".mjs")

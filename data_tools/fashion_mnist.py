@@ -27,17 +27,9 @@ from pdm_tf.errors import UserError, one_line, run
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where the package puts them
 PARTS = ("train", "t10k")
 CLASSES = (
-    "T-shirt or top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
+    "T-shirt or top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
     "Ankle boot",
-)
+)  # fmt: skip
 SIDE = 28
 MARGIN = 2
 UNSIGNED_BYTES = 0x08  # the IDX format's code for them

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdm_tf.config.words import word
 from pdm_tf.errors import EXIT_STOPPED, Stopped, UserError
 from pdm_tf.ledger import Ledger
 from pdm_tf.run import RunFolder, step_of
@@ -94,11 +95,7 @@ def steps_done(folder: RunFolder) -> int:
 
 def settings_flags(settings: Mapping[str, Any]) -> list[str]:
     """Settings of a config as flags of main.py."""
-
-    def text(value: Any) -> str:
-        return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-    return [f"--set={key}={text(value)}" for key, value in settings.items()]
+    return [f"--set={key}={word(value)}" for key, value in settings.items()]
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

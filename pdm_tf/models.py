@@ -14,20 +14,16 @@ import numpy as np
 from pdm_tf.averages import reconstruct
 from pdm_tf.config.fields import Config, changes
 from pdm_tf.config.words import get, leaves
-from pdm_tf.denoiser import Denoiser, Part, SplitDenoiser, build_denoiser, build_network
+from pdm_tf.denoiser import Denoiser, SplitDenoiser, build_denoiser, build_network
 from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder, step_of
 from pdm_tf.weights import assign_arrays, check_finite, read_arrays, variable_names
 
 # The fields that a model and one that guides it share.
 SHARED_WITH_GUIDE = (
-    "data.image_shape",
-    "data.num_classes",
-    "diffusion.num_timesteps",
-    "diffusion.schedule",
-    "diffusion.beta_start",
-    "diffusion.beta_end",
-)
+    "data.image_shape", "data.num_classes",
+    "diffusion.num_timesteps", "diffusion.schedule", "diffusion.beta_start", "diffusion.beta_end",
+)  # fmt: skip
 # Those that decide, with the weights, what a denoiser predicts; and all of the network's.
 PROCESS = (*SHARED_WITH_GUIDE, "diffusion.prediction", "diffusion.t_start", "diffusion.t_stop")
 
@@ -102,10 +98,6 @@ class Model:
         if self.guide is not None:
             whole.guide = self.guide.denoiser
         return whole
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        return self.denoiser.parts
 
     @property
     def origin(self) -> list[Origin]:

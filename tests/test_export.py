@@ -55,7 +55,7 @@ def model_of(name, sampling, **settings) -> Model:
     config = config.replace({key.replace("__", "."): value for key, value in settings.items()})
     model = Model([Run(RunFolder("run"), config)])
     model.denoiser = denoisers(name)
-    model.denoisers = [part.denoiser for part in model.parts]
+    model.denoisers = [part.denoiser for part in model.denoiser.parts]
     return model
 
 

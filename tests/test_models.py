@@ -98,7 +98,8 @@ def test_experts_loaded_in_any_order_are_one_denoiser(model, folders):
     low, high = model.runs
     assert [run.folder.path for run in model.runs] == list(folders) and model.title == "low + high"
     assert model.config == low.config
-    assert [(p.t_start, p.t_stop, p.patch_size) for p in model.parts] == [(0, 400, 2), (400, 1000, 4)]
+    parts = [(part.t_start, part.t_stop, part.patch_size) for part in model.denoiser.parts]
+    assert parts == [(0, 400, 2), (400, 1000, 4)]
     assert model.origin == [
         {"run": str(run.folder), "step": 1, "t_start": start, "t_stop": stop, "patch_size": size,
          "prediction": prediction}
@@ -222,7 +223,7 @@ def test_of_runs_that_overlap_the_one_that_stops_first_is_used(tmp_path):
     low, high = write_run(tmp_path / "low", LOW), write_run(tmp_path / "whole", tiny_config(), 1)
     alone, both = models_from_folders(tmp_path / "low", tmp_path / "whole")
     assert (alone.title, both.title) == ("whole", "low + whole")
-    assert [(part.t_start, part.t_stop) for part in both.parts] == [(0, 400), (400, 1000)]
+    assert [(part.t_start, part.t_stop) for part in both.denoiser.parts] == [(0, 400), (400, 1000)]
     assert [origin["t_start"] for origin in both.origin] == [0, 400]
     assert [run.folder.path for run in both.runs] == [low, high]
     z, t, labels = inputs([400, 999])

@@ -88,7 +88,7 @@ def measure(study: Study) -> Result:
         }
         steps[title] = {
             size: {"samples": border_steps(from_uint8(samples), size), "data": border_steps(data, size)}
-            for size in sorted({part.patch_size for part in model.parts})
+            for size in sorted({part.patch_size for part in model.denoiser.parts})
         }
     numbers = {"border_energy": energies, "border_steps": steps}
     return Result(numbers, _sentence(energies, steps, study.count), _with_zoom(images))

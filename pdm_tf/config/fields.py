@@ -20,17 +20,9 @@ from pdm_tf.errors import UserError
 TOGETHER = 16  # images to draw at a time by default
 SAMPLERS = ("ancestral", "ddim", "heun", "dpm_solver", "unipc", "ipndm")
 LOSS_WEIGHTINGS = (
-    "sqrt_snr",
-    "constant",
-    "snr",
-    "min_snr",
-    "vlb",
-    "snr_plus_one",
-    "truncated_snr",
-    "p2",
-    "sigmoid",
-    "bounded_v",
-)
+    "sqrt_snr", "constant", "snr", "min_snr", "vlb", "snr_plus_one", "truncated_snr", "p2",
+    "sigmoid", "bounded_v",
+)  # fmt: skip
 EMA_LENGTHS = (0.01, 0.25)  # the shortest and longest average that snapshots can be told apart by
 
 

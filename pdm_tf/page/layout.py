@@ -82,12 +82,7 @@ AT_ONCE = {"api_visibility": "private", "queue": False, "show_progress": "hidden
 TO_RESULT = "() => window.innerWidth < 700 && document.querySelector('.result').scrollIntoView()"
 # Nothing of gradio's that leaves the machine, or that a visitor has no use for.
 PRIVATE = {
-    "share": False,
-    "run_history": False,
-    "ssr_mode": False,
-    "pwa": False,
-    "mcp_server": False,
-    "enable_monitoring": False,
+    **dict.fromkeys(("share", "run_history", "ssr_mode", "pwa", "mcp_server", "enable_monitoring"), False),
     "footer_links": [],
 }
 CSS = """
@@ -296,19 +291,10 @@ def control(name: str, model: Model) -> gr.components.Component:
 def brush_canvas() -> gr.ImageEditor:
     """A picture to brush over."""
     return gr.ImageEditor(
-        show_label=False,
-        type="numpy",
-        format="png",
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(24, colors=["#d946ef"], color_mode="fixed"),
-        eraser=gr.Eraser(24),
-        canvas_size=(PICTURE, PICTURE),
-        buttons=[],
-        height=290,
-        elem_classes="canvas",
-    )
+        show_label=False, type="numpy", format="png", sources=(), transforms=(), layers=False, buttons=[],
+        brush=gr.Brush(24, colors=["#d946ef"], color_mode="fixed"), eraser=gr.Eraser(24),
+        canvas_size=(PICTURE, PICTURE), height=290, elem_classes="canvas",
+    )  # fmt: skip
 
 
 def grid_of(samples: Samples):

@@ -184,7 +184,7 @@ def description(model: Model) -> str:
 
 def part_at(model: Model, t: int):
     """The `Part` of the model that works at t."""
-    return next(part for part in model.parts if part.t_start <= t < part.t_stop)
+    return next(part for part in model.denoiser.parts if part.t_start <= t < part.t_stop)
 
 
 def _last_expert(model: Model) -> list[Model]:
