@@ -22,9 +22,8 @@ import tensorflow as tf
 from benchmarks.turns import in_turns, machine, seconds, with_range
 from pdm_tf.networks import norms, patched
 from pdm_tf.networks.norms import GroupNorm
-from pdm_tf.stack import GroupNormalization
+from pdm_tf.stack import GroupNormalization, GuardedAdam
 from pdm_tf.training.model import PatchedDiffusion
-from pdm_tf.training.optimizer import GuardedAdam
 
 SHAPE = (64, 64, 3)
 CALLS = 3  # a measurement's

@@ -83,25 +83,24 @@ except ImportError:  # Keras' own has the same weights, epsilon and meaning
     GroupNormalization = keras.layers.GroupNormalization
 
 
-class FusedAdam(keras.optimizers.legacy.Adam):
-    """Keras' legacy Adam, whose update is one fused kernel: as fast as the new one's, with less memory."""
+@keras.utils.register_keras_serializable("pdm_tf")
+class GuardedAdam(keras.optimizers.legacy.Adam):
+    """Keras' legacy Adam, whose update is one fused kernel: as fast as the new one's, with less memory.
 
-    def guard(
-        self, gradient: tf.Tensor, rates: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """The kernel's inputs for one variable; a subclass may change them.
-
-        Args:
-          gradient: dense, of the variable's shape.
-          rates: the kernel's scalars "lr_t", "beta_1_t", "beta_2_t" and others.
-        """
-        return gradient, rates
+    A gradient of NaN leaves its variable and moments as they are, bit for bit. `PatchedDiffusion.train_step`
+    makes the whole gradient NaN when any part of it is not finite, so a bad step is skipped as a whole;
+    `iterations` counts it all the same.
+    """
 
     def _resource_apply_dense(self, grad, var, apply_state=None):
         place = (var.device, var.dtype.base_dtype)
         rates = (apply_state or {}).get(place) or self._fallback_apply_state(*place)
-        grad, rates = self.guard(grad, rates)
-        return super()._resource_apply_dense(grad, var, {place: rates})
+        # With a rate of 0 and decays of 1 the kernel writes back what it read; a tf.cond for each variable
+        # would do the same, slower.
+        apply = tf.math.is_finite(tf.reshape(grad, [-1])[0])
+        idle = {"lr_t": 0.0, "beta_1_t": 1.0, "beta_2_t": 1.0}
+        rates = {**rates, **{name: tf.where(apply, rates[name], value) for name, value in idle.items()}}
+        return super()._resource_apply_dense(tf.where(apply, grad, tf.zeros_like(grad)), var, {place: rates})
 
 
 def versions() -> dict[str, str]:
@@ -128,12 +127,12 @@ def cpu_has_bfloat16() -> bool:
     return onednn_is_on() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(words)
 
 
-def create_slots(optimizer: FusedAdam, variables: Sequence[tf.Variable]) -> None:
+def create_slots(optimizer: GuardedAdam, variables: Sequence[tf.Variable]) -> None:
     """Makes an optimizer's state of some variables at once, not in its first step."""
     optimizer._create_all_weights(variables)
 
 
-def learning_rate(optimizer: FusedAdam, step: int) -> float:
+def learning_rate(optimizer: GuardedAdam, step: int) -> float:
     """The rate of the step of index `step`."""
     rate = optimizer.learning_rate
     return float(rate(step) if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else rate)

@@ -16,11 +16,11 @@ from pdm_tf.randomness import stream
 from pdm_tf.sampling.batches import all_classes
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.sampler import Sampler
-from pdm_tf.stack import keras
+from pdm_tf.stack import GuardedAdam, keras
 from pdm_tf.training.augmentation import apply_changes, draw_changes
 from pdm_tf.training.metrics import LossMeans, update_mean
 from pdm_tf.training.objective import Objective
-from pdm_tf.training.optimizer import BadSteps, GuardedAdam, WarmupCooldown
+from pdm_tf.training.optimizer import BadSteps, WarmupCooldown
 
 Batch = dict[str, tf.Tensor]
 

@@ -1,11 +1,11 @@
-"""Adam with warm-up and cooldown; steps whose gradient is not finite are skipped and counted."""
+"""Adam's rate, with warm-up and cooldown; a count of the steps whose gradient is not finite."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
 from pdm_tf.errors import UserError
-from pdm_tf.stack import FusedAdam, keras
+from pdm_tf.stack import keras
 
 
 @keras.utils.register_keras_serializable("pdm_tf")
@@ -35,28 +35,6 @@ class WarmupCooldown(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {name: getattr(self, name) for name in ("peak", "warmup_steps", "steps", "cooldown_steps")}
-
-
-@keras.utils.register_keras_serializable("pdm_tf")
-class GuardedAdam(FusedAdam):
-    """Adam that keeps a variable and its moments as they are, bit for bit, for a gradient of NaN.
-
-    `PatchedDiffusion.train_step` makes the whole gradient NaN when any part of it is not finite, so a bad
-    step is skipped as a whole; `iterations` counts it all the same.
-    """
-
-    def guard(self, gradient, rates):
-        """With a rate of 0 and decays of 1 the kernel writes back what it read; a tf.cond for each variable
-        would do the same, slower."""
-        apply = tf.math.is_finite(tf.reshape(gradient, [-1])[0])
-        one = tf.ones_like(rates["beta_1_t"])
-        guarded = {
-            **rates,
-            "lr_t": tf.where(apply, rates["lr_t"], 0.0),
-            "beta_1_t": tf.where(apply, rates["beta_1_t"], one),
-            "beta_2_t": tf.where(apply, rates["beta_2_t"], one),
-        }
-        return tf.where(apply, gradient, tf.zeros_like(gradient)), guarded
 
 
 class BadSteps:

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from pdm_tf.networks.patched import PatchedNetwork
+from pdm_tf.stack import GuardedAdam
 from pdm_tf.training.model import PatchedDiffusion
-from pdm_tf.training.optimizer import GuardedAdam
 from tests.tiny_runs import randomized
 
 TINY = {

@@ -11,9 +11,9 @@ import tensorflow as tf
 from pdm_tf.errors import UserError
 from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
-from pdm_tf.stack import keras
+from pdm_tf.stack import GuardedAdam, keras
 from pdm_tf.training.metrics import LossMeans, MetricsLog, update_mean
-from pdm_tf.training.optimizer import BadSteps, GuardedAdam, WarmupCooldown
+from pdm_tf.training.optimizer import BadSteps, WarmupCooldown
 
 HIDDEN = bar(disable=True)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.stack import keras
+from pdm_tf.stack import GuardedAdam, keras
 from pdm_tf.training.model import PatchedDiffusion
 from pdm_tf.training.objective import Examples
-from pdm_tf.training.optimizer import GuardedAdam, WarmupCooldown
+from pdm_tf.training.optimizer import WarmupCooldown
 from tests.training.conftest import (
     TINY,
     assert_accumulation_equals_the_whole_batch,
