@@ -55,7 +55,7 @@ def run(main: Callable[[], None]) -> int:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            with _interrupting():
+            with first_signal(_interrupt):
                 main()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -128,29 +128,31 @@ def _lasting_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def _interrupt(name: str) -> None:
+    raise KeyboardInterrupt(name)
+
+
 @contextlib.contextmanager
-def _interrupting() -> Iterator[None]:
-    """Raises KeyboardInterrupt, with the signal's name, for the first SIGINT or SIGTERM inside the block."""
+def first_signal(handle: Callable[[str], None]) -> Iterator[None]:
+    """Calls `handle` with the name of the first SIGINT or SIGTERM inside the block.
+
+    For the next one the system ends the process, even inside a call that Python waits for.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
     owner = os.getpid()
 
-    def interrupt(number, _frame):
-        end_at_once_next_time()
+    def handler(number, _frame):
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
         if os.getpid() != owner:  # a forked worker has its parent's handlers, and dies of the signal as any
             os.kill(os.getpid(), number)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        handle(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def end_at_once_next_time() -> None:
-    """Lets the system end the process for the next signal, even inside a call that Python waits for."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

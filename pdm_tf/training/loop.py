@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import signal
 import sys
 import time
 import zlib
@@ -21,7 +20,7 @@ from pdm_tf.config.resolve import Given
 from pdm_tf.config.words import word
 from pdm_tf.describe import count_parameters, forward_flops
 from pdm_tf.devices import Workers, is_chief
-from pdm_tf.errors import SIGNALS, Stopped, UserError, end_at_once_next_time
+from pdm_tf.errors import Stopped, UserError, first_signal
 from pdm_tf.images import write_png
 from pdm_tf.progress import bar
 from pdm_tf.run import RunFolder
@@ -103,7 +102,7 @@ def train(
             bar(total=total, initial=state.step, unit="step", desc="train", disable=not chief)
         )
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
-        signals = on_exit.enter_context(Signals())
+        on_exit.enter_context(first_signal((signals := Signals()).note))
         limit = TimeLimit(settings.minutes)
         pace = Pace(config, state.step)
         # The state is saved first: whoever sent a signal may not wait, and a preview may fail.
@@ -301,21 +300,12 @@ def showing_work(
 
 
 class Signals:
-    """SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once."""
+    """The signal that came: it is noted instead of ending the process."""
 
-    name = ""  # of the signal that came
+    name = ""
 
-    def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _frame):
-        end_at_once_next_time()
-        self.name = signal.Signals(number).name
+    def note(self, name: str) -> None:
+        self.name = name
 
     def check(self) -> None:
         """Raises Interrupted if a signal came."""
