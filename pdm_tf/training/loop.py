@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import sys
 import time
@@ -203,16 +202,9 @@ def training_batches(
     config: Config, info: data.DatasetInfo, strategy: tf.distribute.Strategy, start: int
 ) -> tf.distribute.DistributedDataset:
     """The training batches from step `start` on, each worker with its own share of every batch."""
-    load = functools.partial(
-        data.load_batches,
-        info,
-        split="train",
-        seed=config.seed,
-        horizontal_flip=config.data.horizontal_flip,
-        crop=config.data.crop,
-        image_shape=config.data.image_shape,
-    )
-    return distributed_batches(load, config.training.batch_size, strategy, start)
+    changes = {"horizontal_flip": config.data.horizontal_flip, "crop": config.data.crop}
+    size = config.training.batch_size
+    return distributed_batches(config, info, "train", size, strategy, start, seed=config.seed, **changes)
 
 
 def saving_work(

@@ -64,14 +64,8 @@ class HeldOutLosses:
         self.area = cropped_area(config)
         size = images_in_memory(config, strategy) * strategy.num_replicas_in_sync
         self.steps = math.ceil(config.training.eval_batches * config.training.batch_size / size)
-        load = functools.partial(
-            data.load_batches,
-            info,
-            split=data.held_out_split(info),
-            shuffle=False,
-            image_shape=config.data.image_shape,
-        )
-        self.batches = distributed_batches(load, size, strategy)
+        split = data.held_out_split(info)
+        self.batches = distributed_batches(config, info, split, size, strategy, shuffle=False)
 
     def measure(self) -> dict[str, float]:
         names = self.model.evaluate(self.batches, steps=self.steps, verbose=0, return_dict=True)
@@ -83,21 +77,29 @@ class HeldOutLosses:
 
 
 def distributed_batches(
-    load: Callable[..., tf.data.Dataset], batch_size: int, strategy: tf.distribute.Strategy, start: int = 0
+    config: Config,
+    info: data.DatasetInfo,
+    split: str,
+    batch_size: int,
+    strategy: tf.distribute.Strategy,
+    start: int = 0,
+    **options,
 ) -> tf.distribute.DistributedDataset:
     """Batches of a strategy, from that of number `start` on; each worker loads its own share of every batch.
 
-    Args:
-      load: `data.load_batches` with all arguments but those that depend on the worker.
-      batch_size: of the global batch.
+    `batch_size` is that of the global batch; `options` are those of `data.load_batches`.
     """
 
     def load_share(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return load(
+        return data.load_batches(
+            info,
+            split=split,
+            image_shape=config.data.image_shape,
             batch_size=context.get_per_replica_batch_size(batch_size),
             start_batch=start * context.num_replicas_in_sync // context.num_input_pipelines,
             input_pipelines=context.num_input_pipelines,
             input_pipeline_id=context.input_pipeline_id,
+            **options,
         )
 
     return strategy.distribute_datasets_from_function(load_share)
