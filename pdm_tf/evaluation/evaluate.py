@@ -110,7 +110,7 @@ def compare(
     if drawing.share.number:
         assert not list(sets()), "worker 0 alone has sets of images"
         return
-    report(detector, found, sets(), out, stack.versions(), copy_check)
+    report(detector, found, sets(), out, copy_check)
     note_others(out, [])
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pdm_tf import stack
 from pdm_tf.atomic import atomic_json
 from pdm_tf.evaluation import copies
 from pdm_tf.evaluation.copies import CopyCheck
@@ -24,14 +25,12 @@ def report(
     reference: Reference,
     image_sets: Iterable[ImageSet],
     out: str | os.PathLike,
-    stack: Mapping[str, str],
     copy_check: CopyCheck | str,
 ) -> None:
     """Measures sets of images, prints the table, and writes evaluation.json and pictures to the folder `out`.
 
     Args:
       image_sets: each is done with before the next is asked for.
-      stack: versions, for JSON.
       copy_check: looks for copies of the reference; or the reason why that is not done.
     """
     out = as_path(out)
@@ -77,7 +76,7 @@ def report(
         "detector": {"name": detector.name, "sha256": detector.sha256, "resize": detector.resize},
         "reference": {**reference.details, "title": reference.title, "images": reference.count},
         "results": results,
-        "stack": dict(stack),
+        "stack": stack.versions(),
     }
     atomic_json(out / "evaluation.json", evaluation)
     for stale in out.glob("nearest*.png"):  # of an earlier evaluation

@@ -141,7 +141,7 @@ def test_copies_are_found_and_shown_beside_the_held_out_images(tmp_path, capsys)
         train.__getitem__,
     )
     sets = [set_of(images_of(generator, 200)), set_of(train[50:250])]
-    report.report(DETECTOR, reference, sets, tmp_path, {"python": "3"}, check)
+    report.report(DETECTOR, reference, sets, tmp_path, check)
     out = capsys.readouterr().out
     assert "copies, some: 100.0% of the samples are nearer" in out
     assert "| dots, validation (300) | 300 |" in out
@@ -168,7 +168,7 @@ def test_samples_of_another_size_or_channels_are_compared_and_shown(tmp_path, mo
     reference = of_images(DETECTOR, [train], 100, "grey", {})
     check = CopyCheck(reference, reference_of(images_of(generator, 9)), train.__getitem__)
     larger = images_of(generator, 30, side=8)
-    report.report(DETECTOR, reference, [set_of(larger)], tmp_path, {}, check)
+    report.report(DETECTOR, reference, [set_of(larger)], tmp_path, check)
     assert np.asarray(Image.open(tmp_path / "nearest.png")).shape == (2 * 8 + 3 * 2, 8 * 8 + 9 * 2, 3)
     out = capsys.readouterr().out
     assert "note: copies are looked for among 40 of 100 images" in out
