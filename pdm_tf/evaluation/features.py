@@ -152,7 +152,7 @@ def load_detector(
     """
     if name_or_path == "inception":
         return _inception(inception_path)
-    require(inception_path is None, "--inception does nothing without --detector=inception")
+    require(inception_path is None, "inception does nothing without detector=inception: give both or none")
     if name_or_path == "efficientnet_lite0":
         return Detector(
             name=name_or_path,
