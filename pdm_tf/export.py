@@ -97,7 +97,8 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> tf
     if (denoiser.t_start, denoiser.t_stop) != (0, len(denoiser.schedule)):
         raise ValueError(f"a denoiser of {denoiser.t_start} <= t < {denoiser.t_stop} is no whole process")
     traced = TracedOnce(denoiser)
-    default, last = default_inputs(inputs, sampling), len(denoiser.schedule) - 1
+    default = default_inputs(inputs, sampling)
+    last = len(denoiser.schedule) - 1
     module = tf.Module()
     # The variables alone: a Keras object here would bring its metadata, and need its class to load.
     module.weights = list(denoiser.variables)

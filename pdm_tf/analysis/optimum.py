@@ -41,7 +41,9 @@ class Optimum:
     horizontal_flip: bool = False
     in_memory: bool = True
 
-    t_start, variables, guide = 0, (), None
+    t_start = 0
+    variables = ()
+    guide = None
 
     def __post_init__(self):
         self.null_label = self.num_classes

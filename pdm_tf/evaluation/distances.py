@@ -224,7 +224,8 @@ def neighbour_metrics(reference: Manifold, samples: np.ndarray) -> list[tuple[fl
     radii, wide_radii = (reference.squared_radii[each] for each in NEIGHBOURS)
     sample_radii = _squared_radii(samples, [k])[k]
     member = _members(len(samples))
-    precise, hits = np.zeros(len(samples), bool), np.zeros(len(samples), np.int64)
+    precise = np.zeros(len(samples), bool)
+    hits = np.zeros(len(samples), np.int64)
     # How many of each group are near an image of the reference.
     recalled, inside = np.zeros((2, len(radii), member.shape[1]), np.float32)
     for rows, columns, distances in _squared_distances(reference.features, samples):

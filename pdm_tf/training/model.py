@@ -267,7 +267,8 @@ def step_on_zeros(config: Config) -> tuple[PatchedDiffusion, Callable[[], float]
     """A float32 model and its compiled train step on a batch of zeros, which returns the loss."""
     model = build_model(config, "float32")
     height, width, channels = config.data.image_shape
-    size, crop = config.training.batch_size, config.data.crop
+    size = config.training.batch_size
+    crop = config.data.crop
     images = tf.zeros((size, crop or height, crop or width, channels))
     batch = {"image": images, "label": tf.zeros(size, tf.int32)}
     step = tf.function(lambda: model.train_step(batch)["loss"], jit_compile=config.training.jit_compile)
