@@ -108,7 +108,7 @@ REFUSALS = [
     ),
     (
         "--mode=evaluate --run_dir=FOLDER/whole --inception=graph.pb",
-        "inception does nothing without detector=inception",
+        "inception does nothing without detector=inception: give both or none",
     ),
     ("--mode=train --nowarm_start", "--warm_start is no switch: give it a value, as --warm_start=..."),
     ("--mode=sample --init_image=", "an empty path: name a file or folder"),
