@@ -138,7 +138,7 @@ def convert(
         outcomes = _finished(tasks, options.output)
         todo = [task for task in tasks if task.path not in outcomes]
         if not todo:
-            print(f"all shards are there, no image is read again (for other pixels, remove {options.output})")
+            print(f"all shards are there, and no image was read: if images changed, remove {options.output}")
         _require_space(todo, plan, options.output)
         outcomes.update(_write_shards(todo, encoder, options.workers, len(ordered)))
         if todo or not _is_whole(options.output):  # versions of TFDS write the same metadata in other bytes
@@ -364,6 +364,8 @@ def _write_manifest(
         atomic_text(report, "".join(f"{name}\t{reason}\n" for name, reason in skipped))
         metadata.append(SKIPPED)
         print(f"{len(skipped)} images were skipped; {report} names them", file=sys.stderr)
+    else:
+        (output / SKIPPED).unlink(missing_ok=True)
     digests = {name: sha256(output / name) for name in metadata}
     atomic_json(output / MANIFEST, {"plan": plan, "shards": recorded, "metadata_sha256": digests})
     count = sum(outcome["records"] for outcome in recorded.values())

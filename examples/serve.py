@@ -68,8 +68,8 @@ class Model:
             (graph,) = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
         with open(os.path.join(folder, "assets.extra", "pdm_tf.json")) as file:
             metadata = json.load(file)
-        signatures = {**metadata["signatures"], "serving_default": metadata["signatures"]["sample"]}
-        self.defaults = {name: signature.get("defaults", {}) for name, signature in signatures.items()}
+        self.defaults = {name: about.get("defaults", {}) for name, about in metadata["signatures"].items()}
+        self.defaults["serving_default"] = self.defaults["sample"]
         described = {name: each for name, each in graph.signature_def.items() if name in self.signatures}
         self.inputs = {name: {key: i.dtype for key, i in s.inputs.items()} for name, s in described.items()}
         # As TensorFlow Serving writes it in JSON, with what is empty.

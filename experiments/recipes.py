@@ -73,7 +73,7 @@ class Comparison:
             self.driver.execute(["--mode=train", *shared, *settings, *RECIPES[recipe]])
             return {"steps": steps_done(folder)}
 
-        key = {"dataset": dataset, "recipe": RECIPES[recipe], "minutes": minutes, "seed": seed}
+        key = {"dataset": dataset, "recipe": RECIPES[recipe], "minutes": [shorter, minutes], "seed": seed}
         steps = self.driver.once({"train": key}, train)["steps"]
         samples = [f"--num_samples={self.options.num_samples}", "--sample_batch_size=50"]
         evaluate = ["--mode=evaluate", *shared, *samples]

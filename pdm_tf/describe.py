@@ -37,11 +37,11 @@ def describe_network(config: Config) -> str:
     # The backward pass takes two: the gradients of each layer's input and of its weights. For a student its
     # teacher takes `factor` steps or, in consistency distillation, one, as its target does.
     distillation = config.distillation
-    passes = 3
+    of_step = 3
     if config.is_student:
-        passes += 2 if distillation.method == "consistency" else distillation.factor
+        of_step += 2 if distillation.method == "consistency" else distillation.factor
     shares = [1.0] if len(costs) == 1 else [1.0 - diffusion.large_share, diffusion.large_share]
-    step = passes * config.training.batch_size * np.dot(shares, costs)
+    step = of_step * config.training.batch_size * np.dot(shares, costs)
     if config.data.crop:
         step *= config.data.crop**2 / (height * width)
     total = config.training.steps * step / 1e15

@@ -136,7 +136,7 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     if earlier:
         refuse_other_settings(earlier, config, run)
     for key in sorted(given.settings.keys() - config.used_keys):
-        print(f"note: {key} does nothing for this network, process or sampler")
+        print(f"note: {key} does nothing here: it is for {' and '.join(leaves(Config)[key].rule.of)}")
     sized = given
     if not (is_named(given.dataset) or teacher):
         sized = given._replace(size=given.size or default_size)

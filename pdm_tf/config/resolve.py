@@ -52,7 +52,7 @@ def resolve(
     1. the fields' defaults;
     2. the data set's experiment, or for other data a network of a size that fits the images; of a student
        its teacher's config (`presets.student`);
-    3. the data's own class names and digest, or, of data not at hand, the earlier part's;
+    3. the data's own classes and digest, or, of data not at hand, the earlier part's;
     4. another network than its U-Net, with the process and rate that it is trained with;
     5. of a new run that starts from another's weights: that run's network, for data without a preset;
        of a run that goes on: what it derived when it began, on whatever machine and for whatever length;
@@ -104,8 +104,9 @@ def resolve(
     described = info or (earlier and earlier.data)
     if described:
         config = config.replace({"data.label_names": described.label_names, "data.sha256": described.sha256})
-        if config.data.num_classes and described.num_classes:  # a part of ImageNet's classes, for one
-            config = config.replace({"data.num_classes": described.num_classes})
+        if config.data.num_classes and described.num_classes and not config.is_student:
+            found = earlier.data if earlier else described  # a part of ImageNet's classes, for one
+            config = config.replace({"data.num_classes": found.num_classes})
     if "diffusion.num_timesteps" in settings and config.diffusion.t_stop == config.diffusion.num_timesteps:
         settings = {"diffusion.t_stop": settings["diffusion.num_timesteps"], **settings}
     config = config.replace(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -79,9 +80,9 @@ def report(
         "stack": stack.versions(),
     }
     atomic_json(out / "evaluation.json", evaluation)
-    for stale in out.glob("nearest*.png"):  # of an earlier evaluation
-        if stale not in pictures:
-            stale.unlink()
+    for picture in out.glob("nearest*.png"):
+        if re.fullmatch(r"nearest(_\d+)?\.png", picture.name) and picture not in pictures:
+            picture.unlink()  # of an earlier evaluation
     print(f"reference: {reference.title}; detector: {detector.name}")
     print(table(rows))
     notes = dict.fromkeys(note for result in results for note in result.get("notes", ()))

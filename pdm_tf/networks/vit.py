@@ -44,7 +44,8 @@ class ViT:
         dense = partial(keras.layers.Dense, config.base_channels)
         initial_scale = config.depth**-0.5 if config.residual_scaling == "initial_weights" else 1.0
         branch = partial(ResidualBranch, config=config, dtype=dtype)
-        everywhere, once = (config.t_conditioning == place for place in ("everywhere", "once"))
+        everywhere = config.t_conditioning == "everywhere"
+        once = config.t_conditioning == "once"
         self.blocks: list[tuple[ResidualBranch, ResidualBranch]] = []
         for number in range(1, config.depth + 1):
             attention = Attention(

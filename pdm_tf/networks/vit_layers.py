@@ -99,8 +99,9 @@ class ResidualBranch(keras.layers.Layer):
     """x + gates * factor * branch(norm(x)); or, with the norm after, norm(x + gates * factor * branch(x)).
 
     Args:
-      config: t_gates: the timestep also gates the branch, which so starts at zero (adaLN-Zero, Peebles & Xie,
-        2022); class_conditioning "gate": the label gates it by sigmoid(Dense(label) + 2), as in the U-Net.
+      config: the trunk's. With `t_gates` the timestep also gates the branch, which so starts at zero
+        (adaLN-Zero, Peebles & Xie, 2022); with `class_conditioning` "gate" the label gates it by
+        sigmoid(Dense(label) + 2), as in the U-Net.
       t_conditional: the norm's scale and shift come from the timestep, by a Dense that starts at zero.
     """
 
@@ -110,14 +111,14 @@ class ResidualBranch(keras.layers.Layer):
         self.factor = config.depth**-0.5 if config.residual_scaling == "branch" else 1.0
         self.norm = normalization(config.norm, affine=not t_conditional, name="norm")
         self.modulation = self.gate = None
+        self.parts = 3 if config.t_gates else 2  # of the modulation
 
     def build(self, input_shape):
         """Creates what depends on `input_shape`'s channels."""
         channels, dense = input_shape[-1], keras.layers.Dense
         if self.t_conditional:
-            parts = 3 if self.config.t_gates else 2
             self.modulation = dense(
-                parts * channels, kernel_initializer="zeros", dtype="float32", name="modulation"
+                self.parts * channels, kernel_initializer="zeros", dtype="float32", name="modulation"
             )
         if self.config.class_conditioning == "gate":
             self.gate = dense(channels, dtype="float32", name="gate")
@@ -134,8 +135,7 @@ class ResidualBranch(keras.layers.Layer):
         """(B, N, C) -> (B, N, C). Without a `dropout_key` (int32 (2,)) nothing is dropped."""
         scale = shift = gate = None
         if self.modulation is not None:
-            parts = 3 if self.config.t_gates else 2
-            scale, shift, *gate = tf.split(self.modulation(t_embedding), parts, axis=-1)
+            scale, shift, *gate = tf.split(self.modulation(t_embedding), self.parts, axis=-1)
 
         def norm(h):
             return tf.cast(self.norm(h, scale=scale, shift=shift), self.compute_dtype)

@@ -89,7 +89,7 @@ def _resized(
     shapes: Mapping[str, Sequence[int]],
     here: tuple[int, int],
     there: tuple[int, int],
-    copies: Callable[[int, int], np.ndarray],
+    resize: Callable[[int, int], np.ndarray],
 ) -> np.ndarray:
     """An array of a stem or head with its axis of a patch's values resized; other arrays as they are.
 
@@ -98,7 +98,7 @@ def _resized(
     Args:
       name, shapes: the new array's, and the shapes of the new network's variables.
       here, there: (side, colours) of a patch, new and old.
-      copies: as `_averages`.
+      resize: (new, old) -> the matrix, (new, old), from the values of an old side to a new one's.
     """
     p, channels = here
     old_p, old_channels = there
@@ -113,7 +113,7 @@ def _resized(
     values = values.reshape(old_p, old_p, -1, old_channels, *rest)
     for place, sizes in ((0, (p, old_p)), (1, (p, old_p)), (3, (channels, old_channels))):
         # Of an input the transpose of the way back, so that sums stay.
-        matrix = copies(*sizes) * (sizes[1] / sizes[0] if axis == -2 else 1)
+        matrix = resize(*sizes) * (sizes[1] / sizes[0] if axis == -2 else 1)
         values = np.moveaxis(np.tensordot(matrix, values, (1, place)), 0, place)
     return np.moveaxis(values.reshape(new, *rest), 0, axis).astype(array.dtype)
 

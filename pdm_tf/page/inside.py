@@ -14,7 +14,7 @@ from pdm_tf.data import DatasetInfo, held_out_split
 from pdm_tf.errors import UserError
 from pdm_tf.images import from_uint8, to_uint8
 from pdm_tf.models import Model
-from pdm_tf.sampling.sampler import Sampler
+from pdm_tf.sampling.sampler import respaced_schedule
 
 EXAMPLES = 64  # pictures of the data set to choose from
 SMALL = 512 << 20  # bytes of a decoded data set whose x* is computed at each move of a slider
@@ -80,7 +80,7 @@ class Inside:
         ]
         config = self.model.config
         if config.is_student and config.distillation.method == "progressive":
-            known = Sampler(denoiser, config.sampling).schedule.timesteps.tolist()
+            known = respaced_schedule(denoiser, config.sampling).timesteps.tolist()
             status.append(f"this student knows no other t than {', '.join(map(str, known))}")
         best = None
         if self.optimum is not None:

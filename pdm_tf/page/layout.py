@@ -193,7 +193,7 @@ def status_line(text: str = "") -> gr.HTML:
 
 
 def showing_errors(status: gr.HTML, answer: Callable[..., Iterator[dict]]) -> Callable:
-    """An answer to a click that shows an error in `status`; one that is no user's is printed whole, too."""
+    """An answer to a click that shows an error in `status`; one that is no UserError is logged whole, too."""
 
     @functools.wraps(answer)
     def wrapped(*values):

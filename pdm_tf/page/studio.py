@@ -234,7 +234,7 @@ def _steps_text(sampler: Sampler) -> str:
         return f"{steps} steps"
     if sampler.edit.mask is None:
         return f"the last {sampler.num_steps} of {steps} steps"
-    return f"{steps} ancestral steps, {sampler.num_passes} passes with repetitions"
+    return f"{steps} ancestral steps in {sampler.num_passes} passes"
 
 
 # --- Pictures in and out of the page ---------------------------------------------------------------

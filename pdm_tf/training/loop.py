@@ -101,7 +101,8 @@ def train(
             bar(total=total, initial=state.step, unit="step", desc="train", disable=not chief)
         )
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
-        on_exit.enter_context(first_signal((signals := Signals()).note))
+        signals = Signals()
+        on_exit.enter_context(first_signal(signals.note))
         limit = TimeLimit(settings.minutes)
         pace = Pace(config, state.step)
         # The state is saved first: whoever sent a signal may not wait, and a preview may fail.

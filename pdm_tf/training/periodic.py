@@ -138,7 +138,8 @@ class Previews:
         strategy: tf.distribute.Strategy,
         most: int,
     ):
-        """`strategy`: its replicas share the images; all are in this process. `most`: on each at a time."""
+        """`strategy`: its replicas share the images, of which each has at most `most` at a time; all replicas
+        are in this process."""
         self.denoiser = model.denoiser
         self.ema = ema
         self.config = config

@@ -1,5 +1,6 @@
 """Tables from what evaluation and training have left in run folders."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -25,14 +26,16 @@ def models(tmp_path):
     return [model(tmp_path / f"P{patch_size}", patch_size) for patch_size in (8, 2)]
 
 
-def write_evaluation(model, folder=None, **metrics):
-    """`metrics`: name -> value, or (value, error)."""
+def write_evaluation(model, folder=None, sampling=None, **metrics):
+    """`metrics`: name -> value, or (value, error); `sampling`: of the samples, as an older version has it."""
     pairs = {name: pair if isinstance(pair, tuple) else (pair, None) for name, pair in metrics.items()}
     metrics = {name: {"value": value, "error": error} for name, (value, error) in pairs.items()}
     rows = [
         {"title": "held out", "images": 95, "metrics": {"FID": {"value": 1.0, "error": None}}},
         {"title": "n", "images": 500, "seed": 0, "digest": model.digest, "metrics": metrics},
     ]
+    if sampling is not None:
+        rows[1]["sampling"] = sampling
     folder = folder or model.runs[0].folder.path / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").write_text(json.dumps({"results": rows}))
@@ -52,6 +55,17 @@ def test_table_1_orders_by_patch_size_and_names_what_is_not_evaluated(info, mode
     assert titles[1:4] == ["patch size", "parameters", "seeds"] and titles[-1] == "FID"
     assert [line[-1] for line in lines] == ["5.7 ± 0.1", "-"]
     result.draw(tmp_path / "1.png")
+
+
+def test_an_evaluation_is_found_by_the_sampling_that_counts(info, models):
+    study = study_of(info, *models)
+    sampling = dataclasses.asdict(models[0].config.sampling)
+    older = {name: sampling[name] for name in sampling.keys() - {"guidance_interval", "threshold"}}
+    for settings in (sampling, older, {**older, "jit_compile": True}):
+        write_evaluation(models[0], sampling=settings, FID=5.0)
+        assert tables.evaluation_of(study, models[0])["metrics"]["FID"]["value"] == 5.0
+    write_evaluation(models[0], sampling={**older, "guidance": 2.0}, FID=5.0)
+    assert tables.evaluation_of(study, models[0]) is None
 
 
 def test_table_2_adds_up_the_time_of_training(info, models, tmp_path):

@@ -117,6 +117,7 @@ def test_several_run_folders(tmp_path, monkeypatch):
 def test_a_run_is_named_after_its_data(dataset, folder):
     assert default_run_dir(dataset) == folder
     assert str(train.Options(dataset=dataset, network="vit").folder) == f"{folder}_vit"
+    assert str(train.Options(dataset=dataset, teacher=("a",)).folder) == f"{folder}_student"
 
 
 def test_before_there_is_a_run_the_weights_that_ship_for_its_data_are_taken(tmp_path, monkeypatch, capsys):
@@ -169,6 +170,15 @@ def test_a_run_notes_the_size_that_its_machine_chose(tmp_path, monkeypatch, acce
     info = SimpleNamespace(**data, num_examples={"train": 9})
     options = train.Options(dataset=f"folder:{tmp_path}", run_dir=(str(tmp_path),), warm_start="")
     assert options.given.size is None and train.plan(options, info).given.size == size
+
+
+def test_settings_that_do_nothing_are_named(tmp_path, capsys):
+    settings = ("network.depth=3", "distillation.steps=4", "optimizer.beta_1=0.8")
+    train.plan(train.Options(dataset="emoji64", run_dir=(str(tmp_path),), set=settings), None)
+    assert capsys.readouterr().out.splitlines() == [
+        "note: distillation.steps does nothing here: it is for student",
+        "note: network.depth does nothing here: it is for vit",
+    ]
 
 
 def test_a_run_without_weights_may_begin_otherwise(tmp_path):

@@ -62,6 +62,10 @@ def test_a_process_of_another_length_is_trained_whole_and_with_the_classes_of_it
     assert longer.diffusion.t_stop == 4000 and longer.data.num_classes == Info.num_classes
     high = Given("imagenet256", split="high", settings=parse_settings(["diffusion.num_timesteps=4000"]))
     assert resolve(high, Info((256, 256, 3))).diffusion.t_stop == 4000
+    earlier = resolved("avatars64", "data.num_classes=9")
+    assert resolve(given(), Info(), earlier=earlier).data.num_classes == 9  # begun before that was so
+    student = {"distillation.teacher": ("runs/a",)}
+    assert resolve(Given("avatars64", settings=student), Info(), parent=earlier).data.num_classes == 9
     part = resolved("avatars64", "diffusion.num_timesteps=4000", "diffusion.t_stop=300")
     assert part.diffusion.t_stop == 300
     assert resolved("avatars64", "data.num_classes=5").data.num_classes == 5

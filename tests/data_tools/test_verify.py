@@ -64,6 +64,8 @@ def test_verify_without_a_manifest(tmp_path, capsys):
         f"{first}: holds 1 records, 4 are promised",
         f"{second}: record 0 of 5 is damaged or cut off",
     ]
+    with pytest.raises(UserError, match=r"^2 files .*prepare the data set again, as with tfds build"):
+        verify.main(["--input", str(info.directory)])
 
 
 def test_verify_decode_names_the_record_without_a_usable_image(tmp_path):

@@ -158,6 +158,9 @@ def test_copies_are_found_and_shown_beside_the_held_out_images(tmp_path, capsys)
     above, below = picture[2:6], picture[8:12]
     np.testing.assert_array_equal(above, below)  # the very images
     assert above[:, 2:6].std() > 0 and (tmp_path / "nearest.png").exists()
+    (tmp_path / "nearest_town.png").touch()
+    report.report(DETECTOR, reference, sets[:1], tmp_path, copy_check=check)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["nearest.png", "nearest_town.png"]
 
 
 def test_samples_of_another_size_or_channels_are_compared_and_shown(tmp_path, monkeypatch, capsys):

@@ -228,7 +228,7 @@ def inpaints(me, files):
     me.hears(r"sections of 10 steps \(jump_length\) cannot be repeated in 6 steps")
     me.set("Jump length", 2)
     me.click("button.primary", "Draw")
-    me.hears(r"4 pictures in \d+\.\d s: 6 ancestral steps, 10 passes with repetitions")
+    me.hears(r"4 pictures in \d+\.\d s: 6 ancestral steps in 10 passes")
     me.check("inpaint")
     with np.load(io.BytesIO(me.saved()[2])) as file:
         inpainted = file["arr_0"]

@@ -57,6 +57,16 @@ def test_the_process_the_network_and_the_best_prediction(room):
     assert np.abs(view.best.astype(int) - to_uint8(best)).max() <= 1
     signal, noise = np.sqrt(alpha[t]), np.sqrt(1 - alpha[t])
     assert view.status.startswith(f"t = 600: z_t = {signal:.2f} x picture + {noise:.2f} x noise; ")
+    assert "student" not in view.status
+
+
+def test_a_student_says_which_t_it_knows(tmp_path):
+    student = {"distillation__teacher": ("a",), "distillation__steps": 2, "distillation__first": 4}
+    sampled = {"sampling__sampler": "ddim", "sampling__steps": (2,), "sampling__spacing": "trailing"}
+    spaced = {"distillation__spacing": "trailing", "diffusion__label_dropout": 0.0}
+    run = write_run(tmp_path / "student", tiny_config(**student, **sampled, **spaced))
+    status = Inside(studio_of(run).models[0], None).at(PICTURES[0], 600, 1, 5).status
+    assert "this student knows no other t than 499, 999" in status
 
 
 def test_a_class_without_pictures_large_data_and_other_data_have_no_best_guess(

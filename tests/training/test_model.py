@@ -211,6 +211,9 @@ def test_sample_from_the_model(make_model):
     assert first.shape == (3, 8, 8, 3) and np.abs(first).max() <= 1
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
+    for unguided in (make_model(), make_model(network=CLASSES, label_dropout=0.0)):
+        with pytest.raises(ValueError, match="images of no class, which this model never learnt"):
+            unguided.sample(1, steps=2, guidance=2.0)
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-from pdm_tf import stack
 from pdm_tf.config.presets import network_settings, preset
 from pdm_tf.training.model import build_model
 
@@ -75,7 +74,6 @@ SHALLOW = {
 def train_step_of(config, precision="mixed_bfloat16"):
     """The replica step as XLA gets it, and its arguments."""
     model = build_model(config, precision)
-    stack.create_slots(model.optimizer, model.network.trainable_variables)
     batch = config.training.batch_size
     images = tf.constant(
         np.random.default_rng(0).uniform(-1, 1, (batch, *config.data.image_shape)), tf.float32
