@@ -97,9 +97,8 @@ def train(
         # --- Periodic work ---
         # Where minutes end the run, the number of its steps is not known.
         total = None if settings.minutes else settings.steps
-        shown = on_exit.enter_context(
-            bar(total=total, initial=state.step, unit="step", desc="train", disable=not chief)
-        )
+        progress = bar(total=total, initial=state.step, unit="step", desc="train", disable=not chief)
+        shown = on_exit.enter_context(progress)
         log = MetricsLog(run if chief else None, state.step, settings.batch_size)
         signals = Signals()
         on_exit.enter_context(first_signal(signals.note))
