@@ -52,12 +52,17 @@ def results(out):
     return json.loads((out / "evaluation.json").read_text())["results"]
 
 
-def test_a_reference_is_a_file_or_a_split(cache, tmp_path):
+def test_a_reference_is_a_file_or_a_split(cache, tmp_path, monkeypatch, capsys):
     info = find_dataset("emoji64", "data")
     with pytest.raises(UserError, match=r"reference tset: .* emoji64 has the splits train, validation"):
         find_reference(DETECTOR, "tset", lambda: info)
     found, check = find_reference(DETECTOR, "validation", lambda: info)
     assert found.count == 95 and "no data set's training split" in check
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "validation.npz", 12, seed=1)
+    (tmp_path / "validation.npz").rename("validation")
+    find_reference(DETECTOR, "validation", nothing)
+    assert "note: the reference is the file or folder ./validation, and no split" in capsys.readouterr().out
     _, check = find_reference(DETECTOR, "train", lambda: info)
     assert check.held_out.count == 95
     images = np.concatenate(list(uint8_batches(info, "train", 256)))

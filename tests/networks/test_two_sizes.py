@@ -214,3 +214,16 @@ def test_large_patches_lie_at_the_place_of_the_first_of_their_four():
     np.testing.assert_array_equal(tf.reshape(vit.rotation((4, 4), 0, 32, 2), [4, 4, -1]), fine[::2, ::2])
     fine = patched.position_encoding(8, 8, 32)
     np.testing.assert_allclose(patched.position_encoding(4, 4, 32), fine[::2, ::2], atol=1e-5)
+
+
+@pytest.mark.parametrize("method, teacher", [("progressive", 4), ("consistency", 2)])
+def test_describe_counts_the_passes_of_a_student_s_teacher(method, teacher):
+    """Of `factor` steps, or of one and the target's."""
+    student = {"teacher": ("a",), "steps": 2, "first": 8, "factor": 4, "method": method}
+    sampled = {"sampler": "ddim", "steps": (2,), "spacing": "logsnr_trailing"}
+    config = tiny_config(
+        **{f"distillation__{name}": value for name, value in student.items()},
+        **{f"sampling__{name}": value for name, value in sampled.items()},
+    )
+    step = (3 + teacher) * config.training.batch_size * forward_flops(build_network(config))
+    assert f"training: {gflop(step)} a step" in describe_network(config)
