@@ -76,7 +76,7 @@ def test_a_short_run_on_one_s_own_pictures_draws_their_colour(tmp_path, capsys):
     write_shards(
         tmp_path / "red", [[example(encode(image.astype(np.uint8))) for image in red]], shape=(8, 8, 3)
     )
-    small = ["network.base_channels=32", "network.channel_multipliers=1,1", "training.sample_images=16"]
+    small = ["network.base_channels=32", "training.sample_images=16"]
     status, said = run_mode(
         capsys, mode="train", dataset=f"folder:{tmp_path}/red", run_dir=f"{tmp_path}/run", train_steps=300,
         batch_size=8, set=small,
