@@ -141,7 +141,9 @@ def convert(
             print(f"all shards are there, and no image was read: if images changed, remove {options.output}")
         _require_space(todo, plan, options.output)
         outcomes.update(_write_shards(todo, encoder, options.workers, len(ordered)))
-        if todo or not _is_whole(options.output):  # versions of TFDS write the same metadata in other bytes
+        manifest = read_manifest(options.output)
+        # Versions of TFDS write the same metadata in other bytes.
+        if todo or not manifest or damaged_metadata(options.output, manifest):
             _write_metadata(tasks, outcomes, target, options)
         _write_manifest(tasks, outcomes, plan, options.output)
         describe_directory(options.output)
@@ -374,13 +376,10 @@ def _write_manifest(
     print(f"{count} images, {size / 1e6:.1f} MB in {shards}: {output}")
 
 
-def _is_whole(directory: Path) -> bool:
-    """Whether a finished data set's metadata are as its manifest has them."""
-    manifest = read_manifest(directory)
-    digests = manifest["metadata_sha256"].items() if manifest else ()
-    return bool(digests) and all(
-        (directory / name).exists() and sha256(directory / name) == digest for name, digest in digests
-    )
+def damaged_metadata(directory: Path, manifest: dict[str, Any]) -> list[Path]:
+    """The metadata files that are missing, or not as the manifest of the data set has them."""
+    digests = {directory / name: digest for name, digest in manifest.get("metadata_sha256", {}).items()}
+    return [path for path, digest in digests.items() if not path.is_file() or sha256(path) != digest]
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

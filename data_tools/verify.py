@@ -98,11 +98,8 @@ def verify(directory: os.PathLike, decode: bool) -> list[str]:
             " stopped continues with its own command"
         )
     manifest = convert.read_manifest(directory) or {}
-    problems = []
-    for name, digest in manifest.get("metadata_sha256", {}).items():
-        path = directory / name
-        if not path.is_file() or sha256(path) != digest:
-            problems.append(f"{path}: is missing or differs from the manifest")
+    damaged = convert.damaged_metadata(directory, manifest)
+    problems = [f"{path}: is missing or differs from the manifest" for path in damaged]
     info = describe_directory(directory)
     expected = {}
     for split in info.splits.values():
