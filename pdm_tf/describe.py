@@ -41,9 +41,7 @@ def describe_network(config: Config) -> str:
     if config.is_student:
         of_step += 2 if distillation.method == "consistency" else distillation.factor
     shares = [1.0] if len(costs) == 1 else [1.0 - diffusion.large_share, diffusion.large_share]
-    step = of_step * config.training.batch_size * np.dot(shares, costs)
-    if config.data.crop:
-        step *= config.data.crop**2 / (height * width)
+    step = of_step * config.training.batch_size * np.dot(shares, costs) * config.data.trained_area
     total = config.training.steps * step / 1e15
     lines.append(f"training: {gflop(step)} a step of {config.training.batch_size}, {total:,.1f} PFLOP in all")
     state = 4 * count_parameters(network) * STATE_COPIES / 2**20

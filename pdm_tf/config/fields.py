@@ -47,6 +47,12 @@ class DataConfig:
     augmentation: float = setting(0.0, "Share of images turned, scaled and shifted.", least=0, below=1)
     sha256: str = _free("", "Digest of the data, wherever they lie; filled in.")
 
+    @property
+    def trained_area(self) -> float:
+        """The share of an image that a run trains on at a time: a crop's, or 1."""
+        height, width, _ = self.image_shape
+        return self.crop**2 / (height * width) or 1.0
+
 
 @dataclass(frozen=True)
 class NetworkConfig:

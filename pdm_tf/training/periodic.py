@@ -61,7 +61,7 @@ class HeldOutLosses:
         strategy: tf.distribute.Strategy,
     ):
         self.model = model
-        self.area = cropped_area(config)
+        self.area = config.data.trained_area
         size = images_in_memory(config, strategy) * strategy.num_replicas_in_sync
         self.steps = math.ceil(config.training.eval_batches * config.training.batch_size / size)
         split = data.held_out_split(info)
@@ -105,17 +105,11 @@ def distributed_batches(
     return strategy.distribute_datasets_from_function(load_share)
 
 
-def cropped_area(config: Config) -> float:
-    """The share of an image that a crop has; 1 without crops."""
-    height, width, _ = config.data.image_shape
-    return config.data.crop**2 / (height * width) or 1.0
-
-
 def images_in_memory(config: Config, strategy: tf.distribute.Strategy) -> int:
     """How many whole images are as many pixels as a train step has on one replica at a time; at least 1."""
     training = config.training
     crops = training.batch_size // (training.grad_accum * strategy.num_replicas_in_sync)
-    return max(1, int(crops * cropped_area(config)))
+    return max(1, int(crops * config.data.trained_area))
 
 
 class Previews:
