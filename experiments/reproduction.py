@@ -34,7 +34,7 @@ from experiments.driver import (
 )
 from pdm_tf import errors
 from pdm_tf.analysis.tables import as_texts, mean_metrics
-from pdm_tf.run import LOW, PRETRAINED, RunFolder, training_seconds
+from pdm_tf.run import RunFolder, shipped_folders, training_seconds
 
 PICTURES = "docs/reproduction"  # beside the page
 AVATARS = "avatars32"
@@ -287,7 +287,7 @@ class Reproduction:
         figure = FIGURES[name]
         runs = figure.runs(self.options.seeds)
         out = self.options.out / name
-        shipped = [RunFolder(folder) for folder in shipped_folders(figure.shipped)]
+        shipped = [RunFolder(folder.relative_to(ROOT)) for folder in shipped_folders(figure.shipped)]
         folders = [self.folder(run) for run in runs] or shipped
         arguments = [
             "--mode=analyze",
@@ -395,12 +395,6 @@ class Reproduction:
             f"{command}: {cost['runs']} run{'s' * (cost['runs'] > 1)} on `{cost['data']}` of {lengths} steps "
             f"of {cost['batch_size']} images, {seeds}, {cost['hours']:.2f} hours of training; {link}."
         )
-
-
-def shipped_folders(name: str) -> list[Path]:
-    """The run folders of weights that ship, from the root of the project."""
-    folders = [PRETRAINED / name, PRETRAINED / name / LOW]
-    return [folder.relative_to(ROOT) for folder in folders if RunFolder(folder).has_config()]
 
 
 def page_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from pdm_tf.config.fields import Config, DiffusionConfig
 from pdm_tf.config.words import options_of
 from pdm_tf.diffusion.predictions import predicted_x
-from pdm_tf.diffusion.schedules import SCHEDULES, NoiseSchedule
+from pdm_tf.diffusion.schedules import SCHEDULES, NoiseSchedule, take
 from pdm_tf.networks.patched import PatchedNetwork
 
 
@@ -100,6 +102,56 @@ class NetworkDenoiser:
     def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
         output, u = self.network(z, t, labels, dropout_key, self.large, augmentation)
         return predicted_x(self.prediction, output, z, self.schedule.at(t, z.dtype)), u
+
+
+class MagnifiedDenoiser:
+    """A `Denoiser` of small images, for large ones: it sees z averaged down, and its x_theta is magnified.
+
+    Of schedules shifted by the resolution (`diffusion.schedules.shifted`), the mean of factor^2 pixels of z_t
+    is z_t of the averaged image, but for its scale. The magnified x_theta is smooth, and its averages are
+    x_theta. So one expert for little noise, for the details, makes a model of small images one of large ones.
+    """
+
+    guide = None
+
+    def __init__(self, denoiser: Denoiser, factor: int, schedule: NoiseSchedule):
+        """`factor` of a side's pixels; `schedule`: the large images' whole process."""
+        self.denoiser = denoiser
+        self.factor = factor
+        self.schedule = schedule
+        height, width, channels = denoiser.image_shape
+        self.image_shape = (factor * height, factor * width, channels)
+        self.t_start = denoiser.t_start
+        self.t_stop = denoiser.t_stop
+        self.num_classes = denoiser.num_classes
+        self.conditional = denoiser.conditional
+        self.null_label = denoiser.null_label
+        self.variables = denoiser.variables
+        self._scales = np.sqrt(denoiser.schedule.alpha / schedule.alpha)[:, None]
+        self._rows, self._columns = _magnification(height, factor), _magnification(width, factor)
+
+    @property
+    def parts(self) -> list[Part]:
+        factor = self.factor
+        return [
+            Part(start, stop, factor * patch_size, MagnifiedDenoiser(part, factor, self.schedule))
+            for start, stop, patch_size, part in self.denoiser.parts
+        ]
+
+    def __call__(self, z, t, labels, dropout_key=None, augmentation=None):
+        (scale,) = take(self._scales, t, z.dtype)
+        averages = tf.nn.avg_pool2d(z, self.factor, self.factor, "VALID")
+        pred_x, u = self.denoiser(scale * averages, t, labels, dropout_key, augmentation)
+        pred_x = tf.einsum("Hh,bhwc,Ww->bHWc", self._rows, pred_x, self._columns)
+        return pred_x, tf.repeat(tf.repeat(u, self.factor, axis=1), self.factor, axis=2)
+
+
+def _magnification(size: int, factor: int) -> np.ndarray:
+    """float32 (factor size, size): cubic convolution of what makes the results' averages the values."""
+    identity = Image.fromarray(np.eye(size, dtype=np.float32))
+    cubic = np.asarray(identity.resize((size, factor * size), Image.Resampling.BICUBIC), np.float64)
+    averages = cubic.reshape(size, factor, size).mean(axis=1)
+    return (cubic @ np.linalg.inv(averages)).astype(np.float32)
 
 
 class SplitDenoiser:

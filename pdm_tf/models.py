@@ -14,7 +14,7 @@ import numpy as np
 from pdm_tf.averages import reconstruct
 from pdm_tf.config.fields import Config, changes
 from pdm_tf.config.words import get, leaves
-from pdm_tf.denoiser import Denoiser, SplitDenoiser, build_denoiser, build_network
+from pdm_tf.denoiser import Denoiser, MagnifiedDenoiser, SplitDenoiser, build_denoiser, build_network
 from pdm_tf.errors import UserError
 from pdm_tf.run import RunFolder, step_of
 from pdm_tf.weights import assign_arrays, check_finite, read_arrays, variable_names
@@ -89,7 +89,12 @@ class Model:
         weights = [read_weights(run, self.ema_length) for run in self.runs]
         denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in self.runs]
         self._assign(denoisers, weights)
-        return denoisers
+        schedule = denoisers[0].schedule
+        factors = [magnification(self.config, run.config) for run in self.runs]
+        return [
+            MagnifiedDenoiser(one, factor, schedule) if factor > 1 else one
+            for one, factor in zip(denoisers, factors)
+        ]
 
     @functools.cached_property
     def denoiser(self) -> Denoiser:
@@ -216,12 +221,28 @@ def _decisive(config: Config) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != known[key].default}
 
 
+def magnification(config: Config, expert: Config) -> int:
+    """The factor from the images' sides of an expert to those of a config; 1: it is not for smaller ones.
+
+    Images averaged down are as noisy as smaller ones at each t if the schedule is shifted by the resolution.
+    """
+    (height, width, channels), (small_height, small_width, small_channels) = (
+        one.data.image_shape for one in (config, expert)
+    )
+    factor = height // small_height
+    alike = (height, width, channels) == (factor * small_height, factor * small_width, small_channels)
+    return factor if alike and config.diffusion.schedule.startswith("shifted") else 1
+
+
 def _check_alike(runs: Sequence[Run]) -> None:
     """Raises UserError if runs differ in what experts of one model share."""
     first = runs[0]
     shared = [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
     for run in runs[1:]:
         changed = changes(first.config, run.config)
+        if magnification(first.config, run.config) > 1:
+            del changed["data.image_shape"]
+            changed.pop("data.dataset", None)
         problems = ["{} is {} and {}".format(key, *changed[key]) for key in shared if key in changed]
         if run.config.conditional != first.config.conditional:
             problems.append("only one of them knows classes")

@@ -18,7 +18,8 @@ from pdm_tf.paths import as_path, entries
 
 # Run folders that ship with the project, by data set: what is sampled before anything has been trained.
 PRETRAINED = Path(__file__).parent / "pretrained"
-LOW = "low"  # in such a folder: that of an expert for little noise, if there is one
+# Of these data sets they are experts.
+EXPERTS = {"avatars256": ("avatars256", "avatars256/low")}
 
 SAFETENSORS = ".safetensors"  # the ending of weights for other frameworks, as an export writes them
 
@@ -171,6 +172,12 @@ def run_or_shipped(text: str) -> RunFolder:
     """The run folder of a path, or of the name of weights that ship, such as avatars64."""
     run, shipped = RunFolder(text), RunFolder(PRETRAINED / text)
     return shipped if shipped.has_config() and not run.has_config() else run
+
+
+def shipped_folders(dataset: str) -> list[Path]:
+    """The folders of the weights that ship for a data set: of one run, of experts, or none."""
+    folders = (PRETRAINED / name for name in EXPERTS.get(dataset, (dataset,)))
+    return [folder for folder in folders if RunFolder(folder).has_config()]
 
 
 def _name(step: int) -> str:

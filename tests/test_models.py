@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from pdm_tf.averages import reconstruct
 from pdm_tf.config.fields import SamplingConfig
-from pdm_tf.denoiser import SplitDenoiser
+from pdm_tf.denoiser import MagnifiedDenoiser, SplitDenoiser
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model, models_from_folders, origin_text
-from pdm_tf.run import PRETRAINED, RunFolder
+from pdm_tf.run import EXPERTS, RunFolder, shipped_folders
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import read_arrays, variable_names, write_arrays
 from tests.fakes import FakeDenoiser
@@ -230,8 +230,43 @@ def test_of_runs_that_overlap_the_one_that_stops_first_is_used(tmp_path):
     np.testing.assert_allclose(both.denoiser(z, t, labels)[0], alone.denoiser(z, t, labels)[0], atol=1e-6)
 
 
-def test_experts_that_ship_make_one_whole_process():
-    runs = Model.from_folders(PRETRAINED / "avatars256", PRETRAINED / "avatars256" / "low").runs
+def test_an_expert_of_smaller_images_sees_averages_and_its_prediction_is_magnified(tmp_path):
+    shifted = {"diffusion__schedule": "shifted_linear"}
+    large = write_run(tmp_path / "a", part(0, 400, data__image_shape=(48, 48, 3), **shifted))
+    small = write_run(tmp_path / "b", tiny_config(**shifted), 1)
+    denoiser = Model.from_folders(small, large).denoiser
+    alone = Model.from_folders(small).denoiser
+    assert [part.title for part in denoiser.parts] == ["P=4, t 0..399", "P=12, t 400..999"]
+    z, t, labels = (
+        tf.random.stateless_normal((2, 48, 48, 3), [1, 2]),
+        tf.constant([400, 999]),
+        tf.constant([0, 1]),
+    )
+    pred_x, u = tf.function(denoiser, jit_compile=True)(z, t, labels)
+    alpha, alpha_small = (one.schedule.alpha for one in (denoiser, alone))
+    np.testing.assert_allclose(alpha_small / alpha * (1 - alpha) / 3**2, 1 - alpha_small)
+    scales = np.sqrt(alpha_small / alpha)[[400, 999], None, None, None]
+    expected_x, expected_u = alone(tf.cast(scales * averages(z), tf.float32), t, labels)
+    np.testing.assert_allclose(averages(pred_x), expected_x, atol=1e-4)
+    np.testing.assert_allclose(averages(u), expected_u, atol=1e-6)
+
+
+def averages(images):
+    return np.reshape(images, (2, 16, 3, 16, 3, 3)).mean(axis=(2, 4))
+
+
+def test_a_magnified_ramp_stays_a_ramp():
+    ramp = tf.tile(tf.linspace(-1.0, 1.0, 16)[None, :, None, None], [1, 1, 16, 3])
+    small = FakeDenoiser(lambda z, t, labels: (ramp, ramp))
+    pred_x, _ = MagnifiedDenoiser(small, 4, small.schedule)(
+        tf.zeros((1, 64, 64, 3)), tf.zeros(1, tf.int32), None
+    )
+    np.testing.assert_allclose(np.diff(pred_x[0, 20:-20, 0, 0]), 2 / 15 / 4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dataset", sorted(EXPERTS))
+def test_experts_that_ship_make_one_whole_process(dataset):
+    runs = Model.from_folders(*shipped_folders(dataset)).runs
     assert [(run.config.diffusion.t_start, run.config.diffusion.t_stop) for run in runs] == [
         (0, 8),
         (8, 1000),
@@ -240,7 +275,7 @@ def test_experts_that_ship_make_one_whole_process():
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("data.dataset", "folder:x"), ("diffusion.schedule", "cosine"),
+    ("data.dataset", "folder:x"), ("data.image_shape", (8, 8, 3)), ("diffusion.schedule", "cosine"),
 ])  # fmt: skip
 def test_experts_that_differ_in_what_they_share_are_refused(tmp_path, key, value):
     unconditional = part(400, 1000, network__class_conditioning="none")

@@ -25,7 +25,7 @@ from pdm_tf.errors import UserError
 from pdm_tf.ledger import Share
 from pdm_tf.models import Model, models_from_folders, origin_text
 from pdm_tf.paths import Path, as_path
-from pdm_tf.run import LOW, PRETRAINED, RunFolder
+from pdm_tf.run import RunFolder, shipped_folders
 from pdm_tf.sampling.batches import default_batch
 
 
@@ -62,12 +62,12 @@ class RunOptions:
 
     def trained_dirs(self) -> list[str]:
         """`run_dirs`; before there is a default one, the weights that ship for its data, which is printed."""
-        folders, shipped = self.run_dirs(), PRETRAINED / self.dataset_name
+        folders = self.run_dirs()
         is_other = self.run_dir or not is_named(self.dataset_name) or RunFolder(folders[0]).has_config()
-        if is_other or not RunFolder(shipped).has_config():
-            return folders
-        print(f"using the weights that ship with the project: {shipped}", flush=True)
-        return [str(folder) for folder in (shipped, shipped / LOW) if RunFolder(folder).has_config()]
+        shipped = [] if is_other else [str(folder) for folder in shipped_folders(self.dataset_name)]
+        if shipped:
+            print(f"using the weights that ship with the project: {','.join(shipped)}", flush=True)
+        return shipped or folders
 
     def model(self, **defaults: Any) -> Model:
         """The model of the run, or experts, to draw from, sampled as asked (`sampled_as_asked`)."""

@@ -13,6 +13,7 @@ from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import DrawingOptions, RunOptions, default_run_dir, sampled_as_asked
 from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
 from pdm_tf.errors import UserError
+from pdm_tf.run import EXPERTS
 from pdm_tf.weights import write_arrays
 from tests.tiny_runs import tiny_config, write_run
 
@@ -122,7 +123,8 @@ def test_a_run_is_named_after_its_data(dataset, folder):
 
 def test_before_there_is_a_run_the_weights_that_ship_for_its_data_are_taken(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pdm_tf.commands.options.PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr("pdm_tf.run.PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setitem(EXPERTS, "avatars32", ("avatars32", "avatars32/low"))
     shipped = tmp_path / "pretrained/avatars32"
     write_run(shipped)
     assert RunOptions(dataset="avatars32").trained_dirs() == [str(shipped)]

@@ -57,6 +57,7 @@ def test_appendix_d_is_its_first_configuration_and_of_lsun_church_alone():
 def test_the_local_expert_does_little_noise_of_the_process_of_the_vit_that_does_the_rest():
     local, vit = (with_network(name, preset("avatars256")) for name in ("local", "vit"))
     assert local.conditional and local.network.local and local.data.crop == 128
+    assert with_network("local", preset("avatars1024")).data.crop == 256
     assert with_network("local", preset("avatars32")).data.crop == 32  # the image
     shared = [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
     assert [get(local, key) for key in shared] == [get(vit, key) for key in shared]
