@@ -76,13 +76,11 @@ class Variant:
         self.title, self.parameters = json.loads(first)
 
     def seconds(self) -> float:
-        """Wall time of a call."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
     def close(self) -> None:
-        """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
 
@@ -149,7 +147,6 @@ def times_of(name: str, kind: str, precision: str, options: argparse.Namespace) 
 
 
 def main() -> None:
-    """Prints one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

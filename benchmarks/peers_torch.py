@@ -190,7 +190,6 @@ KINDS = {"forward": forward_of, "train": train_step_of, "sample": sample_of}
 
 
 def main() -> None:
-    """Serves one variant."""
     name, kind, precision, mode, batch = sys.argv[1:]
     torch.manual_seed(0)
     network = {"unet": UNet, "vit": ViT}[name]().train(kind == "train")

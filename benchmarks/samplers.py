@@ -145,7 +145,6 @@ def cells(metrics: Mapping[str, Sequence[float]], names: Iterable[str]) -> str:
 
 
 def main() -> None:
-    """Reads the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--run_dir", default=f"runs/{DEFAULT_DATASET}", help="a run's folder, or those of experts"

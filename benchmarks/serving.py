@@ -126,7 +126,6 @@ def rate_of(draw: Callable[..., np.ndarray], requests: Sequence[tuple], clients:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the rates and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path, help="what --mode=export wrote")
     parser.add_argument("--python", required=True, help="of an environment with requirements-triton.txt")

@@ -84,7 +84,6 @@ def train_step_of(network: patched.PatchedNetwork, batch: int, xla: bool = False
 
 
 def main() -> None:
-    """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)

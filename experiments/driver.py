@@ -99,7 +99,6 @@ def settings_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown."""
     lines = [titles, ["---"] * len(titles), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -246,7 +246,6 @@ def draw(results: Mapping[int, Sequence[Mapping[str, Any]]], path: Path) -> None
 
 
 def main() -> None:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate")
     parser.add_argument("--seeds", type=int, default=3)

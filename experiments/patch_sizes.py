@@ -178,7 +178,6 @@ class PatchSizes:
         }
 
     def make(self) -> None:
-        """Writes the numbers, the table and the picture."""
         out = self.options.out
         results = self.results()
         (out / "patch_sizes.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -278,7 +277,6 @@ def _mean(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown."""
     titles = ["model", "parameters", *rows[0]["metrics"]]
     titles += ["training, images/s", "sampling, images/s", "sampling time", "sampling FLOPs"]
     lines = [
@@ -318,7 +316,6 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="emoji64", help="a named one, tfds:NAME or folder:PATH")
     parser.add_argument("--data_dir", default="data")

@@ -98,7 +98,6 @@ def table(results: Mapping[tuple[str, float, str], Sequence[Mapping[str, Any]]])
 
 
 def main() -> None:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--datasets", nargs="+", required=True, help="as main.py's --dataset")
     parser.add_argument("--minutes", type=float, nargs="+", default=[5, 20])

@@ -96,7 +96,6 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
         return f"{self.group}_{self.prediction}_P{self.patch_size}_seed{self.seed}"
 
 
@@ -217,7 +216,6 @@ class Reproduction:
                 self._guide(name, runs)
 
     def folder(self, run: Run) -> RunFolder:
-        """The folder of a run."""
         return RunFolder(self.options.out / run.name)
 
     def _dataset(self, run: Run) -> str:
@@ -404,7 +402,6 @@ def page_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where the data sets lie")

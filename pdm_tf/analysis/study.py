@@ -42,7 +42,6 @@ class Result(NamedTuple):
     table: tuple[list[str], list[list[str]]] | None = None
 
     def draw(self, path: str | os.PathLike) -> None:
-        """Writes the picture."""
         if self.table:
             plots.table(path, *self.table)
         else:

@@ -119,7 +119,11 @@ def has_labels(info: DatasetInfo, split: str) -> bool:
 
 
 def split_in_order(
-    info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
+    info: DatasetInfo,
+    split: str,
+    batch_size: int,
+    image_shape: Sequence[int] | None = None,
+    start_batch: int = 0,
 ) -> tf.data.Dataset:
     """Each image of a split once, in the order of its records, as `load_batches` gives them; the last batch
     may be smaller. Arguments and errors as of `load_batches`."""
@@ -127,6 +131,7 @@ def split_in_order(
         info,
         split=split,
         batch_size=batch_size,
+        start_batch=start_batch,
         repeat=False,
         shuffle=False,
         image_shape=image_shape,
@@ -138,25 +143,10 @@ def stored_image(
     info: DatasetInfo, split: str, place: int, image_shape: Sequence[int] | None = None
 ) -> np.ndarray:
     """The image at a place of the stored order, as `labelled_batches` has it; no other is decoded."""
-    batches = load_batches(
-        info,
-        split=split,
-        batch_size=1,
-        start_batch=place,
-        repeat=False,
-        shuffle=False,
-        image_shape=image_shape,
-    )
+    batches = split_in_order(info, split, 1, image_shape, start_batch=place)
     with naming_shards():
         (batch,) = batches.take(1).as_numpy_iterator()
     return to_uint8(batch["image"])[0]
-
-
-def uint8_batches(
-    info: DatasetInfo, split: str, batch_size: int, image_shape: Sequence[int] | None = None
-) -> Iterator[np.ndarray]:
-    """The images of `labelled_batches`, uint8 (B, H, W, C)."""
-    return (images for images, _ in labelled_batches(info, split, batch_size, image_shape))
 
 
 def labelled_batches(

@@ -103,7 +103,6 @@ class MetricsLog:
             logging.warning("%d of the steps so far were skipped for a gradient that is not finite", skipped)
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
-        """Adds named numbers."""
         if not self.run:
             return
         values = {prefix + name: value for name, value in values.items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.data import find_dataset, load_batches, naming_shards, stream, uint8_batches
+from pdm_tf.data import find_dataset, labelled_batches, load_batches, naming_shards, stream
 from pdm_tf.errors import UserError
 from tests.data import fixtures
 
@@ -112,19 +112,19 @@ def test_images_are_the_stored_ones_scaled(info):
 
 
 def test_batches_of_bytes_are_the_stored_pixels_in_stored_order(info):
-    found = list(uint8_batches(info, "train", 5))
+    found = [images for images, _ in labelled_batches(info, "train", 5)]
     assert [len(batch) for batch in found] == [5] * 8 + [2] and found[0].dtype == np.uint8
     stored = np.stack([fixtures.numbered_image(number) for number in range(COUNT)])
     np.testing.assert_array_equal(np.concatenate(found), stored)
     with pytest.raises(UserError, match="no split 'test'"):  # before the first batch is asked for
-        uint8_batches(info, "test", 5)
+        labelled_batches(info, "test", 5)
 
 
 def test_batches_of_bytes_of_other_images(tmp_path):
     levels = np.array([[0, 257 * 3], [257 * 200, 65535]], np.uint16)
     shards = [[fixtures.example(fixtures.encode(levels))]]
     info = fixtures.write_shards(tmp_path / "16", shards, shape=(2, 2, 1), dtype=np.uint16)
-    (found,) = uint8_batches(info, "train", 3)
+    ((found, _),) = labelled_batches(info, "train", 3)
     np.testing.assert_array_equal(found[0, ..., 0], levels // 257)
 
 

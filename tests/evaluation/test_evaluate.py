@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pdm_tf.averages import reconstruct
-from pdm_tf.data import find_dataset, uint8_batches
+from pdm_tf.data import find_dataset, labelled_batches
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.evaluate import Drawing, compare, find_reference, measure_likelihood
@@ -65,7 +65,7 @@ def test_a_reference_is_a_file_or_a_split(cache, tmp_path, monkeypatch, capsys):
     assert "note: the reference is the file or folder ./validation, and no split" in capsys.readouterr().out
     _, check = find_reference(DETECTOR, "train", lambda: info)
     assert check.held_out.count == 95
-    images = np.concatenate(list(uint8_batches(info, "train", 256)))
+    images = np.concatenate([images for images, _ in labelled_batches(info, "train", 256)])
     np.testing.assert_array_equal(check.train_image(300), images[300])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pdm_tf.data import find_dataset, uint8_batches
+from pdm_tf.data import find_dataset, labelled_batches
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import efficientnet
 from pdm_tf.evaluation.features import INCEPTION, extract, load_detector
@@ -123,8 +123,7 @@ def keras_network() -> keras.Model:
 
 def test_the_embedded_network_is_that_of_keras_layers(embedded):
     network = keras_network()
-    photo = uint8_batches(find_dataset("emoji64", "data"), "validation", 4)
-    images = next(photo)
+    images, _ = next(labelled_batches(find_dataset("emoji64", "data"), "validation", 4))
     x = tf.image.resize(tf.cast(images, tf.float32), (224, 224), antialias=True)
     pooled = embedded(images).pooled
     np.testing.assert_allclose(pooled, network((x - 127) / 128).numpy(), rtol=1e-3, atol=1e-4)

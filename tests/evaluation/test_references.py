@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from pdm_tf.data import uint8_batches
+from pdm_tf.data import labelled_batches
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation import references
 from pdm_tf.evaluation.distances import frechet_distance
@@ -46,7 +46,7 @@ def dataset(tmp_path):
 
 
 def stored(info, split: str = "train") -> np.ndarray:
-    return np.concatenate(list(uint8_batches(info, split, 7)))
+    return np.concatenate([images for images, _ in labelled_batches(info, split, 7)])
 
 
 def assert_is_of(reference: references.Reference, images: np.ndarray) -> None:
