@@ -14,9 +14,9 @@ import statistics
 
 import numpy as np
 
-from benchmarks.turns import in_fresh_process, seconds, with_range
+from benchmarks.turns import seconds, with_range
 from pdm_tf.config.presets import preset
-from pdm_tf.progress import peak_resident
+from pdm_tf.progress import in_fresh_process, peak_resident
 from pdm_tf.training.model import step_on_zeros
 
 # Batches whose activations, not the weights, fill the memory, and that fit a small machine.

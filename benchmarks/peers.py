@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.turns import in_fresh_process, in_turns, machine, seconds, with_range
+from benchmarks.turns import in_turns, machine, seconds, with_range
 from benchmarks.unet import CALLS, forward_of, make_network, randomized, train_step_of
 from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.config.presets import FAST_SAMPLING
@@ -31,7 +31,7 @@ from pdm_tf.denoiser import build_denoiser, build_network
 from pdm_tf.describe import count_parameters
 from pdm_tf.networks.norms import GroupNorm
 from pdm_tf.networks.patched import PatchedNetwork
-from pdm_tf.progress import peak_resident
+from pdm_tf.progress import in_fresh_process, peak_resident
 from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 

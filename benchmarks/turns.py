@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -38,9 +36,3 @@ def machine() -> str:
     """The versions and cores that a table is of."""
     onednn = "on" if stack.onednn_is_on() else "off"
     return f"TensorFlow {tf.__version__}, oneDNN {onednn}, {len(os.sched_getaffinity(0))} cores"
-
-
-def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """What a function returns in a new process; it is one of a module."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()

@@ -58,6 +58,8 @@ class Driver:
         self.execute = execute
         self.dry = dry
         self.ledger = Ledger(out, {"experiment": 1})
+        if not dry:
+            out.mkdir(parents=True, exist_ok=True)
 
     def train(self, folder: RunFolder, steps: int, arguments: Sequence[str]) -> None:
         """Trains a run up to `steps`, if it is shorter."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,10 @@ class Trainer:
         begin = time.perf_counter()
         losses = []
         norms = []
-        for images in self._batches(seed, steps):
-            loss, norm = self.step(images)
+        generator = np.random.default_rng(seed)
+        for _ in range(steps):
+            chosen = generator.integers(len(self.train), size=self.config.training.batch_size)
+            loss, norm = self.step(tf.constant(self.train[chosen]))
             losses.append(float(loss) / self.train[0].size)
             norms.append(float(norm))
         held_out, noisy = self.measure()
@@ -145,12 +147,6 @@ class Trainer:
             "loss": losses,
             "gradient_norm": norms,
         }
-
-    def _batches(self, seed: int, steps: int) -> Iterator[tf.Tensor]:
-        generator = np.random.default_rng(seed)
-        for _ in range(steps):
-            chosen = generator.integers(len(self.train), size=self.config.training.batch_size)
-            yield tf.constant(self.train[chosen])
 
 
 def spikes(norms: Sequence[float]) -> int:
@@ -255,7 +251,6 @@ def main() -> None:
     parser.add_argument("--rungs", type=int, nargs="+", default=list(range(1, len(RUNGS) + 1)))
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     results = train_rungs(options)
     (options.out / "ladder.md").write_text(table(results) + "\n")
     draw(results, options.out / "ladder.png")

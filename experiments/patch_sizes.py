@@ -25,13 +25,13 @@ import numpy as np
 from benchmarks.turns import in_turns, seconds
 from experiments.driver import Driver, Execute, main_py, markdown, settings_flags
 from pdm_tf import errors
-from pdm_tf.analysis.tables import with_error
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.words import get, leaves
 from pdm_tf.denoiser import build_network
 from pdm_tf.describe import count_parameters, forward_flops, passes_of_sampling
 from pdm_tf.diffusion.schedules import SCHEDULES
 from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
+from pdm_tf.evaluation.metrics import Measurement
 from pdm_tf.models import Model
 from pdm_tf.plots import png_figure
 from pdm_tf.run import RunFolder
@@ -260,7 +260,7 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         row = {
             "model": name,
             "parameters": costs["parameters"],
-            "metrics": {key: _mean([seed[key] for seed in seeds]) for key in seeds[0]},
+            "metrics": {key: Measurement.mean_of([seed[key] for seed in seeds]) for key in seeds[0]},
             "sampling_flops": costs["sampling_flops"] / base["sampling_flops"],
         }
         for kind in ("training", "sampling"):
@@ -271,11 +271,6 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean(values: Sequence[float]) -> dict[str, float | None]:
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return {"value": float(np.mean(values)), "error": error}
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     titles = ["model", "parameters", *rows[0]["metrics"]]
     titles += ["training, images/s", "sampling, images/s", "sampling time", "sampling FLOPs"]
@@ -283,7 +278,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             row["model"],
             f"{row['parameters']:,}",
-            *map(with_error, row["metrics"].values()),
+            *map(str, row["metrics"].values()),
             f"{row['training_rate']:.3g}",
             f"{row['sampling_rate']:.3g}",
             f"{row['sampling_time']:.2f}",
@@ -304,8 +299,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 measured = row["metrics"][name]
                 axis.errorbar(
                     row["sampling_time"],
-                    measured["value"],
-                    yerr=measured["error"],
+                    measured.value,
+                    yerr=measured.error,
                     fmt="o",
                     capsize=3,
                     label=row["model"],
@@ -330,7 +325,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="of the measurement of speed")
     parser.add_argument("--out", type=Path, default=Path("runs/patch_sizes"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     PatchSizes(options).make()
 
 

@@ -106,7 +106,6 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     text = table(Comparison(options).results())
     (options.out / "recipes.md").write_text(text + "\n")
     print(text)

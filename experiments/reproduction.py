@@ -401,6 +401,10 @@ def page_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in COLUMNS if name in row}, "metrics": metrics}
 
 
+def show(arguments: Sequence[str]) -> None:
+    print("python", "main.py", shlex.join(arguments))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"))
@@ -413,11 +417,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only write the page, of the numbers beside it")
     parser.add_argument("--list", action="store_true", help="only print the commands of main.py")
     options = parser.parse_args()
-    if options.list:
-        Reproduction(options, lambda arguments: print("python", "main.py", shlex.join(arguments))).make()
-        return
-    options.out.mkdir(parents=True, exist_ok=True)
-    Reproduction(options).make()
+    Reproduction(options, show if options.list else main_py).make()
 
 
 if __name__ == "__main__":

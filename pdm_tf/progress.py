@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,12 @@ def skip(shown: tqdm, count: int) -> None:
     if not shown.disable:
         shown.initial += count
     shown.update(count)
+
+
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """What a function of a module returns in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_resident(process: int | str = "self") -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -14,7 +12,7 @@ import tensorflow as tf
 from pdm_tf import plots
 from pdm_tf.analysis.study import Result, Study
 from pdm_tf.config.fields import Config, validate
-from pdm_tf.progress import bar, peak_resident
+from pdm_tf.progress import bar, in_fresh_process, peak_resident
 from pdm_tf.training.model import step_on_zeros
 
 TOLERANCE = 16  # the largest batch is found to 1 part in this
@@ -97,11 +95,10 @@ def largest_batch(peak: Callable[[int], float], limit: float, least: int = 1) ->
 
 def peak_in_child(config: Config) -> float:
     """The peak of one train step in a fresh process, MiB; inf if it ran out of memory."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(peak_of_step, config).result()
-        except (BrokenProcessPool, MemoryError, tf.errors.ResourceExhaustedError):
-            return math.inf
+    try:
+        return in_fresh_process(peak_of_step, config)
+    except (BrokenProcessPool, MemoryError, tf.errors.ResourceExhaustedError):
+        return math.inf
 
 
 def peak_of_step(config: Config) -> float:

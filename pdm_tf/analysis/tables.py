@@ -13,6 +13,7 @@ import numpy as np
 from pdm_tf.analysis.study import Study
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.errors import UserError
+from pdm_tf.evaluation.metrics import Measurement
 from pdm_tf.models import Model
 
 Metrics = dict[str, dict[str, float | None]]  # name -> {"value": ..., "error": ...}
@@ -92,7 +93,4 @@ def _text(value: Any) -> str:
 
 def with_error(metric: Mapping[str, float | None] | None) -> str:
     """A value with its error as text."""
-    if metric is None:
-        return "-"
-    error = "" if metric.get("error") is None else f" ± {metric['error']:.2g}"
-    return f"{metric['value']:.4g}{error}"
+    return "-" if metric is None else str(Measurement(metric["value"], metric.get("error")))

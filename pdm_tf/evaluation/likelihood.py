@@ -215,14 +215,14 @@ class Likelihood:
         """Means and errors; `widths` (intervals, 1) is how many t each interval stands for."""
 
         def between(first: int, stop: int) -> Measurement:
-            return _mean(np.sum(widths * bits * ((t >= first) & (t < stop)), axis=0))
+            return Measurement.mean_of(np.sum(widths * bits * ((t >= first) & (t < stop)), axis=0))
 
         denoiser = self.denoiser
         steps = len(denoiser.schedule)
         start, stop = denoiser.t_start, denoiser.t_stop
         intervals = []
         if stop == steps:
-            intervals.append(Interval("L_T, the prior", steps, steps, _mean(prior)))
+            intervals.append(Interval("L_T, the prior", steps, steps, Measurement.mean_of(prior)))
         first = max(start, 1)
         title = f"L_{first}..{stop - 1}, the steps"
         intervals.append(Interval(title, first, stop, between(first, stop)))
@@ -234,7 +234,7 @@ class Likelihood:
         counts = np.bincount(t.ravel(), minlength=steps)
         sums = np.bincount(t.ravel(), bits.ravel(), minlength=steps)
         return Bits(
-            bits_per_dim=_mean(np.sum(widths * bits, axis=0) + prior),
+            bits_per_dim=Measurement.mean_of(np.sum(widths * bits, axis=0) + prior),
             intervals=intervals,
             terms=np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
             count=len(prior),
@@ -288,9 +288,3 @@ def check_8_bits(images: np.ndarray) -> None:
 def _bits(nats: tf.Tensor) -> tf.Tensor:
     """Bits per dimension of images, (B,)."""
     return tf.reduce_mean(nats, axis=[1, 2, 3]) / math.log(2.0)
-
-
-def _mean(values: np.ndarray) -> Measurement:
-    """The mean of values (N,), and its standard error; None of one."""
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return Measurement(float(np.mean(values)), error)

@@ -34,6 +34,12 @@ class Measurement(NamedTuple):
     error: float | None = None
     spread: float | None = None
 
+    @classmethod
+    def mean_of(cls, values: np.ndarray | Sequence[float]) -> Measurement:
+        """The mean of values (N,), and its standard error; None of one."""
+        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        return cls(float(np.mean(values)), error)
+
     def to_json(self) -> dict[str, float | None]:
         """{"value", "error"}, and "spread" where there is one."""
         pair = {"value": self.value, "error": self.error}

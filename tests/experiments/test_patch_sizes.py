@@ -97,8 +97,8 @@ def test_rows_are_means_errors_and_times_beside_small_patches():
             ONE: {"parameters": 1100, "sampling_flops": 30},
         },
     })  # fmt: skip
-    assert first["metrics"]["FD"] == {"value": 12.0, "error": pytest.approx(2.0)}
-    assert second["metrics"]["FD"] == {"value": 10.0, "error": None}
+    assert first["metrics"]["FD"] == (12.0, pytest.approx(2.0), None)
+    assert second["metrics"]["FD"] == (10.0, None, None)
     # Turn by turn: load on the machine in one turn changes no ratio.
     assert (second["sampling_time"], second["sampling_rate"]) == (0.5, 0.5)
     assert second["sampling_flops"] == 0.6
