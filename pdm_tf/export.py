@@ -90,12 +90,7 @@ def servable(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -> tf
 
     Without classes only the number of labels counts. Labels, t and guidance beyond their range (`inputs`),
     and an empty batch, raise `tf.errors.InvalidArgumentError`.
-
-    Raises:
-      ValueError: the denoiser is of a part of the process only.
     """
-    if (denoiser.t_start, denoiser.t_stop) != (0, len(denoiser.schedule)):
-        raise ValueError(f"a denoiser of {denoiser.t_start} <= t < {denoiser.t_stop} is no whole process")
     traced = TracedOnce(denoiser)
     default = default_inputs(inputs, sampling)
     last = len(denoiser.schedule) - 1

@@ -132,12 +132,6 @@ def create_slots(optimizer: GuardedAdam, variables: Sequence[tf.Variable]) -> No
     optimizer._create_all_weights(variables)
 
 
-def learning_rate(optimizer: GuardedAdam, step: int) -> float:
-    """The rate of the step of index `step`."""
-    rate = optimizer.learning_rate
-    return float(rate(step) if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else rate)
-
-
 def release_graphs() -> None:
     """Free the graphs that only TensorFlow still holds: no gradient of a graph that exists can be taken then.
 

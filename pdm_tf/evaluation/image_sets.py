@@ -107,8 +107,7 @@ def kept_features(detector: Detector, samples: SampleBatches, ledger: Ledger) ->
     samples.share.finish(ledger, names, looks())
     if samples.share.number:
         return None
-    parts = [ledger.read(name) for name in names]
-    return Features(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return Features.joined([Features(**ledger.read(name)) for name in names])
 
 
 def _part(start: int) -> str:

@@ -427,7 +427,8 @@ def models_tab(studio: Studio) -> None:
     titles = list(models)
     gr.Markdown("Each model draws from the same noise, with the settings of its run.")
     chosen = gr.CheckboxGroup(titles, value=titles, label="Models")
-    labels = class_choice(common_classes(studio.comparable))
+    classes = {tuple(classes_of(model)) for model in studio.comparable} - {()}
+    labels = class_choice(list(classes.pop()) if len(classes) == 1 else [])  # where all have the same
     with gr.Row(equal_height=True):
         count = gr.Radio(COUNTS[:3], value=4, label="Pictures")
         seed = gr.Number(0, label="Seed", min_width=120)
@@ -452,9 +453,3 @@ def models_tab(studio: Studio) -> None:
             yield {pictures[model.title]: grid_of(samples), status: status_text("; ".join(lines.values()))}
 
     connect(draw, buttons, [seed, chosen, labels, count], [status, *pictures.values()], {})
-
-
-def common_classes(models: Sequence[Model]) -> list[tuple[str, int]]:
-    """The classes, if all models with class conditioning have the same."""
-    found = {tuple(classes_of(model)) for model in models} - {()}
-    return list(found.pop()) if len(found) == 1 else []

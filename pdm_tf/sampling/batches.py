@@ -34,7 +34,7 @@ class SampleBatches:
       count: N.
       batch_size: images drawn at a time, a multiple of the sampler's replicas.
       labels: classes that the images take in turn; () for all classes.
-      share: which batches `finish_share` draws.
+      share: which batches this process draws, where several do.
       title, leave_bar: of the progress bar, and whether it stays when all is drawn.
     """
 
@@ -112,15 +112,6 @@ class SampleBatches:
                     if ledger:
                         ledger.write(self.name(start), {"images": batch})
                 yield batch[:size]
-
-    def finish_share(self, ledger: Ledger) -> None:
-        """Draws the batches of this process' share into the ledger; worker 0 then waits for all others.
-
-        Raises:
-          UserError: the disk is full, or another worker draws no more.
-        """
-        names = [self.name(start) for start in self.starts]
-        self.share.finish(ledger, names, self.batches(ledger, self.share.of(self.starts)))
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Some of the images, uint8 (N, H, W, C), in batches of the same size, so of the same pixels."""

@@ -41,9 +41,11 @@ def write_images(samples: SampleBatches, out: str | Path, model: str, save_pngs:
     """
     ledger = Ledger(out, samples.identity(model))
     note_others(out, [ledger])
-    if samples.share.workers > 1:
-        samples.finish_share(ledger)
-    if samples.share.number:
+    share = samples.share
+    if share.workers > 1:
+        names = [samples.name(start) for start in samples.starts]
+        share.finish(ledger, names, samples.batches(ledger, share.of(samples.starts)))
+    if share.number:
         return
     write_files(samples.batches(ledger), samples.shape, samples.image_labels, out, save_pngs)
     ledger.remove()

@@ -13,7 +13,6 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from pdm_tf import stack
 from pdm_tf.atomic import append_text, disk_errors
 from pdm_tf.run import RunFolder
 from pdm_tf.stack import keras
@@ -90,7 +89,7 @@ class MetricsLog:
         values["images_per_second"] = (step - self._last_step) * self.batch_size / seconds
         self._last_step = step
         self._since = time.monotonic()
-        values["learning_rate"] = stack.learning_rate(model.optimizer, step - 1)
+        values["learning_rate"] = float(model.optimizer.learning_rate(step - 1))
         values["skipped_steps"] = int(bad_steps.variable[0])
         self.scalars(step, values)
         bar.set_postfix(
