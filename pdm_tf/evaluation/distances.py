@@ -133,7 +133,12 @@ def kernel_distance(
     The standard error is over draws of both sides, from the spread s over the subsets, which overlap:
     s * sqrt((1/n + 1/M) / (2/m - 1/n - 1/M) + 1/subsets).
     """
-    size = min(subset_size, len(x) // 2, len(y) // 2)
+    smaller = min(len(x), len(y))
+    if smaller < FEWEST_OF_KERNEL:
+        raise ValueError(
+            f"a kernel distance needs at least {FEWEST_OF_KERNEL} images a side, and these are {smaller}"
+        )
+    size = min(subset_size, smaller // 2)
     generator = np.random.default_rng(0)
     values = []
     for _ in range(subsets):
