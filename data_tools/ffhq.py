@@ -32,8 +32,7 @@ FOOTER_BYTES = 4
 def list_tfrecord_items(path: Path) -> list[Item]:
     """All records of a TFRecord file, as (offset, bytes), found by reading the lengths alone.
 
-    Raises:
-      UserError: the file does not end where its last record does.
+    UserError if the file does not end where its last record does.
     """
     items, offset, size = [], 0, path.stat().st_size
     with path.open("rb") as file:

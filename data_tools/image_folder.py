@@ -29,8 +29,7 @@ from pdm_tf.errors import UserError, run
 def list_items(directory: Path, labels: bool) -> tuple[list[Item], list[str] | None]:
     """All images below a folder sorted by path, and the class names (None without `labels`).
 
-    Raises:
-      UserError: no such folder, no images, or `labels` with images outside of any sub-folder.
+    UserError if there is no such folder, no image, or, with `labels`, one outside of any sub-folder.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is no folder")

@@ -35,10 +35,7 @@ WNID = re.compile(r"(?:.*/)?(n\d{8})\.tar$")
 def members(file: BinaryIO, begin: int, end: int, name: str) -> Iterator[tarfile.TarInfo]:
     """The regular files of the tar that lies at bytes `begin` to `end` of `file`.
 
-    tarfile alone stops in silence at a damaged header, and at the end of a file that was cut.
-
-    Raises:
-      UserError: the tar is cut short or damaged.
+    tarfile alone stops in silence at a damaged header, and at the end of a file that was cut: UserError here.
     """
     cut = UserError(f"{name} is cut short or damaged; fetch it again")
     following = begin
@@ -69,8 +66,7 @@ def members(file: BinaryIO, begin: int, end: int, name: str) -> Iterator[tarfile
 def list_items(path: Path, classes: int) -> tuple[list[Item], list[str]]:
     """All images, as (name, (offset, size), label), and the wnids in sorted order.
 
-    Raises:
-      UserError: the archive is cut short, damaged, something else, or has not `classes` classes.
+    UserError if the archive is cut short, damaged, something else, or has not `classes` classes.
     """
     if path.is_dir():
         raise UserError(

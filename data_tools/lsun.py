@@ -25,11 +25,9 @@ from pdm_tf.errors import UserError, run
 
 @functools.lru_cache(maxsize=1)
 def open_lmdb(directory: Path) -> lmdb.Environment:
-    """Opens an LMDB folder to read it.
+    """Opens an LMDB folder to read it; UserError if it is no LMDB, or cut short.
 
-    Raises:
-      UserError: it is no LMDB, or its file is shorter than its own header says (to read on would end the
-        process with a bus error).
+    To read on in a file that is shorter than its own header says would end the process with a bus error.
     """
     path = directory / "data.mdb"
     if not path.is_file():

@@ -86,11 +86,7 @@ def image_checker(info: DatasetInfo) -> CheckRecord:
 
 
 def verify(directory: os.PathLike, decode: bool) -> list[str]:
-    """A line for each file of a data set that is missing or damaged.
-
-    Raises:
-      UserError: there is no data set, or its metadata cannot be read.
-    """
+    """A line for each missing or damaged file of a data set; UserError if its metadata cannot be read."""
     directory = as_path(directory)
     if not (directory / "dataset_info.json").exists():
         raise UserError(

@@ -53,11 +53,9 @@ class RequestError(Exception):
 
 
 class Model:
-    """A SavedModel behind TensorFlow Serving's REST API, without an HTTP server.
+    """An export's SavedModel behind TensorFlow Serving's REST API, without an HTTP server.
 
-    Args:
-      folder: an export.
-      only: the one signature that will be called; all by default.
+    `only` is the one signature that will be called; all by default.
     """
 
     def __init__(self, folder: str, only: str | None = None):

@@ -124,8 +124,7 @@ def config_of(signature: dict, batch: int, parameters: dict) -> str:
 def install(folder: str) -> tuple[str, dict[str, str]]:
     """Makes a folder for Triton's backends, that for this interpreter's version of Python.
 
-    Returns:
-      the server's program, and the environment that it runs in.
+    Returns the server's program, and the environment that it runs in.
     """
     import pytriton
 

@@ -24,9 +24,7 @@ Execute = Callable[[Sequence[str]], None]
 def main_py(arguments: Sequence[str]) -> None:
     """Runs one command of main.py in a child process.
 
-    Raises:
-      Stopped: it was stopped, and has saved its work.
-      UserError: it failed, and has printed why.
+    Stopped if it was stopped, and has saved its work; UserError if it failed, and has printed why.
     """
     # In a session of its own: a signal to this program is passed on once, and not by the terminal too.
     process = subprocess.Popen([sys.executable, "main.py", *arguments], cwd=ROOT, start_new_session=True)
@@ -107,11 +105,7 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def write_part(page: Path, name: str, text: str) -> None:
-    """Replaces the text between the marks of a part on a page.
-
-    Raises:
-      UserError: the page has no marks of it.
-    """
+    """Replaces the text between the marks of a part on a page; UserError if it has none of these."""
     begin = f"<!-- {name} -->\n"
     end = f"<!-- /{name} -->"
     before, found, rest = page.read_text().partition(begin)

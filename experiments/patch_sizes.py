@@ -60,9 +60,7 @@ def share_of_large(config: Config, boundary: int) -> float:
 def table_of_runs(config: Config, boundary: int) -> dict[str, list[tuple[int, dict[str, Any]]]]:
     """Model -> length and settings of each of its runs, from the least noise on.
 
-    Args:
-      config: that of P everywhere.
-      boundary: the first t of large patches.
+    `config` is that of P everywhere, `boundary` the first t of large patches.
     """
     share = share_of_large(config, boundary)
     steps = config.training.steps

@@ -79,19 +79,14 @@ SHARED = {
 
 
 class Run(NamedTuple):
-    """One training.
-
-    Attributes:
-      part: its length over --steps.
-      every_seed: it is trained for each seed; else for the first.
-    """
+    """One training."""
 
     group: str
     data: str
     prediction: str
     patch_size: int
-    part: float = 1
-    every_seed: bool = True
+    part: float = 1  # its length over --steps
+    every_seed: bool = True  # it is trained for each seed; else for the first
     seed: int = 0
 
     @property
@@ -114,25 +109,17 @@ RUNS = [
 
 
 class Figure(NamedTuple):
-    """One figure or table of the page.
+    """One figure or table of the page."""
 
-    Attributes:
-      analysis: one of `pdm_tf.analysis.ANALYSES`; "": a table of evaluations at each w of `GUIDANCE`.
-      claims: numbers -> the paper's findings.
-      group, predictions, patch_sizes: which of `RUNS` it is made of.
-      shipped: the name of weights that ship, of which it is made where there is no group.
-      every_seed: of all seeds, or of the first.
-      arguments: further ones of the analysis.
-    """
-
-    analysis: str
-    claims: Callable[[dict[str, Any]], list[claims.Claim]]
+    analysis: str  # one of `pdm_tf.analysis.ANALYSES`; "": a table of evaluations at each w of `GUIDANCE`
+    claims: Callable[[dict[str, Any]], list[claims.Claim]]  # numbers -> the paper's findings
+    # Which of `RUNS` it is made of.
     group: str = ""
     predictions: Sequence[str] = ("x",)
     patch_sizes: Sequence[int] = (1, 2, 4)
-    every_seed: bool = False
-    shipped: str = ""
-    arguments: Sequence[str] = ()
+    every_seed: bool = False  # of all seeds, or of the first
+    shipped: str = ""  # the name of weights that ship, of which it is made where there is no group
+    arguments: Sequence[str] = ()  # further ones of the analysis
 
     @property
     def is_table(self) -> bool:

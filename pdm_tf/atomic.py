@@ -235,9 +235,7 @@ def sole_writer(folder: str | os.PathLike, busy: str) -> Iterator[None]:
     """Holds a folder's lock, which the system lets go of when the process ends, however it ends.
 
     Buckets have no locks: a note says that nothing keeps a second process away.
-
-    Raises:
-      UserError: `busy` if another process holds the lock, or the disk has no locks (`NO_LOCKS` lets it).
+    UserError `busy` if another process holds the lock; another if the disk has no locks (`NO_LOCKS` lets it).
     """
     folder = as_path(folder)
     if is_remote(folder):

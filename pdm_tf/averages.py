@@ -96,10 +96,8 @@ def posthoc_coefficients(profiles: np.ndarray, wanted: np.ndarray) -> np.ndarray
 def reconstruct(run: RunFolder, length: float) -> Average:
     """The average of a length, 0.01 to 0.25, of all that a run has kept (`training.ema_lengths`).
 
-    Far from the lengths that were kept it needs many snapshots. No weights are read.
-
-    Raises:
-      UserError: no such length, no snapshots, or too few for the length.
+    Far from the lengths that were kept it needs many snapshots. No weights are read. UserError if there is no
+    such length, or there are no snapshots, or too few for the length.
     """
     least, most = EMA_LENGTHS
     require(least <= length <= most, f"an average of length {length:g}: use a length of {least} to {most}")

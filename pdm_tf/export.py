@@ -51,17 +51,11 @@ class TracedOnce:
 
 
 class Inputs(NamedTuple):
-    """What a call of an export may ask for.
+    """What a call of an export may ask for."""
 
-    Attributes:
-      num_labels: number of labels, counted from 0; 0: the model sees none.
-      null_label: the last of them, which means no class; None: the model has not learnt images of no class.
-      guidance: whether a weight other than 1 is allowed.
-    """
-
-    num_labels: int
-    null_label: int | None
-    guidance: bool
+    num_labels: int  # number of labels, counted from 0; 0: the model sees none
+    null_label: int | None  # the last of them, no class; None: the model has not learnt images of no class
+    guidance: bool  # whether a weight other than 1 is allowed
 
     @classmethod
     def of(cls, denoiser: Denoiser, label_dropout: float, is_student: bool = False) -> Inputs:

@@ -26,9 +26,7 @@ class Ledger:
     """Named parts of one piece of work, each some arrays in a file that is whole or not there.
 
     The files lie in a hidden folder whose name is a digest of the work's identity: other work never mixes in.
-
-    Attributes:
-      folder: `.unfinished-` and 16 hexadecimal digits; made by the first part.
+    The first part makes it.
     """
 
     def __init__(self, folder: str | os.PathLike, identity: Mapping[str, Any]):

@@ -26,8 +26,7 @@ AT_ALL_T = ("fig1a", "fig1b", "fig2", "fig3", "fig4")
 def analyze(name: str, study: Study, out: str | os.PathLike) -> None:
     """Makes an analysis: writes <name>.json and <name>.png to the folder `out` and prints the sentence.
 
-    Raises:
-      UserError: it cannot be made of these models or data; says what it needs.
+    UserError, which says what it needs, if it cannot be made of these models or data.
     """
     for model in study.models:
         if model.config.is_student and name in AT_ALL_T:

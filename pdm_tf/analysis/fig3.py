@@ -23,10 +23,7 @@ def measure(study: Study) -> Result:
 
     "mse" is the mean squared error of x over four quarters of t, which every run logs whatever its loss: over
     all t alike only where training draws t uniformly, at one patch size. "simple_loss" is L_simple, where all
-    runs have one weighting.
-
-    Raises:
-      UserError: a run has no log, or a model is several runs.
+    runs have one weighting. UserError if a run has no log, or a model is several runs.
     """
     weightings = sorted({model.config.diffusion.loss_weighting for model in study.models})
     kinds = ["mse", *(["simple_loss"] if len(weightings) == 1 else [])]

@@ -115,8 +115,6 @@ def optimum_of(
     Args:
       conditional: x* given the class, as a class-conditional model learns it; otherwise labels do nothing.
       horizontal_flip: as the model's data were mirrored in training.
-    Raises:
-      UserError: as `load_batches`.
     """
     batches = split_in_order(info, "train", CHUNK, image_shape)
     images = batches.map(lambda batch: (batch["image"], batch["label"]))

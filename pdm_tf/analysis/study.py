@@ -25,17 +25,11 @@ from pdm_tf.randomness import normal_each
 
 
 class Result(NamedTuple):
-    """The result of an analysis.
+    """The result of an analysis."""
 
-    Attributes:
-      numbers: JSON values.
-      sentence: the finding in one sentence made of the numbers.
-      images, columns, panels: of the picture, as of `plots.draw`.
-      table: the picture, instead of these: titles of columns, and rows of texts.
-    """
-
-    numbers: dict[str, Any]
-    sentence: str
+    numbers: dict[str, Any]  # JSON values
+    sentence: str  # the finding, made of the numbers
+    # The picture, as of `plots.draw`; or a table: titles of columns, and rows of texts.
     images: Mapping[str, np.ndarray] = {}
     columns: Sequence[str] = ()
     panels: Sequence[plots.Panel] = ()
@@ -50,26 +44,16 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Models and their data set.
+    """Models and their data set."""
 
-    Attributes:
-      models: at least one, trained on the data set.
-      seed: of the choice of images, the noise and the samples.
-      count: images, or samples of each model.
-      batch_size: images at a time.
-      labels: classes of the samples; None: all in turn.
-      memory_gib: the limit of `memory`.
-      evaluations: folders with an evaluation.json, besides those in the run folders.
-    """
-
-    models: Sequence[Model]
+    models: Sequence[Model]  # at least one, trained on the data set
     info: DatasetInfo
-    seed: int
-    count: int
-    batch_size: int
-    labels: Sequence[int] | None = None
-    memory_gib: float = 2.0
-    evaluations: Sequence[Path] = ()
+    seed: int  # of the choice of images, the noise and the samples
+    count: int  # images, or samples of each model
+    batch_size: int  # images at a time
+    labels: Sequence[int] | None = None  # classes of the samples; None: all in turn
+    memory_gib: float = 2.0  # the limit of `memory`
+    evaluations: Sequence[Path] = ()  # folders with an evaluation.json, besides those in the run folders
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -94,10 +78,7 @@ class Study:
         """x* of the training images: the best possible denoiser of the distribution that the models learn.
 
         It is conditional on the class where the models are, and knows mirrored images where they were
-        trained on them.
-
-        Raises:
-          UserError: the models have different processes or distributions.
+        trained on them. UserError if the models have different processes or distributions.
         """
         first, *others = self.models
         schedule = first.denoiser.schedule
@@ -117,10 +98,7 @@ class Study:
     def examples(self, split: str = "train", label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """`count` images of a split, or all of a smaller one, in the seed's order; of one class if given.
 
-        Returns:
-          Images float32 (N, H, W, C) in [-1, 1], and labels int32 (N,).
-        Raises:
-          UserError: there are none.
+        Float32 (N, H, W, C) in [-1, 1], and labels int32 (N,); UserError if there are none.
         """
         batches = load_batches(
             self.info,

@@ -16,10 +16,7 @@ SECONDS_A_DAY = 86400
 def measure(study: Study) -> Result:
     """IS, FID, sFID, precision and recall as evaluated, and the days that training took.
 
-    Several seeds of a model are one row.
-
-    Raises:
-      UserError: none of the models has been evaluated.
+    Several seeds of a model are one row. UserError if none of the models has been evaluated.
     """
     rows = {}
     missing = []

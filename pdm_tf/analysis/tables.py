@@ -22,10 +22,8 @@ Metrics = dict[str, dict[str, float | None]]  # name -> {"value": ..., "error": 
 def evaluation_of(study: Study, model: Model) -> dict[str, Any] | None:
     """The row of an evaluation.json that is of the model's weights, sampled as its config says, or None.
 
-    It may lie in the folder of any run of the model, or in a folder of the study's.
-
-    Raises:
-      UserError: a file is no evaluation.
+    It may lie in the folder of any run of the model, or in a folder of the study's. UserError if a file is no
+    evaluation.
     """
     wanted = _that_counts(dataclasses.asdict(model.config.sampling))
     folders = [run.folder.evaluation for run in model.runs]

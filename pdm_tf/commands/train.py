@@ -101,16 +101,12 @@ class Options(DeviceOptions, DataOptions):
 
 
 class Plan(NamedTuple):
-    """What to train, where, and lines on what was chosen for data without a preset.
-
-    Attributes:
-      given: what was given, with the size that this machine chose: a run keeps it on another.
-    """
+    """What to train, where, and lines on what was chosen for data without a preset."""
 
     config: Config
     run: RunFolder
     choices: str
-    given: Given
+    given: Given  # with the size that this machine chose: a run keeps it on another
 
 
 def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:

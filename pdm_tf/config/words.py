@@ -158,8 +158,7 @@ def to_json(section: typing.Any) -> str:
 def from_json(cls: type, text: str | bytes, where: str) -> typing.Any:
     """Reads `to_json`'s text; what is not named has its default. `where` names the file in errors.
 
-    Raises:
-      UserError: not JSON, an unknown key or a value of the wrong type.
+    UserError for what is not JSON, an unknown key or a value of the wrong type.
     """
     try:
         values = json.loads(text)

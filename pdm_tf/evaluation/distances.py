@@ -26,17 +26,11 @@ FEWEST_OF_KERNEL = 4  # images a side, for subsets of two
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of features, float64; of two sets they add up (Chan, Golub and LeVeque 1979).
+    """Mean and covariance of features, float64; of two sets they add up (Chan, Golub and LeVeque 1979)."""
 
-    Attributes:
-      count: N; None where a file that holds only a mean and a covariance does not say it.
-      mean: (D,).
-      scatter: (D, D), N - 1 times the covariance; the covariance itself where N is not known.
-    """
-
-    count: int | None
-    mean: np.ndarray
-    scatter: np.ndarray
+    count: int | None  # N; None where a file that holds only a mean and a covariance does not say it
+    mean: np.ndarray  # (D,)
+    scatter: np.ndarray  # (D, D), N - 1 times the covariance; the covariance itself where N is not known
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
@@ -189,18 +183,14 @@ def inception_score(
 
 
 class Manifold:
-    """Features with a ball around each row, which reaches to its k-th nearest other row.
-
-    Attributes:
-      squared_radii: k of `NEIGHBOURS` -> float32 (N,).
-    """
+    """Features with a ball around each row, which reaches to its k-th nearest other row."""
 
     def __init__(self, features: np.ndarray):
         """Finds the balls of float (N, D), N > k."""
         # Around the mean squares cancel least.
         self.origin = features.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.features = self.centred(features)
-        self.squared_radii = _squared_radii(self.features, NEIGHBOURS)
+        self.squared_radii = _squared_radii(self.features, NEIGHBOURS)  # k -> float32 (N,)
 
     def centred(self, samples: np.ndarray) -> np.ndarray:
         """Other features, float (M, D), less this set's mean, float32."""

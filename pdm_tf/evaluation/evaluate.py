@@ -31,26 +31,17 @@ from pdm_tf.sampling.sampler import Sampler
 
 @dataclass(frozen=True)
 class Drawing:
-    """How samples of models are drawn.
+    """How samples of models are drawn."""
 
-    Attributes:
-      count: samples of each model.
-      batch_size: samples at a time; 0: the default.
-      labels: the classes to draw in turn; (): each class in its share of the reference.
-      equal_shares: as many of each class instead.
-      ema_lengths: lengths of averages, one set of samples for each; (): the averages of `training.ema_decay`.
-      strategy: what they are drawn with.
-      strategy_name: as `pdm_tf.devices` names it.
-    """
-
-    count: int = 500
+    count: int = 500  # of each model
     seed: int = 0
-    batch_size: int = 0
-    labels: Sequence[int] = ()
-    equal_shares: bool = False
+    batch_size: int = 0  # samples at a time; 0: the default
+    labels: Sequence[int] = ()  # classes to draw in turn; (): each class in its share of the reference
+    equal_shares: bool = False  # as many of each class instead
+    # Lengths of averages, one set of samples for each; (): the averages of `training.ema_decay`.
     ema_lengths: Sequence[float] = ()
     strategy: tf.distribute.Strategy = field(default_factory=tf.distribute.get_strategy)
-    strategy_name: str = "cpu"
+    strategy_name: str = "cpu"  # as `pdm_tf.devices` names it
     share: Share = field(default_factory=Share)
 
     def batches(self, model: Model, reference: Reference) -> tuple[SampleBatches, str]:
@@ -84,8 +75,6 @@ def compare(
       reference, find_info: as of `find_reference`.
       sample_paths: files or folders of images.
       models: of one data set.
-    Raises:
-      UserError: as `find_reference`, `image_sets.from_path` and `image_sets.from_model`.
     """
     drawing = drawing or Drawing()
     # What can be refused is refused before the reference is made.

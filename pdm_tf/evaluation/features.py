@@ -111,11 +111,7 @@ def extract_batches(detector: Detector, batches: Iterable[np.ndarray]) -> Iterat
 
 
 def three_channels(images: np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W, 1 or 3) -> (B, H, W, 3).
-
-    Raises:
-      UserError: other channels; transparency has no colour that a detector could look at.
-    """
+    """uint8 (B, H, W, 1 or 3) -> (B, H, W, 3); UserError of other channels: transparency has no colour."""
     channels = images.shape[-1]
     if channels not in (1, 3):
         raise UserError(

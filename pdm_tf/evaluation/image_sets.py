@@ -20,27 +20,18 @@ from pdm_tf.sampling.batches import SampleBatches
 
 
 class ImageSet(NamedTuple):
-    """One row of a table: a detector's features of all images, and how these were made, in JSON values.
-
-    Attributes:
-      images: places -> these images, uint8 (N, H, W, C).
-      ledger: the features of samples, kept until the table is written.
-    """
+    """One row of a table: a detector's features of all images, and how these were made, in JSON values."""
 
     title: str
     details: dict[str, Any]
     features: Features
     image_shape: tuple[int, ...]
-    images: Callable[[Sequence[int]], np.ndarray]
-    ledger: Ledger | None = None
+    images: Callable[[Sequence[int]], np.ndarray]  # places -> these images, uint8 (N, H, W, C)
+    ledger: Ledger | None = None  # the features of samples, kept until the table is written
 
 
 def from_path(detector: Detector, path: str | os.PathLike) -> ImageSet:
-    """The images in a file or folder, as `open_images` reads them.
-
-    Raises:
-      UserError: there are none, or a file is damaged.
-    """
+    """The images in a file or folder, as `open_images` reads them, with its errors."""
     count, batches = open_images(path)
     with looking_at(path, count) as shown:
         features = extract(detector, batches, shown.update)
@@ -66,9 +57,7 @@ def from_model(
     features of finished batches, in a ledger in `out`: a killed evaluation goes on with them.
 
     Workers after the first (`samples.share`) yield nothing: they leave their share of the features there.
-
-    Raises:
-      UserError: the disk is full, a kept part is damaged, or another worker is lost.
+    UserError if the disk is full, a kept part is damaged, or another worker is lost.
     """
     labels = samples.image_labels
     for length in ema_lengths or [model.ema_length]:

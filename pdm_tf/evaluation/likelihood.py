@@ -244,10 +244,8 @@ class Likelihood:
 def intervals_of(t_start: int, t_stop: int, strata: int | None) -> list[tuple[int, int]]:
     """(first, stop) of the intervals of t that one t is drawn of: t = 0 alone, then `strata`; None: each t.
 
-    They widen with t in proportion, as far as whole numbers can: the terms fall about as 1 / t.
-
-    Raises:
-      UserError: more strata than t.
+    They widen with t in proportion, as far as whole numbers can: the terms fall about as 1 / t. UserError if
+    there are more strata than t.
     """
     start = max(t_start, 1)
     most = t_stop - start

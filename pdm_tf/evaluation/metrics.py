@@ -23,16 +23,11 @@ from pdm_tf.evaluation.references import Reference
 
 
 class Measurement(NamedTuple):
-    """A value of a metric.
-
-    Attributes:
-      error: its standard error; None where there is none.
-      spread: the standard deviation over splits of the images, of the inception score alone.
-    """
+    """A value of a metric."""
 
     value: float
-    error: float | None = None
-    spread: float | None = None
+    error: float | None = None  # its standard error
+    spread: float | None = None  # the standard deviation over splits of the images, of the inception score
 
     @classmethod
     def mean_of(cls, values: np.ndarray | Sequence[float]) -> Measurement:
@@ -53,18 +48,13 @@ class Measurement(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A row of `METRICS`.
+    """A row of `METRICS`."""
 
-    Attributes:
-      names: of the values that `measure` gives; a detector may have titles for them.
-      needs: "moments" (always there), "spatial" features, "probabilities", or "neighbours": the features of
-        more than `GROUPS` images on both sides.
-      measure: maps a comparison and features to fields of `Measurement`, for each name.
-    """
-
-    names: Sequence[str]
+    names: Sequence[str]  # of the values that `measure` gives; a detector may have titles for them
+    # "moments" (always there), "spatial" features, "probabilities", or "neighbours": the features of more
+    # than `GROUPS` images on both sides.
     needs: str
-    measure: Callable[[Comparison, Features], Sequence[tuple]]
+    measure: Callable[[Comparison, Features], Sequence[tuple]]  # fields of `Measurement`, for each name
 
 
 class Comparison:

@@ -35,26 +35,16 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Reference:
-    """A set of images under a detector.
-
-    Attributes:
-      title: for people.
-      moments: of the pooled features of all images.
-      spatial_moments: of the spatial features; None where the detector, or a file, gives none.
-      features: pooled, float32 (M, D), of M <= `KEEP` rows, evenly spread; None where a file holds only
-        moments.
-      places: int64 (M,), the places of these rows in the split, file or folder; None likewise.
-      count: N, its images; None where a file of statistics does not say it.
-      details: its origin and how it was made, for JSON.
-    """
+    """A set of images under a detector."""
 
     title: str
-    moments: Moments
-    spatial_moments: Moments | None
+    moments: Moments  # of the pooled features of all images
+    spatial_moments: Moments | None  # of the spatial features; None where the detector, or a file, gives none
+    # Pooled, float32 (M, D), of M <= `KEEP` rows, evenly spread; None where a file holds only moments.
     features: np.ndarray | None
-    places: np.ndarray | None
-    count: int | None
-    details: dict[str, Any]
+    places: np.ndarray | None  # int64 (M,), those of these rows in the split, file or folder; None likewise
+    count: int | None  # N, its images; None where a file of statistics does not say it
+    details: dict[str, Any]  # its origin and how it was made, for JSON
 
     @property
     def label_counts(self) -> list[int]:
@@ -142,10 +132,7 @@ def of_split(
     """The reference of a data set's split: read from its file in `CACHE`, or made and kept for the next time.
 
     A damaged file is replaced, with a note on stderr. `info`, `split` and `image_shape` as in
-    `labelled_batches`.
-
-    Raises:
-      UserError: no such split, or damaged data.
+    `labelled_batches`. UserError if there is no such split, or its data are damaged.
     """
     details = {
         "data": info.name,

@@ -21,33 +21,23 @@ SMALL = 512 << 20  # bytes of a decoded data set whose x* is computed at each mo
 
 
 class View(NamedTuple):
-    """A picture at t.
-
-    Attributes:
-      z, x, best: uint8 (H, W, C), z_t, x_theta and x*; x* is None where it is unknown.
-      status: the noise level, and the distances of x_theta and x* from the picture.
-    """
+    """A picture at t: z_t, x_theta and x*, uint8 (H, W, C)."""
 
     z: np.ndarray
     x: np.ndarray
-    best: np.ndarray | None
-    status: str
+    best: np.ndarray | None  # where x* is known
+    status: str  # the noise level, and the distances of x_theta and x* from the picture
 
 
 class Inside:
-    """A model to look into.
-
-    Attributes:
-      examples: pictures of its data set, uint8 (N, H, W, C); none where that is not at hand.
-      split: theirs, held out where there is one.
-    """
+    """A model to look into, with examples of its data set where that is at hand."""
 
     def __init__(self, model: Model, info: DatasetInfo | None):
         """Reads the examples; data that are damaged or do not fit the model are left out with a note."""
         self.model = model
         self.study = None
-        self.split = ""
-        self.examples = np.zeros((0, *model.denoiser.image_shape), np.uint8)
+        self.split = ""  # of the examples, held out where there is one
+        self.examples = np.zeros((0, *model.denoiser.image_shape), np.uint8)  # (N, H, W, C)
         if info is None:
             return
         self.split = held_out_split(info) or "train"

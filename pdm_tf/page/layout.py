@@ -107,11 +107,7 @@ CSS = """
 
 
 def serve(studio: Studio, host: str, port: int) -> None:
-    """Shows the page until a signal comes.
-
-    Raises:
-      UserError: the address cannot be had.
-    """
+    """Shows the page until a signal comes; UserError if the address cannot be had."""
     # TensorFlow warns of many graphs: each count and each setting has one.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="pdm_tf_page_") as folder:

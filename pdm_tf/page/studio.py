@@ -36,32 +36,21 @@ SETTINGS = [name for name in FIELDS if name != "jit_compile"]
 
 
 class Samples(NamedTuple):
-    """Samples, finished or on their way.
+    """Samples, finished or on their way."""
 
-    Attributes:
-      images: uint8 (N, H, W, C), grey where sampling has not begun.
-      files: of finished samples grid.png, pngs.zip and samples.npz.
-    """
-
-    images: np.ndarray
+    images: np.ndarray  # uint8 (N, H, W, C), grey where sampling has not begun
     status: str
-    files: Sequence[Path] = ()
+    files: Sequence[Path] = ()  # of finished samples grid.png, pngs.zip and samples.npz
 
 
 class Studio:
-    """Models, and what is sampled from them.
-
-    Attributes:
-      models: each whole model.
-      infos: the data set of each where it is at hand, else None.
-      comparable: the models, and each expert that can begin from pure noise alone.
-    """
+    """Models, and what is sampled from them."""
 
     def __init__(self, models: Sequence[Model], infos: Sequence[DatasetInfo | None]):
         """Loads the models' weights; raises UserError where these are missing or damaged."""
         self.models = list(models)
-        self.infos = list(infos)
-        self.comparable = []
+        self.infos = list(infos)  # the data set of each model where it is at hand, else None
+        self.comparable = []  # the models, and each expert that can begin from pure noise alone
         for model in self.models:
             self.comparable += [model, *_last_expert(model)]
         for model in self.comparable:

@@ -28,24 +28,16 @@ class SampleBatches:
     """Images 0..count-1 of a seed: iterating yields them in order, uint8 (B, H, W, C), as they are drawn.
 
     All batches run one graph: the last one is drawn whole, and yielded without the images beyond `count`.
-
-    Attributes:
-      seed: of their noise.
-      count: N.
-      batch_size: images drawn at a time, a multiple of the sampler's replicas.
-      labels: classes that the images take in turn; () for all classes.
-      share: which batches this process draws, where several do.
-      title, leave_bar: of the progress bar, and whether it stays when all is drawn.
     """
 
     sampler: Sampler
-    seed: int
+    seed: int  # of their noise
     count: int
-    batch_size: int
-    labels: Sequence[int] = ()
-    share: Share = ALONE
-    title: str = "sample"
-    leave_bar: bool = True
+    batch_size: int  # images drawn at a time, a multiple of the sampler's replicas
+    labels: Sequence[int] = ()  # classes that the images take in turn; () for all classes
+    share: Share = ALONE  # which batches this process draws, where several do
+    title: str = "sample"  # of the progress bar
+    leave_bar: bool = True  # it stays when all is drawn
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

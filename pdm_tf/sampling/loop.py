@@ -21,33 +21,23 @@ Denoise = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 class StepFunction(NamedTuple):
     """One step of a sampler, from z_t to z_s, s being the respaced timestep before t.
 
-    Attributes:
-      step: (level, z, noise, row, memory) -> x_theta, z_s, and the new memory. `level` is the `NoiseLevel` of
-        z_t and `level.before` that of z_s, each with its t; `noise()` draws standard normal numbers shaped as
-        z; `row` is the step's row of `table`; `memory` is a list of tensors shaped as z, zeros at first.
-      table: coefficients of each step, float64 (N, K).
-      memory: how many tensors the solver remembers.
-      passes: network passes of a step. The last step, to the data, always takes one.
+    `step`: (level, z, noise, row, memory) -> x_theta, z_s, and the new memory. `level` is the `NoiseLevel` of
+    z_t and `level.before` that of z_s, each with its t; `noise()` draws standard normal numbers shaped as
+    z; `row` is the step's row of `table`; `memory` is a list of tensors shaped as z, zeros at first.
     """
 
     step: Callable
-    table: np.ndarray | None = None
-    memory: int = 0
-    passes: int = 1
+    table: np.ndarray | None = None  # coefficients of each step, float64 (N, K)
+    memory: int = 0  # how many tensors the solver remembers
+    passes: int = 1  # network passes of a step; the last step, to the data, always takes one
 
 
 class SamplingLoop(NamedTuple):
-    """All steps from noise to images.
+    """All steps from noise to images."""
 
-    Attributes:
-      step: (k int32 (), z, *memory) -> (x_theta, [z, *memory]), the step k = 0..num_steps-1.
-      num_steps: N, at least 1.
-      memory: how many tensors, zeros at first, come with z.
-    """
-
-    step: Callable
-    num_steps: int
-    memory: int
+    step: Callable  # (k int32 (), z, *memory) -> (x_theta, [z, *memory]), the step k = 0..num_steps-1
+    num_steps: int  # at least 1
+    memory: int  # how many tensors, zeros at first, come with z
 
     def begin(self, z: tf.Tensor) -> list[tf.Tensor]:
         """The state [z, *memory] before the first step."""
@@ -59,10 +49,8 @@ class SamplingLoop(NamedTuple):
         """Takes the steps begin <= k < end, int32 (), in one `tf.while_loop`.
 
         Always in a loop, of a single step too: TensorFlow optimizes what is outside of one otherwise, and
-        the last bits of images would depend on how their steps are cut.
-
-        Returns:
-          x_theta of the last step, (B, H, W, C), and the state after it.
+        the last bits of images would depend on how their steps are cut. Returns x_theta of the last step,
+        (B, H, W, C), and the state after it.
         """
 
         def body(k: tf.Tensor, x: tf.Tensor, *state: tf.Tensor):

@@ -33,11 +33,8 @@ def write_images(samples: SampleBatches, out: str | Path, model: str, save_pngs:
     there, and its files are those of an uninterrupted run. Of several workers those after the first only
     leave their batches there.
 
-    `model` is the digest of the sampler's model.
-
-    Raises:
-      UserError: the disk is full, a finished batch is damaged, pngs/ holds something else, or another worker
-        is lost.
+    `model` is the digest of the sampler's model. UserError if the disk is full, a finished batch is damaged,
+    pngs/ holds something else, or another worker is lost.
     """
     ledger = Ledger(out, samples.identity(model))
     note_others(out, [ledger])
@@ -60,8 +57,7 @@ def write_files(
 ) -> None:
     """Writes the files of `write_images` from batches uint8 (B, H, W, C), of `shape` = (N, H, W, C) in all.
 
-    Raises:
-      UserError: the disk is full, or pngs/ holds something else.
+    UserError if the disk is full, or pngs/ holds something else.
     """
     out = as_path(out)
     first: list[np.ndarray] = []

@@ -65,10 +65,7 @@ def resampling_indices(num_timesteps: int, jump_length: int, resamplings: int) -
     """The indices of the latents that RePaint visits, from `num_timesteps` - 1 to -1, the data.
 
     Each `jump_length` steps are gone down `resamplings` times, and up again in between; `resamplings` = 1 is
-    one straight way down.
-
-    Returns:
-      int32 (steps + 1,); neighbours differ by 1.
+    one straight way down. They are int32 (steps + 1,), and neighbours differ by 1.
     """
     indices = [num_timesteps - 1]
     for i in range(num_timesteps - 2, -1, -1):

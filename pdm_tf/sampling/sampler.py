@@ -43,12 +43,6 @@ class Sampler:
     one size on one machine. Between batch sizes a network's kernels sum in another order.
 
     A sampler made inside a strategy's scope shares each batch among the replicas.
-
-    Attributes:
-      schedule: the respaced timesteps, from the least to the most noise.
-      from_noise: whether sampling begins from pure noise, and not from an image.
-      num_steps: steps that sampling takes, resampling included.
-      num_passes: times that it runs the network, without guidance.
     """
 
     def __init__(
@@ -76,6 +70,7 @@ class Sampler:
         self.inpaints = edit is not None and edit.mask is not None
         if self.inpaints and settings.sampler != "ancestral":
             raise UserError("a mask needs the ancestral sampler, whose steps inpainting repeats")
+        # The respaced timesteps, from the least to the most noise.
         self.schedule = respaced_schedule(denoiser, settings, edit.strength if edit else 1.0)
         self.from_noise = denoiser.t_stop == len(denoiser.schedule) and (
             edit is None or (self.inpaints and edit.strength == 1.0)
@@ -84,8 +79,8 @@ class Sampler:
             raise ValueError(f"a denoiser of t < {denoiser.t_stop} cannot begin from pure noise: edit?")
         # A tensor that a graph takes from outside: as a constant in it, many images make it huge.
         self._image = tf.constant(edit.image) if edit else None
-        self.num_steps = len(self.schedule)
-        self.num_passes = len(pass_timesteps(self.schedule, settings))
+        self.num_steps = len(self.schedule)  # that sampling takes, resampling included
+        self.num_passes = len(pass_timesteps(self.schedule, settings))  # of the network, without guidance
         if self.inpaints:
             if edit.resamplings > 1 and edit.jump_length >= len(self.schedule):
                 raise UserError(
@@ -107,8 +102,7 @@ class Sampler:
     def trajectory(self, seed: int, indices: Sequence[int], labels: Sequence[int], frames: int) -> np.ndarray:
         """x_theta at `frames` evenly spaced steps, (frames, B, H, W, C); the last frame is the images.
 
-        Raises:
-          UserError: the images do not divide by the replicas, or there are more frames than steps.
+        UserError if the images do not divide by the replicas, or there are more frames than steps.
         """
         if frames > self.num_steps:
             raise UserError(f"{frames} frames are more than the {self.num_steps} steps of this sampling")
@@ -120,10 +114,8 @@ class Sampler:
     def predictions(self, seed: int, indices: Sequence[int], labels: Sequence[int]) -> Iterator[np.ndarray]:
         """x_theta of each step, float32 (B, H, W, C); the last one is the images.
 
-        Signals are heard between two steps: nothing in Python is while a graph runs.
-
-        Raises:
-          UserError: the images do not divide by the replicas.
+        Signals are heard between two steps: nothing in Python is while a graph runs. UserError if the images
+        do not divide by the replicas.
         """
         if len(indices) % self.replicas:
             raise UserError(

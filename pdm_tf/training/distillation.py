@@ -48,11 +48,6 @@ class Distillation(Objective):
 
     A timestep is drawn as often as x counts in its step: the first, from nearly pure noise, hardly needs it.
     L_vlb is left out: the student's steps have no variance.
-
-    Attributes:
-      steps: the teacher's timesteps.
-      factor: how many of its steps one of the student is.
-      consistency: whether the method is consistency distillation.
     """
 
     def __init__(
@@ -65,8 +60,8 @@ class Distillation(Objective):
         consistency: bool = False,
     ):
         super().__init__(denoiser, diffusion)
-        self.steps = steps
-        self.factor = factor
+        self.steps = steps  # the teacher's timesteps
+        self.factor = factor  # how many of its steps one of the student is
         self.consistency = consistency
         self._teacher = teacher
         index = np.arange(len(steps))

@@ -10,14 +10,7 @@ from pdm_tf.stack import keras
 
 @keras.utils.register_keras_serializable("pdm_tf")
 class WarmupCooldown(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to `peak`, then linear cooldown.
-
-    Args:
-      peak: the rate between the two.
-      warmup_steps: 0: none.
-      steps: of the whole run.
-      cooldown_steps: the last steps of the run, over which the rate falls towards 0; 0: none.
-    """
+    """Linear warm-up to `peak`, and linear cooldown towards 0 in the last of all `steps`; 0 steps: neither."""
 
     def __init__(self, peak: float, warmup_steps: int, steps: int = 0, cooldown_steps: int = 0):
         self.peak = peak

@@ -117,10 +117,6 @@ class Previews:
 
     A network of an interval of t is sampled on that interval: to its x_theta at the cleanest t, and from
     images of the data set, diffused to its noisiest t, unless that is pure noise.
-
-    Attributes:
-      sampling: how they are drawn: as the config says, or in fewer steps where those are many.
-      batch_size: images drawn at a time, no more than a train step has in memory.
     """
 
     def __init__(
