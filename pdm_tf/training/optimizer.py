@@ -10,7 +10,10 @@ from pdm_tf.stack import keras
 
 @keras.utils.register_keras_serializable("pdm_tf")
 class WarmupCooldown(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to `peak`, and linear cooldown towards 0 in the last of all `steps`; 0 steps: neither."""
+    """Linear warm-up to `peak`, then linear cooldown towards 0 over the last `cooldown_steps` of `steps`.
+
+    Of 0 warm-up or cooldown steps there is none.
+    """
 
     def __init__(self, peak: float, warmup_steps: int, steps: int = 0, cooldown_steps: int = 0):
         self.peak = peak
