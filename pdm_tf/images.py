@@ -434,10 +434,10 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
         partial.write_bytes(png(image))
 
 
-def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.15) -> None:
+def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray]) -> None:
     """Writes uint8 frames (H, W, C) as an endless GIF, atomically; the last frame stays ten times as long."""
     first, *rest = map(to_pillow, frames)
-    durations = [round(1000 * seconds)] * len(rest) + [round(10_000 * seconds)]
+    durations = [150] * len(rest) + [1500]  # milliseconds
     with atomic_file(path) as partial:
         first.save(partial, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 

@@ -7,10 +7,12 @@ what several fields must satisfy together is checked at the end of this file.
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from pdm_tf.config import words
@@ -246,7 +248,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def to_json(self) -> str:
-        return words.to_json(self)
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, where: str = "config.json") -> Config:
@@ -293,7 +295,21 @@ def changes(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, typing.Any]:
     """Reads `--set` arguments such as "network.dropout=0.1" as typed values by dotted key."""
-    return words.parse_assignments(Config, assignments)
+    known = words.leaves(Config)
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(
+                f"--set={assignment}: write --set=key=value, such as --set=optimizer.learning_rate=1e-4"
+            )
+        if key not in known:
+            begun = [name for name in known if name.startswith(key)]
+            close = begun or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            advice = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
+            raise UserError(f"--set: there is no setting {key!r}{advice}")
+        values[key] = words.parse(text, known[key].kind, f"--set={key}")
+    return values
 
 
 def validate(config: Config) -> Config:

@@ -7,12 +7,11 @@ a dotted key, such as "optimizer.learning_rate".
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import operator
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pdm_tf.errors import UserError, one_line
 
@@ -151,12 +150,8 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def to_json(section: typing.Any) -> str:
-    return json.dumps(dataclasses.asdict(section), indent=2) + "\n"
-
-
 def from_json(cls: type, text: str | bytes, where: str) -> typing.Any:
-    """Reads `to_json`'s text; what is not named has its default. `where` names the file in errors.
+    """Reads a section as JSON; what is not named has its default. `where` names the file in errors.
 
     UserError for what is not JSON, an unknown key or a value of the wrong type.
     """
@@ -165,24 +160,6 @@ def from_json(cls: type, text: str | bytes, where: str) -> typing.Any:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({one_line(error)}); restore it") from error
     return _from_dict(cls, values, where)
-
-
-def parse_assignments(cls: type, assignments: Sequence[str]) -> dict[str, typing.Any]:
-    """Reads words such as "network.dropout=0.1" as values by dotted key; UserError for any that cannot be."""
-    known, values = leaves(cls), {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        require(
-            bool(equals),
-            f"--set={assignment}: write --set=key=value, such as --set=optimizer.learning_rate=1e-4",
-        )
-        if key not in known:
-            begun = [name for name in known if name.startswith(key)]
-            close = begun or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            advice = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
-            raise UserError(f"--set: there is no setting {key!r}{advice}")
-        values[key] = parse(text, known[key].kind, f"--set={key}")
-    return values
 
 
 def parse(text: str, kind: typing.Any, where: str) -> typing.Any:
