@@ -158,7 +158,8 @@ class Model:
 def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
     """The models of several runs: each run of the whole process is one, all others are experts of one more.
 
-    Experts of a part of the process are one model with the run of the whole process, if there is one.
+    Experts of a part of the process are one model with the run of the whole process, if there is one. One of
+    smaller images than the experts' is no model beside theirs.
     """
     whole, experts = [], []
     levels = 0  # that experts were trained on
@@ -171,7 +172,9 @@ def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
     models = [Model.from_folders(run_dir) for run_dir in whole]
     if experts:
         completed = len(whole) == 1 and levels < diffusion.num_timesteps
-        models.append(Model.from_folders(*experts, *(whole if completed else ())))
+        model = Model.from_folders(*experts, *(whole if completed else ()))
+        shape = model.config.data.image_shape
+        models = [one for one in models if not completed or one.config.data.image_shape == shape] + [model]
     titles = [model.title for model in models]
     for number, model in enumerate(models, 1):
         if titles.count(model.title) > 1:

@@ -234,7 +234,8 @@ def test_an_expert_of_smaller_images_sees_averages_and_its_prediction_is_magnifi
     shifted = {"diffusion__schedule": "shifted_linear"}
     large = write_run(tmp_path / "a", part(0, 400, data__image_shape=(48, 48, 3), **shifted))
     small = write_run(tmp_path / "b", tiny_config(**shifted), 1)
-    denoiser = Model.from_folders(small, large).denoiser
+    (model,) = models_from_folders(small, large)
+    denoiser = model.denoiser
     alone = Model.from_folders(small).denoiser
     assert [part.title for part in denoiser.parts] == ["P=4, t 0..399", "P=12, t 400..999"]
     z, t, labels = (

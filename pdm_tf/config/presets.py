@@ -71,9 +71,9 @@ class _Size(typing.NamedTuple):
 
 # Any other data: patches, levels and labels follow from the images; see `sized_preset`. tiny is what draws best
 # after minutes to an hour of two cores, begun with avatars64's weights: FD after 5 minutes of one core is 302 of
-# icons (from random weights 716), 561 (929) of emoji, 523 (885) of wallpapers, 260 (320) of clothes and 205 (510)
-# of faces (docs/training.md). small and base are for accelerators and were not compared: the batches and rates of
-# ADM and DiT (1e-4 at 256), taken down to theirs.
+# icons (from random weights 716), 561 (929) of emoji, 523 (885) of wallpapers, 260 (320) of clothes, 205 (510)
+# of faces, and 760 (1340) of emoji of 256 pixels (docs/training.md). small and base are for accelerators and were
+# not compared: the batches and rates of ADM and DiT (1e-4 at 256), taken down to theirs.
 SIZES = {
     #              c    multipliers   blocks places attention batch lr    clip warm-up EMA  steps   scores network
     "tiny":  _Size(64,  (2, 2, 2),    1,     256,   64,       16,   1e-3, 1.0, 200,    10,  20_000, 5000,  "vit"),
@@ -480,24 +480,29 @@ def network_settings(network: str, config: Config, size: str | None = None) -> d
 # What the tiny ViT's pictures are after so many training images: 250 steps of 16 on colour emoji, 766 on other
 # rendered pictures, both begun with avatars64's weights, and avatars64's own 5,600.
 LOOKS = {4_000: "flat shapes", 12_000: "things that one recognizes", 90_000: "sharp pictures"}
-SHIPPED = "avatars64"  # whose weights other data's ViT begins with
+SHIPPED = {4: "avatars64", 16: "avatars256"}  # by P: whose weights other data's ViT begins with
 
 
-def begins_with_shipped(config: Config) -> bool:
-    """Whether other data's network is that of the weights `SHIPPED`, up to labels, patches and colours."""
-    shipped = preset(SHIPPED)
+def shipped_weights(config: Config) -> str:
+    """The name in `SHIPPED`, of about its patches, that other data's network can begin with; "" if none.
+
+    Its network is theirs up to labels, patches and colours.
+    """
+    name = SHIPPED[16 if config.network.patch_size > 8 else 4]
+    shipped = preset(name)
     shipped = shipped.replace(network_settings("vit", shipped))
     d = config.diffusion
     own = config.network
     there = shipped.network
     vit = [key[8:] for key in shipped.used_keys if key.startswith("network.")]
     same = {name for name in vit if getattr(own, name) == getattr(there, name)}
-    return (
+    fits = (
         own.kind == there.kind
         and same >= set(vit) - {"patch_size", "class_conditioning", "dropout"}
         and config.data.image_shape[-1] in (1, 3)
         and (d.prediction, d.num_timesteps) == ("x", shipped.diffusion.num_timesteps)
     )
+    return name if fits else ""
 
 
 def _vit_for(config: Config) -> _ViT:

@@ -111,8 +111,8 @@ def resolve(
         settings = {"diffusion.t_stop": settings["diffusion.num_timesteps"], **settings}
     config = config.replace(settings)
     config = config.replace(presets.network_settings(network or "unet", config, size)).replace(settings)
-    if size and not (earlier or parent) and presets.begins_with_shipped(config):
-        config = config.replace({"training.warm_start": presets.SHIPPED}).replace(settings)
+    if size and not (earlier or parent):
+        config = config.replace({"training.warm_start": presets.shipped_weights(config)}).replace(settings)
     if given.dataset not in PAPERS or config.is_student:
         config = presets.fitted_to_length(config, settings)
     if config.training.precision == "auto":

@@ -342,7 +342,7 @@ class Pace:
         line = f"a step takes {seconds:.2g} s here"
         if not settings.minutes:
             line += f": all {settings.steps:,} take {_duration(settings.steps * seconds)}"
-        begun_with_shipped = settings.warm_start and presets.begins_with_shipped(self._config)
+        begun_with_shipped = settings.warm_start and presets.shipped_weights(self._config)
         if begun_with_shipped and not self._config.is_student:
             looks = [
                 f"{look} after {_duration(images / settings.batch_size * seconds)}"

@@ -208,12 +208,15 @@ def test_a_run_goes_on_with_another_value_only_where_no_train_step_depends_on_it
 # --- a run that starts from another's weights -----------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (48, 48, 3), (64, 64, 1), (224, 224, 3)])
-def test_other_data_begin_with_weights_that_ship_where_their_network_is_theirs(shape):
+@pytest.mark.parametrize(("shape", "name"), [
+    ((32, 32, 3), "avatars64"), ((48, 48, 3), "avatars64"), ((64, 64, 1), "avatars64"),
+    ((128, 128, 3), "avatars64"), ((224, 224, 3), "avatars256"), ((256, 256, 3), "avatars256"),
+])  # fmt: skip
+def test_other_data_begin_with_weights_that_ship_where_their_network_is_theirs(shape, name):
     def start(*settings, **choices):
         return resolve(given(OTHER, *settings, **choices), Info(shape)).training.warm_start
 
-    assert start() == start(size="tiny") == start("network.dropout=0.1") == "avatars64"
+    assert start() == start(size="tiny") == start("network.dropout=0.1") == name
     assert start("training.warm_start=") == start("network.depth=9") == start("diffusion.prediction=v") == ""
     assert start(size="small") == start(network="unet") == resolved().training.warm_start == ""
     assert resolve(given(OTHER), Info((64, 64, 4))).training.warm_start == ""
@@ -227,9 +230,10 @@ def test_many_images_are_not_scored_by_default():
     assert resolve(scored, many).training.score_every == 500
 
 
-def test_the_network_of_the_weights_that_ship_is_the_preset_s():
-    there = RunFolder(PRETRAINED / SHIPPED).config()
-    assert there.network == resolved(SHIPPED, network="vit").network
+@pytest.mark.parametrize("name", SHIPPED.values())
+def test_the_network_of_the_weights_that_ship_is_the_preset_s(name):
+    there = RunFolder(PRETRAINED / name).config()
+    assert there.network == resolved(name, network="vit").network
 
 
 def test_a_new_run_that_starts_from_another_s_weights_gets_its_network():
