@@ -46,4 +46,5 @@ def peak_resident(process: int | str = "self") -> float:
     except (OSError, TypeError):  # not Linux, or a kernel without VmHWM
         if process != "self":
             raise
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts in bytes
