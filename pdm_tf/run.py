@@ -19,7 +19,7 @@ from pdm_tf.paths import as_path, entries
 # Run folders that ship with the project, by data set: what is sampled before anything has been trained.
 PRETRAINED = Path(__file__).parent / "pretrained"
 # Of these data sets they are experts.
-EXPERTS = {"avatars256": ("avatars256", "avatars256/low")}
+EXPERTS = {"avatars256": ("avatars256", "avatars256/low"), "avatars1024": ("avatars1024", "avatars256")}
 
 SAFETENSORS = ".safetensors"  # the ending of weights for other frameworks, as an export writes them
 

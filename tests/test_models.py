@@ -268,10 +268,9 @@ def test_a_magnified_ramp_stays_a_ramp():
 @pytest.mark.parametrize("dataset", sorted(EXPERTS))
 def test_experts_that_ship_make_one_whole_process(dataset):
     runs = Model.from_folders(*shipped_folders(dataset)).runs
-    assert [(run.config.diffusion.t_start, run.config.diffusion.t_stop) for run in runs] == [
-        (0, 8),
-        (8, 1000),
-    ]
+    stop = runs[0].config.diffusion.t_stop
+    intervals = [(run.config.diffusion.t_start, run.config.diffusion.t_stop) for run in runs]
+    assert intervals == [(0, stop), (stop, 1000)] and 0 < stop < 30
     assert sum(os.path.getsize(run.folder.newest_weights()) for run in runs) < 12e6
 
 
