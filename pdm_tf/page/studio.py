@@ -177,10 +177,11 @@ def part_at(model: Model, t: int):
 
 
 def _last_expert(model: Model) -> list[Model]:
-    """The expert that begins from pure noise, as a model of its own; none of a single run."""
-    if len(model.runs) == 1:
+    """The expert that begins from pure noise, as a model of its own; none of one run or of smaller images."""
+    last = model.runs[-1]
+    if len(model.runs) == 1 or last.config.data.image_shape != model.config.data.image_shape:
         return []
-    expert = Model(model.runs[-1:])
+    expert = Model([last])
     expert.title = f"{expert.title} alone, to t = {expert.config.diffusion.t_start}"
     steps = steps_of_share(model.config.sampling.steps, expert.denoiser)
     expert.config = expert.config.replace({"sampling": replace(model.config.sampling, {"steps": steps})})
