@@ -90,7 +90,7 @@ class Model:
         denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in self.runs]
         self._assign(denoisers, weights)
         schedule = denoisers[0].schedule
-        factors = [magnification(self.config, run.config) for run in self.runs]
+        factors = [_magnification(self.config, run.config) for run in self.runs]
         return [
             MagnifiedDenoiser(one, factor, schedule) if factor > 1 else one
             for one, factor in zip(denoisers, factors)
@@ -224,7 +224,7 @@ def _decisive(config: Config) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != known[key].default}
 
 
-def magnification(config: Config, expert: Config) -> int:
+def _magnification(config: Config, expert: Config) -> int:
     """The factor from the images' sides of an expert to those of a config; 1: it is not for smaller ones.
 
     Images averaged down are as noisy as smaller ones at each t if the schedule is shifted by the resolution.
@@ -243,7 +243,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
     shared = [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
     for run in runs[1:]:
         changed = changes(first.config, run.config)
-        if magnification(first.config, run.config) > 1:
+        if _magnification(first.config, run.config) > 1:
             del changed["data.image_shape"]
             changed.pop("data.dataset", None)
         problems = ["{} is {} and {}".format(key, *changed[key]) for key in shared if key in changed]
