@@ -89,8 +89,8 @@ class ViT:
     def __call__(self, h, embeddings, dropout_key=None, large=False) -> tf.Tensor:
         """As `Trunk.__call__`; any grid.
 
-        A large patch has the rotary position of the first of its four small ones, as it has their fixed one:
-        positions keep their distance in pixels.
+        A large patch has the rotary position of the first of its four small ones, as it has their fixed one.
+        Large patches are 1 apart, as in a network of these alone, which may have begun this one.
         """
         _, height, width, channels = h.shape
         tokens = inputs = tf.reshape(h, [-1, height * width, channels])
@@ -105,7 +105,7 @@ class ViT:
                 tokens += tf.pad(self._inject[number](inputs), [[0, 0], [extra, 0], [0, 0]])
             angles = None
             if self._config.rope:
-                stride = 2 if large else 1
+                stride = 0.5 if self._config.patch_switch_t and not large else 1.0
                 angles = rotation((height, width), extra, self._config.head_channels, stride)
             tokens = self._block(block, tokens, embeddings, angles, fold_in(dropout_key, number))
         return tf.reshape(tokens[:, extra:], [-1, height, width, channels])

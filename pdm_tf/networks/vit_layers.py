@@ -16,7 +16,7 @@ def scaled_dense(width: int, initial_scale: float, **kwargs) -> keras.layers.Den
     return keras.layers.Dense(width, kernel_initializer=glorot, **kwargs)
 
 
-def rotation(grid: tuple[int, int], extra: int, head_channels: int, stride: int = 1) -> tf.Tensor:
+def rotation(grid: tuple[int, int], extra: int, head_channels: int, stride: float = 1.0) -> tf.Tensor:
     """The angles of 2D rotary positions, float32 (extra + h w, head_channels / 2).
 
     Half of them turn with the row, half with the column (Heo et al., 2024); places are `stride` apart.

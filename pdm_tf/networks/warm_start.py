@@ -52,6 +52,7 @@ def for_other_images(
     The stem is the old one on the image averaged down, or magnified, to the old patches, and the head does
     the opposite; grey is the mean of the colours. With a schedule shifted by the resolution
     (`diffusion.schedules.shifted`) an averaged image has the same signal-to-noise ratio, at another scale.
+    Weights for patches of 2P or more become the large stem and head, too, of a network that has two sizes.
 
     Args:
       arrays, shapes: as of `with_large_patches`.
@@ -61,6 +62,9 @@ def for_other_images(
     if here[1] != there[1] and 1 not in (here[1], there[1]):
         return dict(arrays)
     adapted = {}
+    if there[0] >= 2 * here[0]:
+        ends = {name: name.replace(f"/{LARGE}", "/") for name in shapes if LARGE in name}
+        arrays = {**{name: arrays[one] for name, one in ends.items() if one in arrays}, **arrays}
     for name, array in arrays.items():
         times = 2 if LARGE in name else 1
         patches = [(times * patch_size, channels) for patch_size, channels in (here, there)]

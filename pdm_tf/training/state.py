@@ -60,9 +60,10 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
 def warm_start(config: Config, ema: ExponentialMovingAverage) -> None:
     """Sets the weights and their averages to another run's averages, and says what of them does not fit.
 
-    A network of two patch sizes may start from one of the small size alone (`with_large_patches`), a network
-    of other patches or colours from any (`for_other_images`), and a network with an augmentation input from
-    one without, or the other way round (`with_augmentation`). UserError if less than half of them fits.
+    A network of two patch sizes may start from one of the small size alone (`with_large_patches`) or of the
+    large one, and any network from one of other patches or colours (`for_other_images`), and with an
+    augmentation input from one without, or the other way round (`with_augmentation`). UserError if less than
+    half of them fits.
     """
     run = run_or_shipped(config.training.warm_start)
     weights = run.newest_weights()

@@ -11,7 +11,7 @@ from pdm_tf.denoiser import SplitDenoiser, build_denoiser, build_network
 from pdm_tf.describe import describe_network, forward_flops, gflop, passes_of_sampling
 from pdm_tf.networks import patched, vit
 from pdm_tf.networks.patched import LARGE
-from pdm_tf.networks.warm_start import with_large_patches
+from pdm_tf.networks.warm_start import for_other_images, with_large_patches
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import assign_arrays, variable_names
 from tests.tiny_runs import VIT, arrays_of, randomized, tiny_config, tiny_denoiser
@@ -31,6 +31,8 @@ def inputs(t):
 
 
 def test_below_the_boundary_it_is_the_network_of_the_small_patches(config):
+    """But for rotary positions, which are those of the network of the large patches (below)."""
+    config = config.replace({"network.rope": False})
     denoiser = tiny_denoiser(config)
     one = build_network(config.replace({"network.patch_switch_t": 0}))
     two = arrays_of(denoiser.parts[0].denoiser.network)
@@ -209,9 +211,26 @@ def test_a_trained_network_begins_the_stem_and_heads_of_large_patches(config):
         np.testing.assert_allclose(tf.reshape(four, tiles.shape), tiles, atol=1e-5)
 
 
+def test_a_trained_vit_of_large_patches_goes_on_as_it_was_from_the_boundary_on():
+    """And its small patches begin as those of a network that was taken to them."""
+    config = tiny_config(**KINDS["vit"])
+    one = randomized(build_network(config.replace({"network.patch_switch_t": 0, "network.patch_size": 4})), 3)
+    two = build_network(config)
+    shapes = {n: array.shape for n, array in arrays_of(two).items()}
+    arrays = with_large_patches(for_other_images(arrays_of(one), shapes, (2, 3), (4, 3)), shapes, 2)
+    assign_arrays(two.trainable_variables, arrays, "two")
+    for own, expected in zip(two(*inputs([400, 999]), large=True), one(*inputs([400, 999]))):
+        np.testing.assert_array_equal(own, expected)
+        assert np.std(expected) > 0.05
+    shapes = {n: shape for n, shape in shapes.items() if LARGE not in n}
+    small = for_other_images(arrays_of(one), shapes, (2, 3), (4, 3))
+    for name, array in small.items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
 def test_large_patches_lie_at_the_place_of_the_first_of_their_four():
-    fine = tf.reshape(vit.rotation((8, 8), 0, 32), [8, 8, -1])
-    np.testing.assert_array_equal(tf.reshape(vit.rotation((4, 4), 0, 32, 2), [4, 4, -1]), fine[::2, ::2])
+    fine = tf.reshape(vit.rotation((8, 8), 0, 32, 0.5), [8, 8, -1])
+    np.testing.assert_array_equal(tf.reshape(vit.rotation((4, 4), 0, 32), [4, 4, -1]), fine[::2, ::2])
     fine = patched.position_encoding(8, 8, 32)
     np.testing.assert_allclose(patched.position_encoding(4, 4, 32), fine[::2, ::2], atol=1e-5)
 
