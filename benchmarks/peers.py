@@ -28,7 +28,6 @@ from benchmarks.unet import CALLS, forward_of, make_network, randomized, train_s
 from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.config.presets import FAST_SAMPLING
 from pdm_tf.denoiser import build_denoiser, build_network
-from pdm_tf.describe import count_parameters
 from pdm_tf.networks.norms import GroupNorm
 from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.progress import in_fresh_process, peak_resident
@@ -92,7 +91,7 @@ def serve(name: str, kind: str, precision: str, batch: str) -> None:
     call = MAKERS[kind](network, int(batch))
     for _ in range(2):
         call()
-    print(json.dumps(["pdm_tf", count_parameters(network)]), flush=True)
+    print(json.dumps(["pdm_tf", network.count_params()]), flush=True)
     for _ in sys.stdin:
         print(seconds(call, CALLS), flush=True)
 

@@ -28,7 +28,7 @@ from pdm_tf import errors
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.words import get, leaves
 from pdm_tf.denoiser import build_network
-from pdm_tf.describe import count_parameters, forward_flops, passes_of_sampling
+from pdm_tf.describe import forward_flops, passes_of_sampling
 from pdm_tf.diffusion.schedules import SCHEDULES
 from pdm_tf.diffusion.timesteps import T_DISTRIBUTIONS
 from pdm_tf.evaluation.metrics import Measurement
@@ -207,7 +207,7 @@ def costs(configs: Mapping[str, Sequence[Config]]) -> dict[str, dict[str, int]]:
     for name, runs in networks.items():
         below_and_above = flops[name] if len(flops[name]) > 1 else flops[name] * 2
         found[name] = {
-            "parameters": sum(count_parameters(network) for network in runs),
+            "parameters": sum(network.count_params() for network in runs),
             "sampling_flops": sum(number * cost for number, cost in zip(passes, below_and_above)),
         }
     return found
@@ -233,12 +233,11 @@ def training_seconds(configs: Mapping[str, Sequence[Config]], turns: int) -> dic
 
     runs = {(name, part): config for name, parts in configs.items() for part, config in enumerate(parts)}
     found = _measured_in_turns({key: training(config) for key, config in runs.items()}, turns)
-    lengths = {key: config.training.steps for key, config in runs.items()}
     return {
         name: np.average(
             [found[name, part] for part in range(len(parts))],
             axis=0,
-            weights=[lengths[name, part] for part in range(len(parts))],
+            weights=[config.training.steps for config in parts],
         )
         for name, parts in configs.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +17,7 @@ from pdm_tf.diffusion.schedules import SCHEDULES, NoiseSchedule, take
 from pdm_tf.networks.patched import PatchedNetwork
 
 
-class Denoiser(Protocol):
+class Denoiser:
     """The function of samplers, losses, likelihood and exports: networks, or the exact x* of a data set."""
 
     image_shape: tuple[int, int, int]  # (H, W, C)
@@ -29,8 +29,18 @@ class Denoiser(Protocol):
     schedule: NoiseSchedule  # the whole process
     variables: Sequence[tf.Variable]  # all its weights
     # A weaker one, which guidance leads away from (Karras et al., 2024); None: this one without a class.
-    guide: Denoiser | None
+    guide: Denoiser | None = None
     parts: Sequence[Part]  # where one network works at one patch size, ascending in t, without gaps
+
+    def __init__(self, like: Denoiser | PatchedNetwork, schedule: NoiseSchedule, t_start: int, t_stop: int):
+        """`like` is of the same images and classes."""
+        self.image_shape = like.image_shape
+        self.num_classes = like.num_classes
+        self.conditional = like.conditional
+        self.null_label = like.null_label
+        self.schedule = schedule
+        self.t_start = t_start
+        self.t_stop = t_stop
 
     def __call__(
         self,
@@ -68,10 +78,8 @@ class Part(NamedTuple):
         return f"P={self.patch_size}, t {self.t_start}..{self.t_stop - 1}"
 
 
-class NetworkDenoiser:
-    """The `Denoiser` of one network at one of its patch sizes, whatever the network predicts."""
-
-    guide = None
+class NetworkDenoiser(Denoiser):
+    """The denoiser of one network at one of its patch sizes, whatever the network predicts."""
 
     def __init__(
         self,
@@ -82,16 +90,10 @@ class NetworkDenoiser:
         t_stop: int | None = None,
         large: bool = False,
     ):
+        super().__init__(network, schedule, t_start, len(schedule) if t_stop is None else t_stop)
         self.network = network
-        self.schedule = schedule
         self.prediction = prediction
         self.large = large
-        self.t_start = t_start
-        self.t_stop = len(schedule) if t_stop is None else t_stop
-        self.image_shape = network.image_shape
-        self.num_classes = network.num_classes
-        self.conditional = network.conditional
-        self.null_label = network.null_label
         self.variables = network.trainable_variables
 
     @property
@@ -104,28 +106,21 @@ class NetworkDenoiser:
         return predicted_x(self.prediction, output, z, self.schedule.at(t, z.dtype)), u
 
 
-class MagnifiedDenoiser:
-    """A `Denoiser` of small images, for large ones: it sees z averaged down, and its x_theta is magnified.
+class MagnifiedDenoiser(Denoiser):
+    """A denoiser of small images, for large ones: it sees z averaged down, and its x_theta is magnified.
 
     Of schedules shifted by the resolution (`diffusion.schedules.shifted`), the mean of factor^2 pixels of z_t
     is z_t of the averaged image, but for its scale. The magnified x_theta is smooth, and its averages are
     x_theta. So one expert for little noise, for the details, makes a model of small images one of large ones.
     """
 
-    guide = None
-
     def __init__(self, denoiser: Denoiser, factor: int, schedule: NoiseSchedule):
         """`factor` of a side's pixels; `schedule`: the large images' whole process."""
+        super().__init__(denoiser, schedule, denoiser.t_start, denoiser.t_stop)
         self.denoiser = denoiser
         self.factor = factor
-        self.schedule = schedule
         height, width, channels = denoiser.image_shape
         self.image_shape = (factor * height, factor * width, channels)
-        self.t_start = denoiser.t_start
-        self.t_stop = denoiser.t_stop
-        self.num_classes = denoiser.num_classes
-        self.conditional = denoiser.conditional
-        self.null_label = denoiser.null_label
         self.variables = denoiser.variables
         self._scales = np.sqrt(denoiser.schedule.alpha / schedule.alpha)[:, None]
         self._rows, self._columns = _magnification(height, factor), _magnification(width, factor)
@@ -154,8 +149,8 @@ def _magnification(size: int, factor: int) -> np.ndarray:
     return (cubic @ np.linalg.inv(averages)).astype(np.float32)
 
 
-class SplitDenoiser:
-    """Denoisers of neighbouring intervals of t as one `Denoiser` ("model splitting", Section 4.1).
+class SplitDenoiser(Denoiser):
+    """Denoisers of neighbouring intervals of t as one denoiser ("model splitting", Section 4.1).
 
     They are networks with weights of their own (experts), or one network at its two patch sizes.
 
@@ -164,25 +159,11 @@ class SplitDenoiser:
     costs every network whose interval occurs in it. All shapes are static, as XLA needs.
     """
 
-    guide = None
-
     def __init__(self, denoisers: Sequence[Denoiser]):
-        """`denoisers` from the least noise to the most, each beginning where the one before it stops.
-
-        Raises:
-          ValueError: they leave a gap, or overlap.
-        """
-        if any(one.t_stop != following.t_start for one, following in zip(denoisers, denoisers[1:])):
-            raise ValueError(f"intervals that do not meet: {[(d.t_start, d.t_stop) for d in denoisers]}")
+        """`denoisers` from the least noise to the most, each beginning where the one before it stops."""
         first = denoisers[0]
+        super().__init__(first, first.schedule, first.t_start, denoisers[-1].t_stop)
         self.parts = [part for denoiser in denoisers for part in denoiser.parts]
-        self.t_start = first.t_start
-        self.t_stop = denoisers[-1].t_stop
-        self.schedule = first.schedule
-        self.image_shape = first.image_shape
-        self.num_classes = first.num_classes
-        self.conditional = first.conditional
-        self.null_label = first.null_label
         # Two patch sizes of one network have the same variables.
         variables = {id(variable): variable for one in denoisers for variable in one.variables}
         self.variables = list(variables.values())

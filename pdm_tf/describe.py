@@ -27,7 +27,7 @@ def describe_network(config: Config) -> str:
         f"network: {type(network.trunk).__name__}, predicts {diffusion.prediction} and u, both {shape}",
         f"  image {shape} -> patches {(height // side, width // side, channels * side**2)}",
         *(f"  {line}" for line in network.trunk.describe()),
-        f"trainable parameters: {count_parameters(network):,}",
+        f"trainable parameters: {network.count_params():,}",
     ]
     costs = [forward_flops(network, large=part.patch_size > side) for part in denoiser.parts]
     for part, cost in zip(denoiser.parts, costs):
@@ -44,7 +44,7 @@ def describe_network(config: Config) -> str:
     step = of_step * config.training.batch_size * np.dot(shares, costs) * config.data.trained_area
     total = config.training.steps * step / 1e15
     lines.append(f"training: {gflop(step)} a step of {config.training.batch_size}, {total:,.1f} PFLOP in all")
-    state = 4 * count_parameters(network) * STATE_COPIES / 2**20
+    state = 4 * network.count_params() * STATE_COPIES / 2**20
     lines.append(
         f"memory of training: {state:,.0f} MiB of weights, gradients and Adam's moments, and the activations "
         "(the analysis `memory` measures all)"
@@ -71,10 +71,6 @@ def passes_of_sampling(config: Config, network: PatchedNetwork) -> list[int]:
         first, stop = config.sampling.guidance_interval or (0, len(denoiser.schedule))
         each += (t >= first) & (t < stop)
     return [int(np.sum(each[(t >= part.t_start) & (t < part.t_stop)])) for part in denoiser.parts]
-
-
-def count_parameters(network: PatchedNetwork) -> int:
-    return int(sum(np.prod(variable.shape) for variable in network.trainable_variables))
 
 
 def forward_flops(network: PatchedNetwork, large: bool = False) -> int:

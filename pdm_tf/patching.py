@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import tensorflow as tf
 
 from pdm_tf.errors import UserError
 from pdm_tf.stack import keras
-
-
-def grid_of(image_shape: Sequence[int | None], patch_size: int) -> tuple[int | None, int | None]:
-    """The patches of an image, (H, W, ...) -> (H/P, W/P); unknown sizes stay unknown."""
-    height, width = image_shape[:2]
-    for side, size in (("height", height), ("width", width)):
-        if size is not None and size % patch_size:
-            raise UserError(f"image {side} {size} does not divide by patch_size={patch_size}")
-    return height and height // patch_size, width and width // patch_size
 
 
 class _PatchLayer(keras.layers.Layer):
@@ -37,7 +26,9 @@ class ImageToPatches(_PatchLayer):
     """
 
     def call(self, image: tf.Tensor) -> tf.Tensor:
-        grid_of(image.shape[1:], self.patch_size)
+        for side, size in zip(("height", "width"), image.shape[1:3]):
+            if size is not None and size % self.patch_size:
+                raise UserError(f"image {side} {size} does not divide by patch_size={self.patch_size}")
         window = [1, self.patch_size, self.patch_size, 1]
 
         # TensorFlow differentiates extract_patches through a sparse matrix, which is slow and which XLA

@@ -208,14 +208,10 @@ def strided_timesteps(num_timesteps: int, sections: Sequence[int]) -> np.ndarray
     of a single step its first, but T-1 in the last section, because sampling starts from pure noise.
 
     Returns:
-      (sum(sections),) int32, strictly ascending.
-    Raises:
-      ValueError: a section asks for fewer than 1 step or for more than it has.
+      (sum(sections),) int32, strictly ascending, if no section asks for more steps than it has.
     """
     parts = []
     for section, count in zip(np.array_split(np.arange(num_timesteps), len(sections)), sections):
-        if not 1 <= count <= len(section):
-            raise ValueError(f"cannot keep {count} of a section of {len(section)} timesteps")
         parts.append(section[0] + np.round(np.linspace(0, len(section) - 1, count)))
     parts[-1][-1] = num_timesteps - 1
     return np.concatenate(parts).astype(np.int32)
@@ -230,13 +226,9 @@ def logsnr_timesteps(schedule: NoiseSchedule, count: int, trailing: bool = False
     Args:
       trailing: cut the axis of log-SNR into `count` parts, and keep the noisier end of each.
     Returns:
-      (count,) int32, strictly ascending.
-    Raises:
-      ValueError: fewer than 1 step or more than the schedule has.
+      (count,) int32, strictly ascending, if there are no more than the schedule has.
     """
     steps = len(schedule)
-    if not 1 <= count <= steps:
-        raise ValueError(f"cannot keep {count} of {steps} timesteps")
     if count == 1:
         return schedule.timesteps[-1:]
     log_snr = np.log(schedule.snr)

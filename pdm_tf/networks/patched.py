@@ -19,7 +19,7 @@ from pdm_tf.config.fields import NetworkConfig, check_network
 from pdm_tf.networks.layers import Head, ResBlock, position_encoding, timestep_features, with_blurred
 from pdm_tf.networks.unet import UNet
 from pdm_tf.networks.vit import ViT
-from pdm_tf.patching import ImageToPatches, PatchesToImage, grid_of
+from pdm_tf.patching import ImageToPatches, PatchesToImage
 from pdm_tf.stack import keras
 
 LARGE = "large_"  # prefix of the names of layers for patches of 2P
@@ -117,7 +117,7 @@ class PatchedNetwork(keras.Model):
         self.image_shape = tuple(image_shape)
         self.patch_size = config.patch_size
         self.patch_switch_t = config.patch_switch_t
-        self.grid = grid_of(image_shape, config.patch_size)
+        self.grid = tuple(size // config.patch_size for size in image_shape[:2])
         self.num_classes = num_classes
         self.null_label = num_classes
         self.conditional = config.class_conditioning != "none"

@@ -17,7 +17,7 @@ from pdm_tf.config import presets
 from pdm_tf.config.fields import Config
 from pdm_tf.config.resolve import Given
 from pdm_tf.config.words import word
-from pdm_tf.describe import count_parameters, forward_flops
+from pdm_tf.describe import forward_flops
 from pdm_tf.devices import Workers, is_chief
 from pdm_tf.errors import Stopped, UserError, first_signal
 from pdm_tf.images import write_png
@@ -167,7 +167,7 @@ def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State
         f"data: {config.data.dataset}, {counts}, {' x '.join(map(str, config.data.image_shape))}, "
         f"{config.data.num_classes or 'no'} classes",
         f"network: {type(network.trunk).__name__}, {height} x {width} patches of {p} x {p} pixels, "
-        f"{count_parameters(network):,} parameters, "
+        f"{network.count_params():,} parameters, "
         f"{forward_flops(network) / 1e9:.3g} GFLOP forward for an image",
         f"training: {length}, {settings.batch_size} images a step, "
         f"learning rate {config.optimizer.learning_rate:g}, {settings.precision}",
@@ -182,7 +182,7 @@ def summary(config: Config, run: RunFolder, info: data.DatasetInfo, state: State
         lines.append(f"the split {held_out} of {info.name} is unlabelled: it is measured with the null label")
     if settings.ema_lengths:
         number = settings.ema_snapshots * len(settings.ema_lengths)
-        size = 4e-9 * count_parameters(network)
+        size = 4e-9 * network.count_params()
         lines.append(
             f"averages of lengths {word(settings.ema_lengths)}: up to {settings.ema_snapshots} x "
             f"{len(settings.ema_lengths)} snapshots in {run}/ema, {size:.3g} GB each, "

@@ -16,7 +16,7 @@ from pdm_tf.config.fields import DataConfig, parse_settings, validate
 from pdm_tf.config.presets import sized_preset
 from pdm_tf.config.words import get
 from pdm_tf.denoiser import build_network
-from pdm_tf.describe import count_parameters, forward_flops
+from pdm_tf.describe import forward_flops
 from pdm_tf.images import write_png
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
@@ -181,7 +181,7 @@ def test_networks_have_the_shapes_of_the_papers():
         given = {"network.patch_size": patch_size, **settings, **SHARED}
         config = validate(sized_preset("tiny", DataConfig("a", (32, 32, 3), 11), given))
         network = build_network(config)
-        parameters[patch_size] = count_parameters(network)
+        parameters[patch_size] = network.count_params()
         flops[patch_size] = forward_flops(network)
         channels = config.network.base_channels / (3 * patch_size**2)
         assert channels == pytest.approx(PAPER_CHANNELS[patch_size])

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from pdm_tf.config.presets import preset
 from pdm_tf.denoiser import build_network
-from pdm_tf.describe import count_parameters, forward_flops
+from pdm_tf.describe import forward_flops
 from pdm_tf.run import PRETRAINED
 from pdm_tf.weights import variable_names
 from tests.networks.tiny_networks import small
@@ -20,7 +20,7 @@ SLOW = pytest.mark.slow
     pytest.param("imagenet256", {"split": "high"}, 202_148_704, marks=SLOW),
 ])  # fmt: skip
 def test_presets_have_the_papers_parameter_counts(dataset, choice, parameters):
-    assert count_parameters(build_network(preset(dataset, **choice))) == parameters
+    assert build_network(preset(dataset, **choice)).count_params() == parameters
 
 
 def test_names_and_shapes_are_those_of_the_weights_that_ship():

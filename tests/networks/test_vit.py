@@ -7,7 +7,7 @@ import tensorflow as tf
 from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.config.presets import network_settings, preset
 from pdm_tf.denoiser import build_network
-from pdm_tf.describe import count_parameters, forward_flops
+from pdm_tf.describe import forward_flops
 from pdm_tf.networks.layers import with_blurred
 from pdm_tf.networks.vit import ViT
 from pdm_tf.networks.vit_layers import Attention, FeedForward, ResidualBranch, rotate, rotation
@@ -172,5 +172,5 @@ HEAVY = pytest.mark.heavy
 def test_presets_cost_about_what_the_u_net_costs(dataset, parameters):
     config = preset(dataset)
     vit = build_network(config.replace(network_settings("vit", config)))
-    assert count_parameters(vit) == parameters
+    assert vit.count_params() == parameters
     assert forward_flops(vit) == pytest.approx(forward_flops(build_network(config)), rel=0.1)
