@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdm_tf.averages import reconstruct
-from pdm_tf.config.fields import Config, changes
+from pdm_tf.config.fields import SHARED, Config, changes
 from pdm_tf.config.words import get, leaves
 from pdm_tf.denoiser import Denoiser, MagnifiedDenoiser, SplitDenoiser, build_denoiser, build_network
 from pdm_tf.errors import UserError
@@ -218,8 +218,7 @@ def origin_text(origin: Origin) -> str:
 def _decisive(config: Config) -> dict[str, Any]:
     """The fields that decide what a network of given weights predicts, where they are not the defaults."""
     known = leaves(Config)
-    keys = [key for key in known if key in PROCESS or key.startswith("network.")]
-    used = [key for key in keys if not known[key].rule.of or config.network.kind in known[key].rule.of]
+    used = [key for key in config.used_keys if key in PROCESS or key.startswith("network.")]
     values = {key: get(config, key) for key in sorted(used)}
     return {key: value for key, value in values.items() if value != known[key].default}
 
@@ -240,13 +239,12 @@ def _magnification(config: Config, expert: Config) -> int:
 def _check_alike(runs: Sequence[Run]) -> None:
     """Raises UserError if runs differ in what experts of one model share."""
     first = runs[0]
-    shared = [key for key, leaf in leaves(Config).items() if leaf.rule.shared]
     for run in runs[1:]:
         changed = changes(first.config, run.config)
         if _magnification(first.config, run.config) > 1:
             del changed["data.image_shape"]
             changed.pop("data.dataset", None)
-        problems = ["{} is {} and {}".format(key, *changed[key]) for key in shared if key in changed]
+        problems = ["{} is {} and {}".format(key, *changed[key]) for key in SHARED if key in changed]
         if run.config.conditional != first.config.conditional:
             problems.append("only one of them knows classes")
         if problems:

@@ -108,7 +108,7 @@ class RunFolder:
     def write_config(self, config: Config, given: Given | None = None) -> None:
         """Writes config.json and, of a run that begins, what it was resolved from."""
         if given and not self.has_begun():
-            self.write_given(given)
+            atomic_text(self.given_file, given.to_json())
         atomic_text(self.config_file, config.to_json())
 
     def given(self) -> Given | None:
@@ -119,9 +119,6 @@ class RunFolder:
             return Given.from_json(self.given_file.read_bytes())
         except (ValueError, TypeError) as error:
             raise UserError(f"{self.given_file} is damaged: remove it ({one_line(error)})") from error
-
-    def write_given(self, given: Given) -> None:
-        atomic_text(self.given_file, given.to_json())
 
     def metrics(self) -> dict[str, np.ndarray]:
         """The scalars so far: name -> (n, 2) float64 of step and value, ascending by step.

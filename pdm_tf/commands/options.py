@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Optional
 from pdm_tf import devices
 from pdm_tf.config.fields import (
     EMA_LENGTHS,
+    OF_DATA,
     TOGETHER,
     Config,
     DataConfig,
@@ -81,10 +82,7 @@ class RunOptions:
         # What ships for one data set is one model.
         models = models_from_folders(*folders) if self.run_dir else [Model.from_folders(*folders)]
         for model in models:
-            of_data = {
-                key for key, leaf in leaves(Config).items() if leaf.rule.shared and key.startswith("data.")
-            }
-            if changes(model.config, models[0].config).keys() & {*of_data, "data.sha256"}:
+            if changes(model.config, models[0].config).keys() & set(OF_DATA):
                 raise UserError(f"{model} and {models[0]} are of different data: evaluate one at a time")
             self._ask(model)
         return models

@@ -278,6 +278,10 @@ class Config:
         return bool(self.distillation.teacher)
 
 
+SHARED = [key for key, leaf in words.leaves(Config).items() if leaf.rule.shared]  # by experts of one model
+OF_DATA = [key for key in SHARED if key.startswith("data.")]
+
+
 def changes(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
     """As `words.differences`, with data sets compared by their digests: one that was moved is the same.
 

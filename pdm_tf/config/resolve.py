@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pdm_tf.config import presets
-from pdm_tf.config.fields import Config, DataConfig, changes, validate
+from pdm_tf.config.fields import OF_DATA, Config, DataConfig, changes, validate
 from pdm_tf.config.presets import PAPERS, is_named
 from pdm_tf.config.words import check_values, get, leaves
 from pdm_tf.errors import UserError
@@ -125,11 +125,9 @@ def _derived(earlier: Config, given: Given, begun_with: Given | None) -> dict[st
     kept = {"training.warm_start": earlier.training.warm_start}  # the record of how it began
     begun_with = begun_with or Given(given.dataset)
     if given.derives_as(begun_with):
-        rules = {key: leaf.rule for key, leaf in leaves(Config).items()}
-        fixed = [key for key, rule in rules.items() if not rule.may_change]
-        of_data = {key for key, rule in rules.items() if rule.shared and key.startswith("data.")}
+        fixed = [key for key, leaf in leaves(Config).items() if not leaf.rule.may_change]
         chosen = [key for key, value in begun_with.settings.items() if value != "auto"]
-        derived = [key for key in fixed if key not in of_data and key not in chosen]
+        derived = [key for key in fixed if key not in OF_DATA and key not in chosen]
         kept.update({key: get(earlier, key) for key in derived})
     return kept
 

@@ -6,8 +6,6 @@ rows: the memory beside the features is that of a few (D, D) matrices or of a fe
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,13 +33,12 @@ class Moments:
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
         """The moments of float (N, D), N > 0."""
-        total = None
+        total = NO_MOMENTS
         for start in range(0, len(features), MOMENTS_BLOCK):
             block = np.asarray(features[start : start + MOMENTS_BLOCK], np.float64)
             mean = block.mean(axis=0)
             centred = block - mean
-            part = cls(len(block), mean, centred.T @ centred)
-            total = part if total is None else total + part
+            total += cls(len(block), mean, centred.T @ centred)
         return total
 
     def __add__(self, other: Moments) -> Moments:
@@ -56,6 +53,9 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """(D, D); zero for a single row."""
         return self.scatter if self.count is None else self.scatter / max(1, self.count - 1)
+
+
+NO_MOMENTS = Moments(0, np.zeros(1), np.zeros(1))  # those of no rows, to add others to
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -108,7 +108,7 @@ def frechet_error(reference: Moments, samples: np.ndarray, together: int = 1) ->
         for chosen in np.array_split(order, GROUPS)
     ]
     root = _root(reference.covariance)
-    without = [functools.reduce(operator.add, parts[:i] + parts[i + 1 :]) for i in range(GROUPS)]
+    without = [sum(parts[:i] + parts[i + 1 :], NO_MOMENTS) for i in range(GROUPS)]
     return _jackknife(np.array([_frechet(root, reference, moments) for moments in without]))
 
 

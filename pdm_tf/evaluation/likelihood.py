@@ -56,17 +56,15 @@ class Bits(NamedTuple):
       bits_per_dim: the bound; of a denoiser of a part of the process, the terms of its t alone.
       intervals: L_T, L_1..T-1 and L_0, as far as the denoiser's t go, which add up to the whole; and each of
         the denoiser's parts, if there are several.
-      terms: (T,) bits of each t; NaN where no t was drawn.
       count: images.
     """
 
     bits_per_dim: Measurement
     intervals: list[Interval]
-    terms: np.ndarray
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """All but the terms, as JSON values."""
+        """All of it as JSON values."""
         return {
             "bits_per_dim": self.bits_per_dim.to_json(),
             "intervals": [{**one._asdict(), "bits": one.bits.to_json()} for one in self.intervals],
@@ -231,12 +229,9 @@ class Likelihood:
         for part in denoiser.parts if len(denoiser.parts) > 1 else ():
             of_part = between(part.t_start, part.t_stop)
             intervals.append(Interval(part.title, part.t_start, part.t_stop, of_part))
-        counts = np.bincount(t.ravel(), minlength=steps)
-        sums = np.bincount(t.ravel(), bits.ravel(), minlength=steps)
         return Bits(
             bits_per_dim=Measurement.mean_of(np.sum(widths * bits, axis=0) + prior),
             intervals=intervals,
-            terms=np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
             count=len(prior),
         )
 
@@ -255,11 +250,6 @@ def intervals_of(t_start: int, t_stop: int, strata: int | None) -> list[tuple[in
     edges = np.floor(np.geomspace(start, max(t_stop, start), count + 1) + 0.5).astype(int)
     edges = np.maximum(edges, start + np.arange(count + 1)).tolist()
     return ([(0, 1)] if t_start == 0 else []) + list(zip(edges, edges[1:]))
-
-
-def most_strata(denoiser: Denoiser) -> int:
-    """The most strata that `intervals_of` can make of a denoiser's t."""
-    return denoiser.t_stop - max(denoiser.t_start, 1)
 
 
 def held_out_batches(

@@ -22,7 +22,7 @@ import numpy as np
 from pdm_tf.atomic import sha256
 from pdm_tf.data import DatasetInfo, labelled_batches
 from pdm_tf.errors import UserError, one_line
-from pdm_tf.evaluation.distances import Moments
+from pdm_tf.evaluation.distances import NO_MOMENTS, Moments
 from pdm_tf.evaluation.features import CACHE, Detector, extract, extract_batches
 from pdm_tf.images import names_in, read_folder, read_samples, samples_shape
 from pdm_tf.paths import as_path, local_path
@@ -85,13 +85,14 @@ def of_images(
             shape = batch.shape[1:]
             yield batch
 
-    moments = spatial = features = None
+    moments = spatial = NO_MOMENTS
+    features = None
     done = filled = 0
     for pooled, positions, _ in extract_batches(detector, watched()):
         if features is None:
             features = np.empty((len(places), pooled.shape[1]), np.float32)
-        moments = _added(moments, pooled)
-        spatial = _added(spatial, positions)
+        moments += Moments.of(pooled)
+        spatial = None if positions is None else spatial + Moments.of(positions)
         chosen = places[(places >= done) & (places < done + len(pooled))] - done
         features[filled : filled + len(chosen)] = pooled[chosen]
         done += len(pooled)
@@ -106,12 +107,6 @@ def of_images(
         "images_sha256": digest.hexdigest(),
     }
     return Reference(title, moments, spatial, features, places, count, made)
-
-
-def _added(moments: Moments | None, features: np.ndarray | None) -> Moments | None:
-    if features is None:
-        return None
-    return Moments.of(features) if moments is None else moments + Moments.of(features)
 
 
 def _origin(detector: Detector) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Inside:
     def __init__(self, model: Model, info: DatasetInfo | None):
         """Reads the examples; data that are damaged or do not fit the model are left out with a note."""
         self.model = model
+        self.predict = Predictor(model.denoiser, 1)
         self.study = None
         self.split = ""  # of the examples, held out where there is one
         self.examples = np.zeros((0, *model.denoiser.image_shape), np.uint8)  # (N, H, W, C)
@@ -62,7 +63,7 @@ class Inside:
         label = denoiser.null_label if label is None else label
         image = from_uint8(picture)[None]
         z = add_noise(denoiser, image, t, seed)
-        prediction = self._predict(z, t, np.array([label]))
+        prediction = self.predict(z, t, np.array([label]))
         level = denoiser.schedule.at(t)
         status = [
             f"t = {t}: z_t = {float(level.signal):.2f} x picture + {float(level.noise):.2f} x noise",
@@ -86,7 +87,3 @@ class Inside:
             else:
                 status.append("the data have no picture of this class, so there is no x*")
         return View(to_uint8(z[0]), to_uint8(prediction[0]), best, "; ".join(status))
-
-    @functools.cached_property
-    def _predict(self) -> Predictor:
-        return Predictor(self.model.denoiser, 1)

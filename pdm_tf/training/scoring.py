@@ -18,7 +18,7 @@ from pdm_tf.evaluation import references
 from pdm_tf.evaluation.distances import FEWEST_OF_KERNEL
 from pdm_tf.evaluation.features import extract, load_detector
 from pdm_tf.evaluation.image_sets import shared_labels
-from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches, most_strata
+from pdm_tf.evaluation.likelihood import Likelihood, held_out_batches
 from pdm_tf.evaluation.metrics import Comparison
 from pdm_tf.training.metrics import MetricsLog
 from pdm_tf.training.periodic import Previews
@@ -139,7 +139,10 @@ class HeldOutBits(Scores):
         super().__init__(*args)
         self.split = data.held_out_split(self.info)
         self.count = min(self.config.training.score_images, self.info.num_examples[self.split])
-        self.strata = min(STRATA, most_strata(self.previews.denoiser)) or None
+        denoiser = self.previews.denoiser
+        self.strata = min(STRATA, denoiser.t_stop - max(denoiser.t_start, 1)) or None
+        with self.previews.strategy.scope():
+            self.likelihood = Likelihood(denoiser)
 
     @staticmethod
     def problem(config: Config, info: data.DatasetInfo, denoiser: Denoiser) -> str:
@@ -157,10 +160,5 @@ class HeldOutBits(Scores):
             self.info, self.split, self.config.data.image_shape, self.previews.batch_size, self.count
         )
         with self.previews.ema.applied():
-            found = self._likelihood(batches, seed=self.config.seed, strata=self.strata, check=self.check)
+            found = self.likelihood(batches, seed=self.config.seed, strata=self.strata, check=self.check)
         self.log.scalars(step, {self.name: found.bits_per_dim.value}, prefix="validation/")
-
-    @functools.cached_property
-    def _likelihood(self) -> Likelihood:
-        with self.previews.strategy.scope():
-            return Likelihood(self.previews.denoiser)

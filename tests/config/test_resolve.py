@@ -168,7 +168,7 @@ def test_the_record_of_a_warm_start_stays():
 def test_what_was_given_is_kept_in_the_run_folder(tmp_path):
     run, first = RunFolder(tmp_path), given("emoji64", "network.channel_multipliers=1,2", network="vit")
     assert run.given() is None
-    run.write_given(first)
+    run.write_config(resolve(first, Info()), first)
     assert run.given().derives_as(first) and set(run.given().settings) == {"network.channel_multipliers"}
     run.given_file.write_text("{")
     with pytest.raises(UserError, match=r"given.json is damaged"):

@@ -165,9 +165,9 @@ def test_a_signal_ends_a_score_and_leaves_nothing_of_it(tmp_path):
     assert not RunFolder(tmp_path).best_note.exists() and not RunFolder(tmp_path).metrics()
 
 
-def test_bits_are_those_of_the_averages_on_held_out_images(tmp_path):
+def test_bits_are_those_of_the_averages_on_held_out_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(Samples, "denoiser", tiny_denoiser(config(*SCORED)))
     bits = made(tmp_path, kind=scoring.HeldOutBits)
-    bits.previews.denoiser = tiny_denoiser(config(*SCORED))
     bits.measure(4)
     batches = held_out_batches(INFO, "validation", (64, 64, 3), 5, 10)
     expected = Likelihood(bits.previews.denoiser)(batches, strata=16)
