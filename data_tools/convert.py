@@ -42,10 +42,6 @@ SKIPPED = "skipped.tsv"
 WORK_DIR = ".conversion"
 SAMPLED_ITEMS = 32  # to estimate the mean size of a record; a shard's size need not be exact
 SHOWN_CLASSES = 30
-# The types of entries of the files in JSON.
-PLAN = {"mean_record_bytes": int}
-OUTCOME = {"records": int, "bytes": int, "payload_bytes": int, "sha256": str, "skipped": list}
-MANIFEST_ENTRIES = {"plan": dict, "shards": dict, "metadata_sha256": dict}
 
 Options = argparse.Namespace  # a tool's flags by name
 
@@ -186,7 +182,7 @@ def _plan(ordered: list[Item], encoder: Encoder, target: Target, options: Option
     }
     path = options.output / WORK_DIR / "plan.json"
     manifest = read_manifest(options.output)
-    earlier = manifest["plan"] if manifest else _read_json(path, PLAN)
+    earlier = manifest["plan"] if manifest else _read_json(path, "mean_record_bytes")
     if earlier is None:
         plan = {**chosen, "mean_record_bytes": _mean_record_bytes(ordered, encoder)}
         atomic_json(path, plan)
@@ -247,7 +243,7 @@ def _finished(tasks: list[Task], output: Path) -> dict[Path, dict]:
         outcome = manifest["shards"].get(task.path.name) if manifest else None
         if outcome and outcome["skipped"]:
             continue
-        outcome = outcome or _read_json(task.outcome_path, OUTCOME)
+        outcome = outcome or _read_json(task.outcome_path, "records", "bytes", "payload_bytes", "skipped")
         if outcome and task.path.exists() and size_of(task.path) == outcome["bytes"]:
             finished[task.path] = outcome
     return finished
@@ -382,29 +378,15 @@ def damaged_metadata(directory: Path, manifest: dict[str, Any]) -> list[Path]:
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of a finished data set; None where there is none, UserError if it is damaged."""
-    path = directory / MANIFEST
-    manifest = _read_json(path, MANIFEST_ENTRIES)
-    if manifest:
-        _check_entries(path, manifest["plan"], PLAN)
-        for outcome in manifest["shards"].values():
-            _check_entries(path, outcome, OUTCOME)
-    return manifest
+    return _read_json(directory / MANIFEST, "plan", "shards", "metadata_sha256")
 
 
-def _read_json(path: Path, kinds: dict[str, type]) -> dict[str, Any] | None:
-    """A file's JSON object, which must have entries of these types; None where there is no file."""
+def _read_json(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A file's JSON object, which must have some keys; None where there is no file."""
     try:
         values = json.loads(path.read_bytes())
+        return {**values, **{key: values[key] for key in keys}}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); remove it and convert again") from error
-    _check_entries(path, values, kinds)
-    return values
-
-
-def _check_entries(path: Path, values: Any, kinds: dict[str, type]) -> None:
-    right = isinstance(values, dict) and all(type(values.get(key)) is kind for key, kind in kinds.items())
-    lines = values["skipped"] if right and "skipped" in kinds else []
-    if not right or any(not isinstance(line, list) or [*map(type, line)] != [str, str] for line in lines):
-        raise UserError(f"{path} is damaged; remove it and convert again")

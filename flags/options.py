@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from pdm_tf.config.words import Leaf, leaves, parse, word
+from pdm_tf.config.words import Leaf, check_values, leaves, parse, word
 from pdm_tf.errors import UserError
 
 HELP = {"--help", "-help", "-h"}
@@ -57,7 +57,9 @@ def parse_options(
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     given = {name: values[name].value for name in fields if values[name].present}
-    return cls(**{name: _value(name, fields[name], text) for name, text in given.items()})
+    options = {name: _value(name, fields[name], text) for name, text in given.items()}
+    check_values(cls, options, "--")
+    return cls(**options)
 
 
 def help_text(mode: str, cls: type) -> str:
@@ -82,11 +84,7 @@ def _is_repeated(leaf: Leaf) -> bool:
 def _value(name: str, leaf: Leaf, given: typing.Any) -> typing.Any:
     if isinstance(given, bool):
         return given
-    value = tuple(given) if _is_repeated(leaf) else parse(given, leaf.kind, f"--{name}")
-    problem = leaf.rule.problem(value)
-    if problem:
-        raise UserError(f"--{name}={word(value)}: {problem}")
-    return value
+    return tuple(given) if _is_repeated(leaf) else parse(given, leaf.kind, f"--{name}")
 
 
 def _advice(name: str, mode: str, modes: Sequence[str], options_of: Callable[[str], type[Options]]) -> str:

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from pdm_tf import plots
 from pdm_tf.analysis.study import Predictor, Result, Study, add_noise, gradient_energy, rmse
-from pdm_tf.images import to_uint8
 from pdm_tf.progress import bar
 
 TIMES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # t / T
@@ -43,8 +42,7 @@ def measure(study: Study) -> Result:
             rows[title].append(x[0])
             numbers["energy"][title].append(gradient_energy(x) / data_energy)
             numbers["rmse_to_optimum"][title].append(rmse(x, best))
-    images = {title: to_uint8(row) for title, row in rows.items()}
-    return Result(numbers, _sentence(numbers), images, [f"t = {t}" for t in numbers["t"]], _panels(numbers))
+    return Result(numbers, _sentence(numbers), rows, [f"t = {t}" for t in numbers["t"]], _panels(numbers))
 
 
 def _sentence(numbers: dict) -> str:

@@ -10,7 +10,6 @@ from pdm_tf.analysis.study import Predictor, Result, Study, add_noise, rmse
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.schedules import strided_timesteps
 from pdm_tf.errors import UserError
-from pdm_tf.images import to_uint8
 from pdm_tf.progress import bar
 from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.ancestral import ancestral
@@ -102,5 +101,4 @@ def measure(study: Study) -> Result:
         "frequency over that of neighbouring pixels",
         {"mean": ((np.arange(BANDS) + 0.5) / BANDS, kept, None)},
     )
-    images = {title: to_uint8(row) for title, row in rows.items()}
-    return Result(numbers, sentence, images, panels=[panel])
+    return Result(numbers, sentence, rows, panels=[panel])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from pdm_tf.analysis.study import Predictor, Result, Study, add_noise, gradient_energy, rmse
-from pdm_tf.images import to_uint8
 
 TIME = 0.97  # t / T
 COLUMNS = 6
@@ -29,7 +28,7 @@ def measure(study: Study) -> Result:
         distance[title] = rmse(x, best)
     rows["x*"] = best
     numbers = {"t": t, "label": label, "energy_over_optimum": energy, "rmse_to_optimum": distance}
-    images = {title: to_uint8(row[:COLUMNS]) for title, row in rows.items()}
+    images = {title: row[:COLUMNS] for title, row in rows.items()}
     return Result(numbers, _sentence(numbers, study, optimum.conditional), images)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pdm_tf.analysis.study import Result, Study
-from pdm_tf.images import from_uint8, to_uint8
+from pdm_tf.images import from_uint8
 from pdm_tf.models import Model
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.sampler import Sampler
@@ -74,20 +74,20 @@ def samples_of(study: Study, title: str, model: Model) -> SampleBatches:
 def measure(study: Study) -> Result:
     """Samples of each model from the same noise, and their energy at patch borders beside the data's."""
     data, _ = study.examples()
-    images = {"data": to_uint8(data[:COLUMNS])}
+    images = {"data": data[:COLUMNS]}
     energies = {}
     steps = {}
     for title, model in study.titles.items():
-        samples = np.concatenate(list(samples_of(study, title, model)))
+        samples = from_uint8(np.concatenate(list(samples_of(study, title, model))))
         patch_size = model.config.network.patch_size
         images[title] = samples[:COLUMNS]
         energies[title] = {
             "patch_size": patch_size,
-            "samples": border_energy(from_uint8(samples), patch_size),
+            "samples": border_energy(samples, patch_size),
             "data": border_energy(data, patch_size),
         }
         steps[title] = {
-            size: {"samples": border_steps(from_uint8(samples), size), "data": border_steps(data, size)}
+            size: {"samples": border_steps(samples, size), "data": border_steps(data, size)}
             for size in sorted({part.patch_size for part in model.denoiser.parts})
         }
     numbers = {"border_energy": energies, "border_steps": steps}

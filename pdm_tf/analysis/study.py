@@ -20,6 +20,7 @@ from pdm_tf.data import DatasetInfo, load_batches, naming_shards
 from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import diffuse
 from pdm_tf.errors import UserError
+from pdm_tf.images import to_uint8
 from pdm_tf.models import Model
 from pdm_tf.randomness import normal_each
 
@@ -29,8 +30,8 @@ class Result(NamedTuple):
 
     numbers: dict[str, Any]  # JSON values
     sentence: str  # the finding, made of the numbers
-    # The picture, as of `plots.draw`; or a table: titles of columns, and rows of texts.
-    images: Mapping[str, np.ndarray] = {}
+    # The picture, as of `plots.draw`, of images in [-1, 1]; or a table: titles of columns, and rows of texts.
+    images: Mapping[str, Sequence[np.ndarray]] = {}
     columns: Sequence[str] = ()
     panels: Sequence[plots.Panel] = ()
     table: tuple[list[str], list[list[str]]] | None = None
@@ -39,7 +40,8 @@ class Result(NamedTuple):
         if self.table:
             plots.table(path, *self.table)
         else:
-            plots.draw(path, self.images, self.columns, self.panels)
+            rows = {title: to_uint8(images) for title, images in self.images.items()}
+            plots.draw(path, rows, self.columns, self.panels)
 
 
 @dataclasses.dataclass(frozen=True)

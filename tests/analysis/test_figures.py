@@ -40,7 +40,7 @@ def test_fig1a_of_the_optimum_itself(info, best, tmp_path):
     assert energy[0] == pytest.approx(1, abs=1e-3) and energy[-1] < 0.8  # blur increases with t
     averaged = result.numbers["images_averaged"]
     assert averaged[0] == pytest.approx(1) and 1.5 < averaged[-1] <= 6.001  # of the images' own class alone
-    assert result.images["x*"].dtype == np.uint8 and len(result.images["x*"]) == 11
+    assert len(result.images["x*"]) == 11
     result.draw(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
