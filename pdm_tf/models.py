@@ -90,7 +90,7 @@ class Model:
         denoisers = [build_denoiser(run.config.diffusion, build_network(run.config)) for run in self.runs]
         self._assign(denoisers, weights)
         schedule = denoisers[0].schedule
-        factors = [_magnification(self.config, run.config) for run in self.runs]
+        factors = [_factor(self.config, run.config) for run in self.runs]
         return [
             MagnifiedDenoiser(one, factor, schedule) if factor > 1 else one
             for one, factor in zip(denoisers, factors)
@@ -159,7 +159,7 @@ def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
     """The models of several runs: each run of the whole process is one, all others are experts of one more.
 
     Experts of a part of the process are one model with the run of the whole process, if there is one. One of
-    smaller images than the experts' is no model beside theirs.
+    smaller images than the experts' is no model beside theirs. UserError if they could be with several.
     """
     whole, experts = [], []
     levels = 0  # that experts were trained on
@@ -171,7 +171,12 @@ def models_from_folders(*run_dirs: str | os.PathLike) -> list[Model]:
         levels += 0 if alone else trained
     models = [Model.from_folders(run_dir) for run_dir in whole]
     if experts:
-        completed = len(whole) == 1 and levels < diffusion.num_timesteps
+        completed = whole and levels < diffusion.num_timesteps
+        if completed and len(whole) > 1:
+            raise UserError(
+                f"{' and '.join(map(str, whole))} cover all t: name one of them with "
+                f"{' and '.join(map(str, experts))}, and compare the others in another command"
+            )
         model = Model.from_folders(*experts, *(whole if completed else ()))
         shape = model.config.data.image_shape
         models = [one for one in models if not completed or one.config.data.image_shape == shape] + [model]
@@ -223,7 +228,7 @@ def _decisive(config: Config) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != known[key].default}
 
 
-def _magnification(config: Config, expert: Config) -> int:
+def _factor(config: Config, expert: Config) -> int:
     """The factor from the images' sides of an expert to those of a config; 1: it is not for smaller ones.
 
     Images averaged down are as noisy as smaller ones at each t if the schedule is shifted by the resolution.
@@ -241,10 +246,11 @@ def _check_alike(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         changed = changes(first.config, run.config)
-        if _magnification(first.config, run.config) > 1:
+        if _factor(first.config, run.config) > 1:
             del changed["data.image_shape"]
             changed.pop("data.dataset", None)
-        problems = ["{} is {} and {}".format(key, *changed[key]) for key in SHARED if key in changed]
+        shared = ["data.image_shape", *SHARED]
+        problems = ["{} is {} and {}".format(key, *changed[key]) for key in shared if key in changed]
         if run.config.conditional != first.config.conditional:
             problems.append("only one of them knows classes")
         if problems:

@@ -60,7 +60,7 @@ class Options(DeviceOptions, DataOptions):
     warm_start: Optional[str] = of_config(
         "training.warm_start",
         "Run folder, or name of weights that ship, whose averages a new run begins with; empty: none. By "
-        "default avatars64 for tfds: and folder: data with that network.",
+        "default avatars64, or avatars256 if P is more than 8, for tfds: and folder: data with that network.",
     )
     teacher: Optional[tuple[str, ...]] = of_config(
         "distillation.teacher",
@@ -119,6 +119,10 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
     teacher = given.settings.get("distillation.teacher")
     source = teacher[0] if teacher else given.settings.get("training.warm_start")
     parent = run_or_shipped(source).config() if source and not earlier else None
+    if teacher and parent:
+        sizes = {run_or_shipped(name).config().data.image_shape[:2] for name in teacher}
+        if len(sizes) > 1:
+            raise UserError("--teacher: experts of images of several sizes have no student; name others")
     default_size = "base" if devices.has_accelerator(strategy) else "tiny"
     config = resolve(
         given,

@@ -375,7 +375,7 @@ _VITS = {
     #                   P  width depth narrow  lr        parameters  GFLOPs (U-Net's)
     "emoji64":     _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
     "avatars64":   _ViT(4,   128,    7,  32, 3e-4),  #   2,329,670     1.01 (1.05)
-    "tiny":        _ViT(None, 128,   7,  32, 1e-3),  # as avatars64's, which it begins with
+    "tiny":        _ViT(None, 128,   7,  32, 1e-3),  # as avatars64's and 256's, which it begins with
     "avatars256":  _ViT(16,  128,    7,  32, 1e-3),  #   2,538,470     1.12 (3.62)
     "avatars1024": _ViT(64,  128,    7,  32, 1e-3),  #   5,879,270     2.83 (15.5)
     "lsun_church": _ViT(8,   640,   11, 128, 5e-5),  #  87,297,180   143.63 (131.8)
@@ -448,7 +448,7 @@ def network_settings(network: str, config: Config, size: str | None = None) -> d
     shifted = config.diffusion.schedule.startswith("shifted")
     if network == "local":
         height, width, _ = config.data.image_shape
-        patch_size = 8 if min(height, width) >= 512 else 4
+        patch_size = 8 if min(height, width) >= 512 and not (height % 32 or width % 32) else 4
         return {
             **_LOCAL,
             "data.crop": min(32 * patch_size, height, width),

@@ -63,8 +63,9 @@ def for_other_images(
         return dict(arrays)
     adapted = {}
     if there[0] >= 2 * here[0]:
-        ends = {name: name.replace(f"/{LARGE}", "/") for name in shapes if LARGE in name}
-        arrays = {**{name: arrays[one] for name, one in ends.items() if one in arrays}, **arrays}
+        for name in shapes.keys() - arrays.keys():
+            if LARGE in name and (one := arrays.get(name.replace(f"/{LARGE}", "/"))) is not None:
+                adapted[name] = _resized(name, one, shapes, (2 * here[0], here[1]), there, _averages)
     for name, array in arrays.items():
         times = 2 if LARGE in name else 1
         patches = [(times * patch_size, channels) for patch_size, channels in (here, there)]

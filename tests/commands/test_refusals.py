@@ -23,6 +23,7 @@ def folder(tmp_path_factory):
     sampled = {"sampling__sampler": "ddim", "sampling__steps": (2,), "sampling__spacing": "logsnr_trailing"}
     write_run(folder / "student", tiny_config(**student, **sampled), 3)
     write_run(folder / "low", tiny_config(diffusion__t_stop=400, network__patch_size=2), 1)
+    write_run(folder / "large", tiny_config(data__image_shape=(32, 32, 3)), 4)
     return folder
 
 
@@ -116,6 +117,15 @@ REFUSALS = [
         "--mode=train --teacher=FOLDER/low --teacher=FOLDER/whole",
         "FOLDER/low cannot draw from noise, and the student begins with its weights: name the teacher's "
         "expert for the most noise first",
+    ),
+    (
+        "--mode=train --teacher=FOLDER/whole --teacher=FOLDER/large",
+        "--teacher: experts of images of several sizes have no student; name others",
+    ),
+    (
+        "--mode=evaluate --run_dir=FOLDER/low,FOLDER/whole,FOLDER/labelled",
+        "FOLDER/whole and FOLDER/labelled cover all t: name one of them with FOLDER/low, and compare the "
+        "others in another command",
     ),
     (
         "--mode=train --train_steps=800 --set=training.keep_best=true --run_dir=FOLDER/new",

@@ -228,6 +228,17 @@ def test_a_trained_vit_of_large_patches_goes_on_as_it_was_from_the_boundary_on()
         np.testing.assert_array_equal(arrays[name], array)
 
 
+@pytest.mark.parametrize("patch_size, colours", [(1, 3), (2, 1), (4, 1), (8, 3)])
+def test_both_sizes_begin_with_weights_of_any_patches_and_colours(config, patch_size, colours):
+    one_size = {"network.patch_switch_t": 0, "network.patch_size": patch_size}
+    image = {"data.image_shape": (16, 16, colours)}
+    one = arrays_of(build_network(config.replace({**one_size, **image})))
+    shapes = {n: array.shape for n, array in arrays_of(build_network(config)).items()}
+    begun = for_other_images(one, shapes, (2, 3), (patch_size, colours))
+    begun = with_large_patches(begun, shapes, 2)
+    assert {n: array.shape for n, array in begun.items()} == shapes
+
+
 def test_large_patches_lie_at_the_place_of_the_first_of_their_four():
     fine = tf.reshape(vit.rotation((8, 8), 0, 32, 0.5), [8, 8, -1])
     np.testing.assert_array_equal(tf.reshape(vit.rotation((4, 4), 0, 32), [4, 4, -1]), fine[::2, ::2])
