@@ -71,9 +71,10 @@ class _Size(typing.NamedTuple):
 
 # Any other data: patches, levels and labels follow from the images; see `sized_preset`. tiny is what draws best
 # after minutes to an hour of two cores, begun with avatars64's weights: FD after 5 minutes of one core is 302 of
-# icons (from random weights 716), 561 (929) of emoji, 523 (885) of wallpapers, 260 (320) of clothes, 205 (510)
-# of faces, and 760 (1340) of emoji of 256 pixels (docs/training.md). small and base are for accelerators and were
-# not compared: the batches and rates of ADM and DiT (1e-4 at 256), taken down to theirs.
+# icons (from random weights 716; after an hour 158 and 176), 561 (929) of emoji, 523 (885) of wallpapers, 260
+# (320) of clothes, 205 (510) of faces, and 760 (1340) of emoji of 256 pixels (docs/training.md). small and base
+# are for accelerators and were not compared: the batches and rates of ADM and DiT (1e-4 at 256), taken down to
+# theirs.
 SIZES = {
     #              c    multipliers   blocks places attention batch lr    clip warm-up EMA  steps   scores network
     "tiny":  _Size(64,  (2, 2, 2),    1,     256,   64,       16,   1e-3, 1.0, 200,    10,  20_000, 5000,  "vit"),
