@@ -368,6 +368,8 @@ def _write_manifest(
     size = sum(outcome["bytes"] for outcome in recorded.values())
     shards = f"{len(recorded)} shard{'s' * (len(recorded) != 1)}"
     print(f"{count} images, {size / 1e6:.1f} MB in {shards}: {output}")
+    if plan["validation_fraction"] and not any("-validation." in name for name in recorded):
+        print("none of them is held out, to measure with: --validation_fraction=0.1 would hold a tenth out")
 
 
 def damaged_metadata(directory: Path, manifest: dict[str, Any]) -> list[Path]:

@@ -58,9 +58,9 @@ def load(item: Item, *, shape: tuple[int, int, int], crop: str, background: str)
     if crop == "stretch":
         return image.resize((width, height), Image.Resampling.LANCZOS)
     if image.size != (width, height):
-        raise ValueError(
-            f"the image is {image.height}x{image.width}, the first one {height}x{width};"
-            " pass --resolution to crop and resize all"
+        raise UserError(
+            f"{item.name} is {image.height}x{image.width}, the first image {height}x{width}: pass "
+            "--resolution to crop and resize all"
         )
     return image
 
@@ -106,6 +106,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--background={options.background}: {error}") from error
     if options.channels == 4 and options.encoding == "jpeg":
         raise UserError("--channels=4 needs --encoding=png: JPEG has no transparency")
+    if os.path.realpath(options.input) == os.path.realpath(options.output):
+        raise UserError(f"--output={options.output} is the folder of images itself: name another")
     items, classes = list_items(options.input, options.labels)
     if options.resolution:
         crop = options.crop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -19,9 +19,11 @@ from pdm_tf.commands.options import (
 )
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import require, setting
+from pdm_tf.data import DatasetInfo
 from pdm_tf.errors import UserError
 from pdm_tf.evaluation.evaluate import Drawing, compare, default_folder, measure_likelihood
 from pdm_tf.evaluation.features import load_detector, of_crops
+from pdm_tf.models import Model
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ class Options(DrawingOptions, OutputOptions, DeviceOptions, DataOptions):
             return default_folder(self.samples)
         return os.path.join(self.run_dirs()[0], "evaluation")
 
+    def reference_data(self, models: Sequence[Model]) -> DatasetInfo:
+        """The data set that has the split to compare with; UserError if nothing names one."""
+        require(
+            models or self.dataset,
+            "--samples: name the data set to compare with by --dataset, or a file or folder by --reference",
+        )
+        return self.trained_data(models[0].config.data if models else None)
+
 
 # Options of drawing, beside those of `SamplingConfig`, which files alone have no use for.
 ONLY_DRAWING = ("guide", "seed", "num_samples", "sample_batch_size", "labels", "equal_shares", "ema")
@@ -124,7 +134,7 @@ def run(options: Options) -> None:
         out,
         detector,
         options.reference,
-        lambda: options.trained_data(models[0].config.data if models else None),
+        lambda: options.reference_data(models),
         sample_paths=options.samples,
         models=models,
         drawing=drawing,

@@ -104,7 +104,7 @@ def edit_of(options: Options, shape: tuple[int, int, int]) -> Optional[Edit]:
         return None
     image = images.from_uint8(images.read_image(options.init_image, shape))
     if options.mask is None:
-        idle = [name for name in given if leaves(Edit)[name].rule.of]
+        idle = [name for name in given if "mask" in leaves(Edit)[name].rule.of]
         require(not idle, f"--{next(iter(idle), '')} needs a --mask")
         return Edit(image, **given)
     return Edit(image, images.read_mask(options.mask, shape), **{"strength": 1.0, **given})

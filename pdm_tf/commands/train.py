@@ -116,6 +116,9 @@ def plan(options: Options, info: Optional[DatasetInfo]) -> Plan:
         raise UserError(f"{info.name} has no split train, but {', '.join(info.num_examples)}")
     strategy = devices.choose(options.strategy)[0]
     earlier = run.config() if run.has_begun() else None
+    if earlier and info:  # other data are refused as such, and not for what does not fit them
+        data = {"data.dataset": given.dataset, "data.sha256": info.sha256}
+        refuse_other_settings(earlier, earlier.replace(data), run)
     teacher = given.settings.get("distillation.teacher")
     source = teacher[0] if teacher else given.settings.get("training.warm_start")
     parent = run_or_shipped(source).config() if source and not earlier else None

@@ -256,8 +256,12 @@ def _multipliers(grid: tuple[int, int], of_size: tuple[float, ...]) -> tuple[flo
 def _convert_first(data: DataConfig, places: int, halvings: int) -> str:
     """What to do about images that no patch size fits."""
     height, width, channels = data.image_shape
-    factor = math.ceil(math.sqrt(height * width / places)) * 2**halvings
-    fitting = [max(side // factor, 1) * factor for side in (height, width)]
+    most = math.sqrt(height * width / places)
+    for patch_size in (max(math.floor(most), 1), math.ceil(most)):
+        factor = patch_size * 2**halvings
+        fitting = [max(side // factor, 1) * factor for side in (height, width)]
+        if math.prod(fitting) <= places * patch_size**2:
+            break
     return (
         f"images of {height} x {width} do not divide into at most {places:,} patches that can be halved; a "
         f"size that does is {fitting[0]} x {fitting[1]}: convert them with python -m data_tools.image_folder "

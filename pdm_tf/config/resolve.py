@@ -12,6 +12,8 @@ from pdm_tf.config.presets import PAPERS, is_named
 from pdm_tf.config.words import check_values, get, leaves
 from pdm_tf.errors import UserError
 
+SHOWN = 4  # settings that a run in the folder has otherwise
+
 
 class Given(NamedTuple):
     """What a command says of a run; saved as given.json beside config.json, what it was resolved to."""
@@ -158,7 +160,8 @@ def refuse_other_settings(earlier: Config, config: Config, folder: object) -> No
             there, now = ("nothing" if value in ("", ()) else value for value in values)
             fixed.append(f"{key} ({there} there, {now} now)")
     if fixed:
+        more = f"; and {len(fixed) - SHOWN} more" if len(fixed) > SHOWN else ""
         raise UserError(
-            f"{folder} holds a run with other settings: {'; '.join(fixed)}: give the same ones to resume "
-            "it, or another folder"
+            f"{folder} holds a run with other settings: {'; '.join(fixed[:SHOWN])}{more}: give the same ones "
+            "to resume it, or another folder"
         )

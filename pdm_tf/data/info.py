@@ -99,8 +99,9 @@ def find_dataset(dataset: str, data_dir: str | os.PathLike) -> DatasetInfo:
         found = _newest_version(as_path(rest))
         if found is None:
             raise UserError(
-                f"no data set ({METADATA}) in {rest}; make one from a folder of images with:"
-                f" python -m data_tools.image_folder --input IMAGES --output {rest}"
+                f"no data set ({METADATA}) in {rest}: if it was moved, name its new place by --dataset; or "
+                "make one from a folder of images with: python -m data_tools.image_folder --input IMAGES "
+                "--output FOLDER, and then --dataset=folder:FOLDER"
             )
         return describe_directory(found)
     known = ", ".join([*EMBEDDED, *SOURCES, "tfds:NAME", "folder:PATH"])

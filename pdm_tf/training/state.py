@@ -53,7 +53,8 @@ def restore(config: Config, run: RunFolder, strategy: tf.distribute.Strategy) ->
             f"{run} has trained for {step:,} steps already, and training.steps={settings.steps}: ask for "
             "more, or use another folder"
         )
-    print(f"resuming {run} at step {step:,} of {settings.steps:,}", flush=True)
+    more = "" if step < settings.steps else ": it is finished, and more training.steps would go on"
+    print(f"resuming {run} at step {step:,} of {settings.steps:,}{more}", flush=True)
     return State(model, ema, checkpoints, step)
 
 

@@ -165,11 +165,26 @@ def test_an_export_takes_an_interval_whose_weight_comes_with_each_call(tmp_path)
     assert options.model().config.sampling.guidance_interval == (150, 550)
 
 
+def found_data(image_shape, sha256):
+    about = {"name": "d", "num_classes": 0, "label_names": (), "num_examples": {"train": 9}}
+    return SimpleNamespace(**about, image_shape=image_shape, sha256=sha256)
+
+
+def test_other_data_are_refused_as_such_though_the_run_s_network_does_not_fit_them(tmp_path):
+    options = train.Options(dataset="folder:a/photos", run_dir=(str(tmp_path),), warm_start="")
+    config, run, _, given = train.plan(options, found_data((64, 64, 3), "1"))
+    run.write_config(config, given)
+    write_arrays(run.weights(10), {"a": np.zeros(1)})
+    other = dataclasses.replace(options, dataset="folder:b/photos")
+    with pytest.raises(UserError, match=r"other settings: data\.dataset \(folder:a/photos, sha256 1 there"):
+        train.plan(other, found_data((65, 65, 3), "2"))
+    assert train.plan(other, found_data((64, 64, 3), "1")).config.data.dataset == "folder:b/photos"
+
+
 @pytest.mark.parametrize(("accelerator", "size"), [(False, "tiny"), (True, "base")])
 def test_a_run_notes_the_size_that_its_machine_chose(tmp_path, monkeypatch, accelerator, size):
     monkeypatch.setattr(train.devices, "has_accelerator", lambda _: accelerator)
-    data = {"name": "d", "image_shape": (64, 64, 3), "num_classes": 0, "label_names": (), "sha256": "1"}
-    info = SimpleNamespace(**data, num_examples={"train": 9})
+    info = found_data((64, 64, 3), "1")
     options = train.Options(dataset=f"folder:{tmp_path}", run_dir=(str(tmp_path),), warm_start="")
     assert options.given.size is None and train.plan(options, info).given.size == size
 

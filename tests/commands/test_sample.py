@@ -51,6 +51,14 @@ def test_an_unconditional_run_has_no_labels_and_lies_in_the_run_folder(runs, cap
         assert file.files == ["arr_0"]
 
 
+def test_a_picture_is_edited_as_much_as_strength_says(runs, tmp_path, capsys):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    for strength in ("0.3", "0.9"):
+        flags = {"init_image": tmp_path / "red.png", "strength": strength, "steps": "9"}
+        assert sample(capsys, run_dir=runs / "plain", out=tmp_path / strength, **flags)[0] == 0
+    assert np.abs(pixels(tmp_path / "0.3") - pixels(tmp_path / "0.9")).max() > 0.01
+
+
 def pixels(folder):
     with np.load(folder / "samples.npz") as file:
         return file["arr_0"]

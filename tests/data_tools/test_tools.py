@@ -199,7 +199,9 @@ def test_image_folder_refuses_what_it_cannot_do(tmp_path):
     files = {"a\nb/a.png": PICTURE, "c/b.png": fixtures.encode(np.zeros((9, 8), np.uint8))}
     fixtures.make_folder(tmp_path / "in", files)
     for more, message in [
-        ([], r"cannot read c/b.png \(the image is 9x8, the first one 8x8; pass --resolution"),
+        ([], r"^c/b.png is 9x8, the first image 8x8: pass --resolution"),
+        (["--on_error", "skip"], r"^c/b.png is 9x8, the first image 8x8: pass --resolution"),
+        (["--output", str(tmp_path / "in")], r"is the folder of images itself: name another$"),
         (["--channels", "4", "--encoding", "jpeg"], r"--channels=4 needs --encoding=png"),
         (["--resolution", "8", "--labels"], r"the class name 'a\\nb' has .*: rename it$"),
     ]:
