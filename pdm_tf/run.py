@@ -166,9 +166,12 @@ def step_of(file: Path) -> int:
 
 
 def run_or_shipped(text: str) -> RunFolder:
-    """The run folder of a path, or of the name of weights that ship, such as avatars64."""
-    run, shipped = RunFolder(text), RunFolder(PRETRAINED / text)
-    return shipped if shipped.has_config() and not run.has_config() else run
+    """The run folder of a path, or of the name of weights that ship, as avatars64; UserError if neither."""
+    for run in (RunFolder(text), RunFolder(PRETRAINED / text)):
+        if run.has_config():
+            return run
+    names = sorted(folder.name for folder in PRETRAINED.iterdir() if RunFolder(folder).has_config())
+    raise UserError(f"{text} holds no run (no config.json); weights that ship are {', '.join(names)}")
 
 
 def shipped_folders(dataset: str) -> list[Path]:

@@ -70,5 +70,5 @@ def test_a_line_without_all_quarters_of_t_is_no_point_of_the_curve_over_all_t(in
 
 
 def test_a_run_without_a_log_is_named(info, tmp_path):
-    with pytest.raises(UserError, match="needs runs that were trained here$"):
+    with pytest.raises(UserError, match=r"needs runs that were trained here$"):
         fig3.measure(study_of(info, model_of(None, tmp_path / "run")))
