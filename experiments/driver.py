@@ -80,7 +80,7 @@ class Driver:
         if self.dry:
             return dict(measure() or {})
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        if name not in self.ledger or (file and not file.exists()):
+        if name not in self.ledger.names() or (file and not file.exists()):
             self.ledger.write(name, measure() or {})
         return {key: array.tolist() for key, array in self.ledger.read(name).items()}
 

@@ -19,7 +19,7 @@ from pdm_tf.denoiser import Denoiser
 from pdm_tf.diffusion.process import learned_log_variance
 from pdm_tf.errors import UserError
 from pdm_tf.models import Model, Run, origin_text, read_weights
-from pdm_tf.paths import PATTERN, as_path, entries
+from pdm_tf.paths import PATTERN, SYSTEM_FILES, as_path, entries
 from pdm_tf.run import SAFETENSORS, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 from pdm_tf.weights import write_arrays
@@ -27,7 +27,6 @@ from pdm_tf.weights import write_arrays
 METADATA = "assets.extra/pdm_tf.json"  # assets.extra/ is the SavedModel's place for other files
 WARM_UP = "assets.extra/tf_serving_warmup_requests"  # where TensorFlow Serving looks for them
 SIGNATURES = ("sample", "sample_rows", "denoise")
-SYSTEM_FILES = {".DS_Store", "desktop.ini", "Thumbs.db"}  # desktops leave them in empty folders
 
 
 # --- The graph -------------------------------------------------------------------------------------
@@ -132,7 +131,9 @@ def _sample_rows(denoiser: Denoiser, sampling: SamplingConfig, inputs: Inputs) -
         seed, index, labels, guidance = _checked(rows, checks)
         weight = {"guidance": guidance} if inputs.guidance else {}
         sampler = Sampler(denoiser, dataclasses.replace(sampling, guidance=1.0), **weight)
-        return {"images": _to_uint8(sampler.sample(seed, index, labels))}
+        # As `pdm_tf.images.to_uint8` rounds, and so the same bytes.
+        levels = tf.round((sampler.sample(seed, index, labels) + 1.0) * 127.5)
+        return {"images": tf.cast(tf.clip_by_value(levels, 0.0, 255.0), tf.uint8)}
 
     return sample_rows
 
@@ -179,16 +180,12 @@ def _one_value(name: str, values: tf.Tensor) -> tf.Tensor:
     return _checked([values], [(alike, message)])[0][0]
 
 
-def _to_uint8(x: tf.Tensor) -> tf.Tensor:
-    """`pdm_tf.images.to_uint8` in the graph: the same rounding, so the same bytes."""
-    return tf.cast(tf.clip_by_value(tf.round((x + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
-
-
 # --- The SavedModel --------------------------------------------------------------------------------
 
 
-def check_free(out: str | os.PathLike) -> None:
-    """Raises UserError if `out` holds more than `SYSTEM_FILES`, or TensorFlow could not load from there."""
+@contextlib.contextmanager
+def _free_folder(out: str | os.PathLike, last: str) -> Iterator[Path]:
+    """As `atomic_folder`; UserError if `out` holds more than `SYSTEM_FILES`, or TensorFlow cannot load it."""
     out = as_path(out)
     odd = PATTERN.search(str(out))
     if odd:
@@ -199,15 +196,19 @@ def check_free(out: str | os.PathLike) -> None:
     names = {entry.name for entry in entries(out)} if out.is_dir() else {"a file"}
     if os.path.islink(out) or (out.exists() and names - SYSTEM_FILES):
         raise UserError(f"{out} exists: delete it, or name another folder")
+    with atomic_folder(out, last) as partial:
+        yield partial
+        for entry in entries(out):
+            entry.unlink()
 
 
 def export_saved_model(model: Model, out: str | os.PathLike) -> None:
     """Writes the SavedModel, README.md and `METADATA`, all or nothing; the config says how to sample."""
     config = model.config
-    inputs = Inputs.of(model.denoiser, config.diffusion.label_dropout, config.is_student)
-    module = servable(model.denoiser, config.sampling, inputs)
-    metadata = describe(model, module, inputs)
     with _free_folder(out, last="saved_model.pb") as partial:
+        inputs = Inputs.of(model.denoiser, config.diffusion.label_dropout, config.is_student)
+        module = servable(model.denoiser, config.sampling, inputs)
+        metadata = describe(model, module, inputs)
         # With the gradients of its custom-gradient operations (+10% of the graph): without them every load
         # warns, and `denoise` could not be differentiated.
         signatures = {name: getattr(module, name) for name in SIGNATURES}
@@ -217,15 +218,6 @@ def export_saved_model(model: Model, out: str | os.PathLike) -> None:
         write_warm_up(model.denoiser, inputs, partial / WARM_UP, as_path(out).name)
         (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
         atomic_text(partial / "README.md", readme(metadata))
-
-
-@contextlib.contextmanager
-def _free_folder(out: str | os.PathLike, last: str) -> Iterator[Path]:
-    check_free(out)
-    with atomic_folder(out, last) as partial:
-        yield partial
-        for entry in entries(as_path(out)):
-            entry.unlink()
 
 
 def write_warm_up(denoiser: Denoiser, inputs: Inputs, path: Path, name: str) -> None:
@@ -376,8 +368,8 @@ def export_weights(run: Run, ema_length: float | None, out: str | os.PathLike) -
 
     For other frameworks, and for all modes that take a run's folder here. Returns the file of the weights.
     """
-    arrays, origin = read_weights(run, ema_length)
     with _free_folder(out, last="config.json") as partial:
+        arrays, origin = read_weights(run, ema_length)
         folder = RunFolder(partial)
         file = folder.weights(origin["step"], SAFETENSORS)
         file.parent.mkdir()

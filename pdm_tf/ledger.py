@@ -38,9 +38,6 @@ class Ledger:
     def names(self) -> set[str]:
         return _names(self.folder)
 
-    def __contains__(self, name: str) -> bool:
-        return (self.folder / f"{name}.npz").exists()
-
     def read(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a finished part; UserError if its file is damaged."""
         return read_arrays(self.folder / f"{name}.npz")

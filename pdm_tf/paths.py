@@ -17,6 +17,7 @@ from pdm_tf.errors import UserError, one_line
 
 # TensorFlow takes the path of a checkpoint for a pattern: these characters keep it from finding one.
 PATTERN = re.compile(r"[][*?\\]")
+SYSTEM_FILES = {".DS_Store", "desktop.ini", "Thumbs.db"}  # desktops leave them in any folder
 ANSWER_SECONDS = 60  # for a bucket; usually it takes one
 _SCHEMES = ("gs", "s3", "az", "hf")  # of epath
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)([^/]*)")

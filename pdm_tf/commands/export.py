@@ -16,7 +16,7 @@ from pdm_tf.commands.options import (
 from pdm_tf.config.fields import SamplingConfig
 from pdm_tf.config.words import choice
 from pdm_tf.errors import UserError
-from pdm_tf.export import check_free, export_saved_model, export_weights
+from pdm_tf.export import export_saved_model, export_weights
 from pdm_tf.models import Run
 from pdm_tf.run import RunFolder
 
@@ -44,12 +44,10 @@ class Options(AverageOptions, SamplingInAnExport, OutputOptions, RunOptions):
 def run(options: Options) -> None:
     out = options.out_folder(options.default_out)
     if options.format == "safetensors":
-        check_free(out)
         print(f"weights: {export_weights(one_run(options), options.ema_length, out)}")
         print(f"their names and shapes: {out}/README.md")
         return
     model = options.model()
-    check_free(out)
     options.use_average(model)
     export_saved_model(model, out)
     print(f"SavedModel: {out}")

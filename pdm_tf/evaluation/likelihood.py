@@ -31,7 +31,7 @@ from pdm_tf.evaluation.metrics import Measurement
 from pdm_tf.ledger import Ledger
 from pdm_tf.progress import bar, skip
 from pdm_tf.randomness import draw_each, stream
-from pdm_tf.sampling.sampler import share_of_replica
+from pdm_tf.sampling.sampler import on_replicas
 
 # Images float32 (B, H, W, C) in [-1, 1] on the levels of 8 bits, labels int32 (B,), and places int (B,), the
 # numbers that the images' noise belongs to; as `pdm_tf.data.load_batches` makes them.
@@ -123,6 +123,7 @@ class Likelihood:
         """
         intervals = intervals_of(self.denoiser.t_start, self.denoiser.t_stop, strata)
         key = stream(seed, "likelihood", 0)
+        finished = ledger.names() if ledger else ()
         measured = []
         with bar(
             total=count and count * len(intervals),
@@ -138,12 +139,12 @@ class Likelihood:
 
             for number, batch in enumerate(batches):
                 name = f"terms_{number:06d}"
-                if ledger is not None and name in ledger:
+                if name in finished:
                     measured.append(ledger.read(name))
                     skip(shown, measured[-1]["t"].size)
                     continue
                 measured.append(self._measure(batch, key, intervals, report))
-                if ledger is not None:
+                if ledger:
                     ledger.write(name, measured[-1])
         whole = {name: np.concatenate([part[name] for part in measured], axis=-1) for name in measured[0]}
         return self._summary(**whole, widths=np.diff(intervals))
@@ -180,14 +181,9 @@ class Likelihood:
             prior = _bits(prior_kl(tf.constant(images, tf.float64), last)).numpy()
         return {**{name: np.stack(values) for name, values in found.items()}, "prior": prior}
 
-    def _terms_on_replicas(self, x, labels, places, key, first, stop):
+    def _terms_on_replicas(self, x, labels, places, *rest):
         """`_terms_of`, each replica on its share of the images."""
-
-        def on_one():
-            shares = (share_of_replica(value, self.replicas) for value in (x, labels, places))
-            return self._terms_of(*shares, key, first, stop)
-
-        return self.strategy.run(on_one)
+        return on_replicas(self.strategy, self._terms_of, (x, labels, places), rest)
 
     def _terms_of(self, x, labels, places, key, first, stop):
         """t int32 (B,), of first..stop-1, and bits float64 (B,)."""

@@ -1,16 +1,18 @@
-"""The blocks of the U-Net (Appendix C), and the functions that all networks share.
+"""The blocks of the U-Net (Appendix C), and what all networks share.
 
 Activations are (B, h, w, C), embeddings float32 (B, C).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.norms import normalization
 from pdm_tf.stack import keras
 
@@ -244,3 +246,51 @@ class Head:
         if self._modulation:
             scale, shift = tf.split(self._modulation(t_embedding), 2, axis=-1)
         return self._project(self._activation(self._norm(h, scale=scale, shift=shift)))
+
+
+@dataclasses.dataclass(eq=False)
+class Trunk:
+    """A network on a grid of (h, w) positions, with its own kind of stem and head.
+
+    Attributes:
+      layers: the Keras layers that hold its weights, in the order of the network's variables.
+      width: channels of the h that it returns.
+      embedding_width: channels of the timestep embedding.
+      kernel_size: of the convolutions before and after it.
+    """
+
+    grid: tuple[int, int]  # (h, w)
+    config: NetworkConfig  # whose fields are its options
+    dtype: str | keras.mixed_precision.Policy = "float32"  # its layers' policy
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        """Makes the layers, whose weights are created by the first call."""
+
+    def make_stem(self, prefix: str = "") -> Sequence[keras.layers.Layer]:
+        """Layers, one after another, from patches of any size to `base_channels`; `prefix` of their names."""
+
+    def make_head(self, values: int, prefix: str = "") -> Head:
+        """The head for patches of `values` numbers; it gives zeros in a new network."""
+
+    def __call__(
+        self,
+        h: tf.Tensor,
+        embeddings: Sequence[tf.Tensor],
+        dropout_key: tf.Tensor | None = None,
+        large: bool = False,
+    ) -> tf.Tensor:
+        """Runs the trunk.
+
+        Args:
+          h: (B, h, w, base_channels) in the compute dtype.
+          embeddings: the timestep's, float32 (B, embedding_width), and for labels as a gate or as tokens the
+            label's, float32 (B, base_channels) or (B, embedding_width).
+          dropout_key: int32 (2,) makes dropout active.
+          large: h is of patches twice as large, so its grid is half the trunk's along each axis.
+        Returns:
+          (B, h, w, width) in the compute dtype.
+        """
+
+    def describe(self) -> list[str]:
+        """Lines of text on its shapes."""

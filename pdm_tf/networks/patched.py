@@ -9,14 +9,13 @@ a trunk knows nothing of images, and all that does is here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 import tensorflow as tf
 
 from pdm_tf.config.fields import NetworkConfig, check_network
-from pdm_tf.networks.layers import Head, ResBlock, position_encoding, timestep_features, with_blurred
+from pdm_tf.networks.layers import ResBlock, Trunk, position_encoding, timestep_features, with_blurred
 from pdm_tf.networks.unet import UNet
 from pdm_tf.networks.vit import ViT
 from pdm_tf.patching import ImageToPatches, PatchesToImage
@@ -28,54 +27,7 @@ REFINER_BLOCKS = 2
 EMBED_AUGMENTATION = "embed_augmentation"  # the layer that takes them
 
 
-class Trunk(Protocol):
-    """A network on a grid of (h, w) positions, with its own kind of stem and head.
-
-    A kind of trunk is constructed as `kind(grid, config, dtype=, gradient_checkpointing=)`: its options are
-    fields of `NetworkConfig`, `dtype` is its layers' policy. Its weights are created by its first call.
-
-    Attributes:
-      layers: the Keras layers that hold its weights, in the order of the network's variables.
-      width: channels of the h that it returns.
-      embedding_width: channels of the timestep embedding.
-      kernel_size: of the convolutions before and after it.
-    """
-
-    layers: Sequence[keras.layers.Layer]
-    width: int
-    embedding_width: int
-    kernel_size: int
-
-    def make_stem(self, prefix: str = "") -> Sequence[keras.layers.Layer]:
-        """Layers, one after another, from patches of any size to `base_channels`; `prefix` of their names."""
-
-    def make_head(self, values: int, prefix: str = "") -> Head:
-        """The head for patches of `values` numbers; it gives zeros in a new network."""
-
-    def __call__(
-        self,
-        h: tf.Tensor,
-        embeddings: Sequence[tf.Tensor],
-        dropout_key: tf.Tensor | None = None,
-        large: bool = False,
-    ) -> tf.Tensor:
-        """Runs the trunk.
-
-        Args:
-          h: (B, h, w, base_channels) in the compute dtype.
-          embeddings: the timestep's, float32 (B, embedding_width), and for labels as a gate or as tokens the
-            label's, float32 (B, base_channels) or (B, embedding_width).
-          dropout_key: int32 (2,) makes dropout active.
-          large: h is of patches twice as large, so its grid is half the trunk's along each axis.
-        Returns:
-          (B, h, w, width) in the compute dtype.
-        """
-
-    def describe(self) -> list[str]:
-        """Lines of text on its shapes."""
-
-
-NETWORKS: dict[str, Callable[..., Trunk]] = {"unet": UNet, "vit": ViT}
+NETWORKS: dict[str, type[Trunk]] = {"unet": UNet, "vit": ViT}
 
 
 @keras.utils.register_keras_serializable("pdm_tf")

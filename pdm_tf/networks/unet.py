@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from pdm_tf.config.fields import NetworkConfig
 from pdm_tf.networks.layers import (
     Head,
     ResBlock,
     SelfAttention,
+    Trunk,
     checkpointed,
     fold_in,
     swish,
@@ -38,8 +38,8 @@ class Stage(NamedTuple):
     attention: SelfAttention | None = None
 
 
-class UNet:
-    """A `Trunk` that works on its grid, and on grids of half that size, of a quarter, and so on.
+class UNet(Trunk):
+    """The trunk that works on its grid, and on grids of half that size, of a quarter, and so on.
 
     Args:
       grid: (height, width), both of which divide by 2^(levels - 1).
@@ -51,25 +51,17 @@ class UNet:
 
     kernel_size = 3
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        config: NetworkConfig,
-        dtype: str | keras.mixed_precision.Policy = "float32",
-        gradient_checkpointing: bool = False,
-    ):
+    def __post_init__(self):
+        config = self.config
         widths = [round(config.base_channels * multiplier) for multiplier in config.channel_multipliers]
         last = len(widths) - 1
         self.width = widths[0]
         self.embedding_width = widths[-1]
-        self._grid = grid
-        self._base_channels = config.base_channels
-        self._gradient_checkpointing = gradient_checkpointing
         gated = config.class_conditioning == "gate"
         self._norm = "rms" if config.local else "group"
-        block = partial(ResBlock, dropout=config.dropout, gated=gated, norm=self._norm, dtype=dtype)
-        conv = partial(keras.layers.Conv2D, kernel_size=3, padding="same", dtype=dtype)
-        attention = partial(SelfAttention, config.head_channels, dtype=dtype)
+        block = partial(ResBlock, dropout=config.dropout, gated=gated, norm=self._norm, dtype=self.dtype)
+        conv = partial(keras.layers.Conv2D, kernel_size=3, padding="same", dtype=self.dtype)
+        attention = partial(SelfAttention, config.head_channels, dtype=self.dtype)
 
         def attention_after(name: str, level: int) -> SelfAttention | None:
             listed = max(self._grid_of(level)) in config.attention_resolutions
@@ -97,7 +89,7 @@ class UNet:
                 add("up", level, conv(widths[level - 1], name=f"up{level}"))
 
     def _grid_of(self, level: int) -> tuple[int, int]:
-        return self._grid[0] // 2**level, self._grid[1] // 2**level
+        return self.grid[0] // 2**level, self.grid[1] // 2**level
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
@@ -108,7 +100,7 @@ class UNet:
 
     def make_stem(self, prefix: str = "") -> list[keras.layers.Layer]:
         """The first convolution."""
-        return [keras.layers.Conv2D(self._base_channels, 3, padding="same", name=f"{prefix}conv_in")]
+        return [keras.layers.Conv2D(self.config.base_channels, 3, padding="same", name=f"{prefix}conv_in")]
 
     def make_head(self, values: int, prefix: str = "") -> Head:
         """Norm swish Conv3x3."""
@@ -145,7 +137,7 @@ class UNet:
             h = stage.layer(h, *embeddings, dropout_key=dropout_key)
             return h if stage.attention is None else stage.attention(h)
 
-        return checkpointed(compute, self._gradient_checkpointing and stage.layer.built)(h, *embeddings)
+        return checkpointed(compute, self.gradient_checkpointing and stage.layer.built)(h, *embeddings)
 
     def describe(self) -> list[str]:
         """One line for each level: height, width, channels, and whether it has attention."""

@@ -11,15 +11,14 @@ from functools import partial
 
 import tensorflow as tf
 
-from pdm_tf.config.fields import NetworkConfig
-from pdm_tf.networks.layers import Head, checkpointed, fold_in
+from pdm_tf.networks.layers import Head, Trunk, checkpointed, fold_in
 from pdm_tf.networks.norms import normalization
 from pdm_tf.networks.vit_layers import Attention, ClassTokens, FeedForward, ResidualBranch, rotation
 from pdm_tf.stack import keras
 
 
-class ViT:
-    """A `Trunk` of `depth` blocks of attention and feed-forward, over all positions of a grid of any size.
+class ViT(Trunk):
+    """The trunk of `depth` blocks of attention and feed-forward, over all positions of a grid of any size.
 
     Args:
       grid: (height, width), for `describe` alone.
@@ -29,18 +28,11 @@ class ViT:
 
     kernel_size = 1
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        config: NetworkConfig,
-        dtype: str | keras.mixed_precision.Policy = "float32",
-        gradient_checkpointing: bool = False,
-    ):
+    def __post_init__(self):
+        config = self.config
+        dtype = self.dtype
         self.width = config.base_channels
         self.embedding_width = config.base_channels
-        self._grid = grid
-        self._config = config
-        self._gradient_checkpointing = gradient_checkpointing
         dense = partial(keras.layers.Dense, config.base_channels)
         initial_scale = config.depth**-0.5 if config.residual_scaling == "initial_weights" else 1.0
         branch = partial(ResidualBranch, config=config, dtype=dtype)
@@ -73,16 +65,16 @@ class ViT:
     def make_stem(self, prefix: str = "") -> list[keras.layers.Layer]:
         """A linear map, of low rank if there is a bottleneck."""
         embed = keras.layers.Dense(self.width, name=f"{prefix}embed")
-        if not self._config.bottleneck:
+        if not self.config.bottleneck:
             return [embed]
-        narrow = keras.layers.Dense(self._config.bottleneck, use_bias=False, name=f"{prefix}embed_narrow")
+        narrow = keras.layers.Dense(self.config.bottleneck, use_bias=False, name=f"{prefix}embed_narrow")
         return [narrow, embed]
 
     def make_head(self, values: int, prefix: str = "") -> Head:
         """A norm, with the timestep's scale and shift unless it comes once, and a linear map."""
-        once = self._config.t_conditioning == "once"
+        once = self.config.t_conditioning == "once"
         dense = partial(keras.layers.Dense, kernel_initializer="zeros")
-        norm = normalization(self._config.norm, affine=once, name=f"{prefix}norm_out")
+        norm = normalization(self.config.norm, affine=once, name=f"{prefix}norm_out")
         modulation = None if once else dense(2 * self.width, name=f"{prefix}modulation_out")
         return Head(norm, dense(values, name=f"{prefix}project_out"), modulation)
 
@@ -98,15 +90,15 @@ class ViT:
             tokens += tf.cast(self._t_once(embeddings[0]), tokens.dtype)[:, None, :]
         extra = 0
         for number, block in enumerate(self.blocks, 1):
-            if self._class_tokens is not None and number == self._config.class_tokens_from:
+            if self._class_tokens is not None and number == self.config.class_tokens_from:
                 tokens = self._class_tokens(tokens, embeddings[1])
                 extra = self._class_tokens.count
             if number in self._inject:
                 tokens += tf.pad(self._inject[number](inputs), [[0, 0], [extra, 0], [0, 0]])
             angles = None
-            if self._config.rope:
-                stride = 0.5 if self._config.patch_switch_t and not large else 1.0
-                angles = rotation((height, width), extra, self._config.head_channels, stride)
+            if self.config.rope:
+                stride = 0.5 if self.config.patch_switch_t and not large else 1.0
+                angles = rotation((height, width), extra, self.config.head_channels, stride)
             tokens = self._block(block, tokens, embeddings, angles, fold_in(dropout_key, number))
         return tf.reshape(tokens[:, extra:], [-1, height, width, channels])
 
@@ -117,17 +109,17 @@ class ViT:
                 tokens = branch(tokens, *embeddings, dropout_key=key, angles=angles)
             return tokens
 
-        return checkpointed(compute, self._gradient_checkpointing and block[0].built)(tokens, *embeddings)
+        return checkpointed(compute, self.gradient_checkpointing and block[0].built)(tokens, *embeddings)
 
     def describe(self) -> list[str]:
         """One line: tokens, channels, blocks and heads."""
-        height, width = self._grid
+        height, width = self.grid
         lines = [
             f"{height * width} tokens of {self.width} channels, {len(self.blocks)} blocks of "
-            f"{self.width // self._config.head_channels} heads"
+            f"{self.width // self.config.head_channels} heads"
         ]
         if self._class_tokens is not None:
             lines.append(
-                f"{self._class_tokens.count} class tokens from block {self._config.class_tokens_from} on"
+                f"{self._class_tokens.count} class tokens from block {self.config.class_tokens_from} on"
             )
         return lines

@@ -13,14 +13,13 @@ from pdm_tf.atomic import atomic_folder, remove_tree
 from pdm_tf.errors import UserError
 from pdm_tf.images import image_grid, png, write_gif, write_png, write_samples
 from pdm_tf.ledger import Ledger, note_others
-from pdm_tf.paths import as_path, entries
+from pdm_tf.paths import SYSTEM_FILES, as_path, entries
 from pdm_tf.sampling.batches import SampleBatches
 
 GRID_IMAGES = 100  # a grid of more would be too large to look at
 TRAJECTORY_IMAGES = 8
 PNGS = "pngs"
-SYSTEM_FILE = re.compile(r"\..*|Thumbs\.db|desktop\.ini")  # what file browsers leave in folders
-PNG_NAME = re.compile(r"sample_\d{6,}\.png")
+REPLACED = re.compile(r"sample_\d{6,}\.png|\..*")  # samples of an earlier call, and hidden files
 
 
 def write_images(samples: SampleBatches, out: str | Path, model: str, save_pngs: bool = False) -> None:
@@ -86,8 +85,8 @@ def write_trajectory(samples: SampleBatches, out: str | Path, frames: int) -> No
 @contextlib.contextmanager
 def _pngs_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of an earlier call's."""
-    names = [entry.name for entry in entries(path)]
-    others = [name for name in names if not PNG_NAME.fullmatch(name) and not SYSTEM_FILE.fullmatch(name)]
+    names = {entry.name for entry in entries(path)} - SYSTEM_FILES
+    others = sorted(name for name in names if not REPLACED.fullmatch(name))
     if others:
         raise UserError(
             f"{path} holds {others[0]}, and will hold samples alone: move it, or choose another folder"

@@ -19,10 +19,8 @@ def repaint(
     noise: Callable[[tf.Tensor], tf.Tensor],
     known: tf.Tensor,
     unknown: tf.Tensor,
-    *,
+    indices: np.ndarray,
     variance: str,
-    jump_length: int,
-    resamplings: int,
 ) -> SamplingLoop:
     """Ancestral sampling of the unknown pixels, with resampling (Algorithm 1 of Lugmayr et al., 2022).
 
@@ -33,12 +31,11 @@ def repaint(
     Args:
       known: (H, W, C), the image x; its known pixels are those of the result, bit for bit.
       unknown: bool (H, W, 1), where to inpaint.
+      indices: those of `resampling_indices`.
       variance: see `ancestral`.
-      jump_length, resamplings: see `resampling_indices`.
     Returns:
       The loop; its x_theta have the known pixels in place.
     """
-    indices = resampling_indices(len(schedule), jump_length, resamplings)
     visited = tf.constant(indices)
 
     def down(i, k, z):

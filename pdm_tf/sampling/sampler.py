@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -87,9 +89,9 @@ class Sampler:
                     f"sections of {edit.jump_length} steps (jump_length) cannot be repeated in "
                     f"{len(self.schedule)} steps: use more steps, shorter sections, or resamplings=1"
                 )
-            indices = resampling_indices(len(self.schedule), edit.jump_length, edit.resamplings)
-            self.num_steps = len(indices) - 1
-            self.num_passes = int(np.sum(np.diff(indices) < 0))
+            self._visited = resampling_indices(len(self.schedule), edit.jump_length, edit.resamplings)
+            self.num_steps = len(self._visited) - 1
+            self.num_passes = int(np.sum(np.diff(self._visited) < 0))
         self.strategy = tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
         self._compiled_begin = self._compiled(self._begin)
@@ -144,14 +146,10 @@ class Sampler:
         on_replica = tf.function(function, jit_compile=self.settings.jit_compile)
 
         @tf.function
-        def on_replicas(seed, indices, labels, *rest):
-            def run(*rest):
-                shares = (share_of_replica(values, self.replicas) for values in (indices, labels))
-                return on_replica(seed, *shares, *rest)
+        def compiled(seed, indices, labels, *rest):
+            return on_replicas(self.strategy, partial(on_replica, seed), (indices, labels), rest)
 
-            return self.strategy.run(run, args=rest)
-
-        return on_replicas
+        return compiled
 
     def _begin(self, seed, indices, labels):
         """z and the memory before the first step."""
@@ -182,16 +180,15 @@ class Sampler:
             return normal_each(seed, "sampling noise", indices, self.denoiser.image_shape, i)
 
         if not self.inpaints:
-            return sampling_loop(step_function(denoise, self.schedule, self.settings), self.schedule, noise)
+            return sampling_loop(step_function(denoise, self.schedule, settings), self.schedule, noise)
         return repaint(
             denoise,
             self.schedule,
             noise,
             self._images(indices),
             tf.constant(self.edit.mask[..., None]),
-            variance=self.settings.variance,
-            jump_length=self.edit.jump_length,
-            resamplings=self.edit.resamplings,
+            self._visited,
+            settings.variance,
         )
 
 
@@ -207,10 +204,18 @@ def pass_timesteps(schedule: NoiseSchedule, settings: SamplingConfig) -> np.ndar
     return np.concatenate([schedule.timesteps, *[schedule.timesteps[:-1]] * (passes - 1)])
 
 
-def share_of_replica(values: tf.Tensor, replicas: int) -> tf.Tensor:
-    """This replica's part of a batch (B, ...): (B / replicas, ...)."""
-    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    return tf.reshape(values, [replicas, -1, *values.shape[1:]])[replica]
+def on_replicas(
+    strategy: tf.distribute.Strategy, function: Callable, batch: Sequence[tf.Tensor], rest: Sequence
+) -> Any:
+    """Calls `function` (*batch, *rest) on each replica, with its share (B / replicas, ...) of (B, ...)."""
+
+    def on_one(*rest):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        replicas = strategy.num_replicas_in_sync
+        shares = [tf.reshape(values, [replicas, -1, *values.shape[1:]])[replica] for values in batch]
+        return function(*shares, *rest)
+
+    return strategy.run(on_one, args=rest)
 
 
 def respaced_schedule(denoiser: Denoiser, settings: SamplingConfig, strength: float = 1.0) -> NoiseSchedule:

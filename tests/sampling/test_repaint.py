@@ -26,9 +26,10 @@ RHO = 0.9
 GAUSSIAN = Mixture([1.0], [[0.2, -0.1]], [[[0.25, 0.25 * RHO], [0.25 * RHO, 0.25]]])
 
 
-def inpaint(schedule, z, noise, known, unknown, u=0.0, **options):
+def inpaint(schedule, z, noise, known, unknown, variance, jump_length, resamplings, u=0.0):
     denoise = unlabelled(GAUSSIAN.denoiser(FULL, u))
-    loop = repaint(denoise, schedule, noise, known, tf.constant(unknown), **options)
+    visited = resampling_indices(len(schedule), jump_length, resamplings)
+    loop = repaint(denoise, schedule, noise, known, tf.constant(unknown), visited, variance)
     return loop.run(loop.begin(z), 0, loop.num_steps)[0]
 
 
@@ -37,8 +38,8 @@ def second_coordinates(resamplings, steps=50, count=2000, known=0.9):
     shape = (count, 1, 1, 2)
     schedule = FULL.respaced(strided_timesteps(1000, (steps,)))
     image = tf.constant([[[known, 0.0]]], tf.float64)
-    options = {"variance": "small", "jump_length": 5, "resamplings": resamplings}
-    run = tf.function(lambda z: inpaint(schedule, z, noise_of(shape, 4), image, [[[False, True]]], **options))
+    options = image, [[[False, True]]], "small", 5, resamplings
+    run = tf.function(lambda z: inpaint(schedule, z, noise_of(shape, 4), *options))
     x = run(normal(shape, 5)).numpy().reshape(count, 2)
     np.testing.assert_array_equal(x[:, 0], known)
     return x[:, 1]
@@ -58,7 +59,6 @@ def test_with_everything_unknown_and_no_resampling_it_is_ancestral_sampling():
     z, noise = normal(shape, 6), noise_of(shape, 2)
     last = len(schedule) - 1
     known = tf.zeros((1, 1, 2), tf.float64)
-    options = {"variance": "learned", "jump_length": 10, "resamplings": 1}
-    inpainted = inpaint(schedule, z, noise, known, [[[True]]], u=0.3, **options)
+    inpainted = inpaint(schedule, z, noise, known, [[[True]]], "learned", 10, 1, u=0.3)
     plain = draw(ancestral, GAUSSIAN.denoiser(FULL, 0.3), schedule, z, lambda i: noise(2 * (last - i)))
     np.testing.assert_allclose(inpainted, plain, rtol=1e-12)

@@ -14,7 +14,7 @@ from pdm_tf.randomness import normal_each
 from pdm_tf.sampling.edit import Edit
 from pdm_tf.sampling.guidance import guided
 from pdm_tf.sampling.loop import sampling_loop
-from pdm_tf.sampling.repaint import repaint
+from pdm_tf.sampling.repaint import repaint, resampling_indices
 from pdm_tf.sampling.sampler import SAMPLERS, Sampler, steps_of_share
 from tests.fakes import FakeDenoiser
 from tests.tiny_runs import tiny_config, tiny_denoiser
@@ -67,9 +67,8 @@ def test_xla_computes_the_same_from_the_same_noise(easy, name):
     def run(z):
         denoise = guided(easy, tf.constant([0, 2]), 2.0)
         if name == "repaint":
-            options = {"variance": "learned", "jump_length": 2, "resamplings": 2}
-            known = tf.ones((16, 16, 3))
-            loop = repaint(denoise, schedule, lambda i: noises[i % 12], known, unknown, **options)
+            known, visited = tf.ones((16, 16, 3)), resampling_indices(4, 2, 2)
+            loop = repaint(denoise, schedule, lambda i: noises[i % 12], known, unknown, visited, "learned")
         else:
             loop = sampling_loop(SAMPLERS[name](denoise, schedule), schedule, lambda i: noises[i])
         return loop.run(loop.begin(z), 0, loop.num_steps)[0]
