@@ -22,8 +22,7 @@ import pytest
 import main
 from pdm_tf import devices
 from pdm_tf.commands import describe
-from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import sampled_as_asked
+from pdm_tf.commands.options import class_numbers, sampled_as_asked
 from pdm_tf.commands.train import plan
 from pdm_tf.config.fields import Config, parse_settings
 from pdm_tf.config.presets import DEFAULT_DATASET, preset

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pdm_tf.data import DatasetInfo, naming_shards, split_in_order
-from pdm_tf.denoiser import Part
+from pdm_tf.denoiser import Denoiser, Part
 from pdm_tf.diffusion.schedules import NoiseSchedule
 
 CHUNK = 256  # images of the data set at a time
@@ -17,8 +17,8 @@ LARGEST_KEPT = 2 << 30  # bytes of decoded images
 
 
 @dataclasses.dataclass(eq=False)
-class Optimum:
-    """The exact `Denoiser` of the empirical distribution of a data set. Construction reads nothing yet.
+class Optimum(Denoiser):
+    """The exact denoiser of the empirical distribution of a data set. Construction reads nothing yet.
 
     x*(z, t) = E[x q(z | x)] / E[q(z | x)] is the mean of q(x | z): a softmax over the images of
     -||z - sqrt(alpha) x||^2 / (2 (1 - alpha)), whose largest exponent is kept apart (log-sum-exp), in
@@ -43,7 +43,6 @@ class Optimum:
 
     t_start = 0
     variables = ()
-    guide = None
 
     def __post_init__(self):
         self.null_label = self.num_classes

@@ -71,8 +71,10 @@ class Study:
     def groups(self) -> dict[str, list[Model]]:
         """Title -> models that differ in nothing but the seed and what may change while a run goes on."""
         alike: dict[str, list[Model]] = {}
+        free = {key: leaf.default for key, leaf in leaves(Config).items() if leaf.rule.may_change}
         for model in self.models:
-            alike.setdefault(_training_of(model), []).append(model)
+            settings = [run.config.replace({**free, "seed": 0}).to_json() for run in model.runs]
+            alike.setdefault("".join(settings), []).append(model)
         titles = _titled([models[0] for models in alike.values()])
         return dict(zip(titles, alike.values()))
 
@@ -147,12 +149,6 @@ def _titled(models: Sequence[Model]) -> dict[str, Model]:
             title = f"{title}, {model.runs[0].folder.path.name} ({number})"
         titles[title] = model
     return titles
-
-
-def _training_of(model: Model) -> str:
-    """All settings that make two models other than two seeds of one."""
-    free = {key: leaf.default for key, leaf in leaves(Config).items() if leaf.rule.may_change}
-    return "".join(run.config.replace({**free, "seed": 0}).to_json() for run in model.runs)
 
 
 def _distribution_of(model: Model) -> tuple[bool, bool]:

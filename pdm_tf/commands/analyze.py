@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from pdm_tf.analysis import ANALYSES, analyze
 from pdm_tf.analysis.study import Study
-from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import DataOptions, DrawingOptions, OutputOptions
+from pdm_tf.commands.options import DataOptions, DrawingOptions, OutputOptions, class_numbers
 from pdm_tf.config.words import choice, setting
 from pdm_tf.run import RunFolder
 

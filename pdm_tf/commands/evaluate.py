@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Optional
 
 from pdm_tf import devices
-from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import (
     DataOptions,
     DeviceOptions,
     DrawingOptions,
     OutputOptions,
     Place,
+    class_numbers,
     given_fields,
 )
 from pdm_tf.config.fields import SamplingConfig

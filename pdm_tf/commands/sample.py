@@ -9,13 +9,13 @@ from typing import Any, Optional
 
 from pdm_tf import devices, images
 from pdm_tf.atomic import atomic_text
-from pdm_tf.commands.labels import class_numbers
 from pdm_tf.commands.options import (
     AverageOptions,
     DeviceOptions,
     DrawingOptions,
     OutputOptions,
     RunOptions,
+    class_numbers,
     given_fields,
     overrides,
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from pdm_tf.config.fields import (
     Config,
@@ -167,9 +166,7 @@ def preset(dataset: str, patch_size: int | None = None, split: str | None = None
 # --- any other data -------------------------------------------------------------------------------
 
 
-def sized_preset(
-    size: str, data: DataConfig, given: Mapping[str, typing.Any] = MappingProxyType({})
-) -> Config:
+def sized_preset(size: str, data: DataConfig, given: Mapping[str, typing.Any]) -> Config:
     """A network of some size that fits any data set.
 
     Patches are as small as the size's number of places allows, so that the trunk costs the same however

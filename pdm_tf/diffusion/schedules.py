@@ -68,10 +68,6 @@ class NoiseSchedule:
     timesteps: np.ndarray
     alpha: np.ndarray
 
-    def __post_init__(self):
-        for table in (self.timesteps, self.alpha):
-            table.setflags(write=False)
-
     def __len__(self) -> int:
         return len(self.timesteps)
 

@@ -55,7 +55,7 @@ class Detector:
     Attributes:
       name, sha256: of the network, and of the file of its graph or weights.
       resize: how images are brought to its size, in words.
-      labels: names of metrics -> titles, such as "FID".
+      labels: names of metrics -> titles, such as "FID"; a distance without one is FD-NAME or KD-NAME.
       network: uint8 (B, H, W, 3) -> (pooled, spatial or None, probabilities or None), arrays or tensors.
       batch_size: B that `extract` calls it with.
       rows: features of each image, one after another.
@@ -74,7 +74,8 @@ class Detector:
 
     def title(self, metric: str) -> str:
         """A metric's title in tables and JSON."""
-        return self.labels.get(metric, metric)
+        by_network = {"frechet": f"FD-{self.name}", "kernel": f"KD-{self.name}"}
+        return {**by_network, **self.labels}.get(metric, metric)
 
 
 def extract(
@@ -154,7 +155,7 @@ def load_detector(
             name=name_or_path,
             sha256=sha256(efficientnet.WEIGHTS),
             resize=efficientnet.RESIZE,
-            labels=_labels(name_or_path),
+            labels={},
             network=efficientnet.network(),
         )
     path = local_path(name_or_path)
@@ -164,10 +165,6 @@ def load_detector(
             "Keras model or SavedModel"
         )
     return _model(path)
-
-
-def _labels(name: str) -> dict[str, str]:
-    return {"frechet": f"FD-{name}", "kernel": f"KD-{name}"}
 
 
 def _inception(path: str | os.PathLike | None) -> Detector:
@@ -211,12 +208,11 @@ def of_crops(detector: Detector, side: int) -> Detector:
         parts = [detector(squares[i : i + len(images)]) for i in range(0, len(squares), len(images))]
         return Features.joined(parts)
 
-    metrics = {"frechet", "spatial", "inception_score", *detector.labels}
     return dataclasses.replace(
         detector,
         name=f"{detector.name}-crops{side}",
         resize=f"{CROPS} random squares of {side} pixels an image; {detector.resize}",
-        labels={metric: f"{detector.title(metric)}-crops{side}" for metric in metrics},
+        labels={metric: f"{title}-crops{side}" for metric, title in detector.labels.items()},
         network=network,
         rows=CROPS,
     )
@@ -294,7 +290,7 @@ def _model(path: Path) -> Detector:
         name=path.stem,
         sha256=_digest(path),
         resize=f"{size[0]}x{size[1]} bilinear, antialiased" if size else "none",
-        labels=_labels(path.stem),
+        labels={},
         network=network,
     )
 

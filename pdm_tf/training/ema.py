@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from pdm_tf.averages import decay as decay_of
 from pdm_tf.weights import arrays_for, read_arrays, variable_names, write_arrays
 
 
+@dataclasses.dataclass(eq=False)
 class ExponentialMovingAverage:
     """average <- d * average + (1 - d) * weights, starting from the first weights.
 
@@ -26,20 +28,15 @@ class ExponentialMovingAverage:
     (`pdm_tf.averages`) may be kept for later; nothing in training uses them.
     """
 
-    def __init__(
-        self,
-        variables: Sequence[tf.Variable],
-        decay: float,
-        warmup: bool = False,
-        lengths: Sequence[float] = (),
-    ):
-        self.variables = list(variables)
-        self.decay = decay
-        self.warmup = warmup
-        self.lengths = tuple(lengths)
+    variables: Sequence[tf.Variable]
+    decay: float
+    warmup: bool = False
+    lengths: Sequence[float] = ()
+
+    def __post_init__(self):
         self._kept = {None: self._weights()}
         # The first update gives them their first weights: its decay is 0.
-        self._kept.update({length: [np.zeros_like(a) for a in self._kept[None]] for length in lengths})
+        self._kept.update({length: [np.zeros_like(a) for a in self._kept[None]] for length in self.lengths})
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "ema")
         self._update = self._thread.submit(lambda: None)
 

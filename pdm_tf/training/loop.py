@@ -272,7 +272,8 @@ def showing_work(
 
     # Replicas of other workers do not take part: only the chief draws.
     here = strategy if workers.alone else tf.distribute.get_strategy()
-    previews = Previews(state.model, state.ema, config, info, here, images_in_memory(config, strategy))
+    denoiser = state.model.denoiser
+    previews = Previews(denoiser, state.ema, config, info, here, images_in_memory(config, strategy))
 
     def preview(step: int) -> None:
         grid = previews.grid(signals.check)
@@ -282,7 +283,7 @@ def showing_work(
     previewed = Periodic(settings.sample_every, preview, at_end=True, done=lambda s: run.preview(s).exists())
     work.append(previewed)
     for kind in (SampleScores, HeldOutBits) if 0 < settings.score_every <= settings.steps else ():
-        problem = kind.problem(config, info, state.model.denoiser)
+        problem = kind.problem(config, info, denoiser)
         if problem:
             logging.warning("no %s (training.score_every): %s", kind.title, problem)
             continue

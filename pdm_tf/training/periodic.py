@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pdm_tf import data
 from pdm_tf.config.fields import Config, SamplingConfig
+from pdm_tf.denoiser import Denoiser
 from pdm_tf.images import image_grid
 from pdm_tf.sampling.batches import SampleBatches
 from pdm_tf.sampling.edit import Edit
@@ -112,6 +113,7 @@ def images_in_memory(config: Config, strategy: tf.distribute.Strategy) -> int:
     return max(1, int(crops * config.data.trained_area))
 
 
+@dataclasses.dataclass(eq=False)
 class Previews:
     """Samples of the averaged weights, always from the same noise.
 
@@ -119,31 +121,23 @@ class Previews:
     images of the data set, diffused to its noisiest t, unless that is pure noise.
     """
 
-    def __init__(
-        self,
-        model: PatchedDiffusion,
-        ema: ExponentialMovingAverage,
-        config: Config,
-        info: data.DatasetInfo,
-        strategy: tf.distribute.Strategy,
-        most: int,
-    ):
-        """`strategy`: its replicas share the images, of which each has at most `most` at a time; all replicas
-        are in this process."""
-        self.denoiser = model.denoiser
-        self.ema = ema
-        self.config = config
-        self.info = info
-        self.strategy = strategy
-        self.sampling = preview_sampling(config)
+    denoiser: Denoiser
+    ema: ExponentialMovingAverage
+    config: Config
+    info: data.DatasetInfo
+    strategy: tf.distribute.Strategy  # whose replicas, all in this process, share the images
+    most: int  # images on each replica at a time
+
+    def __post_init__(self):
+        self.sampling = preview_sampling(self.config)
         passes = 1 if self.sampling.guidance == 1.0 else 2
-        self.batch_size = max(most // passes, 1) * strategy.num_replicas_in_sync
+        self.batch_size = max(self.most // passes, 1) * self.strategy.num_replicas_in_sync
 
     def grid(self, check: Callable[[], None] = lambda: None) -> np.ndarray:
         """A grid of samples, uint8 (height, width, C); what `check`, called every second, raises ends it."""
         with self.ema.applied():
             count = self.config.training.sample_images
-            images = np.concatenate(list(self.batches(count, self._labels, "preview", check)))
+            images = np.concatenate(list(self.batches(count, self._beginning[1], "preview", check)))
         return image_grid(images)
 
     def batches(
@@ -160,19 +154,15 @@ class Previews:
     @functools.cached_property
     def _sampler(self) -> Sampler:
         steps = steps_of_share(self.sampling.steps, self.denoiser)
-        edit = None if self._first_images is None else Edit(self._first_images[0], strength=1.0)
+        edit, _ = self._beginning
         with self.strategy.scope():
             return Sampler(self.denoiser, dataclasses.replace(self.sampling, steps=steps), edit)
 
-    @property
-    def _labels(self) -> Sequence[int]:
-        return () if self._first_images is None else self._first_images[1]
-
     @functools.cached_property
-    def _first_images(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Images to begin from, float32 (N, H, W, C) in [-1, 1], and labels (N,); None: from pure noise."""
+    def _beginning(self) -> tuple[Edit | None, Sequence[int]]:
+        """Images of the data to begin from, and their labels; of pure noise None, and () for all classes."""
         if self.denoiser.t_stop == len(self.denoiser.schedule):
-            return None
+            return None, ()
         batches = data.load_batches(
             self.info,
             split=data.held_out_split(self.info) or "train",
@@ -181,7 +171,7 @@ class Previews:
             image_shape=self.config.data.image_shape,
         )
         batch = next(batches.as_numpy_iterator())
-        return batch["image"], batch["label"]
+        return Edit(batch["image"], strength=1.0), batch["label"]
 
 
 def preview_sampling(config: Config) -> SamplingConfig:

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from pdm_tf.commands import evaluate, export, train
-from pdm_tf.commands.labels import class_numbers
-from pdm_tf.commands.options import DrawingOptions, RunOptions, default_run_dir, sampled_as_asked
+from pdm_tf.commands.options import (
+    DrawingOptions,
+    RunOptions,
+    class_numbers,
+    default_run_dir,
+    sampled_as_asked,
+)
 from pdm_tf.config.fields import Config, DataConfig, NetworkConfig, SamplingConfig
 from pdm_tf.errors import UserError
 from pdm_tf.run import EXPERTS

@@ -86,7 +86,7 @@ def scale(t_start, t_stop):
 
 def previews_of(denoiser, *settings):
     averages = SimpleNamespace(applied=contextlib.nullcontext)
-    return Previews(SimpleNamespace(denoiser=denoiser), averages, config(*settings), INFO, CPU, 32)
+    return Previews(denoiser, averages, config(*settings), INFO, CPU, 32)
 
 
 def test_a_sampling_of_many_steps_is_shown_by_a_fast_one():
@@ -155,7 +155,8 @@ def test_replicas_share_a_preview():
         # Weights of its own: a fresh network's output is zero, whatever its input.
         randomized(model.network)
         ema = ExponentialMovingAverage(model.network.trainable_variables, 0.9)
-        previews = Previews(model, ema, settings, INFO, strategy, images_in_memory(settings, strategy))
+        most = images_in_memory(settings, strategy)
+        previews = Previews(model.denoiser, ema, settings, INFO, strategy, most)
         grids.append(previews.grid())
         assert previews._sampler.replicas == strategy.num_replicas_in_sync
     single, shared = grids
