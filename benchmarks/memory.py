@@ -15,6 +15,7 @@ import statistics
 import numpy as np
 
 from benchmarks.turns import seconds, with_range
+from benchmarks.unet import YARDSTICK
 from pdm_tf.config.presets import preset
 from pdm_tf.progress import in_fresh_process, peak_resident
 from pdm_tf.training.model import step_on_zeros
@@ -22,15 +23,6 @@ from pdm_tf.training.model import step_on_zeros
 # Batches whose activations, not the weights, fill the memory, and that fit a small machine.
 BATCHES = {"emoji64": 64, "c64": 32, "lsun_church": 8}
 STEPS = 3
-# 64x64 pixels, P=2, 6.95M parameters.
-C64 = {
-    "network.patch_size": 2,
-    "network.base_channels": 64,
-    "network.channel_multipliers": (1, 2, 2),
-    "network.blocks_per_level": 2,
-    "network.attention_resolutions": (16, 8),
-    "network.class_conditioning": "none",
-}
 
 
 def measure(network: str, gradient_checkpointing: bool, jit_compile: bool) -> tuple[float, float]:
@@ -40,7 +32,7 @@ def measure(network: str, gradient_checkpointing: bool, jit_compile: bool) -> tu
         "training.batch_size": BATCHES[network],
         "training.jit_compile": jit_compile,
     }
-    config = preset("emoji64").replace(C64) if network == "c64" else preset(network)
+    config = YARDSTICK if network == "c64" else preset(network)
     _, step = step_on_zeros(config.replace(settings))
     with open("/proc/self/statm") as file:
         before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

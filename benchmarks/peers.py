@@ -35,7 +35,6 @@ from pdm_tf.run import PRETRAINED, RunFolder
 from pdm_tf.sampling.sampler import Sampler
 
 NETWORKS = ("unet", "vit")
-KINDS = ("forward", "train", "sample")
 PRECISIONS = ("float32", "mixed_bfloat16")
 MODES = ("eager", "channels_last", "compiled")
 
@@ -150,7 +149,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=3, help="of each variant, one after another")
     parser.add_argument("--repeats", type=int, default=5, help="turns of a process")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=MAKERS, default=list(MAKERS))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--memory", action="store_true", help="peak memory of training, and nothing else")

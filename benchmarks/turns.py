@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from pdm_tf import stack
 
 
-def in_turns(measures: Mapping[Any, Callable[[], float]], turns: int) -> dict[Any, np.ndarray]:
-    """The number that each function returns, called once in each turn: (turns,)."""
-    rows = [[measure() for measure in measures.values()] for _ in range(turns)]
-    return dict(zip(measures, np.array(rows).T))
+def in_turns(
+    measures: Mapping[Any, Callable[[], float]], turns: int, warm_up: int = 0
+) -> dict[Any, np.ndarray]:
+    """What each function returns in each turn, (turns,), after `warm_up` turns that do not count."""
+    rows = [[measure() for measure in measures.values()] for _ in range(warm_up + turns)]
+    return dict(zip(measures, np.array(rows[warm_up:]).T))
 
 
 def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
@@ -34,5 +35,6 @@ def with_range(values: Sequence[float]) -> str:
 
 def machine() -> str:
     """The versions and cores that a table is of."""
-    onednn = "on" if stack.onednn_is_on() else "off"
-    return f"TensorFlow {tf.__version__}, oneDNN {onednn}, {len(os.sched_getaffinity(0))} cores"
+    found = stack.versions()
+    cores = len(os.sched_getaffinity(0))
+    return f"TensorFlow {found['tensorflow']}, oneDNN {found['onednn']}, {cores} cores"

@@ -20,12 +20,23 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.turns import in_turns, machine, seconds, with_range
-from pdm_tf.networks import norms, patched
+from pdm_tf.config.presets import preset
+from pdm_tf.denoiser import build_network
+from pdm_tf.networks import norms
 from pdm_tf.networks.norms import GroupNorm
+from pdm_tf.networks.patched import PatchedNetwork
 from pdm_tf.stack import GroupNormalization, GuardedAdam
 from pdm_tf.training.model import PatchedDiffusion
 
 SHAPE = (64, 64, 3)
+YARDSTICK = preset("emoji64").replace({
+    "network.patch_size": 2,
+    "network.base_channels": 64,
+    "network.channel_multipliers": (1, 2, 2),
+    "network.blocks_per_level": 2,
+    "network.attention_resolutions": (16, 8),
+    "network.class_conditioning": "none",
+})  # fmt: skip
 CALLS = 3  # a measurement's
 
 
@@ -40,23 +51,13 @@ class StacksGroupNorm(GroupNormalization):
         return x * tf.cast(1.0 + scale, x.dtype)[:, None, None] + tf.cast(shift, x.dtype)[:, None, None]
 
 
-def make_network(precision: str, norm: type) -> patched.PatchedNetwork:
+def make_network(precision: str, norm: type) -> PatchedNetwork:
     """The yardstick with random weights."""
     with mock.patch.object(norms, "GroupNorm", norm):
-        network = patched.PatchedNetwork(
-            SHAPE,
-            patch_size=2,
-            base_channels=64,
-            precision=precision,
-            channel_multipliers=(1, 2, 2),
-            blocks_per_level=2,
-            attention_resolutions=(16, 8),
-            head_channels=64,
-        )
-    return randomized(network)
+        return randomized(build_network(YARDSTICK, precision))
 
 
-def randomized(network: patched.PatchedNetwork) -> patched.PatchedNetwork:
+def randomized(network: PatchedNetwork) -> PatchedNetwork:
     """The network, with random weights: graph optimizers remove blocks whose kernels are zero."""
     rng = np.random.default_rng(0)
     for variable in network.trainable_variables:
@@ -64,7 +65,7 @@ def randomized(network: patched.PatchedNetwork) -> patched.PatchedNetwork:
     return network
 
 
-def forward_of(network: patched.PatchedNetwork, batch: int, xla: bool = False) -> Callable[[], object]:
+def forward_of(network: PatchedNetwork, batch: int, xla: bool = False) -> Callable[[], object]:
     """A function that runs one forward pass."""
     z = tf.random.normal((batch, *SHAPE))
     t = tf.fill([batch], 500)
@@ -73,7 +74,7 @@ def forward_of(network: patched.PatchedNetwork, batch: int, xla: bool = False) -
     return lambda: compiled()[0].numpy()
 
 
-def train_step_of(network: patched.PatchedNetwork, batch: int, xla: bool = False) -> Callable[[], object]:
+def train_step_of(network: PatchedNetwork, batch: int, xla: bool = False) -> Callable[[], object]:
     """A function that runs one step as `fit` does, optimizer and metrics included."""
     model = PatchedDiffusion(network)
     model.compile(optimizer=GuardedAdam(1e-4), jit_compile=xla)
@@ -101,10 +102,8 @@ def main() -> None:
             name: make(make_network(precision, norm), options.batch, xla)
             for name, (precision, norm, xla) in variants.items()
         }
-        for call in calls.values():
-            call()  # traces the graph
         measures = {name: lambda call=call: seconds(call, CALLS) for name, call in calls.items()}
-        times = in_turns(measures, options.repeats)
+        times = in_turns(measures, options.repeats, warm_up=1)
         first = next(iter(times.values()))
         for name, values in times.items():
             rate = options.batch / np.median(values)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pdm_tf.config.fields import DiffusionConfig
 from pdm_tf.diffusion.schedules import SCHEDULES
+from pdm_tf.evaluation.metrics import Measurement
 
 
 class Statement(NamedTuple):
@@ -220,10 +221,7 @@ def equal_hours(numbers: Mapping[str, Any]) -> list[Claim]:
 def _error_over_seeds(measured: Sequence[Mapping[str, float]]) -> float:
     """The standard error of a mean over seeds, which were all measured on the same images."""
     of_images = float(np.mean([one["error"] for one in measured]))
-    if len(measured) == 1:
-        return of_images
-    values = [one["value"] for one in measured]
-    return math.hypot(of_images, float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+    return math.hypot(of_images, Measurement.mean_of([one["value"] for one in measured]).error or 0.0)
 
 
 def guidance(numbers: Mapping[str, Any]) -> list[Claim]:

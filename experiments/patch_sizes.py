@@ -44,6 +44,7 @@ EXPERTS = "two experts"
 ONE = "one network, two sizes"
 STRATA = 16  # t of each held-out image, besides t = 0
 TIMED_STEPS = 5  # train steps of a turn
+WARM_UP = 3  # turns that trace graphs, and in which the calls of a sampler grow
 BITS = "bits/dim, held out"
 
 
@@ -221,7 +222,7 @@ def sampling_seconds(models: Mapping[str, Model], batch_size: int, turns: int) -
         labels = np.zeros(batch_size, np.int32)
         return lambda: seconds(lambda: sampler(0, range(batch_size), labels)) / batch_size
 
-    return _measured_in_turns({name: sampling(model) for name, model in models.items()}, turns)
+    return in_turns({name: sampling(model) for name, model in models.items()}, turns, WARM_UP)
 
 
 def training_seconds(configs: Mapping[str, Sequence[Config]], turns: int) -> dict[str, np.ndarray]:
@@ -232,7 +233,7 @@ def training_seconds(configs: Mapping[str, Sequence[Config]], turns: int) -> dic
         return lambda: seconds(step, TIMED_STEPS) / config.training.batch_size
 
     runs = {(name, part): config for name, parts in configs.items() for part, config in enumerate(parts)}
-    found = _measured_in_turns({key: training(config) for key, config in runs.items()}, turns)
+    found = in_turns({key: training(config) for key, config in runs.items()}, turns, WARM_UP)
     return {
         name: np.average(
             [found[name, part] for part in range(len(parts))],
@@ -241,11 +242,6 @@ def training_seconds(configs: Mapping[str, Sequence[Config]], turns: int) -> dic
         )
         for name, parts in configs.items()
     }
-
-
-def _measured_in_turns(measures: Mapping[Any, Callable[[], float]], turns: int) -> dict[Any, np.ndarray]:
-    in_turns(measures, 3)  # traces graphs, and the calls of a sampler grow
-    return in_turns(measures, turns)
 
 
 def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:

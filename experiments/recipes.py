@@ -34,53 +34,46 @@ DISTANCE = "FD-efficientnet_lite0"
 Results = dict[tuple[str, float, str], list[dict[str, Any]]]  # (data set, minutes, recipe) -> of each seed
 
 
-class Comparison:
-    """Trains and measures what is missing in one folder."""
+def results_of(options: argparse.Namespace, execute: Execute = main_py) -> Results:
+    """The numbers of all runs, short ones first; trains and measures what is missing."""
+    driver = Driver(options.out, execute)
+    samples = [f"--num_samples={options.num_samples}", "--sample_batch_size=50"]
+    minutes = sorted(set(options.minutes))
+    return {
+        (dataset, longer, recipe): [
+            measure(driver, dataset, shorter, longer, recipe, seed, samples) for seed in range(options.seeds)
+        ]
+        for shorter, longer in zip([0, *minutes], minutes)
+        for dataset in options.datasets
+        for recipe in options.recipes
+    }
 
-    def __init__(self, options: argparse.Namespace, execute: Execute = main_py):
-        self.options = options
-        self.driver = Driver(options.out, execute)
 
-    def results(self) -> Results:
-        """The numbers of all runs, short ones first."""
-        options = self.options
-        minutes = sorted(set(options.minutes))
-        return {
-            (dataset, longer, recipe): [
-                self._measure(dataset, shorter, longer, recipe, seed) for seed in range(options.seeds)
-            ]
-            for shorter, longer in zip([0, *minutes], minutes)
-            for dataset in options.datasets
-            for recipe in options.recipes
-        }
+def measure(
+    driver: Driver, dataset: str, shorter: float, minutes: float, recipe: str, seed: int, samples: list[str]
+) -> dict[str, Any]:
+    """Steps and metrics of one run, which goes on from where that of `shorter` minutes ended."""
+    words = [re.sub(r"\W+", "-", dataset), *recipe.replace(",", "").split()]
+    before, folder = (
+        RunFolder(driver.out / "_".join([*words, f"{end:g}min", f"seed{seed}"])) for end in (shorter, minutes)
+    )
+    shared = [f"--dataset={dataset}", f"--run_dir={folder}", f"--seed={seed}"]
+    settings = [f"--set=training.minutes={minutes - shorter:g}", "--set=training.score_every=0"]
 
-    def _measure(
-        self, dataset: str, shorter: float, minutes: float, recipe: str, seed: int
-    ) -> dict[str, Any]:
-        """Steps and metrics of one run, which goes on from where that of `shorter` minutes ended."""
-        words = [re.sub(r"\W+", "-", dataset), *recipe.replace(",", "").split()]
-        before, folder = (
-            RunFolder(self.options.out / "_".join([*words, f"{end:g}min", f"seed{seed}"]))
-            for end in (shorter, minutes)
-        )
-        shared = [f"--dataset={dataset}", f"--run_dir={folder}", f"--seed={seed}"]
-        settings = [f"--set=training.minutes={minutes - shorter:g}", "--set=training.score_every=0"]
+    def train() -> dict[str, int]:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        if shorter:
+            shutil.copytree(before.path, folder.path, ignore=lambda path, _: [before.evaluation.name])
+        driver.execute(["--mode=train", *shared, *settings, *RECIPES[recipe]])
+        return {"steps": steps_done(folder)}
 
-        def train() -> dict[str, int]:
-            shutil.rmtree(folder.path, ignore_errors=True)
-            if shorter:
-                shutil.copytree(before.path, folder.path, ignore=lambda path, _: [before.evaluation.name])
-            self.driver.execute(["--mode=train", *shared, *settings, *RECIPES[recipe]])
-            return {"steps": steps_done(folder)}
-
-        key = {"dataset": dataset, "recipe": RECIPES[recipe], "minutes": [shorter, minutes], "seed": seed}
-        steps = self.driver.once({"train": key}, train)["steps"]
-        samples = [f"--num_samples={self.options.num_samples}", "--sample_batch_size=50"]
-        evaluate = ["--mode=evaluate", *shared, *samples]
-        self.driver.once({"evaluate": key, "samples": samples}, lambda: self.driver.execute(evaluate))
-        rows = json.loads((folder.evaluation / "evaluation.json").read_text())["results"]
-        (row,) = [row for row in rows if "digest" in row]  # the other is of held-out images
-        return {"steps": steps, "metrics": row["metrics"]}
+    key = {"dataset": dataset, "recipe": RECIPES[recipe], "minutes": [shorter, minutes], "seed": seed}
+    steps = driver.once({"train": key}, train)["steps"]
+    evaluate = ["--mode=evaluate", *shared, *samples]
+    driver.once({"evaluate": key, "samples": samples}, lambda: driver.execute(evaluate))
+    rows = json.loads((folder.evaluation / "evaluation.json").read_text())["results"]
+    (row,) = [row for row in rows if "digest" in row]  # the other is of held-out images
+    return {"steps": steps, "metrics": row["metrics"]}
 
 
 def table(results: Mapping[tuple[str, float, str], Sequence[Mapping[str, Any]]]) -> str:
@@ -106,7 +99,7 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     options = parser.parse_args()
-    text = table(Comparison(options).results())
+    text = table(results_of(options))
     (options.out / "recipes.md").write_text(text + "\n")
     print(text)
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.recipes import DISTANCE, Comparison, table
+from experiments.recipes import DISTANCE, results_of, table
 from pdm_tf.run import RunFolder
 from pdm_tf.weights import write_arrays
 
@@ -53,8 +53,8 @@ def test_what_was_stopped_begins_again_and_the_rest_is_done_once(tmp_path):
     )
     fake = FakeMain()
     with pytest.raises(KeyboardInterrupt):
-        Comparison(options, fake).results()
-    results = Comparison(options, fake).results()
+        results_of(options, fake)
+    results = results_of(options, fake)
     both = ["--mode=train", "--mode=evaluate"]
     assert [command[0] for command in fake.commands] == [*both, "--mode=train", *both * 7]
     trained = [command for command in fake.commands if command[0] == "--mode=train"]
@@ -63,6 +63,6 @@ def test_what_was_stopped_begins_again_and_the_rest_is_done_once(tmp_path):
     assert sum("--warm_start=" in command for command in fake.commands) == 4
     assert len({(c[0], c[2]) for c in fake.commands}) == 16
     before = len(fake.commands)
-    assert Comparison(options, fake).results() == results and len(fake.commands) == before
+    assert results_of(options, fake) == results and len(fake.commands) == before
     assert "| folder:data/icons | 5 | 301 ± 1.4 (20 steps) | 301 ± 1.4 (20 steps) |" in table(results)
     assert "| folder:data/icons | 20 | 301 ± 1.4 (80 steps) | 301 ± 1.4 (80 steps) |" in table(results)
