@@ -16,7 +16,7 @@ MOMENTS_BLOCK = 8192  # more at once would need more memory, and be no faster
 INCEPTION_SCORE_SPLIT = 5000  # images, as in ADM's evaluator
 NEIGHBOURS = (3, 5)  # k of precision and recall, and of density and coverage
 GROUPS = 10  # of the jackknife
-FEWEST_OF_KERNEL = 4  # images a side of a kernel distance, for subsets of two
+FEWEST_OF_KERNEL = 4  # images a side, for subsets of two
 
 
 # --- Fréchet distance ----------------------------------------------------------------------------
@@ -127,7 +127,12 @@ def kernel_distance(
     The standard error is over draws of both sides, from the spread s over the subsets, which overlap:
     s * sqrt((1/n + 1/M) / (2/m - 1/n - 1/M) + 1/subsets).
     """
-    size = min(subset_size, len(x) // 2, len(y) // 2)
+    smaller = min(len(x), len(y))
+    if smaller < FEWEST_OF_KERNEL:
+        raise ValueError(
+            f"a kernel distance needs at least {FEWEST_OF_KERNEL} images a side, and these are {smaller}"
+        )
+    size = min(subset_size, smaller // 2)
     generator = np.random.default_rng(0)
     values = []
     for _ in range(subsets):
