@@ -118,11 +118,10 @@ def train(
         step = state.step
         for step in range(state.step + together, settings.steps + 1, together):
             state.model.make_train_function()(batches)
+            if chief:
+                pace.tell(step, shown)
             limit.describe(shown)
             shown.update(together)
-            if chief and (line := pace.text(step)):
-                shown.write(line)
-                sys.stdout.flush()
             # Several workers exchange their flags only when they log.
             asked = workers.alone or step % settings.log_every == 0
             stop = asked and workers.any(bool(signals.name))
@@ -332,6 +331,14 @@ class Pace:
         self._last = self._first + 10 * config.training.steps_per_execution
         self._begin = math.nan
 
+    def tell(self, step: int, shown) -> None:
+        """Writes `text` above a bar, whose rate begins after the first step."""
+        if step == self._first:
+            shown.unpause()
+        if line := self.text(step):
+            shown.write(line)
+            sys.stdout.flush()
+
     def text(self, step: int) -> str:
         """After the last of these steps a line on the run's length, and on how its pictures will look."""
         if step == self._first:
@@ -354,8 +361,8 @@ class Pace:
 
 
 def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.2g} hours" if minutes > 90 else f"{max(minutes, 1):.0f} minutes"
+    minutes = max(round(seconds / 60), 1)
+    return f"{minutes / 60:.2g} hours" if minutes > 90 else f"{minutes} minute{'s' * (minutes > 1)}"
 
 
 def stopped(signal_name: str, step: int) -> Stopped:
